@@ -1,0 +1,1 @@
+"""Keep model variables on disk, one folder a variable."""

@@ -1,0 +1,47 @@
+from google.protobuf.internal import containers as _containers
+from google.protobuf import descriptor as _descriptor
+from google.protobuf import message as _message
+from collections.abc import Iterable as _Iterable, Mapping as _Mapping
+from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
+
+DESCRIPTOR: _descriptor.FileDescriptor
+
+class Variable(_message.Message):
+    __slots__ = ("name", "folder", "shape", "data_type", "size", "encoding", "attributes", "digests", "alias_of", "meta_digest")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    FOLDER_FIELD_NUMBER: _ClassVar[int]
+    SHAPE_FIELD_NUMBER: _ClassVar[int]
+    DATA_TYPE_FIELD_NUMBER: _ClassVar[int]
+    SIZE_FIELD_NUMBER: _ClassVar[int]
+    ENCODING_FIELD_NUMBER: _ClassVar[int]
+    ATTRIBUTES_FIELD_NUMBER: _ClassVar[int]
+    DIGESTS_FIELD_NUMBER: _ClassVar[int]
+    ALIAS_OF_FIELD_NUMBER: _ClassVar[int]
+    META_DIGEST_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    folder: str
+    shape: _containers.RepeatedScalarFieldContainer[int]
+    data_type: int
+    size: int
+    encoding: str
+    attributes: str
+    digests: bytes
+    alias_of: str
+    meta_digest: bytes
+    def __init__(self, name: _Optional[str] = ..., folder: _Optional[str] = ..., shape: _Optional[_Iterable[int]] = ..., data_type: _Optional[int] = ..., size: _Optional[int] = ..., encoding: _Optional[str] = ..., attributes: _Optional[str] = ..., digests: _Optional[bytes] = ..., alias_of: _Optional[str] = ..., meta_digest: _Optional[bytes] = ...) -> None: ...
+
+class Manifest(_message.Message):
+    __slots__ = ("format_version", "writer", "time_ns", "attributes", "tree", "variables")
+    FORMAT_VERSION_FIELD_NUMBER: _ClassVar[int]
+    WRITER_FIELD_NUMBER: _ClassVar[int]
+    TIME_NS_FIELD_NUMBER: _ClassVar[int]
+    ATTRIBUTES_FIELD_NUMBER: _ClassVar[int]
+    TREE_FIELD_NUMBER: _ClassVar[int]
+    VARIABLES_FIELD_NUMBER: _ClassVar[int]
+    format_version: int
+    writer: str
+    time_ns: int
+    attributes: str
+    tree: str
+    variables: _containers.RepeatedCompositeFieldContainer[Variable]
+    def __init__(self, format_version: _Optional[int] = ..., writer: _Optional[str] = ..., time_ns: _Optional[int] = ..., attributes: _Optional[str] = ..., tree: _Optional[str] = ..., variables: _Optional[_Iterable[_Union[Variable, _Mapping]]] = ...) -> None: ...

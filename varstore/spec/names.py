@@ -1,0 +1,111 @@
+"""Variable names and the folders that hold them (FORMAT F6).
+
+A name is any non-empty Unicode string without NUL. Split at ``/``, each part becomes a folder.
+No name can leave the checkpoint's directory, and no two names share a folder.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import NewType
+
+from varstore.errors import InvalidName
+
+__all__ = ["MARKER", "MANIFEST", "Folder", "folder_of", "is_safe_folder", "name_of"]
+
+MANIFEST = "manifest"
+MARKER = "snapshot_done"
+
+Folder = NewType("Folder", str)
+"""A relative path below the checkpoint, ``/`` between its parts, that cannot lead out of it."""
+
+_PART_LIMIT = 255
+_FOLDER_LIMIT = 4096 - len("/zarr.json") - 1
+_RESERVED = frozenset({"out", "meta", "zarr.json"})
+_RESERVED_FIRST = _RESERVED | {MANIFEST, MARKER, "pickled_data"}
+_EMPTY_PART = "%00"
+_ESCAPED = re.compile(r'[%\\:*?"<>|\x00-\x1f\x7f-\x9f]|[. ]\Z')
+_ESCAPE = re.compile(r"(?:%[0-9A-F]{2})+")
+_PLAIN = re.compile(r'[^%\\:*?"<>|\x00-\x1f\x7f-\x9f/]+\Z', re.ASCII)
+
+
+def folder_of(name: str) -> Folder:
+    """Return the folder of a variable, relative to its checkpoint.
+
+    Raises:
+        InvalidName: the name is empty, holds NUL or a lone surrogate, or a part of its folder
+            would exceed the 255 bytes that file systems allow.
+    """
+    if not isinstance(name, str):
+        raise InvalidName(
+            "a variable's name must be a string",
+            found=f"{name!r} ({type(name).__name__})",
+            hint="nested state with other keys is saved by save_state",
+        )
+    if not name:
+        raise InvalidName("a variable's name must not be empty")
+    if "\0" in name:
+        raise InvalidName("a variable's name must not hold NUL", variable=name)
+    parts = name.split("/")
+    folder = "/".join([_part_folder(part, name, first=i == 0) for i, part in enumerate(parts)])
+    if len(folder) * 4 > _FOLDER_LIMIT and len(folder.encode()) > _FOLDER_LIMIT:
+        raise InvalidName(
+            "the name is too long for a path",
+            variable=name,
+            found=f"{len(folder.encode())} bytes",
+            expected=f"at most {_FOLDER_LIMIT}",
+        )
+    return Folder(folder)
+
+
+def name_of(folder: Folder) -> str:
+    """Return the name that `folder_of` turned into this folder: its inverse.
+
+    Folders that `folder_of` never writes are not decoded here; the format takes those literally.
+    """
+    parts = ("" if part == _EMPTY_PART else _ESCAPE.sub(_unescape, part) for part in folder.split("/"))
+    return "/".join(parts)
+
+
+def is_safe_folder(folder: str) -> bool:
+    """Tell whether a folder read from disk stays below the checkpoint, whoever wrote it."""
+    return "\0" not in folder and not any(part in ("", ".", "..") for part in folder.split("/"))
+
+
+def _part_folder(part: str, name: str, *, first: bool) -> str:
+    if not part:
+        return _EMPTY_PART
+    if part in (_RESERVED_FIRST if first else _RESERVED):
+        part = _percent(part[0]) + part[1:]
+    elif not _PLAIN.match(part) or part[-1] in ". ":
+        part = _ESCAPED.sub(lambda match: _percent(match[0]), part)
+    if len(part) * 4 > _PART_LIMIT or not part.isascii():
+        _check_part_length(part, name)
+    return part
+
+
+def _check_part_length(part: str, name: str) -> None:
+    try:
+        size = len(part.encode())
+    except UnicodeEncodeError as error:
+        raise InvalidName(
+            "a variable's name must be valid Unicode",
+            variable=name,
+            found=f"a lone surrogate at character {error.start}",
+        ) from None
+    if size > _PART_LIMIT:
+        raise InvalidName(
+            "a part of the name is too long for a folder",
+            variable=name,
+            found=f"{size} bytes in {part[:24]!r}…",
+            expected=f"at most {_PART_LIMIT}",
+            hint="split it with '/'",
+        )
+
+
+def _percent(text: str) -> str:
+    return "".join(f"%{byte:02X}" for byte in text.encode())
+
+
+def _unescape(match: re.Match[str]) -> str:
+    return bytes.fromhex(match[0].replace("%", "")).decode()
