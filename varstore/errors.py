@@ -88,7 +88,7 @@ class VarstoreError(Exception):
         if facts:
             text += ": " + ", ".join(facts)
         if self.hint:
-            text += f". {self.hint[0].upper()}{self.hint[1:]}"
+            text += ("\n" if "\n" in text else ". ") + self.hint[0].upper() + self.hint[1:]
         return text
 
     def __str__(self) -> str:

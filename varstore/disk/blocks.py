@@ -1,0 +1,156 @@
+"""Move the bytes of variables between memory and files, hashing them on the way.
+
+The unit is the block that one digest covers: 16 MiB of ``out``, moved by one thread. Within it, bytes go
+in chunks that are still in the processor's cache when they are hashed and written, or read and hashed.
+"""
+
+from __future__ import annotations
+
+import mmap
+import os
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import xxhash
+
+from varstore.spec.manifest import BLOCK
+
+__all__ = ["DIRECT_ALIGNMENT", "AlignedBuffer", "digest_block", "flat_bytes", "read_block", "spans", "write_block"]
+
+CHUNK = 1 << 20
+DIRECT_ALIGNMENT = 4096
+_DIRECT_CHUNK = 8 << 20
+
+
+def spans(nbytes: int) -> Iterator[tuple[int, int]]:
+    """Yield the (start, stop) byte offsets of the blocks of an ``out``."""
+    for start in range(0, nbytes, BLOCK):
+        yield start, min(start + BLOCK, nbytes)
+
+
+def flat_bytes(array: np.ndarray) -> np.ndarray | None:
+    """Return the array's own memory as one row of bytes, None where it is not what ``out`` holds."""
+    if not array.flags.c_contiguous or array.dtype.byteorder == ">":
+        return None
+    return array.reshape(-1).view(np.uint8)
+
+
+def _pieces(array: np.ndarray, start: int, stop: int, limit: int) -> Iterator[np.ndarray]:
+    """Yield bytes start to stop of an array's ``out`` form, at most `limit` at a time."""
+    flat = flat_bytes(array)
+    if flat is not None:
+        for offset in range(start, stop, limit):
+            yield flat[offset : min(offset + limit, stop)]
+        return
+    itemsize = array.dtype.itemsize
+    rows = np.nditer(
+        [array],
+        flags=["external_loop", "buffered", "ranged", "zerosize_ok"],
+        op_flags=[["readonly"]],
+        op_dtypes=[array.dtype.newbyteorder("<")],
+        casting="equiv",
+        order="C",
+        buffersize=limit // itemsize,
+    )
+    rows.iterrange = (start // itemsize, stop // itemsize)  # type: ignore[misc]  # numpy: settable when ranged
+    with rows:
+        for row in rows:
+            yield np.ascontiguousarray(row).view(np.uint8)
+
+
+def digest_block(array: np.ndarray, start: int, stop: int) -> bytes:
+    """Return the xxh3-128 digest of bytes start to stop of an array's ``out`` form."""
+    hasher = xxhash.xxh3_128()
+    for piece in _pieces(array, start, stop, CHUNK):
+        hasher.update(piece.data)
+    return hasher.digest()
+
+
+def write_block(fd: int, array: np.ndarray, start: int, stop: int, direct: AlignedBuffer | None = None) -> bytes:
+    """Write bytes start to stop of an array's ``out`` form at their place; return their digest.
+
+    With `direct`, the descriptor may be open for direct I/O: the last write is padded to the alignment
+    and the caller truncates the file.
+    """
+    hasher = xxhash.xxh3_128()
+    if direct is None:
+        for piece in _pieces(array, start, stop, CHUNK):
+            hasher.update(piece.data)
+            _write_all(fd, piece, start)
+            start += piece.nbytes
+    else:
+        for filled in direct.refill(_pieces(array, start, stop, CHUNK), hasher):
+            _write_all(fd, filled, start)
+            start += filled.nbytes
+    return hasher.digest()
+
+
+def _write_all(fd: int, data: np.ndarray, offset: int) -> None:
+    done = os.pwrite(fd, data.data, offset)
+    while done < data.nbytes:
+        done += os.pwrite(fd, data[done:].data, offset + done)
+
+
+class AlignedBuffer:
+    """A page-aligned buffer that direct I/O can write from, filled again and again."""
+
+    def __init__(self) -> None:
+        self._memory = np.frombuffer(mmap.mmap(-1, _DIRECT_CHUNK), np.uint8)
+
+    def refill(self, pieces: Iterator[np.ndarray], hasher: Any) -> Iterator[np.ndarray]:
+        """Yield the pieces in aligned runs, hashed; the last run is padded with zeros to the alignment."""
+        filled = 0
+        for piece in pieces:
+            hasher.update(piece.data)
+            while piece.nbytes:
+                taken = min(piece.nbytes, _DIRECT_CHUNK - filled)
+                np.copyto(self._memory[filled : filled + taken], piece[:taken])
+                filled += taken
+                piece = piece[taken:]
+                if filled == _DIRECT_CHUNK:
+                    yield self._memory
+                    filled = 0
+        if filled:
+            padded = -(-filled // DIRECT_ALIGNMENT) * DIRECT_ALIGNMENT
+            self._memory[filled:padded] = 0
+            yield self._memory[:padded]
+
+
+def read_block(fd: int, target: np.ndarray, offset: int, *, hashed: bool) -> bytes:
+    """Fill a row of bytes from this offset of a file; return the digest of what was read, b"" if not hashed.
+
+    Raises:
+        EOFError: the file ends before the row is full.
+    """
+    hasher = xxhash.xxh3_128() if hashed else None
+    for start in range(0, target.nbytes, CHUNK):
+        piece = target[start : start + CHUNK]
+        _read_all(fd, piece, offset + start)
+        if hasher is not None:
+            hasher.update(piece.data)
+    return b"" if hasher is None else hasher.digest()
+
+
+def _read_all(fd: int, target: np.ndarray, offset: int) -> None:
+    done = os.preadv(fd, [target.data], offset)
+    while done < target.nbytes:
+        count = os.preadv(fd, [target[done:].data], offset + done)
+        if count == 0:
+            raise EOFError(offset + done)
+        done += count
+
+
+def digest_file_block(fd: int, start: int, stop: int) -> bytes:
+    """Return the digest of bytes start to stop of a file, a chunk in memory at a time.
+
+    Raises:
+        EOFError: the file ends before.
+    """
+    hasher = xxhash.xxh3_128()
+    chunk = np.empty(min(CHUNK, stop - start), np.uint8)
+    for offset in range(start, stop, CHUNK):
+        piece = chunk[: stop - offset]
+        _read_all(fd, piece, offset)
+        hasher.update(piece.data)
+    return hasher.digest()

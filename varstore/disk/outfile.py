@@ -1,0 +1,87 @@
+"""One large ``out`` on its way to the disk: written by several threads, past the page cache where that pays."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import threading
+
+import numpy as np
+
+from varstore.disk import syscalls
+from varstore.disk.blocks import AlignedBuffer, write_block
+from varstore.spec.manifest import BLOCK, block_count
+
+__all__ = ["CREATE", "OutFile"]
+
+CREATE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
+DIRECT_FROM = 4 << 20
+"""Bytes; a durable save writes variables from this size with direct I/O."""
+
+_buffers = threading.local()
+
+
+class OutFile:
+    """A new file of `nbytes`; `write` its blocks from any thread, and `finish` after the last.
+
+    With `durable` its space is reserved and its blocks go to the disk with direct I/O from aligned buffers,
+    one a thread; where the file system refuses either, the writes are buffered.
+    """
+
+    def __init__(self, path: str, nbytes: int, *, dir_fd: int, durable: bool) -> None:
+        self.fd = os.open(path, CREATE, 0o444, dir_fd=dir_fd)
+        self.nbytes = nbytes
+        self._digests = [b""] * block_count(nbytes)
+        self._left = len(self._digests)
+        self._lock = threading.Lock()
+        self._direct = durable and nbytes >= DIRECT_FROM and self._turn_direct()
+
+    def _turn_direct(self) -> bool:
+        try:
+            syscalls.preallocate(self.fd, self.nbytes)
+            fcntl.fcntl(self.fd, fcntl.F_SETFL, fcntl.fcntl(self.fd, fcntl.F_GETFL) | os.O_DIRECT)
+        except OSError as error:
+            if not syscalls.is_missing(error):
+                os.close(self.fd)
+                raise
+            return False
+        return True
+
+    def _turn_buffered(self) -> None:
+        self._direct = False
+        fcntl.fcntl(self.fd, fcntl.F_SETFL, fcntl.fcntl(self.fd, fcntl.F_GETFL) & ~os.O_DIRECT)
+
+    def write(self, array: np.ndarray, start: int, stop: int) -> bool:
+        """Write one block and note its digest; True for the block that was the last to be written."""
+        try:
+            digest = write_block(self.fd, array, start, stop, _aligned_buffer() if self._direct else None)
+        except OSError as error:
+            if error.errno != errno.EINVAL:
+                raise
+            self._turn_buffered()
+            digest = write_block(self.fd, array, start, stop)
+        with self._lock:
+            self._digests[start // BLOCK] = digest
+            self._left -= 1
+            return self._left == 0
+
+    def finish(self, *, fsync: bool) -> bytes:
+        """Cut off what direct I/O padded, make the file durable if asked, close it; return the digests."""
+        if os.fstat(self.fd).st_size != self.nbytes:
+            os.ftruncate(self.fd, self.nbytes)
+        if fsync:
+            os.fsync(self.fd)
+        self.close()
+        return b"".join(self._digests)
+
+    def close(self) -> None:
+        """Give up the descriptor."""
+        os.close(self.fd)
+
+
+def _aligned_buffer() -> AlignedBuffer:
+    if not hasattr(_buffers, "aligned"):
+        _buffers.aligned = AlignedBuffer()
+    buffer: AlignedBuffer = _buffers.aligned
+    return buffer

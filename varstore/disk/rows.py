@@ -1,0 +1,133 @@
+"""Read a part of a variable: the rows that an index asks for, or all of them a few at a time."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import xxhash
+
+from varstore.disk.beneath import open_root, opened_file
+from varstore.disk.blocks import read_block
+from varstore.disk.values import check_digest, check_meta, check_readable, check_size, read_values
+from varstore.spec.manifest import BLOCK, Entry
+
+__all__ = ["read_index", "row_chunks"]
+
+_AT_ONCE = 4 << 20
+"""Bytes of rows that are in memory beside the result."""
+
+
+def read_index(root: str, entry: Entry, dtype: np.dtype[Any], index: Any) -> Any:
+    """Return ``array[index]`` of the variable's values, reading the rows of the first axis that it needs.
+
+    Integers and slices, and one integer or boolean array on the first axis, read no other rows; every
+    other index reads the variable and takes its part. Digests are not checked: they cover whole blocks.
+    """
+    check_readable(root, entry)
+    assert entry.meta is not None
+    parts = index if isinstance(index, tuple) else (index,)
+    shape = entry.meta.shape
+    stored = entry.stored_dtype
+    assert stored is not None
+    blank = np.broadcast_to(np.empty((), dtype), shape)
+    if len(parts) == 1 and isinstance(parts[0], (list, np.ndarray)) and shape:
+        rows = np.arange(shape[0])[np.asarray(parts[0])]
+        needed, places = np.unique(rows, return_inverse=True)
+        return _read_rows(root, entry, stored, needed).astype(dtype, copy=False)[places.reshape(rows.shape)]
+    if not shape or not all(_is_basic(part) for part in parts) or not isinstance(parts[0], (int, np.integer, slice)):
+        return read_values(root, entry, dtype)[index]
+    result = np.empty(blank[index].shape, dtype)
+    rows = np.arange(shape[0])[parts[0]]
+    if rows.ndim == 0:
+        row = _read_rows(root, entry, stored, rows.reshape(1))[0].astype(dtype, copy=False)
+        result[...] = row[parts[1:]]
+        return result[()]
+    at_once = max(1, _AT_ONCE // max(1, math.prod(shape[1:]) * stored.itemsize))
+    rest = (slice(None), *parts[1:])
+    for start in range(0, len(rows), at_once):
+        chunk = _read_rows(root, entry, stored, rows[start : start + at_once])
+        result[start : start + at_once] = chunk[rest]
+    return result
+
+
+def _is_basic(part: Any) -> bool:
+    return (
+        part is None or part is Ellipsis or (isinstance(part, (slice, int, np.integer)) and not isinstance(part, bool))
+    )
+
+
+def _read_rows(root: str, entry: Entry, stored: np.dtype[Any], rows: np.ndarray) -> np.ndarray:
+    """Read these rows of the first axis, in their order, neighbours in one call."""
+    assert entry.meta is not None
+    shape = entry.meta.shape
+    values = np.empty((len(rows), *shape[1:]), stored)
+    width = math.prod(shape[1:]) * stored.itemsize
+    if values.nbytes == 0:
+        return values
+    target = values.reshape(-1).view(np.uint8)
+    breaks = np.flatnonzero(np.diff(rows) != 1) + 1
+    with (
+        open_root(root) as root_fd,
+        opened_file(root_fd, f"{entry.folder}/out", root=root, variable=entry.name) as (fd, size),
+    ):
+        check_size(root, entry, size)
+        for first, last in zip([0, *breaks], [*breaks, len(rows)], strict=True):
+            read_block(fd, target[first * width : last * width], int(rows[first]) * width, hashed=False)
+    return values
+
+
+def row_chunks(
+    root: str, entry: Entry, dtype: np.dtype[Any], *, verify: bool
+) -> Iterator[tuple[tuple[Any, ...], np.ndarray]]:
+    """Yield (index, values) pairs that cover the variable in order, a few MiB at a time.
+
+    Raises:
+        DigestMismatch: after the pairs of a block that is damaged.
+    """
+    check_readable(root, entry)
+    assert entry.meta is not None
+    stored = entry.stored_dtype
+    assert stored is not None
+    hasher = xxhash.xxh3_128()
+    offset = 0
+    with (
+        open_root(root) as root_fd,
+        opened_file(root_fd, f"{entry.folder}/out", root=root, variable=entry.name) as (fd, size),
+    ):
+        check_size(root, entry, size)
+        if verify:
+            check_meta(root_fd, root, entry)
+        for index, shape in _chunk_indices(entry.meta.shape, stored.itemsize):
+            values = np.empty(shape, stored)
+            flat = values.reshape(-1).view(np.uint8)
+            done = 0
+            while done < flat.nbytes:
+                step = min(BLOCK - (offset + done) % BLOCK, flat.nbytes - done)
+                piece = flat[done : done + step]
+                read_block(fd, piece, offset + done, hashed=False)
+                done += step
+                if verify and entry.digests:
+                    hasher.update(piece.data)
+                    if (offset + done) % BLOCK == 0 or offset + done == entry.nbytes:
+                        check_digest(root, entry, (offset + done - 1) // BLOCK, hasher.digest())
+                        hasher.reset()
+            offset += done
+            yield index, values.astype(dtype, copy=False)
+
+
+def _chunk_indices(shape: tuple[int, ...], itemsize: int) -> Iterator[tuple[tuple[Any, ...], tuple[int, ...]]]:
+    """Yield indices and the shapes of what they select, in C order, each of at most a few MiB."""
+    if math.prod(shape) * itemsize <= _AT_ONCE:
+        yield (...,), shape
+        return
+    axis = 0
+    while math.prod(shape[axis + 1 :]) * itemsize > _AT_ONCE:
+        axis += 1
+    at_once = _AT_ONCE // (math.prod(shape[axis + 1 :]) * itemsize)
+    for lead in np.ndindex(*shape[:axis]):
+        for start in range(0, shape[axis], at_once):
+            stop = min(start + at_once, shape[axis])
+            yield (*lead, slice(start, stop)), (stop - start, *shape[axis + 1 :])

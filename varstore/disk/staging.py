@@ -1,0 +1,270 @@
+"""How a save becomes visible: a locked staging folder beside the target, made durable, then one rename.
+
+A crash leaves the old state or the new one, and at most a staging folder whose lock is free, by which
+the next save in that place, or `clean`, recognises it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import os
+import secrets
+import shutil
+import stat
+from collections.abc import Iterator
+from types import TracebackType
+
+from varstore.disk import syscalls
+from varstore.errors import CheckpointExists, OutOfSpace, StorageError
+from varstore.spec.names import MANIFEST, MARKER
+
+__all__ = ["Staging", "clean_staging", "fsync_path", "is_staging_name", "storage_error"]
+
+_INFIX = ".saving-"
+_ASIDE = ".replaced-"
+_NO_LOCKS = {errno.EBADF, errno.EINVAL, errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP}
+
+
+def storage_error(error: OSError, path: str, doing: str) -> StorageError:
+    """Return what the operating system said, with the place and what was being done."""
+    reason = f"{doing}: {error.strerror or error}"
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return OutOfSpace(reason, number=error.errno, path=path, hint="free some space and save again")
+    return StorageError(reason, number=error.errno, path=path)
+
+
+class Staging:
+    """A folder that becomes the checkpoint when `commit` is called, and goes away if the block fails.
+
+    `fd` is its directory descriptor; everything is created relative to it. Where the target is an empty
+    mount point, or the working directory, it is the target itself: the marker alone then says "complete".
+    """
+
+    def __init__(self, target: str, *, overwrite: bool) -> None:
+        self.target = os.path.realpath(target)
+        self._shown = target
+        self._overwrite = overwrite
+        self._exists, self._replaces, self._in_place = self._refuse_or_allow()
+        self.path = ""
+        self.fd = -1
+
+    def _refuse_or_allow(self) -> tuple[bool, bool, bool]:
+        try:
+            names = _content(self.target)
+        except FileNotFoundError:
+            return False, False, False
+        except NotADirectoryError:
+            raise CheckpointExists("the target is a file", path=self._shown, hint="choose another path") from None
+        if not names:
+            in_place = os.path.ismount(self.target) or os.path.samefile(self.target, os.curdir)
+            return True, False, in_place
+        if not self._overwrite:
+            raise CheckpointExists(
+                "the target is not empty",
+                path=self._shown,
+                found=_few(names),
+                hint="choose a new path, or overwrite=True to replace the whole checkpoint",
+            )
+        if not {MARKER, MANIFEST} & set(names):
+            raise CheckpointExists(
+                "the target is not a checkpoint, and overwrite=True replaces nothing else",
+                path=self._shown,
+                found=_few(names),
+                hint="remove it yourself if it may go",
+            )
+        return True, True, False
+
+    def __enter__(self) -> Staging:
+        if self._in_place:
+            self.path, self.fd = self.target, _lock(self.target)
+            return self
+        directory, name = os.path.split(self.target)
+        os.makedirs(directory, exist_ok=True)
+        clean_staging(directory, name)
+        mode = stat.S_IMODE(os.stat(self.target).st_mode) if self._exists else None
+        while self.fd < 0:
+            self.path = _beside(self.target, _INFIX)
+            os.mkdir(self.path)
+            with contextlib.suppress(BlockingIOError, FileNotFoundError):  # a cleaner was faster: again
+                self.fd = _lock(self.path)
+        if mode is not None:
+            with contextlib.suppress(PermissionError):  # vfat keeps no modes
+                os.fchmod(self.fd, mode)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        try:
+            if error is not None:
+                _remove_contents(self.path)
+                if not self._in_place:
+                    os.rmdir(self.path)
+        finally:
+            os.close(self.fd)
+
+    def commit(self, manifest: bytes | None, *, durable: bool) -> None:
+        """Write the manifest and the marker, and give the folder its name.
+
+        What lies in the folder already must be durable if `durable` asks for it.
+
+        Raises:
+            CheckpointExists: another writer has taken the target meanwhile.
+        """
+        if manifest is not None:
+            self._write(MANIFEST, manifest, durable)
+        self._write(MARKER, b"", durable)
+        if durable:
+            os.fsync(self.fd)
+        if not self._in_place:
+            self._take_name()
+        if durable:
+            fsync_path(os.path.dirname(self.target))
+
+    def _write(self, name: str, data: bytes, durable: bool) -> None:
+        fd = os.open(name, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o444, dir_fd=self.fd)
+        try:
+            view = memoryview(data)
+            while view:
+                view = view[os.write(fd, view) :]
+            if durable:
+                os.fsync(fd)
+        finally:
+            os.close(fd)
+
+    def _take_name(self) -> None:
+        if self._replaces:
+            self._replace()
+            return
+        try:
+            os.rename(self.path, self.target)
+        except OSError as error:
+            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR):
+                raise
+            raise CheckpointExists(
+                "another writer saved here meanwhile", path=self._shown, hint="its checkpoint stands; choose a new path"
+            ) from error
+
+    def _replace(self) -> None:
+        try:
+            syscalls.exchange(self.path, self.target)
+            old = self.path
+        except OSError as error:
+            if not syscalls.is_missing(error):
+                raise
+            old = self._replace_in_two_steps()
+        shutil.rmtree(old, ignore_errors=True)
+
+    def _replace_in_two_steps(self) -> str:
+        """Where the file system cannot exchange: a crash between the steps is undone by `clean`."""
+        aside = _beside(self.target, _ASIDE)
+        os.rename(self.target, aside)
+        try:
+            os.rename(self.path, self.target)
+        except OSError:
+            os.rename(aside, self.target)
+            raise
+        return aside
+
+
+def clean_staging(directory: str, name: str | None = None) -> list[str]:
+    """Remove what crashed saves left in a directory, of one target or of all; return the paths removed.
+
+    A staging folder whose writer lives is locked and stays. A checkpoint that was set aside and never
+    replaced gets its name back.
+    """
+    removed = []
+    for entry in _left_behind(directory, name):
+        path = os.path.join(directory, entry)
+        target = os.path.join(directory, _target_name(entry))
+        if _ASIDE in entry and not os.path.lexists(target):
+            os.rename(path, target)
+            continue
+        try:
+            fd = _lock(path, required=True)
+        except OSError:
+            continue
+        try:
+            shutil.rmtree(path, ignore_errors=True)
+        finally:
+            os.close(fd)
+        if not os.path.lexists(path):
+            removed.append(path)
+    return removed
+
+
+def is_staging_name(name: str) -> bool:
+    """Tell whether a folder's name is one that only staging gives."""
+    return name.startswith(".") and (_INFIX in name or _ASIDE in name)
+
+
+def fsync_path(path: str) -> None:
+    """Make a directory's entries durable, where the file system can."""
+    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(fd)
+    except OSError as error:
+        if not syscalls.is_missing(error):
+            raise
+    finally:
+        os.close(fd)
+
+
+def _left_behind(directory: str, name: str | None) -> Iterator[str]:
+    with os.scandir(directory) as entries:
+        found = [entry.name for entry in entries if is_staging_name(entry.name) and entry.is_dir(follow_symlinks=False)]
+    for entry in sorted(found):
+        if name is None or _target_name(entry) == name:
+            yield entry
+
+
+def _target_name(entry: str) -> str:
+    infix = _INFIX if _INFIX in entry else _ASIDE
+    return entry[1:].rpartition(infix)[0]
+
+
+def _beside(target: str, infix: str) -> str:
+    directory, name = os.path.split(target)
+    return os.path.join(directory, f".{name}{infix}{secrets.token_hex(4)}")
+
+
+def _lock(path: str, *, required: bool = False) -> int:
+    """Open a directory and hold it for as long as the descriptor is open, or raise BlockingIOError.
+
+    Where the file system has no locks a writer goes on without, unless one is `required`.
+    """
+    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+    try:
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            if required or error.errno not in _NO_LOCKS:
+                raise
+        if not os.path.samestat(os.fstat(fd), os.stat(path)):
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), path)
+    except BaseException:
+        os.close(fd)
+        raise
+    return fd
+
+
+def _content(path: str) -> list[str]:
+    """Return what lies in a directory; the root of an ext file system counts as empty when it is."""
+    names = os.listdir(path)
+    return [name for name in names if name != "lost+found"] if os.path.ismount(path) else names
+
+
+def _remove_contents(path: str) -> None:
+    for name in _content(path):
+        entry = os.path.join(path, name)
+        if os.path.isdir(entry) and not os.path.islink(entry):
+            shutil.rmtree(entry, ignore_errors=True)
+        else:
+            os.unlink(entry)
+
+
+def _few(names: list[str]) -> str:
+    shown = ", ".join(repr(name) for name in sorted(names)[:3])
+    return shown if len(names) <= 3 else f"{shown} and {len(names) - 3} more"

@@ -1,0 +1,270 @@
+"""Save: a plan's bytes into a staging folder, in parallel and hashed on the way, then the commit."""
+
+from __future__ import annotations
+
+import errno
+import os
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
+from functools import partial
+
+import numpy as np
+import xxhash
+
+from varstore.disk import syscalls
+from varstore.disk.beneath import open_root, opened_file
+from varstore.disk.blocks import flat_bytes, read_block, spans, write_block
+from varstore.disk.links import link_or_copy
+from varstore.disk.outfile import CREATE, OutFile
+from varstore.disk.progress import Progress, reporting
+from varstore.disk.space import check_space, out_of_space
+from varstore.disk.staging import Staging, fsync_path, storage_error
+from varstore.disk.unchanged import equals_stored, link_unchanged
+from varstore.disk.workers import run
+from varstore.errors import InvalidName, VariableMismatch, VarstoreError
+from varstore.spec.arrays import LateArray, Stored
+from varstore.spec.manifest import BLOCK, Manifest
+from varstore.spec.meta import encode_meta
+from varstore.spec.plan import PlannedVariable, SavePlan
+
+__all__ = ["write_checkpoint"]
+
+SMALL = 1 << 20
+"""Bytes; smaller variables are written many to a job, larger ones block by block."""
+_BATCH = 64
+_FSYNC_EACH = 16
+"""Variables; a durable save of more flushes the file system once instead of every file."""
+
+
+def write_checkpoint(
+    target: str,
+    plan: SavePlan,
+    *,
+    writer: str,
+    base: Mapping[str, Stored],
+    overwrite: bool,
+    durable: bool,
+    manifest: bool,
+    threads: int,
+    progress: Progress,
+) -> None:
+    """Write the plan as a checkpoint: all of it, or nothing.
+
+    A variable that equals `base`'s of the same name in shape, type and digest is linked to it.
+
+    Raises:
+        CheckpointExists: the target is taken.
+        OutOfSpace: the disk is full, or too small to begin with.
+        StorageError: the operating system refused.
+    """
+    try:
+        staging = Staging(target, overwrite=overwrite)
+        plan = link_unchanged(plan, base, threads)
+        check_space(plan, staging.target)
+        with staging, reporting(progress, plan.nbytes, f"saving {target}") as advance:
+            work = _Writer(plan, staging, base, durable=durable, advance=advance)
+            work.write(threads)
+            record = None
+            if manifest:
+                record = Manifest(
+                    writer=writer,
+                    time_ns=time.time_ns(),
+                    attributes=plan.attributes,
+                    tree=plan.tree,
+                    entries={v.name: v.entry(work.digests[v.name]) for v in plan.variables},
+                ).encode()
+            staging.commit(record, durable=durable)
+    except VarstoreError:
+        raise
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise out_of_space(plan, staging.target, "the disk became full; the save was undone") from error
+        raise storage_error(error, target, "the save failed and was undone") from error
+
+
+class _Writer:
+    """One save in progress: fills the staging folder and collects the digests."""
+
+    def __init__(
+        self,
+        plan: SavePlan,
+        staging: Staging,
+        base: Mapping[str, Stored],
+        *,
+        durable: bool,
+        advance: Callable[[int], None] | None,
+    ) -> None:
+        self._plan = plan
+        self._fd = staging.fd
+        self._path = staging.path
+        self._base = base
+        self._durable = durable
+        self._fsync_each = durable and len(plan.variables) <= _FSYNC_EACH
+        self._advance = advance
+        self._parents = frozenset(plan.parents)
+        self._open: set[OutFile] = set()
+        self.digests: dict[str, bytes] = {}
+
+    def write(self, threads: int) -> None:
+        """Write all variables; make them durable where that was asked for."""
+        for folder in self._plan.parents:
+            self._make_folder(folder, folder)
+        variables = self._plan.variables
+        worth_threads = len(variables) > 2 * _BATCH or any(v.nbytes >= SMALL for v in variables)
+        try:
+            run(self._jobs(), threads if worth_threads else 1)
+        finally:
+            for out in self._open:
+                out.close()
+        self._write_aliases()
+        if self._durable:
+            self._make_durable()
+
+    def _jobs(self) -> Iterator[Callable[[], None]]:
+        batch: list[PlannedVariable] = []
+        for variable in self._plan.variables:
+            if variable.alias_of:
+                continue
+            source = variable.source
+            if isinstance(source, LateArray):
+                source = self._fetch(variable, source)
+            if isinstance(source, Stored):
+                yield partial(self._link, variable, source)
+            elif variable.nbytes >= SMALL:
+                yield from self._block_jobs(variable, source)
+            else:
+                batch.append(replace(variable, source=source))
+            if len(batch) == _BATCH:
+                yield partial(self._write_batch, batch)
+                batch = []
+        if batch:
+            yield partial(self._write_batch, batch)
+
+    def _fetch(self, variable: PlannedVariable, late: LateArray) -> np.ndarray | Stored:
+        array = late.fetch()
+        if array.shape != variable.meta.shape or array.dtype.newbyteorder("<") != late.dtype.newbyteorder("<"):
+            raise VariableMismatch(
+                "the values are not of the shape and type that were announced",
+                variable=variable.name,
+                found=f"{array.shape} {array.dtype}",
+                expected=f"{variable.meta.shape} {late.dtype}",
+            )
+        stored = self._base.get(variable.name)
+        return stored if stored is not None and equals_stored(variable, array, stored) else array
+
+    def _make_folder(self, folder: str, name: str) -> None:
+        try:
+            os.mkdir(folder, dir_fd=self._fd)
+        except FileExistsError as error:
+            raise InvalidName(
+                "another name has this folder already, on a file system that folds case or accents",
+                variable=name,
+                found=folder,
+                hint="rename one of the two",
+            ) from error
+
+    def _write_meta(self, variable: PlannedVariable) -> None:
+        if variable.folder not in self._parents:
+            self._make_folder(variable.folder, variable.name)
+        fd = os.open(variable.folder + "/meta", CREATE, 0o444, dir_fd=self._fd)
+        try:
+            os.write(fd, encode_meta(variable.meta))
+            if self._fsync_each:
+                os.fsync(fd)
+        finally:
+            os.close(fd)
+
+    def _write_batch(self, batch: list[PlannedVariable]) -> None:
+        for variable in batch:
+            self._write_meta(variable)
+            assert isinstance(variable.source, np.ndarray)
+            fd = os.open(variable.folder + "/out", CREATE, 0o444, dir_fd=self._fd)
+            try:
+                self.digests[variable.name] = _write_small(fd, variable.source)
+                if self._fsync_each:
+                    os.fsync(fd)
+            finally:
+                os.close(fd)
+        if self._advance:
+            self._advance(sum(variable.nbytes for variable in batch))
+
+    def _block_jobs(self, variable: PlannedVariable, array: np.ndarray) -> Iterator[Callable[[], None]]:
+        self._write_meta(variable)
+        out = OutFile(variable.folder + "/out", variable.nbytes, dir_fd=self._fd, durable=self._durable)
+        self._open.add(out)
+        for start, stop in spans(variable.nbytes):
+            yield partial(self._write_block, variable.name, out, array, start, stop)
+
+    def _write_block(self, name: str, out: OutFile, array: np.ndarray, start: int, stop: int) -> None:
+        if out.write(array, start, stop):
+            self._open.remove(out)
+            self.digests[name] = out.finish(fsync=self._fsync_each)
+        if self._advance:
+            self._advance(stop - start)
+
+    def _write_aliases(self) -> None:
+        folders = {v.name: v.folder for v in self._plan.variables}
+        for variable in self._plan.variables:
+            if variable.alias_of:
+                self._write_meta(variable)
+                source = folders[variable.alias_of] + "/out"
+                self._link_out(variable, source, root_fd=self._fd, root=self._path, name=variable.alias_of)
+                self.digests[variable.name] = self.digests[variable.alias_of]
+
+    def _link(self, variable: PlannedVariable, stored: Stored) -> None:
+        self._write_meta(variable)
+        entry = stored.entry
+        with open_root(stored.root) as root_fd:
+            self._link_out(variable, entry.folder + "/out", root_fd=root_fd, root=stored.root, name=entry.name)
+        self.digests[variable.name] = entry.digests or self._digest_file(variable)
+
+    def _link_out(self, variable: PlannedVariable, source: str, *, root_fd: int, root: str, name: str) -> None:
+        link_or_copy(
+            source,
+            variable.folder + "/out",
+            root_fd=root_fd,
+            root=root,
+            dir_fd=self._fd,
+            nbytes=variable.nbytes,
+            variable=name,
+            fsync=self._fsync_each,
+        )
+
+    def _digest_file(self, variable: PlannedVariable) -> bytes:
+        buffer = np.empty(min(BLOCK, variable.nbytes), np.uint8)
+        with opened_file(self._fd, variable.folder + "/out", root=self._path, variable=variable.name) as (fd, size):
+            blocks = [read_block(fd, buffer[: stop - start], start, hashed=True) for start, stop in spans(size)]
+        return b"".join(blocks)
+
+    def _make_durable(self) -> None:
+        if not self._fsync_each:
+            try:
+                syscalls.sync_file_system(self._fd)
+            except OSError as error:
+                if not syscalls.is_missing(error):
+                    raise
+                self._fsync_files()
+            else:
+                return
+        for folder in {*self._plan.parents, *(v.folder for v in self._plan.variables)}:
+            fsync_path(os.path.join(self._path, folder))
+
+    def _fsync_files(self) -> None:
+        for variable in self._plan.variables:
+            for name in ("meta", "out"):
+                fd = os.open(f"{variable.folder}/{name}", os.O_RDONLY | os.O_CLOEXEC, dir_fd=self._fd)
+                try:
+                    os.fsync(fd)
+                finally:
+                    os.close(fd)
+
+
+def _write_small(fd: int, array: np.ndarray) -> bytes:
+    """Write a variable of less than a block, most often in one call; return its digest."""
+    if array.nbytes == 0:
+        return b""
+    flat = flat_bytes(array)
+    if flat is not None and os.write(fd, flat.data) == array.nbytes:
+        return xxhash.xxh3_128_digest(flat.data)
+    return write_block(fd, array, 0, array.nbytes)

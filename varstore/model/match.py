@@ -1,0 +1,163 @@
+"""Compare: source and target specs become a `Match`, and no value has moved yet.
+
+Pure: names, shapes and data types go in, decisions come out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal, TypeAlias
+
+import numpy as np
+
+from varstore.errors import UsageError, VariableMismatch
+from varstore.spec.select import listed
+
+__all__ = ["Match", "Mismatch", "Pair", "Shape", "SourceSpec", "Spec", "compare", "is_same_type"]
+
+How: TypeAlias = Literal["exact", "cast", "overlap"]
+Shape: TypeAlias = tuple[int, ...]
+Spec: TypeAlias = tuple[Shape, np.dtype[Any]]
+SourceSpec: TypeAlias = tuple[Shape | None, np.dtype[Any] | None]
+
+_MODES = ("error", "skip", "overlap")
+_KINDS = "buifc"
+_ML_KINDS = (("uint", "u"), ("int", "i"), ("float", "f"), ("bfloat", "f"))
+_LINES = 10
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Mismatch:
+    """A variable that both sides have and that cannot be loaded as it is; `name` is the target's."""
+
+    name: str
+    source_name: str
+    source_shape: Shape
+    target_shape: Shape
+    source_dtype: np.dtype[Any]
+    target_dtype: np.dtype[Any]
+
+    def __str__(self) -> str:
+        sides = [[str(self.source_shape), str(self.source_dtype)], [str(self.target_shape), str(self.target_dtype)]]
+        if is_same_type(self.source_dtype, self.target_dtype):
+            sides = [side[:1] for side in sides]
+        elif self.source_shape == self.target_shape:
+            sides = [side[1:] for side in sides]
+        return " -> ".join(" ".join(side) for side in sides)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Pair:
+    """One variable to load.
+
+    "exact": the bytes are right as they are. "cast": the values are converted, if only in byte order.
+    "overlap": only `common` is copied, the corner that both shapes share, and converted where the types differ.
+    """
+
+    target: str
+    source: str
+    how: How
+    source_shape: Shape
+    target_shape: Shape
+    source_dtype: np.dtype[Any]
+    target_dtype: np.dtype[Any]
+    common: Shape
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Match:
+    """What loading would do: `pairs` move; `kept` are targets without a source, `unused` sources without a target."""
+
+    pairs: tuple[Pair, ...]
+    kept: tuple[str, ...] = ()
+    unused: tuple[str, ...] = ()
+    mismatched: tuple[Mismatch, ...] = ()
+
+
+def compare(
+    targets: Mapping[str, Spec],
+    sources: Mapping[str, SourceSpec],
+    selected: Mapping[str, str],
+    *,
+    on_mismatch: str = "error",
+    cast: bool = False,
+    path: str | None = None,
+) -> Match:
+    """Decide for every target and every selected source whether and how it is loaded.
+
+    A spec is (shape, dtype); None in a source's spec is unknown (no ``meta``) and taken from the target.
+    Sources that `selected` leaves out are nobody's concern: they are not `unused`. ``on_mismatch="overlap"``
+    allows shapes of equal length that share a non-empty corner; ``cast=True`` allows what numpy calls
+    "same_kind", bool to unsigned to signed to floating to complex and between sizes, the types of `ml_dtypes`
+    included. Byte order is no mismatch. What still does not fit is an error, unless ``on_mismatch="skip"``.
+
+    Raises:
+        VariableMismatch: shapes or types differ more than is allowed; lists them.
+        UsageError: `on_mismatch` is none of "error", "skip", "overlap".
+    """
+    if on_mismatch not in _MODES:
+        raise UsageError("no such mode", field="on_mismatch", found=repr(on_mismatch), expected=" or ".join(_MODES))
+    pairs: list[Pair] = []
+    unused: list[str] = []
+    mismatched: list[Mismatch] = []
+    for name, source in selected.items():
+        if name not in targets:
+            unused.append(source)
+            continue
+        (shape, dtype), (known_shape, known_dtype) = targets[name], sources[source]
+        source_shape = shape if known_shape is None else known_shape
+        source_dtype = dtype if known_dtype is None else known_dtype
+        common = _common(source_shape, shape, allow_corner=on_mismatch == "overlap")
+        fits = is_same_type(source_dtype, dtype) or (cast and _is_same_kind(source_dtype, dtype))
+        sides: dict[str, Any] = {
+            "source_shape": source_shape,
+            "target_shape": shape,
+            "source_dtype": source_dtype,
+            "target_dtype": dtype,
+        }
+        if common is None or not fits:
+            mismatched.append(Mismatch(name=name, source_name=source, **sides))
+        else:
+            how: How = "overlap" if source_shape != shape else "exact" if source_dtype == dtype else "cast"
+            pairs.append(Pair(target=name, source=source, how=how, common=common, **sides))
+    if mismatched and on_mismatch != "skip":
+        raise _refusal(mismatched, path)
+    kept = tuple(name for name in targets if name not in selected)
+    return Match(pairs=tuple(pairs), kept=kept, unused=tuple(unused), mismatched=tuple(mismatched))
+
+
+def is_same_type(source: np.dtype[Any], target: np.dtype[Any]) -> bool:
+    """Tell whether two types hold the same values, whatever their byte order."""
+    return source == target or source.newbyteorder("=") == target.newbyteorder("=")
+
+
+def _is_same_kind(source: np.dtype[Any], target: np.dtype[Any]) -> bool:
+    return 0 <= _rank(source) <= _rank(target)
+
+
+def _rank(dtype: np.dtype[Any]) -> int:
+    """Where the kind stands in "buifc", -1 for none: ``np.can_cast`` knows too few of `ml_dtypes`."""
+    name = dtype.name
+    kind = dtype.kind if dtype.kind in _KINDS else next((k for ml, k in _ML_KINDS if name.startswith(ml)), "none")
+    return _KINDS.find(kind)
+
+
+def _common(source: Shape, target: Shape, *, allow_corner: bool) -> Shape | None:
+    if source == target:
+        return target
+    corner = tuple(map(min, source, target))
+    return corner if allow_corner and len(source) == len(target) and 0 not in corner else None
+
+
+def _refusal(mismatched: list[Mismatch], path: str | None) -> VariableMismatch:
+    alike: dict[str, list[str]] = {}
+    for mismatch in mismatched:
+        alike.setdefault(str(mismatch), []).append(mismatch.name)
+    lines = [f"{listed(list(map(repr, names)))}: {difference}" for difference, names in alike.items()]
+    return VariableMismatch(
+        f"source -> target differ in shape or type, {len(mismatched)} in all:\n  " + listed(lines, _LINES, "\n  "),
+        path=path,
+        hint='pass cast=True to convert between types of one kind, on_mismatch="overlap" to copy the corner that two '
+        'shapes share, or on_mismatch="skip" to leave these targets as they are',
+    )

@@ -1,0 +1,263 @@
+"""What loading did, in one page: `LoadReport`, its table and its hints.
+
+The table never grows with the model: names are folded by their first part, and its counts add up to all
+that there is. Hints are computed once, when the report is made; printing only prints.
+"""
+
+from __future__ import annotations
+
+import difflib
+import heapq
+import re
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from varstore.errors import UsageError, VariableMismatch
+from varstore.model.match import Match, Mismatch, Shape, is_same_type
+from varstore.spec.html import html_table
+from varstore.spec.select import SEPARATOR, nearest, select
+
+__all__ = ["Cast", "LoadReport", "Overlap", "fold", "make_report", "suggest_prefixes"]
+
+_REFUSABLE = {
+    "kept": "(target only: stays as it is)",
+    "unused": "(source only)",
+    "mismatched": "",
+    "overlapped": "",
+    "cast": "",
+}
+_ROWS = 4
+_HINTS = 5
+_LABEL_WIDTH = 60
+_NOTE_COLUMN = 40
+_CHOICES = 4
+_TRIED_PREFIXES = 8
+_TRIED_NAMES = 50
+_NEARLY = 0.75
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Overlap:
+    """A variable of which only `copied` was loaded, the corner that both shapes share."""
+
+    name: str
+    source_shape: Shape
+    target_shape: Shape
+    copied: Shape
+
+    def __str__(self) -> str:
+        return f"{self.source_shape} -> {self.target_shape}, copied {self.copied}"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Cast:
+    """A variable whose values were converted to another type."""
+
+    name: str
+    source_dtype: np.dtype[Any]
+    target_dtype: np.dtype[Any]
+
+    def __str__(self) -> str:
+        return f"{self.source_dtype} -> {self.target_dtype}"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LoadReport:
+    """Which variables got values, which did not, and why.
+
+    `loaded` are the names of all targets that got values, those of `overlapped` and `cast` among them; `kept`
+    are targets that the source has not, `unused` names of the source that the target has not.
+    """
+
+    source: str
+    target: str
+    loaded: tuple[str, ...]
+    kept: tuple[str, ...] = ()
+    unused: tuple[str, ...] = ()
+    mismatched: tuple[Mismatch, ...] = ()
+    overlapped: tuple[Overlap, ...] = ()
+    cast: tuple[Cast, ...] = ()
+    hints: tuple[str, ...] = ()
+
+    def raise_for(self, *categories: str) -> LoadReport:
+        """Return the report itself if all these categories are empty.
+
+        Raises:
+            VariableMismatch: one is not; lists its variables and the hints.
+            UsageError: a category is none of "kept", "unused", "mismatched", "overlapped", "cast".
+        """
+        for category in categories:
+            if category not in _REFUSABLE:
+                raise UsageError(
+                    "no such category to raise for", found=repr(category), expected=" or ".join(map(repr, _REFUSABLE))
+                )
+        wrong = [category for category in _REFUSABLE if category in categories and getattr(self, category)]
+        if not wrong:
+            return self
+        counts = ", ".join(f"{len(getattr(self, category))} {category}" for category in wrong)
+        rows = [row for category in wrong for row in self._rows(category)]
+        raise VariableMismatch(
+            "\n  ".join([f"{self.source} -> {self.target}: {counts}", *_lines(rows)]),
+            hint="; ".join(self.hints) or "say with rename= and exclude= what belongs together and what is left out",
+        )
+
+    def __str__(self) -> str:
+        return "\n".join([self._title(), *_lines(self._table()), *(f"hint: {hint}" for hint in self.hints[:_HINTS])])
+
+    def _repr_html_(self) -> str:
+        return html_table(self._title(), self._table(), (f"hint: {hint}" for hint in self.hints[:_HINTS]))
+
+    def _title(self) -> str:
+        wanted = len(self.loaded) + len(self.kept) + len(self.mismatched)
+        return f"{self.source} -> {self.target}: {len(self.loaded)} of {wanted} loaded"
+
+    def _table(self) -> list[tuple[str, int, str, str]]:
+        return [row for category in ("loaded", *_REFUSABLE) for row in self._rows(category)]
+
+    def _rows(self, category: str) -> list[tuple[str, int, str, str]]:
+        meaning = _REFUSABLE.get(category, "")
+        items = getattr(self, category)
+        noted = ((item, meaning) if isinstance(item, str) else (item.name, str(item)) for item in items)
+        return [(category, *row) for row in fold(noted, _ROWS)]
+
+
+def make_report(match: Match, *, source: str, target: str) -> LoadReport:
+    """Say what loading this match does; `source` and `target` are how messages call the two sides."""
+    return LoadReport(
+        source=source,
+        target=target,
+        loaded=tuple(pair.target for pair in match.pairs),
+        kept=match.kept,
+        unused=match.unused,
+        mismatched=match.mismatched,
+        overlapped=tuple(
+            Overlap(
+                name=pair.target,
+                source_shape=pair.source_shape,
+                target_shape=pair.target_shape,
+                copied=pair.common,
+            )
+            for pair in match.pairs
+            if pair.how == "overlap"
+        ),
+        cast=tuple(
+            Cast(name=pair.target, source_dtype=pair.source_dtype, target_dtype=pair.target_dtype)
+            for pair in match.pairs
+            if not is_same_type(pair.source_dtype, pair.target_dtype)
+        ),
+        hints=_hints(match),
+    )
+
+
+def suggest_prefixes(source_names: Iterable[str], target_names: Iterable[str]) -> tuple[str, str, int] | None:
+    """Find the prefix rename that makes most names match: (from, to, number of targets that then match).
+
+    None where half of the targets match already, where no rename helps more than half of the smaller side, or
+    where so many do equally well that only an ending like ``.weight`` is shared.
+    """
+    sources, targets = list(source_names), dict.fromkeys(target_names)
+    matched = sum(name in targets for name in sources)
+    if 2 * matched >= len(targets):
+        return None
+    by_suffix: dict[str, list[str]] = {}
+    for name in targets:
+        for cut in _cuts(name):
+            prefixes = by_suffix.setdefault(name[cut:], [])
+            if len(prefixes) < _CHOICES:
+                prefixes.append(name[:cut])
+    votes: Counter[tuple[str, str]] = Counter()
+    for name in sources:
+        shared = next((cut for cut in _cuts(name) if name[cut:] in by_suffix), None)  # the longest suffix comes first
+        if shared is not None:
+            votes.update((name[:shared], prefix) for prefix in by_suffix[name[shared:]])
+    counted = [(_count_matches(sources, targets, *pair), *pair) for pair, _ in votes.most_common(_TRIED_PREFIXES)]
+    count, old, new = max(counted, key=lambda best: best[0], default=(0, "", ""))
+    is_clear = sum(count == other for other, _, _ in counted) <= _CHOICES
+    is_worth_it = count > matched and 2 * count > min(len(sources), len(targets))
+    return (old, new, count) if is_clear and is_worth_it else None
+
+
+def fold(notes: Iterable[tuple[str, str]], limit: int) -> list[tuple[int, str, str]]:
+    """Fold (name, note) into at most `limit` rows of (count, label, note); the counts add up.
+
+    Names of one note that share their first part become one row: up to three short names are written out,
+    more become their longest common prefix and ``*``. The largest rows stay when there are too many.
+    """
+    groups: dict[tuple[str, str], list[str]] = {}
+    for name, note in notes:
+        first = SEPARATOR.search(name)
+        groups.setdefault((name[: first.end()] if first else "", note), []).append(name)
+    rows = [(len(names), _label(names), note) for (_, note), names in groups.items()]
+    if len(rows) <= limit:
+        return rows
+    largest = heapq.nlargest(limit - 1, range(len(rows)), key=lambda index: rows[index][0])
+    shown = [rows[index] for index in sorted(largest)]
+    return [*shown, (sum(row[0] for row in rows) - sum(row[0] for row in shown), "… more", "")]
+
+
+def _label(names: list[str]) -> str:
+    if len(names) == 1 or (len(names) <= 3 and sum(map(len, names)) <= _LABEL_WIDTH):
+        return ", ".join(map(_printable, names))
+    first, last = min(names), max(names)
+    same = next((i for i, (a, b) in enumerate(zip(first, last, strict=False)) if a != b), len(first))
+    cuts = [cut.end() for cut in SEPARATOR.finditer(first, 0, same)]
+    return f"{_printable(first[: cuts[-1]])}*" if cuts else f"{_printable(names[0])}, … {_printable(names[-1])}"
+
+
+def _printable(name: str) -> str:
+    return name if name.isprintable() else repr(name)
+
+
+def _lines(rows: list[tuple[str, int, str, str]]) -> list[str]:
+    width = min(_NOTE_COLUMN, max((len(label) for _, _, label, note in rows if note), default=0))
+    return [f"{category:<10} {count:>6}  {label:<{width}}  {note}".rstrip() for category, count, label, note in rows]
+
+
+def _hints(match: Match) -> tuple[str, ...]:
+    sources = [pair.source for pair in match.pairs] + [item.source_name for item in match.mismatched]
+    targets = [pair.target for pair in match.pairs] + [item.name for item in match.mismatched]
+    if 2 * len(targets) < len(targets) + len(match.kept):
+        suggestion = suggest_prefixes([*sources, *match.unused], [*targets, *match.kept])
+        if suggestion is not None and suggestion[2] > len(targets):
+            old, new, count = suggestion
+            return (f"try rename={ {old: new} }: {count} of {len(targets) + len(match.kept)} names would match",)
+    return _near_misses(match.kept, match.unused)
+
+
+def _near_misses(kept: tuple[str, ...], unused: tuple[str, ...]) -> tuple[str, ...]:
+    """Pair names that differ in spelling alone: as many parts, the same numbers, each part nearly the same."""
+    comparable: dict[object, list[str]] = {}
+    for name in unused:
+        comparable.setdefault(_outline(name), []).append(name)
+    hints: list[str] = []
+    for name in [name for name in kept if _outline(name) in comparable][:_TRIED_NAMES]:
+        others = comparable[_outline(name)]
+        near = next((other for other in nearest(name, others) if _is_nearly(name, other)), None)
+        if near is not None and len(hints) < _HINTS:
+            others.remove(near)
+            hints.append(f"kept {name!r} and unused {near!r} differ by little: is one misspelt?")
+    return tuple(hints)
+
+
+def _outline(name: str) -> tuple[int, tuple[str, ...]]:
+    return len(SEPARATOR.findall(name)), tuple(re.findall(r"\d+", name))
+
+
+def _is_nearly(name: str, other: str) -> bool:
+    parts = zip(SEPARATOR.split(name.casefold()), SEPARATOR.split(other.casefold()), strict=True)
+    return all(a == b or difflib.SequenceMatcher(None, a, b).ratio() >= _NEARLY for a, b in parts)
+
+
+def _cuts(name: str) -> list[int]:
+    return [0, *(cut.end() for cut in SEPARATOR.finditer(name) if cut.end() < len(name))]
+
+
+def _count_matches(sources: list[str], targets: dict[str, None], old: str, new: str) -> int:
+    try:
+        return sum(name in targets for name in select(sources, rename={old: new}))
+    except UsageError:
+        return 0

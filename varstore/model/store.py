@@ -1,0 +1,266 @@
+"""The verbs on whole models: save, load, and load into memory that exists already."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Mapping, MutableMapping
+from typing import Any
+
+import numpy as np
+
+from varstore.disk.progress import Progress, reporting
+from varstore.disk.reader import Checkpoint, open_checkpoint
+from varstore.disk.rows import row_chunks
+from varstore.disk.values import check_files, check_readable, read_many
+from varstore.disk.variable import Variable
+from varstore.disk.workers import thread_count
+from varstore.disk.writer import write_checkpoint
+from varstore.errors import UsageError
+from varstore.model.match import Pair, compare
+from varstore.model.report import LoadReport, make_report
+from varstore.spec.arrays import LateArray, Source, Stored, as_source
+from varstore.spec.manifest import Entry
+from varstore.spec.plan import plan_save
+from varstore.spec.select import Patterns, Rename, select
+from varstore.spec.version import __version__
+
+__all__ = ["load", "load_into", "save"]
+
+Path = str | os.PathLike[str]
+
+
+def save(
+    path: Path,
+    variables: Mapping[str, Any],
+    *,
+    attributes: Mapping[str, Any] | None = None,
+    variable_attributes: Mapping[str, Mapping[str, Any]] | None = None,
+    base: Path | Checkpoint | None = None,
+    overwrite: bool = False,
+    durable: bool = True,
+    manifest: bool = True,
+    threads: int | None = None,
+    progress: Progress = None,
+) -> Checkpoint:
+    """Write variables as a checkpoint: all of it, or nothing.
+
+    The value decides what is done with it. An array (numpy's, of any layout and byte order; a tensor of
+    torch, jax, paddle, mindspore, oneflow, megengine; a scalar; anything with shape, dtype and
+    ``__array__``) is written. A `Variable` of another checkpoint is hard-linked, and copied in the kernel
+    across file systems. Arrays that are one in memory are written once.
+
+    Args:
+        path: does not exist, or is an empty directory.
+        attributes: JSON for the whole checkpoint.
+        variable_attributes: JSON for single variables, by name.
+        base: an earlier checkpoint; variables equal to its own in shape, type and digest are linked to it.
+        overwrite: replace a whole checkpoint; at every moment the path holds the old one or the new one.
+        durable: return only when all is on the disk; otherwise the system writes it when it likes, and only
+            a crash of the machine can tell the difference.
+        manifest: False writes nothing but OneFlow's own layout: no digests, no attributes.
+        threads: one for each processor up to eight unless given.
+        progress: called with (bytes done, bytes in all), or True for a bar.
+
+    Raises:
+        InvalidName, UnsupportedDtype, CheckpointExists, OutOfSpace: before the first byte.
+        OutOfSpace, StorageError: later; what was begun is removed.
+    """
+    tree = ""
+    if isinstance(variables, Checkpoint) and attributes is None and variables.manifest:
+        attributes, tree = variables.attributes, variables.manifest.tree
+    plan = plan_save(variables, attributes=attributes, variable_attributes=variable_attributes, tree=tree)
+    if not manifest and (plan.attributes or variable_attributes):
+        raise UsageError(
+            "attributes are kept in the manifest, and manifest=False writes none",
+            path=path,
+            hint="leave out one of the two",
+        )
+    target = os.fspath(path)
+    if not target:
+        raise UsageError("the path to save to is empty")
+    write_checkpoint(
+        target,
+        plan,
+        writer=f"varstore {__version__}",
+        base={} if base is None else _as_checkpoint(base),
+        overwrite=overwrite,
+        durable=durable,
+        manifest=manifest,
+        threads=thread_count(threads),
+        progress=progress,
+    )
+    return open_checkpoint(target)
+
+
+def load(
+    path: Path | Checkpoint,
+    *,
+    include: Patterns | None = None,
+    exclude: Patterns | None = None,
+    rename: Rename | None = None,
+    mmap: bool = False,
+    verify: bool = True,
+    threads: int | None = None,
+    progress: Progress = None,
+) -> dict[str, np.ndarray]:
+    """Read the variables of a checkpoint into new arrays, in parallel.
+
+    Variables that were one in memory when they were saved are one array again.
+
+    Args:
+        include, exclude: glob patterns on whole names, one or several.
+        rename: prefixes, regular expressions or a function; see `varstore.spec.select.select`.
+        mmap: map the files read-only instead of reading them; nothing is checked but their sizes.
+        verify: compare every byte read with the digests, and ``meta`` with the manifest.
+        threads, progress: as for `save`.
+
+    Raises:
+        CheckpointNotFound, IncompleteCheckpoint, ManifestError: it cannot be opened.
+        VariableNotFound: a pattern matches nothing.
+        DigestMismatch, SizeMismatch, ManifestError: what lies there is not what was saved.
+    """
+    checkpoint = _as_checkpoint(path)
+    chosen = checkpoint.select(include=include, exclude=exclude, rename=rename)
+    if mmap:
+        return {name: variable.numpy(mmap=True) for name, variable in chosen.items()}
+    loaded: dict[str, np.ndarray] = {}
+    arrays: dict[str, np.ndarray] = {}
+    wanted: list[tuple[Entry, np.ndarray]] = []
+    for name, variable in chosen.items():
+        entry = variable.entry
+        first = entry.alias_of or entry.name
+        if first not in arrays:
+            check_readable(checkpoint.path, entry)
+            arrays[first] = np.empty(variable.shape, entry.stored_dtype)
+            wanted.append((entry, arrays[first].reshape(-1).view(np.uint8)))
+        loaded[name] = arrays[first]
+    total = sum(entry.nbytes for entry, _ in wanted)
+    with reporting(progress, total, f"loading {checkpoint.path}") as advance:
+        read_many(checkpoint.path, wanted, verify=verify, threads=threads, advance=advance)
+    for name, variable in chosen.items():
+        if loaded[name].dtype != variable.dtype:
+            loaded[name] = loaded[name].astype(variable.dtype)
+    return loaded
+
+
+def load_into(
+    targets: MutableMapping[str, np.ndarray] | Mapping[str, np.ndarray],
+    source: Path | Checkpoint | Mapping[str, Any],
+    *,
+    include: Patterns | None = None,
+    exclude: Patterns | None = None,
+    rename: Rename | None = None,
+    on_mismatch: str = "error",
+    cast: bool = False,
+    verify: bool = True,
+    threads: int | None = None,
+    progress: Progress = None,
+) -> LoadReport:
+    """Fill arrays that exist with the variables of the same names, in place, straight into their memory.
+
+    Names, shapes, types and file sizes are all checked before the first array changes. A digest can only be
+    checked once the bytes have been read: after `DigestMismatch` the arrays hold a mixture.
+
+    Args:
+        targets: writeable arrays by name, of any layout.
+        source: a checkpoint, or a mapping of names to arrays or variables of checkpoints.
+        include, exclude, rename: choose and name the source's variables; see `load`.
+        on_mismatch: what a different shape is: "error"; "skip", left alone and reported; or "overlap", the
+            corner that both shapes share is copied (a vocabulary that grew).
+        cast: convert between types of the same kind, such as float32 and bfloat16.
+        verify, threads, progress: as for `load`.
+
+    Raises:
+        VariableMismatch: shapes or types differ; lists them all, and nothing has changed.
+        UsageError: a target is not a writeable array.
+        DigestMismatch, SizeMismatch, ManifestError: what lies there is not what was saved.
+    """
+    given = source if isinstance(source, Mapping) else open_checkpoint(source)
+    where = given.path if isinstance(given, Checkpoint) else type(given).__name__
+    _check_targets(targets)
+    selected = select(given, include=include, exclude=exclude, rename=rename)
+    sources = {name: as_source(given[name], variable=name) for name in selected.values()}
+    match = compare(
+        {name: (array.shape, array.dtype) for name, array in targets.items()},
+        {name: _spec(value) for name, value in sources.items()},
+        selected,
+        on_mismatch=on_mismatch,
+        cast=cast,
+    )
+    work = [(pair, targets[pair.target], _with_meta(sources[pair.source], pair)) for pair in match.pairs]
+    straight: dict[str, list[tuple[Entry, np.ndarray]]] = {}
+    through: list[tuple[Pair, np.ndarray, Source]] = []
+    for pair, target, value in work:
+        if isinstance(value, Stored):
+            check_readable(value.root, value.entry)
+            if pair.how == "exact" and target.flags.c_contiguous and value.entry.stored_dtype == target.dtype:
+                straight.setdefault(value.root, []).append((value.entry, target.reshape(-1).view(np.uint8)))
+                continue
+        through.append((pair, target, value))
+    check_files([(value.root, value.entry) for _, _, value in work if isinstance(value, Stored)])
+    total = sum(value.entry.nbytes if isinstance(value, Stored) else value.nbytes for _, _, value in work)
+    with reporting(progress, total, f"loading {where}") as advance:
+        for root, wanted in straight.items():
+            read_many(root, wanted, verify=verify, threads=threads, advance=advance)
+        for pair, target, value in through:
+            _fill(pair, target, value, verify=verify)
+            if advance:
+                advance(value.entry.nbytes if isinstance(value, Stored) else value.nbytes)
+    return make_report(match, source=where, target="targets")
+
+
+def _as_checkpoint(path: Path | Checkpoint) -> Checkpoint:
+    return path if isinstance(path, Checkpoint) else open_checkpoint(path)
+
+
+def _check_targets(targets: Mapping[str, np.ndarray]) -> None:
+    for name, array in targets.items():
+        if not isinstance(array, np.ndarray) or not array.flags.writeable:
+            what = "a read-only array" if isinstance(array, np.ndarray) else type(array).__name__
+            raise UsageError(
+                "a target must be a writeable numpy array",
+                variable=name,
+                found=what,
+                hint="use varstore.load for new arrays; varstore.adapters load into modules of frameworks",
+            )
+
+
+def _spec(source: Source) -> tuple[tuple[int, ...] | None, np.dtype[Any] | None]:
+    if not isinstance(source, Stored):
+        return source.shape, source.dtype
+    return (None, None) if source.entry.meta is None else (source.entry.meta.shape, source.dtype)
+
+
+def _with_meta(source: Source, pair: Pair) -> Source:
+    if isinstance(source, Variable) and not source.has_meta:
+        return source.known_as(pair.target_shape, pair.target_dtype)
+    return source
+
+
+def _fill(pair: Pair, target: np.ndarray, source: Source, *, verify: bool) -> None:
+    """Copy through memory: other types, other layouts, corners, and values that do not lie in a checkpoint."""
+    if isinstance(source, Stored):
+        chunks: Iterable[tuple[tuple[Any, ...], np.ndarray]] = row_chunks(
+            source.root, source.entry, source.dtype, verify=verify
+        )
+    else:
+        chunks = [((...,), source.fetch() if isinstance(source, LateArray) else source)]
+    for index, values in chunks:
+        corner = _corner(index, pair.common)
+        if corner is not None:
+            into, part = corner
+            np.copyto(target[into], values[part], casting="unsafe")
+
+
+def _corner(index: tuple[Any, ...], common: tuple[int, ...]) -> tuple[tuple[Any, ...], tuple[Any, ...]] | None:
+    """Return where the part of a chunk that lies in the common corner goes, and that part; None if none does."""
+    if index == (...,):
+        whole = (..., *(slice(0, extent) for extent in common))
+        return whole, whole
+    *lead, rows = index
+    axis = len(lead)
+    if any(at >= extent for at, extent in zip(lead, common, strict=False)) or rows.start >= common[axis]:
+        return None
+    stop = min(rows.stop, common[axis])
+    rest = tuple(slice(0, extent) for extent in common[axis + 1 :])
+    return (*lead, slice(rows.start, stop), *rest), (slice(0, stop - rows.start), *rest)

@@ -1,0 +1,290 @@
+"""The ``manifest``: index and witness of a checkpoint (FORMAT F5).
+
+A fixed header (magic, format version, length, xxh3-128 digest of the body) stands before a protobuf
+body, so that a torn or edited manifest is always noticed::
+
+    offset  bytes
+         0      8  b"varstore"
+         8      4  format version, little-endian
+        12      4  zero
+        16      8  length of the body, little-endian
+        24     16  xxh3-128 of the body
+        40         the body: a varstore.Manifest message
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import struct
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import Any
+
+import numpy as np
+import xxhash
+from google.protobuf.message import DecodeError
+
+from varstore._gen import manifest_pb2
+from varstore.errors import ManifestError, UsageError
+from varstore.spec.dtypes import BFLOAT16, BY_NUMBER
+from varstore.spec.meta import SIZE_LIMIT, Meta
+from varstore.spec.names import Folder, is_safe_folder
+
+__all__ = ["BLOCK", "DIGEST_SIZE", "FORMAT_VERSION", "RAW", "Entry", "Manifest", "block_count", "to_json"]
+
+FORMAT_VERSION = 1
+BLOCK = 16 << 20
+"""Bytes of ``out`` that one digest covers."""
+DIGEST_SIZE = 16
+_FLOAT32 = np.dtype("<f4")
+RAW = "raw"
+
+_HEADER = struct.Struct("<8sIIQ16s")
+_MAGIC = b"varstore"
+
+
+def block_count(nbytes: int) -> int:
+    """Return how many digests an ``out`` of this size has; an empty one has none."""
+    return -(-nbytes // BLOCK)
+
+
+def to_json(value: Any, *, what: str, variable: str | None = None) -> str:
+    """Return a JSON text that reads back as it was given (tuples as lists; nan and inf as Python spells them).
+
+    Raises:
+        UsageError: the value holds something that JSON does not, or keys that are not strings.
+    """
+    try:
+        _check_keys(value)
+        return json.dumps(value, ensure_ascii=False, separators=(",", ":"))
+    except (TypeError, ValueError, RecursionError) as error:
+        raise UsageError(f"{what} must be JSON", variable=variable, found=str(error)) from error
+
+
+def _check_keys(value: Any) -> None:
+    if isinstance(value, dict):
+        for key, item in value.items():
+            if not isinstance(key, str):
+                raise TypeError(f"the key {key!r}, which is not a string")
+            _check_keys(item)
+    elif isinstance(value, (list, tuple)):
+        for item in value:
+            _check_keys(item)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Entry:
+    """One variable of a checkpoint, as its manifest tells it.
+
+    `nbytes` is the size of ``out``. `digests` holds 16 bytes for each 16 MiB block of it, or is empty
+    where nothing is known of the bytes. `meta_digest` is given where ``meta`` is not in canonical form.
+    `meta` is None for a folder without one, as OneFlow's oldest snapshots have them. `witnessed` entries come
+    from a manifest, which the folder must agree with.
+    """
+
+    name: str
+    folder: Folder
+    meta: Meta | None
+    nbytes: int
+    digests: bytes = b""
+    encoding: str = RAW
+    attributes: Mapping[str, Any] = field(default_factory=lambda: MappingProxyType({}))
+    alias_of: str = ""
+    meta_digest: bytes = b""
+    witnessed: bool = False
+
+    @property
+    def form(self) -> str:
+        """Shape and type, for people."""
+        if self.meta is None:
+            return "no meta"
+        dtype = self.meta.data_type.dtype
+        return f"{list(self.meta.shape)} {self.meta.data_type.name if dtype is None else dtype}"
+
+    @property
+    def stored_dtype(self) -> np.dtype[Any] | None:
+        """The numpy type of the values in ``out``: float32 where OneFlow wrote bfloat16 in four bytes."""
+        if self.meta is None:
+            return None
+        if self.meta.data_type is BFLOAT16 and self.nbytes == 4 * self.meta.count != 0:
+            return _FLOAT32
+        return self.meta.data_type.dtype
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Manifest:
+    """All that a checkpoint says of itself beside its variables' values."""
+
+    writer: str
+    time_ns: int
+    attributes: Mapping[str, Any]
+    tree: str
+    entries: Mapping[str, Entry]
+
+    def encode(self) -> bytes:
+        """Return the bytes of the manifest file."""
+        body = manifest_pb2.Manifest(
+            format_version=FORMAT_VERSION,
+            writer=self.writer,
+            time_ns=self.time_ns,
+            attributes=to_json(dict(self.attributes), what="attributes") if self.attributes else "",
+            tree=self.tree,
+        )
+        body.variables.extend([_encode_entry(entry) for entry in self.entries.values()])
+        return frame(body.SerializeToString())
+
+    @classmethod
+    def decode(cls, data: bytes, *, path: str) -> Manifest:
+        """Return the manifest in these bytes; entries are checked one by one when they are first asked for.
+
+        Raises:
+            ManifestError: torn, edited, of another version, or contradicting itself.
+        """
+        body = manifest_pb2.Manifest()
+        try:
+            body.ParseFromString(_unframe(data, path))
+        except DecodeError as error:
+            raise ManifestError("the body is not a manifest", path=path, found=str(error)) from error
+        entries = _LazyEntries(body.variables, path)
+        return cls(
+            writer=body.writer,
+            time_ns=body.time_ns,
+            attributes=_from_json(body.attributes, path),
+            tree=body.tree,
+            entries=entries,
+        )
+
+
+class _LazyEntries(Mapping[str, Entry]):
+    """Entries by name, made from their messages when asked for: opening costs nothing per variable but its name."""
+
+    def __init__(self, messages: Sequence[manifest_pb2.Variable], path: str) -> None:
+        self._path = path
+        self._messages = {message.name: message for message in messages}
+        self._made: dict[str, Entry] = {}
+        if len(self._messages) != len(messages):
+            (twice, _), *_ = Counter(message.name for message in messages).most_common(1)
+            raise ManifestError("a variable is listed twice", path=path, variable=twice)
+
+    def __getitem__(self, name: str) -> Entry:
+        entry = self._made.get(name)
+        if entry is None:
+            entry = self._made[name] = _decode_entry(self._messages[name], self._path)
+        return entry
+
+    def __iter__(self) -> Any:
+        return iter(self._messages)
+
+    def __len__(self) -> int:
+        return len(self._messages)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._messages
+
+
+def frame(body: bytes) -> bytes:
+    """Return the body behind its header."""
+    digest = xxhash.xxh3_128_digest(body)
+    return _HEADER.pack(_MAGIC, FORMAT_VERSION, 0, len(body), digest) + body
+
+
+def _unframe(data: bytes, path: str) -> bytes:
+    torn = "open with allow_incomplete=True to salvage, or seal the folder after checking it"
+    if len(data) < _HEADER.size:
+        raise ManifestError("the manifest is torn", path=path, found=f"{len(data)} bytes", hint=torn)
+    magic, version, zero, length, digest = _HEADER.unpack_from(data)
+    if magic != _MAGIC or zero:
+        raise ManifestError("not a varstore manifest", path=path, found=data[:16].hex(), hint=torn)
+    if version != FORMAT_VERSION:
+        raise ManifestError(
+            "a format version that this varstore cannot read",
+            path=path,
+            found=version,
+            expected=FORMAT_VERSION,
+            hint="upgrade varstore",
+        )
+    body = data[_HEADER.size :]
+    if len(body) != length:
+        raise ManifestError(
+            "the manifest is torn", path=path, found=f"{len(body)} bytes", expected=f"{length} bytes", hint=torn
+        )
+    if xxhash.xxh3_128_digest(body) != digest:
+        raise ManifestError("the manifest was damaged or edited: its digest differs", path=path, hint=torn)
+    return body
+
+
+def _encode_entry(entry: Entry) -> manifest_pb2.Variable:
+    meta = entry.meta
+    if meta is None:
+        raise UsageError("a variable without meta cannot be in a manifest", variable=entry.name)
+    message = manifest_pb2.Variable(
+        name=entry.name,
+        shape=meta.shape,
+        data_type=meta.data_type.number,
+        size=entry.nbytes,
+        digests=entry.digests,
+        alias_of=entry.alias_of,
+        meta_digest=entry.meta_digest,
+    )
+    if entry.folder != entry.name:
+        message.folder = entry.folder
+    if entry.encoding != RAW:
+        message.encoding = entry.encoding
+    if entry.attributes:
+        message.attributes = to_json(dict(entry.attributes), what="attributes", variable=entry.name)
+    return message
+
+
+def _decode_entry(message: manifest_pb2.Variable, path: str) -> Entry:
+    name = message.name
+    folder = message.folder or name
+    if not is_safe_folder(folder):
+        raise ManifestError("the folder would lead out of the checkpoint", path=path, variable=name, found=folder)
+    row = BY_NUMBER.get(message.data_type)
+    if row is None:
+        raise ManifestError("an unknown data type", path=path, variable=name, found=message.data_type)
+    meta = Meta(shape=tuple(message.shape), data_type=row)
+    entry = Entry(
+        name=name,
+        folder=Folder(folder),
+        meta=meta,
+        nbytes=message.size,
+        digests=message.digests,
+        encoding=message.encoding or RAW,
+        attributes=_from_json(message.attributes, path, name),
+        alias_of=message.alias_of,
+        meta_digest=message.meta_digest,
+        witnessed=True,
+    )
+    _check_entry(entry, meta, path)
+    return entry
+
+
+def _check_entry(entry: Entry, meta: Meta, path: str) -> None:
+    problem = None
+    stored = entry.stored_dtype
+    if not entry.name:
+        problem = "a variable has no name"
+    elif any(extent < 0 for extent in meta.shape) or math.prod(e or 1 for e in meta.shape) >= SIZE_LIMIT:
+        problem = f"the shape {list(meta.shape)} cannot be"
+    elif entry.encoding == RAW and stored is not None and entry.nbytes != meta.count * stored.itemsize:
+        problem = f"{entry.nbytes} bytes do not hold shape {list(meta.shape)} of {meta.data_type.name}"
+    elif len(entry.digests) not in (0, DIGEST_SIZE * block_count(entry.nbytes)):
+        problem = f"{len(entry.digests)} bytes of digests do not cover {entry.nbytes} bytes"
+    if problem is not None:
+        raise ManifestError(f"the manifest contradicts itself: {problem}", path=path, variable=entry.name)
+
+
+def _from_json(text: str, path: str, variable: str | None = None) -> Mapping[str, Any]:
+    if not text:
+        return MappingProxyType({})
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise ManifestError("attributes that are not JSON", path=path, variable=variable, found=str(error)) from error
+    if not isinstance(value, dict):
+        raise ManifestError("attributes that are not a JSON object", path=path, variable=variable)
+    return MappingProxyType(value)

@@ -1,0 +1,95 @@
+"""The text of a ``meta`` file <-> shape and data type (FORMAT F2).
+
+The canonical form is what protobuf's own printer gives, written from a template and recognised by a
+pattern; every other legal spelling goes through protobuf's parser. A property test holds both equal.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from dataclasses import dataclass
+
+from varstore.errors import MetaError
+from varstore.spec.dtypes import BY_NAME, BY_NUMBER, DataType
+
+__all__ = ["META_LIMIT", "SIZE_LIMIT", "Meta", "encode_meta", "parse_meta"]
+
+META_LIMIT = 1 << 20
+"""Bytes; a longer ``meta`` is refused unread."""
+
+SIZE_LIMIT = 1 << 63
+"""Bytes; a variable of this size or more is refused."""
+
+_CANONICAL = re.compile(rb"shape \{\n((?:  dim: (?:0|[1-9][0-9]{0,18})\n)*)\}\ndata_type: (k[A-Za-z0-9]+)\n\Z")
+_EXTENT = re.compile(rb"[0-9]+")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Meta:
+    """What a ``meta`` file says of its variable."""
+
+    shape: tuple[int, ...]
+    data_type: DataType
+
+    @property
+    def count(self) -> int:
+        """Number of elements."""
+        return math.prod(self.shape)
+
+
+def encode_meta(meta: Meta) -> bytes:
+    """Return the canonical text, byte for byte as protobuf's printer and OneFlow write it."""
+    dims = "".join([f"  dim: {extent}\n" for extent in meta.shape])
+    return f"shape {{\n{dims}}}\ndata_type: {meta.data_type.name}\n".encode()
+
+
+def parse_meta(text: bytes, *, path: str) -> Meta:
+    """Return what any legal spelling of the message says; without a ``shape`` it is 0-d.
+
+    Raises:
+        MetaError: unknown or repeated fields, negative or overflowing dimensions, an unknown or absent
+            type, text that is not UTF-8. `path` is named in the message.
+    """
+    match = _CANONICAL.match(text)
+    if match is not None and (row := BY_NAME.get(match[2].decode())) is not None:
+        return _checked(tuple(map(int, _EXTENT.findall(match[1]))), row, path)
+    return _checked(*_parse_any_spelling(text, path), path)
+
+
+def _checked(shape: tuple[int, ...], row: DataType, path: str) -> Meta:
+    meta = Meta(shape=shape, data_type=row)
+    if any(extent < 0 for extent in shape):
+        raise MetaError("a dimension is negative", path=path, field="shape", found=list(shape))
+    itemsize = 1 if row.dtype is None else row.dtype.itemsize
+    nonzero = math.prod(extent for extent in shape if extent)
+    if nonzero * itemsize >= SIZE_LIMIT:
+        raise MetaError(
+            "the dimensions overflow",
+            path=path,
+            field="shape",
+            found=f"{list(shape)} of {itemsize} bytes each",
+            expected="less than 2^63 bytes",
+        )
+    return meta
+
+
+def _parse_any_spelling(text: bytes, path: str) -> tuple[tuple[int, ...], DataType]:
+    from google.protobuf import text_format
+
+    from varstore._gen import variable_meta_pb2
+
+    try:
+        message = text_format.Parse(text.decode("utf-8"), variable_meta_pb2.VariableMeta())
+    except UnicodeDecodeError as error:
+        raise MetaError("not UTF-8 text", path=path, found=f"byte {text[error.start]:#04x} at {error.start}") from error
+    except text_format.ParseError as error:
+        raise MetaError(
+            "not a description of a variable",
+            path=path,
+            found=str(error),
+            expected="protobuf text such as 'shape { dim: 2 dim: 3 } data_type: kFloat'",
+        ) from error
+    if not message.HasField("data_type") or message.data_type not in BY_NUMBER:
+        raise MetaError("no data type is given", path=path, field="data_type", expected="a name such as kFloat")
+    return tuple(message.shape.dim), BY_NUMBER[message.data_type]

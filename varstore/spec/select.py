@@ -1,0 +1,238 @@
+"""Choose variables by name and rename them: names go in, target name -> source name comes out.
+
+A name has parts, and a boundary lies at every ``/``, ``.`` and ``-`` (OneFlow writes ``conv1-weight``);
+``_`` belongs to a part (``running_mean``).
+"""
+
+from __future__ import annotations
+
+import difflib
+import fnmatch
+import heapq
+import re
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, TypeAlias
+
+from varstore.errors import UsageError, VariableMismatch, VariableNotFound
+
+__all__ = ["Patterns", "Rename", "SEPARATOR", "listed", "nearest", "select"]
+
+Patterns: TypeAlias = str | Iterable[str]
+Rename: TypeAlias = Mapping[str, str | None] | Iterable[tuple[str | re.Pattern[str], str]] | Callable[[str], str | None]
+
+SEPARATOR = re.compile(r"[/.\-]")
+"""What stands between the parts of a name."""
+
+_WILDCARD = re.compile(r"[*?]|\[.*?\]")
+_CUTOFF = 0.6
+_CANDIDATES = 32
+
+
+def select(
+    names: Iterable[str],
+    *,
+    include: Patterns | None = None,
+    exclude: Patterns | None = None,
+    rename: Rename | None = None,
+    path: str | None = None,
+) -> dict[str, str]:
+    """Return target name -> source name for the chosen variables, in the order of the source.
+
+    `include` and `exclude` are glob patterns, one or several, on the whole name as the source has it, before
+    renaming: ``*`` also matches separators, case counts, and a name always matches itself, brackets and all.
+    Every pattern of `include` must match something; `exclude` need not.
+
+    `rename` is one of three. A dict of prefixes: the longest that ends on a boundary is replaced, literally;
+    ``""`` as the replacement also removes the separator that follows, None drops the variable, and the prefix
+    ``""`` stands before every name that no other prefix matches. A boundary is the end of the name, the place
+    before ``/``, ``.`` or ``-``, or the end of a prefix that itself ends in a sign that is no letter or digit
+    (``"module."``, ``"layer_"``). A list of (regex, replacement): all of them in order, each by ``re.sub`` on
+    what the one before gave. A function: name -> new name, or None to drop the variable.
+    `path` only says in messages where the names are from.
+
+    Raises:
+        VariableNotFound: a pattern of `include` matches no name; says what is near.
+        VariableMismatch: two variables would get one name; names both.
+        UsageError: a pattern, regex, replacement or new name is not what it should be.
+    """
+    chosen = _chosen(list(names), include, exclude, path)
+    if rename is None:
+        return {name: name for name in chosen}
+    renamed = _renamer(rename)
+    selected: dict[str, str] = {}
+    for source in chosen:
+        target = renamed(source)
+        if target is None:
+            continue
+        if not isinstance(target, str) or not target:
+            raise UsageError(
+                "renaming must give a non-empty name, or None to drop the variable",
+                path=path,
+                variable=source,
+                field="rename",
+                found=_described(target),
+            )
+        if target in selected:
+            raise VariableMismatch(
+                f"two variables would be loaded as {target!r}",
+                path=path,
+                field="rename",
+                found=f"{selected[target]!r} and {source!r}",
+                hint="leave one out with exclude=, or rename it to something else",
+            )
+        selected[target] = source
+    return selected
+
+
+def nearest(name: str, names: Iterable[str], count: int = 3) -> tuple[str, ...]:
+    """Return the names that look most like this one, best first; few or none where nothing is near."""
+    wanted = _letter_pairs(name)
+    plausible = (
+        other
+        for other in names
+        if 2 * min(len(name), len(other)) >= _CUTOFF * (len(name) + len(other))  # difflib's bound, without its cost
+    )
+
+    def shared(other: str) -> float:
+        theirs = _letter_pairs(other)
+        return len(wanted & theirs) / (len(wanted) + len(theirs))
+
+    candidates = heapq.nlargest(_CANDIDATES, plausible, key=shared)
+    return tuple(difflib.get_close_matches(name, candidates, n=count, cutoff=_CUTOFF))
+
+
+def listed(items: list[str], limit: int = 3, between: str = ", ") -> str:
+    """Return the first few items as text, and how many more there are."""
+    more = [f"and {len(items) - limit} more"] if len(items) > limit else []
+    return between.join([*items[:limit], *more])
+
+
+def _chosen(names: list[str], include: Patterns | None, exclude: Patterns | None, path: str | None) -> list[str]:
+    if include is not None:
+        wanted = _patterns("include", include)
+        is_wanted = _matcher(wanted)
+        everything, names = names, [name for name in names if is_wanted(name)]
+        found = set(names)
+        for pattern in wanted:
+            if pattern not in found and not any(map(_matcher((pattern,)), names)):
+                raise VariableNotFound(
+                    f"no variable matches the pattern {pattern!r}",
+                    path=path,
+                    field="include",
+                    hint=_hint_for_pattern(pattern, everything),
+                )
+    if exclude is not None:
+        is_unwanted = _matcher(_patterns("exclude", exclude))
+        names = [name for name in names if not is_unwanted(name)]
+    return names
+
+
+def _patterns(field: str, given: object) -> tuple[str, ...]:
+    if isinstance(given, str):
+        return (given,)
+    patterns = tuple(given) if isinstance(given, Iterable) and not isinstance(given, bytes) else (given,)
+    for pattern in patterns:
+        if not isinstance(pattern, str):
+            raise UsageError(
+                "not a pattern", field=field, found=_described(pattern), expected="a glob string or a list of them"
+            )
+    return patterns
+
+
+def _matcher(patterns: tuple[str, ...]) -> Callable[[str], bool]:
+    exact = frozenset(patterns)
+    globs = [fnmatch.translate(pattern) for pattern in patterns if _WILDCARD.search(pattern)]
+    if not globs:
+        return exact.__contains__
+    match = re.compile("|".join(globs)).match
+    return lambda name: name in exact or match(name) is not None
+
+
+def _hint_for_pattern(pattern: str, names: list[str]) -> str:
+    literal, *wild = _WILDCARD.split(pattern)
+    heads = {name[: cut.end()]: None for name in names for cut in SEPARATOR.finditer(name)}
+    near = [repr(head + "*") for head in nearest(literal, heads)] if wild else list(map(repr, nearest(pattern, names)))
+    if near:
+        return f"the nearest are {', '.join(near)}"
+    return f"the names are {listed(list(map(repr, names)))}" if names else "there are no variables at all"
+
+
+def _renamer(rename: object) -> Callable[[str], object]:
+    if isinstance(rename, Mapping):
+        return _by_prefix(rename)
+    if callable(rename):
+        return rename
+    if isinstance(rename, Iterable) and not isinstance(rename, (str, bytes)):
+        return _by_regex([_substitution(item) for item in rename])
+    raise UsageError(
+        "cannot rename by this",
+        field="rename",
+        found=_described(rename),
+        expected="a dict of prefixes, a list of (regex, replacement), or a function",
+    )
+
+
+def _by_prefix(prefixes: Mapping[object, object]) -> Callable[[str], str | None]:
+    table: dict[str, str | None] = {}
+    for prefix, replacement in prefixes.items():
+        if not isinstance(prefix, str) or not (replacement is None or isinstance(replacement, str)):
+            raise UsageError(
+                "not a prefix and its replacement",
+                field="rename",
+                found=f"{prefix!r}: {replacement!r}",
+                expected="two strings, or None as the replacement to drop what has the prefix",
+            )
+        table[prefix] = replacement
+    lengths = sorted({len(prefix) for prefix in table}, reverse=True)
+
+    def renamed(name: str) -> str | None:
+        for length in lengths:
+            prefix, rest = name[:length], name[length:]
+            if len(prefix) < length or prefix not in table:
+                continue
+            ends_part = not prefix or not prefix[-1].isalnum()
+            if not (ends_part or not rest or SEPARATOR.match(rest)):
+                continue
+            replacement = table[prefix]
+            if replacement == "" and not ends_part:
+                return rest[1:]
+            return None if replacement is None else replacement + rest
+        return name
+
+    return renamed
+
+
+def _by_regex(substitutions: list[tuple[re.Pattern[str], str]]) -> Callable[[str], str]:
+    def renamed(name: str) -> str:
+        for pattern, replacement in substitutions:
+            name = pattern.sub(replacement, name)
+        return name
+
+    return renamed
+
+
+def _substitution(item: Any) -> tuple[re.Pattern[str], str]:
+    try:
+        regex, replacement = item
+        pattern = re.compile(regex)
+        pattern.sub(replacement, "")  # a wrong group in the replacement shows now, whatever the names are
+        if isinstance(replacement, str):
+            return pattern, replacement
+        problem = "the replacement is not a string"
+    except (TypeError, ValueError, IndexError, re.error) as error:
+        problem = str(error)
+    raise UsageError(
+        f"not a regular expression and its replacement ({problem})",
+        field="rename",
+        found=_described(item),
+        expected="(regex, replacement)",
+    )
+
+
+def _described(value: object) -> str:
+    return f"{value!r} ({type(value).__name__})"
+
+
+def _letter_pairs(name: str) -> set[str]:
+    text = f" {name.casefold()} "
+    return {text[i : i + 2] for i in range(len(text) - 1)}
