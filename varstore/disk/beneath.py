@@ -14,6 +14,8 @@ from varstore.errors import CheckpointNotFound, FormatError, UnsafeContent
 __all__ = ["open_file", "open_root", "opened_file", "read_small"]
 
 _FLAGS = os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC
+_ATTEMPTS = 100
+"""A link with ``..`` in it cannot be followed safely while anything is renamed anywhere: the kernel says, again."""
 
 
 @contextlib.contextmanager
@@ -44,13 +46,17 @@ def open_file(root_fd: int, relative: str, *, root: str, variable: str | None = 
         UnsafeContent: a symbolic link leads out of the checkpoint.
         FormatError: there is no such file.
     """
-    try:
-        return syscalls.openat2_beneath(relative, root_fd)
-    except OSError as error:
-        if error.errno in (errno.EXDEV, errno.ELOOP):
-            raise _leads_out(root, relative, variable) from error
-        if not syscalls.is_missing(error):
-            raise _cannot_open(error, root, relative, variable) from error
+    for attempt in range(_ATTEMPTS):
+        try:
+            return syscalls.openat2_beneath(relative, root_fd)
+        except OSError as error:
+            if error.errno in (errno.EXDEV, errno.ELOOP):
+                raise _leads_out(root, relative, variable) from error
+            if error.errno == errno.EAGAIN and attempt < _ATTEMPTS - 1:
+                continue
+            if not syscalls.is_missing(error):
+                raise _cannot_open(error, root, relative, variable) from error
+            break
     return _open_without_openat2(root_fd, relative, root, variable)
 
 
@@ -62,6 +68,8 @@ def _open_without_openat2(root_fd: int, relative: str, root: str, variable: str 
     try:
         return os.open(os.path.relpath(real, home), _FLAGS, dir_fd=root_fd)
     except OSError as error:
+        if error.errno == errno.ELOOP:
+            raise _leads_out(root, relative, variable) from error
         raise _cannot_open(error, root, relative, variable) from error
 
 

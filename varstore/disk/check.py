@@ -8,7 +8,7 @@ import stat
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 
 from varstore.disk.beneath import open_root, opened_file
@@ -21,7 +21,7 @@ from varstore.disk.walk import WalkedEntries, variable_folders
 from varstore.disk.workers import run, thread_count
 from varstore.errors import CheckpointNotFound, InvalidName, MetaError, VarstoreError
 from varstore.spec.manifest import BLOCK, Entry, Manifest
-from varstore.spec.names import MANIFEST, MARKER
+from varstore.spec.names import MANIFEST, MARKER, Folder
 
 __all__ = ["DiffReport", "VerifyReport", "diff", "seal", "verify"]
 
@@ -95,11 +95,7 @@ def verify(path: str | os.PathLike[str], *, threads: int | None = None, progress
         problems += _marker_problems(root_fd, root)
         if checkpoint is not None and checkpoint.manifest is not None:
             listed = {entry.folder for entry in entries}
-            problems += [
-                f"{os.path.join(root, folder)}: a variable that the manifest does not list"
-                for folder in variable_folders(root_fd)
-                if folder not in listed
-            ]
+            problems += _unlisted_problems(root_fd, root, listed)
         work = _Verification(root_fd, root, advance)
         run(work.jobs(entries), thread_count(threads))
     problems += [work.problems[entry.name] for entry in entries if entry.name in work.problems]
@@ -132,9 +128,20 @@ def _decodable_entries(checkpoint: Checkpoint, problems: list[str]) -> list[Entr
     return entries
 
 
+def _unlisted_problems(root_fd: int, root: str, listed: set[Folder]) -> list[str]:
+    try:
+        return [
+            f"{os.path.join(root, folder)}: a variable that the manifest does not list"
+            for folder in variable_folders(root_fd)
+            if folder not in listed
+        ]
+    except (VarstoreError, OSError) as error:
+        return [f"{root}: its folders cannot be listed: {error}"]
+
+
 def _marker_problems(root_fd: int, root: str) -> list[str]:
     try:
-        status = os.stat(MARKER, dir_fd=root_fd)
+        status = os.stat(MARKER, dir_fd=root_fd, follow_symlinks=False)
     except FileNotFoundError:
         return []
     if not stat.S_ISREG(status.st_mode) or status.st_size == 0:
@@ -203,11 +210,12 @@ def seal(path: str | os.PathLike[str], *, writer: str = "varstore", progress: Pr
     root = os.fspath(path)
     before = _present_manifest(root)
     known = {entry.folder: entry for entry in before.entries.values()} if before else {}
+    order = {folder: place for place, folder in enumerate(known)}
     with open_root(root) as root_fd:
         walked = WalkedEntries(root_fd, root)
         entries: dict[str, Entry] = {}
         with reporting(progress, sum(e.nbytes for e in walked.values()), f"sealing {root}") as advance:
-            for found in walked.values():
+            for found in sorted(walked.values(), key=lambda entry: order.get(entry.folder, len(order))):
                 entry = _sealed(root_fd, root, found, known.get(found.folder))
                 if entry.name in entries:
                     raise InvalidName(
@@ -216,6 +224,7 @@ def seal(path: str | os.PathLike[str], *, writer: str = "varstore", progress: Pr
                 entries[entry.name] = entry
                 if advance:
                     advance(entry.nbytes)
+        entries = {name: _tied(entry, known.get(entry.folder), entries) for name, entry in entries.items()}
         after = Manifest(
             writer=writer,
             time_ns=time.time_ns(),
@@ -246,10 +255,18 @@ def _sealed(root_fd: int, root: str, found: Entry, known: Entry | None) -> Entry
             hint="load it with load_variables, which knows shape and type, and save that",
         )
     check_readable(root, found)
-    entry = replace(found, digests=_all_digests(root_fd, root, found))
+    entry = found._replace(digests=_all_digests(root_fd, root, found))
     if known is None:
         return entry
-    return replace(entry, name=known.name, attributes=known.attributes)
+    return entry._replace(name=known.name, attributes=known.attributes)
+
+
+def _tied(entry: Entry, known: Entry | None, entries: Mapping[str, Entry]) -> Entry:
+    """Return the entry as an alias of the one that it was an alias of, where both still hold the same values."""
+    first = entries.get(known.alias_of) if known else None
+    if first is None or (first.meta, first.digests) != (entry.meta, entry.digests):
+        return entry
+    return entry._replace(alias_of=first.name)
 
 
 def _replace_manifest(root_fd: int, root: str, data: bytes) -> None:
@@ -282,7 +299,7 @@ def _with_digests(checkpoint: Checkpoint) -> dict[str, Entry]:
         return {
             name: variable.entry
             if variable.entry.digests
-            else replace(variable.entry, digests=_all_digests(root_fd, checkpoint.path, variable.entry))
+            else variable.entry._replace(digests=_all_digests(root_fd, checkpoint.path, variable.entry))
             for name, variable in checkpoint.items()
         }
 

@@ -14,6 +14,7 @@ from varstore.disk.variable import Variable
 from varstore.disk.walk import WalkedEntries
 from varstore.errors import (
     CheckpointNotFound,
+    FormatError,
     IncompleteCheckpoint,
     ManifestError,
     UsageError,
@@ -173,7 +174,7 @@ def open_checkpoint(path: str | os.PathLike[str], *, allow_incomplete: bool = Fa
         manifest = None
         try:
             manifest = _read_manifest(root_fd, root)
-        except ManifestError:
+        except FormatError:
             if not allow_incomplete:
                 raise
         entries = manifest.entries if manifest else WalkedEntries(root_fd, root)
@@ -211,7 +212,7 @@ _SEAL = "run `varstore seal` if it was put there on purpose"
 
 def _require_marker(root_fd: int, root: str) -> None:
     try:
-        status = os.stat(MARKER, dir_fd=root_fd)
+        status = os.stat(MARKER, dir_fd=root_fd, follow_symlinks=False)
     except FileNotFoundError:
         raise _incomplete(root) from None
     if not stat.S_ISREG(status.st_mode):

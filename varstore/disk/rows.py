@@ -18,6 +18,8 @@ __all__ = ["read_index", "row_chunks"]
 
 _AT_ONCE = 4 << 20
 """Bytes of rows that are in memory beside the result."""
+_DENSE = 4096
+"""Bytes; rows that are nearer to each other than this are read with what lies between them."""
 
 
 def read_index(root: str, entry: Entry, dtype: np.dtype[Any], index: Any) -> Any:
@@ -33,24 +35,43 @@ def read_index(root: str, entry: Entry, dtype: np.dtype[Any], index: Any) -> Any
     stored = entry.stored_dtype
     assert stored is not None
     blank = np.broadcast_to(np.empty((), dtype), shape)
-    if len(parts) == 1 and isinstance(parts[0], (list, np.ndarray)) and shape:
-        rows = np.arange(shape[0])[np.asarray(parts[0])]
-        needed, places = np.unique(rows, return_inverse=True)
-        return _read_rows(root, entry, stored, needed).astype(dtype, copy=False)[places.reshape(rows.shape)]
-    if not shape or not all(_is_basic(part) for part in parts) or not isinstance(parts[0], (int, np.integer, slice)):
+    picked = _picked(parts[0], shape[0]) if shape and len(parts) == 1 else None
+    if picked is not None:
+        needed, places = np.unique(picked, return_inverse=True)
+        return _read_rows(root, entry, stored, needed).astype(dtype, copy=False)[places.reshape(picked.shape)]
+    if not (shape and parts and all(map(_is_basic, parts)) and isinstance(parts[0], (int, np.integer, slice))):
         return read_values(root, entry, dtype)[index]
     result = np.empty(blank[index].shape, dtype)
-    rows = np.arange(shape[0])[parts[0]]
-    if rows.ndim == 0:
-        row = _read_rows(root, entry, stored, rows.reshape(1))[0].astype(dtype, copy=False)
+    if not isinstance(parts[0], slice):
+        row = _read_rows(root, entry, stored, np.array([range(shape[0])[parts[0]]]))[0].astype(dtype, copy=False)
         result[...] = row[parts[1:]]
         return result[()]
-    at_once = max(1, _AT_ONCE // max(1, math.prod(shape[1:]) * stored.itemsize))
-    rest = (slice(None), *parts[1:])
-    for start in range(0, len(rows), at_once):
-        chunk = _read_rows(root, entry, stored, rows[start : start + at_once])
-        result[start : start + at_once] = chunk[rest]
+    rows = range(shape[0])[parts[0]]
+    width = math.prod(shape[1:]) * stored.itemsize
+    stride = abs(rows.step) if abs(rows.step) * width <= _DENSE else 1
+    at_once = max(1, _AT_ONCE // max(1, width * stride))
+    for start in range(0, len(rows) if result.size else 0, at_once):
+        part = rows[start : start + at_once]
+        read = range(min(part[0], part[-1]), max(part[0], part[-1]) + 1) if stride > 1 else part
+        chunk = _read_rows(root, entry, stored, np.arange(read.start, read.stop, read.step))
+        every = slice(None, None, rows.step) if stride > 1 else slice(None)
+        result[start : start + at_once] = chunk[(every, *parts[1:])]
     return result
+
+
+def _picked(part: Any, extent: int) -> np.ndarray | None:
+    """Return the rows that an integer or boolean array picks, None for any other index."""
+    if not isinstance(part, (list, np.ndarray)):
+        return None
+    index = np.asarray(part)
+    if index.dtype == np.bool_ and index.shape == (extent,):
+        return np.flatnonzero(index)
+    if index.dtype.kind not in "iu":
+        return None
+    rows = np.where(index < 0, index + extent, index).astype(np.intp)
+    if rows.size and not 0 <= rows.min() <= rows.max() < extent:
+        raise IndexError(f"an index is out of bounds for axis 0 with size {extent}")
+    return rows
 
 
 def _is_basic(part: Any) -> bool:

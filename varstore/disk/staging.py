@@ -10,6 +10,7 @@ import contextlib
 import errno
 import fcntl
 import os
+import re
 import secrets
 import shutil
 import stat
@@ -17,13 +18,14 @@ from collections.abc import Iterator
 from types import TracebackType
 
 from varstore.disk import syscalls
-from varstore.errors import CheckpointExists, OutOfSpace, StorageError
+from varstore.errors import CheckpointExists, CheckpointNotFound, OutOfSpace, StorageError
 from varstore.spec.names import MANIFEST, MARKER
 
 __all__ = ["Staging", "clean_staging", "fsync_path", "is_staging_name", "storage_error"]
 
 _INFIX = ".saving-"
 _ASIDE = ".replaced-"
+_LEFT_BEHIND = re.compile(r"\.(?P<target>.+)(?P<infix>\.saving-|\.replaced-)[0-9a-f]{8}", re.DOTALL)
 _NO_LOCKS = {errno.EBADF, errno.EINVAL, errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP}
 
 
@@ -67,6 +69,13 @@ class Staging:
                 found=_few(names),
                 hint="choose a new path, or overwrite=True to replace the whole checkpoint",
             )
+        if os.path.ismount(self.target) or os.path.samefile(self.target, os.curdir):
+            raise CheckpointExists(
+                "a mount point or the working directory cannot be replaced",
+                path=self._shown,
+                found=_few(names),
+                hint="save to a folder in it",
+            )
         if not {MARKER, MANIFEST} & set(names):
             raise CheckpointExists(
                 "the target is not a checkpoint, and overwrite=True replaces nothing else",
@@ -78,7 +87,7 @@ class Staging:
 
     def __enter__(self) -> Staging:
         if self._in_place:
-            self.path, self.fd = self.target, _lock(self.target)
+            self.path, self.fd = self.target, self._lock_target()
             return self
         directory, name = os.path.split(self.target)
         os.makedirs(directory, exist_ok=True)
@@ -94,14 +103,28 @@ class Staging:
                 os.fchmod(self.fd, mode)
         return self
 
+    def _lock_target(self) -> int:
+        try:
+            fd = _lock(self.target)
+        except BlockingIOError as error:
+            raise self._taken("another writer is saving here") from error
+        if _content(self.target):
+            os.close(fd)
+            raise self._taken("another writer saved here meanwhile")
+        return fd
+
+    def _taken(self, problem: str) -> CheckpointExists:
+        return CheckpointExists(problem, path=self._shown, hint="its checkpoint stands; choose a new path")
+
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         try:
             if error is not None:
-                _remove_contents(self.path)
-                if not self._in_place:
-                    os.rmdir(self.path)
+                with contextlib.suppress(FileNotFoundError):  # Ctrl-C after the rename: it stands
+                    _remove_contents(self.path)
+                    if not self._in_place:
+                        os.rmdir(self.path)
         finally:
             os.close(self.fd)
 
@@ -143,9 +166,7 @@ class Staging:
         except OSError as error:
             if error.errno not in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR):
                 raise
-            raise CheckpointExists(
-                "another writer saved here meanwhile", path=self._shown, hint="its checkpoint stands; choose a new path"
-            ) from error
+            raise self._taken("another writer saved here meanwhile") from error
 
     def _replace(self) -> None:
         try:
@@ -176,10 +197,12 @@ def clean_staging(directory: str, name: str | None = None) -> list[str]:
     replaced gets its name back.
     """
     removed = []
-    for entry in _left_behind(directory, name):
-        path = os.path.join(directory, entry)
-        target = os.path.join(directory, _target_name(entry))
-        if _ASIDE in entry and not os.path.lexists(target):
+    for entry in _left_behind(directory):
+        path = os.path.join(directory, entry[0])
+        target = os.path.join(directory, entry["target"])
+        if name not in (None, entry["target"]):
+            continue
+        if entry["infix"] == _ASIDE and not os.path.lexists(target):
             os.rename(path, target)
             continue
         try:
@@ -197,7 +220,7 @@ def clean_staging(directory: str, name: str | None = None) -> list[str]:
 
 def is_staging_name(name: str) -> bool:
     """Tell whether a folder's name is one that only staging gives."""
-    return name.startswith(".") and (_INFIX in name or _ASIDE in name)
+    return _LEFT_BEHIND.fullmatch(name) is not None
 
 
 def fsync_path(path: str) -> None:
@@ -212,17 +235,13 @@ def fsync_path(path: str) -> None:
         os.close(fd)
 
 
-def _left_behind(directory: str, name: str | None) -> Iterator[str]:
-    with os.scandir(directory) as entries:
-        found = [entry.name for entry in entries if is_staging_name(entry.name) and entry.is_dir(follow_symlinks=False)]
-    for entry in sorted(found):
-        if name is None or _target_name(entry) == name:
-            yield entry
-
-
-def _target_name(entry: str) -> str:
-    infix = _INFIX if _INFIX in entry else _ASIDE
-    return entry[1:].rpartition(infix)[0]
+def _left_behind(directory: str) -> Iterator[re.Match[str]]:
+    try:
+        with os.scandir(directory) as entries:
+            folders = sorted(entry.name for entry in entries if entry.is_dir(follow_symlinks=False))
+    except (FileNotFoundError, NotADirectoryError):
+        raise CheckpointNotFound("there is no such directory", path=directory) from None
+    return filter(None, map(_LEFT_BEHIND.fullmatch, folders))
 
 
 def _beside(target: str, infix: str) -> str:

@@ -20,7 +20,16 @@ from varstore.spec.dtypes import dtype_of
 from varstore.spec.manifest import BLOCK, DIGEST_SIZE, RAW, Entry
 from varstore.spec.meta import META_LIMIT, encode_meta
 
-__all__ = ["check_digest", "check_files", "check_meta", "check_readable", "check_size", "read_many", "read_values"]
+__all__ = [
+    "check_digest",
+    "check_files",
+    "check_meta",
+    "check_readable",
+    "check_size",
+    "check_tied",
+    "read_many",
+    "read_values",
+]
 
 SMALL = 1 << 20
 """Bytes; smaller variables are read many to a job, larger ones block by block."""
@@ -49,13 +58,13 @@ def check_readable(root: str, entry: Entry) -> None:
         return
     dtype_of(entry.meta.data_type, path=path, variable=entry.name)
     stored = entry.stored_dtype
-    if stored is not None and entry.nbytes != entry.meta.count * stored.itemsize:
+    if stored is not None and entry.nbytes != entry.meta.elements * stored.itemsize:
         raise SizeMismatch(
             "out is not of the size that meta says",
             path=os.path.join(path, "out"),
             variable=entry.name,
             found=f"{entry.nbytes} bytes",
-            expected=f"{entry.meta.count * stored.itemsize} bytes for {list(entry.meta.shape)} of {stored}",
+            expected=f"{entry.meta.elements * stored.itemsize} bytes for {list(entry.meta.shape)} of {stored}",
         )
 
 
@@ -131,6 +140,19 @@ def check_files(wanted: Iterable[tuple[str, Entry]]) -> None:
             for _, entry in entries:
                 with opened_file(root_fd, f"{entry.folder}/out", root=root, variable=entry.name) as (_, size):
                     check_size(root, entry, size)
+
+
+def check_tied(root: str, entries: Sequence[Entry], *, verify: bool) -> None:
+    """Check the files of variables whose values are read under another name.
+
+    Raises:
+        FormatError: ``out`` is not there or of another size; with `verify`, ``meta`` differs too.
+    """
+    check_files((root, entry) for entry in entries)
+    if verify:
+        with open_root(root) as root_fd:
+            for entry in entries:
+                check_meta(root_fd, root, entry)
 
 
 def read_many(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 from collections.abc import Iterator, Mapping
@@ -72,17 +73,20 @@ def read_meta(root_fd: int, root: str, folder: str) -> tuple[Meta, bytes] | None
     return parse_meta(text, path=os.path.join(root, relative)), text
 
 
-def variable_folders(root_fd: int, below: str = "") -> Iterator[str]:
+def variable_folders(root_fd: int) -> Iterator[str]:
     """Yield every folder below the root that holds an ``out``, hidden ones too.
 
     A symbolic link to a folder counts as one if it holds an ``out``, but is not walked into.
     """
-    for name in _subfolders(root_fd, below):
-        folder = f"{below}/{name}" if below else name
-        if _has_out(root_fd, folder):
-            yield folder
-        if not _is_link(root_fd, folder):
-            yield from variable_folders(root_fd, folder)
+    pending = [""]
+    while pending:
+        below = pending.pop()
+        for name in _subfolders(root_fd, below):
+            folder = f"{below}/{name}" if below else name
+            if _has_out(root_fd, folder):
+                yield folder
+            if not _is_link(root_fd, folder):
+                pending.append(folder)
 
 
 def _subfolders(root_fd: int, below: str) -> list[str]:
@@ -94,7 +98,7 @@ def _subfolders(root_fd: int, below: str) -> list[str]:
         raise
     try:
         with os.scandir(fd) as entries:
-            return [entry.name for entry in entries if entry.is_dir() or entry.is_symlink()]
+            return [entry.name for entry in entries if entry.is_symlink() or entry.is_dir()]
     finally:
         os.close(fd)
 
@@ -102,9 +106,9 @@ def _subfolders(root_fd: int, below: str) -> list[str]:
 def _has_out(root_fd: int, folder: str) -> bool:
     try:
         os.stat(f"{folder}/out", dir_fd=root_fd, follow_symlinks=False)
-    except (FileNotFoundError, NotADirectoryError):
-        return False
     except OSError as error:
+        if error.errno in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP):
+            return False
         raise FormatError("the folder cannot be read", variable=folder, found=str(error)) from error
     return True
 

@@ -33,16 +33,13 @@ def run(jobs: Iterable[Callable[[], None]], threads: int) -> None:
     first exception, Ctrl-C included, stops the others after their present job and surfaces as itself.
     """
     crew = _Crew(jobs)
-    helpers = [threading.Thread(target=crew.work, name=f"varstore-{i}", daemon=True) for i in range(1, threads)]
-    for helper in helpers:
-        helper.start()
     try:
+        for number in range(1, threads):
+            threading.Thread(target=crew.help, name=f"varstore-{number}", daemon=True).start()
         crew.work()
     except BaseException as error:  # Ctrl-C between two jobs
         crew.fail(error)
-    finally:
-        for helper in helpers:
-            helper.join()
+    crew.wait()
     if crew.error is not None:
         raise crew.error
 
@@ -51,11 +48,38 @@ class _Crew:
     def __init__(self, jobs: Iterable[Callable[[], None]]) -> None:
         self._jobs = iter(jobs)
         self._lock = threading.Lock()
+        self._changed = threading.Condition()
+        self._helping = 0
         self.error: BaseException | None = None
 
     def fail(self, error: BaseException) -> None:
         if self.error is None:
             self.error = error
+
+    def help(self) -> None:
+        """Work in a thread of its own, unless all is over already."""
+        with self._changed:
+            if self.error is not None:
+                return
+            self._helping += 1
+        try:
+            self.work()
+        finally:
+            with self._changed:
+                self._helping -= 1
+                self._changed.notify()
+
+    def wait(self) -> None:
+        """Return when no helper works any more, however often Ctrl-C interrupts: they use the caller's files.
+
+        `Thread.join` would not do: interrupted, it takes the thread for ended.
+        """
+        while self._helping:
+            try:
+                with self._changed:
+                    self._changed.wait_for(lambda: not self._helping)
+            except BaseException as error:
+                self.fail(error)
 
     def work(self) -> None:
         try:

@@ -11,7 +11,7 @@ import numpy as np
 from varstore.disk.progress import Progress, reporting
 from varstore.disk.reader import Checkpoint, open_checkpoint
 from varstore.disk.rows import row_chunks
-from varstore.disk.values import check_files, check_readable, read_many
+from varstore.disk.values import check_files, check_readable, check_tied, read_many
 from varstore.disk.variable import Variable
 from varstore.disk.workers import thread_count
 from varstore.disk.writer import write_checkpoint
@@ -35,6 +35,7 @@ def save(
     *,
     attributes: Mapping[str, Any] | None = None,
     variable_attributes: Mapping[str, Mapping[str, Any]] | None = None,
+    tree: str = "",
     base: Path | Checkpoint | None = None,
     overwrite: bool = False,
     durable: bool = True,
@@ -53,6 +54,7 @@ def save(
         path: does not exist, or is an empty directory.
         attributes: JSON for the whole checkpoint.
         variable_attributes: JSON for single variables, by name.
+        tree: the JSON text that nested state was flattened from; see `varstore.save_state`.
         base: an earlier checkpoint; variables equal to its own in shape, type and digest are linked to it.
         overwrite: replace a whole checkpoint; at every moment the path holds the old one or the new one.
         durable: return only when all is on the disk; otherwise the system writes it when it likes, and only
@@ -65,13 +67,12 @@ def save(
         InvalidName, UnsupportedDtype, CheckpointExists, OutOfSpace: before the first byte.
         OutOfSpace, StorageError: later; what was begun is removed.
     """
-    tree = ""
-    if isinstance(variables, Checkpoint) and attributes is None and variables.manifest:
-        attributes, tree = variables.attributes, variables.manifest.tree
+    if manifest and isinstance(variables, Checkpoint) and attributes is None and variables.manifest:
+        attributes, tree = variables.attributes, tree or variables.manifest.tree
     plan = plan_save(variables, attributes=attributes, variable_attributes=variable_attributes, tree=tree)
-    if not manifest and (plan.attributes or variable_attributes):
+    if not manifest and (plan.attributes or variable_attributes or tree):
         raise UsageError(
-            "attributes are kept in the manifest, and manifest=False writes none",
+            "attributes and nested state are kept in the manifest, and manifest=False writes none",
             path=path,
             hint="leave out one of the two",
         )
@@ -126,14 +127,19 @@ def load(
     loaded: dict[str, np.ndarray] = {}
     arrays: dict[str, np.ndarray] = {}
     wanted: list[tuple[Entry, np.ndarray]] = []
+    tied: list[Entry] = []
     for name, variable in chosen.items():
         entry = variable.entry
         first = entry.alias_of or entry.name
-        if first not in arrays:
+        if first in arrays:
+            tied.append(entry)
+        else:
             check_readable(checkpoint.path, entry)
             arrays[first] = np.empty(variable.shape, entry.stored_dtype)
             wanted.append((entry, arrays[first].reshape(-1).view(np.uint8)))
         loaded[name] = arrays[first]
+    if tied:
+        check_tied(checkpoint.path, tied, verify=verify)
     total = sum(entry.nbytes for entry, _ in wanted)
     with reporting(progress, total, f"loading {checkpoint.path}") as advance:
         read_many(checkpoint.path, wanted, verify=verify, threads=threads, advance=advance)

@@ -12,10 +12,10 @@ from collections.abc import Callable, Hashable
 from dataclasses import dataclass
 from typing import Any
 
-import ml_dtypes
 import numpy as np
 
 from varstore.errors import UnsupportedDtype, UsageError
+from varstore.spec.dtypes import TABLE
 from varstore.spec.manifest import Entry
 
 __all__ = ["LateArray", "Source", "Stored", "as_source"]
@@ -63,6 +63,8 @@ class LateArray:
 
 
 Source = np.ndarray | LateArray | Stored
+
+_BY_NUMPY_NAME = {row.dtype.name: row.dtype for row in TABLE if row.dtype is not None}
 
 
 def as_source(value: Any, *, variable: str) -> Source:
@@ -115,17 +117,20 @@ def _numpy_type(dtype: Any, variable: str) -> np.dtype[Any]:
     if isinstance(dtype, np.dtype):
         return dtype
     name = str(getattr(dtype, "name", dtype)).rpartition(".")[2].lower().removesuffix("_")
-    scalar = getattr(ml_dtypes, name, None) or getattr(np, {"bool": "bool_"}.get(name, name), None)
-    if isinstance(scalar, type) and issubclass(scalar, np.generic):
-        return np.dtype(scalar)
+    known = _BY_NUMPY_NAME.get(name)
+    if known is not None:
+        return known
     raise UnsupportedDtype(
         "this tensor's type has no place on disk", variable=variable, found=str(dtype), hint="convert it first"
     )
 
 
 def _torch(tensor: Any, variable: str) -> Source:
+    torch = sys.modules["torch"]
     refusals = (
-        (tensor.layout is not sys.modules["torch"].strided, "a sparse tensor", "save its indices and values apart"),
+        (torch.nn.parameter.is_lazy(tensor), "a parameter that is not initialized yet", "run its module once first"),
+        (tensor.is_nested, "a nested tensor", "save its values() and offsets() apart"),
+        (tensor.layout is not torch.strided, "a sparse tensor", "save its indices and values apart"),
         (tensor.is_quantized, "a quantised tensor", "save int_repr() and its scales apart, or dequantize() it"),
         (tensor.device.type == "meta", "a tensor on the meta device, which has no values", "materialise it first"),
     )

@@ -76,10 +76,15 @@ BY_NUMBER: dict[int, DataType] = {row.number: row for row in TABLE}
 BFLOAT16: DataType = BY_NAME["kBFloat16"]
 
 _BY_SCALAR = {row.dtype.type: row for row in TABLE if row.dtype is not None and row.written}
+# C's long and long long are two types in numpy even where they have one size; the table holds one of them.
+_BY_SCALAR |= {np.dtype(char).type: _BY_SCALAR[np.dtype(np.dtype(char).str).type] for char in "lLqQ"}
 _NOT_PLAIN = {
     "O": "Python objects",
     "S": "byte strings",
     "U": "text",
+    "T": "text",
+    "g": "long doubles",
+    "G": "complex long doubles",
     "M": "dates",
     "m": "time differences",
     "V": "structured or void values",

@@ -8,36 +8,37 @@ from __future__ import annotations
 
 import math
 import re
-from dataclasses import dataclass
+from functools import lru_cache
+from typing import NamedTuple
 
 from varstore.errors import MetaError
 from varstore.spec.dtypes import BY_NAME, BY_NUMBER, DataType
 
-__all__ = ["META_LIMIT", "SIZE_LIMIT", "Meta", "encode_meta", "parse_meta"]
+__all__ = ["META_LIMIT", "Meta", "encode_meta", "parse_meta", "shape_problem"]
 
 META_LIMIT = 1 << 20
 """Bytes; a longer ``meta`` is refused unread."""
 
-SIZE_LIMIT = 1 << 63
-"""Bytes; a variable of this size or more is refused."""
+_SIZE_LIMIT = 1 << 63
+_NDIM_LIMIT = 64  # numpy's own
 
 _CANONICAL = re.compile(rb"shape \{\n((?:  dim: (?:0|[1-9][0-9]{0,18})\n)*)\}\ndata_type: (k[A-Za-z0-9]+)\n\Z")
 _EXTENT = re.compile(rb"[0-9]+")
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Meta:
+class Meta(NamedTuple):
     """What a ``meta`` file says of its variable."""
 
     shape: tuple[int, ...]
     data_type: DataType
 
     @property
-    def count(self) -> int:
+    def elements(self) -> int:
         """Number of elements."""
         return math.prod(self.shape)
 
 
+@lru_cache(maxsize=4096)
 def encode_meta(meta: Meta) -> bytes:
     """Return the canonical text, byte for byte as protobuf's printer and OneFlow write it."""
     dims = "".join([f"  dim: {extent}\n" for extent in meta.shape])
@@ -57,20 +58,25 @@ def parse_meta(text: bytes, *, path: str) -> Meta:
     return _checked(*_parse_any_spelling(text, path), path)
 
 
+def shape_problem(meta: Meta) -> str | None:
+    """Return what is wrong with a shape that was read from disk; None if an array can have it."""
+    if len(meta.shape) > _NDIM_LIMIT:
+        return f"too many dimensions: found {len(meta.shape)}, expected at most {_NDIM_LIMIT}"
+    if any(extent < 0 for extent in meta.shape):
+        return f"a dimension is negative: found {list(meta.shape)}"
+    itemsize = 1 if meta.data_type.dtype is None else meta.data_type.dtype.itemsize
+    if math.prod(extent for extent in meta.shape if extent) * itemsize >= _SIZE_LIMIT:
+        return (
+            f"the dimensions overflow: found {list(meta.shape)} of {itemsize} bytes each, expected less than 2^63 bytes"
+        )
+    return None
+
+
 def _checked(shape: tuple[int, ...], row: DataType, path: str) -> Meta:
     meta = Meta(shape=shape, data_type=row)
-    if any(extent < 0 for extent in shape):
-        raise MetaError("a dimension is negative", path=path, field="shape", found=list(shape))
-    itemsize = 1 if row.dtype is None else row.dtype.itemsize
-    nonzero = math.prod(extent for extent in shape if extent)
-    if nonzero * itemsize >= SIZE_LIMIT:
-        raise MetaError(
-            "the dimensions overflow",
-            path=path,
-            field="shape",
-            found=f"{list(shape)} of {itemsize} bytes each",
-            expected="less than 2^63 bytes",
-        )
+    problem = shape_problem(meta)
+    if problem is not None:
+        raise MetaError(problem, path=path, field="shape")
     return meta
 
 

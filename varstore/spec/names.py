@@ -21,11 +21,14 @@ Folder = NewType("Folder", str)
 
 _PART_LIMIT = 255
 _FOLDER_LIMIT = 4096 - len("/zarr.json") - 1
+_PARTS_LIMIT = 256
+"""Folders in each other; Python's own `shutil.rmtree` fails at a thousand."""
 _RESERVED = frozenset({"out", "meta", "zarr.json"})
 _RESERVED_FIRST = _RESERVED | {MANIFEST, MARKER, "pickled_data"}
 _EMPTY_PART = "%00"
 _ESCAPED = re.compile(r'[%\\:*?"<>|\x00-\x1f\x7f-\x9f]|[. ]\Z')
 _ESCAPE = re.compile(r"(?:%[0-9A-F]{2})+")
+_UNSAFE = re.compile(r"\0|(?:\A|/)\.{0,2}(?:/|\Z)")
 _PLAIN = re.compile(r'[^%\\:*?"<>|\x00-\x1f\x7f-\x9f/]+\Z', re.ASCII)
 
 
@@ -33,8 +36,8 @@ def folder_of(name: str) -> Folder:
     """Return the folder of a variable, relative to its checkpoint.
 
     Raises:
-        InvalidName: the name is empty, holds NUL or a lone surrogate, or a part of its folder
-            would exceed the 255 bytes that file systems allow.
+        InvalidName: the name is empty, holds NUL or a lone surrogate, has more than 256 parts, or a part of
+            its folder would exceed the 255 bytes that file systems allow.
     """
     if not isinstance(name, str):
         raise InvalidName(
@@ -47,6 +50,10 @@ def folder_of(name: str) -> Folder:
     if "\0" in name:
         raise InvalidName("a variable's name must not hold NUL", variable=name)
     parts = name.split("/")
+    if len(parts) > _PARTS_LIMIT:
+        raise InvalidName(
+            "the name has too many parts", variable=name, found=len(parts), expected=f"at most {_PARTS_LIMIT}"
+        )
     folder = "/".join([_part_folder(part, name, first=i == 0) for i, part in enumerate(parts)])
     if len(folder) * 4 > _FOLDER_LIMIT and len(folder.encode()) > _FOLDER_LIMIT:
         raise InvalidName(
@@ -69,7 +76,7 @@ def name_of(folder: Folder) -> str:
 
 def is_safe_folder(folder: str) -> bool:
     """Tell whether a folder read from disk stays below the checkpoint, whoever wrote it."""
-    return "\0" not in folder and not any(part in ("", ".", "..") for part in folder.split("/"))
+    return _UNSAFE.search(folder) is None
 
 
 def _part_folder(part: str, name: str, *, first: bool) -> str:

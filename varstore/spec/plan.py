@@ -10,7 +10,7 @@ from typing import Any
 from varstore.errors import UsageError
 from varstore.spec.arrays import LateArray, Source, Stored, as_source
 from varstore.spec.dtypes import data_type_of
-from varstore.spec.manifest import RAW, Entry, to_json
+from varstore.spec.manifest import RAW, Entry, attributes_json
 from varstore.spec.meta import Meta
 from varstore.spec.names import Folder, folder_of
 
@@ -83,7 +83,7 @@ def plan_save(
     own_attributes = variable_attributes or {}
     if unknown := [name for name in own_attributes if name not in variables]:
         raise UsageError("variable_attributes names what is not saved", found=unknown[:5])
-    to_json(dict(attributes or {}), what="attributes")
+    attributes_json(attributes)
     planned: list[PlannedVariable] = []
     parents: dict[str, None] = {}
     ties: dict[Hashable, str] = {}
@@ -109,8 +109,7 @@ def _plan_variable(
     else:
         shape = source.shape
     row = data_type_of(source.dtype, variable=name)
-    if attributes:
-        to_json(dict(attributes), what="attributes", variable=name)
+    attributes_json(attributes, variable=name)
     first = name if identity is None else ties.setdefault(identity, name)
     return PlannedVariable(
         name=name,

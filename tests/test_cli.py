@@ -1,0 +1,524 @@
+"""The command line as a shell sees it: what it prints, where, and its exit status."""
+
+import json
+import os
+import pty
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import ml_dtypes
+import numpy as np
+import pytest
+from click.testing import CliRunner
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+
+import varstore as vs
+from varstore.cli import main
+from varstore.cli.output import printable
+from varstore.cli.statistics import summarize
+
+COMMANDS = ("ls", "show", "verify", "diff", "seal", "clean", "demo")
+MODEL = {
+    "encoder/weight": np.arange(6, dtype=np.float32).reshape(2, 3),
+    "encoder/bias": np.zeros(2, np.float64),
+    "step": np.array([7], np.int64),
+}
+
+
+@pytest.fixture
+def model(tmp_path):
+    return vs.save(tmp_path / "model", MODEL, attributes={"epoch": 3}, variable_attributes={"step": {"unit": "ä"}}).path
+
+
+def run(*arguments, **options):
+    """Run the command line in this process."""
+    return CliRunner().invoke(main, [str(argument) for argument in arguments], prog_name="varstore", **options)
+
+
+def environment(**changes):
+    kept = {name: value for name, value in os.environ.items() if name not in ("PYTHONUNBUFFERED", "NO_COLOR")}
+    return {**kept, **changes}
+
+
+def shell(*arguments, **options):
+    """Run the command line as a process of its own, its output in pipes."""
+    command = [sys.executable, "-m", "varstore", *map(str, arguments)]
+    options.setdefault("env", environment())
+    return subprocess.run(command, capture_output=True, text=True, timeout=120, check=False, **options)
+
+
+def terminal(*arguments):
+    """Run the command line with a terminal as its stdout and stderr; return what the terminal gets."""
+    leader, follower = pty.openpty()
+    command = [sys.executable, "-m", "varstore", *map(str, arguments)]
+    env = environment(TERM="xterm-256color", COLUMNS="100")
+    process = subprocess.Popen(command, stdout=follower, stderr=follower, env=env)
+    os.close(follower)
+    received = b""
+    while True:
+        try:
+            data = os.read(leader, 65536)
+        except OSError:  # Linux's way of saying that nobody holds the other end any more
+            break
+        if not data:
+            break
+        received += data
+    os.close(leader)
+    return process.wait(timeout=120), received.decode()
+
+
+def plain(text):
+    return re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", text)
+
+
+# ls
+
+
+def test_ls_prints_plain_columns_into_a_pipe(model):
+    result = shell("ls", model)
+    assert (result.returncode, result.stderr) == (0, "")
+    assert result.stdout == (
+        "name            shape   type     bytes\n"
+        "encoder/weight  [2, 3]  float32     24\n"
+        "encoder/bias    [2]     float64     16\n"
+        "step            [1]     int64        8\n"
+        "3 variables                         48\n"
+    )
+
+
+def test_ls_prints_a_coloured_table_on_a_terminal(model):
+    status, text = terminal("ls", model)
+    assert status == 0
+    assert "\x1b[" in text
+    assert "──────" in text
+    lines = [line.split() for line in plain(text).splitlines() if line.strip()]
+    assert lines[0] == ["name", "shape", "type", "bytes"]
+    assert ["encoder/weight", "[2,", "3]", "float32", "24", "bytes"] in lines
+    assert lines[-1] == ["3", "variables", "48", "bytes"]
+
+
+@pytest.mark.parametrize(
+    ("patterns", "names"),
+    [
+        (["encoder*"], ["encoder/weight", "encoder/bias"]),
+        (["*bias", "step"], ["encoder/bias", "step"]),
+        (["st?p"], ["step"]),
+    ],
+)
+def test_ls_filters_by_patterns(model, patterns, names):
+    assert [line.split()[0] for line in run("ls", model, *patterns).output.splitlines()[1:-1]] == names
+
+
+def test_ls_json_says_all_that_is_known(model):
+    listing = json.loads(run("ls", "--json", model).output)
+    assert listing["path"] == model
+    assert listing["nbytes"] == 48
+    assert listing["damaged"] == {}
+    step = listing["variables"][2]
+    assert step == {
+        "name": "step",
+        "shape": [1],
+        "dtype": "int64",
+        "nbytes": 8,
+        "path": os.path.join(model, "step"),
+        "tied_to": None,
+        "attributes": {"unit": "ä"},
+        "digests": list(vs.open(model)["step"].digests),
+    }
+    assert [variable["name"] for variable in listing["variables"]] == list(MODEL)
+
+
+def test_ls_counts_tied_variables_once(tmp_path):
+    shared = np.arange(8, dtype=np.int8)
+    vs.save(tmp_path / "tied", {"embed": shared, "head": shared})
+    assert run("ls", tmp_path / "tied").output.splitlines()[1:] == [
+        "embed        [8]    int8      8",
+        "head         [8]    int8      8  tied to embed",
+        "2 variables                   8",
+    ]
+    assert json.loads(run("ls", "--json", tmp_path / "tied").output)["variables"][1]["tied_to"] == "embed"
+
+
+def test_ls_of_one_variables_folder(model):
+    folder = os.path.join(model, "encoder", "bias")
+    assert [line.split()[0] for line in run("ls", folder).output.splitlines()] == ["name", "encoder/bias", "1"]
+    assert run("ls", folder, "*").exit_code == 2
+
+
+def test_ls_of_a_checkpoint_without_manifest_and_without_meta(tmp_path):
+    vs.save(tmp_path / "old", MODEL, manifest=False)
+    (tmp_path / "old" / "step" / "meta").unlink()
+    assert "step            ?       ?            8\n" in run("ls", tmp_path / "old").output
+    listed = json.loads(run("ls", "--json", tmp_path / "old").output)["variables"][-1]
+    assert (listed["shape"], listed["dtype"]) == (None, None)
+
+
+def test_ls_salvages_an_unfinished_checkpoint_when_told(model):
+    (Path(model) / "snapshot_done").unlink()
+    assert run("ls", model).exit_code == 3
+    whole = run("ls", model, "--allow-incomplete")
+    assert (whole.exit_code, whole.stderr) == (0, "")
+    (Path(model) / "step" / "out").unlink()
+    result = run("ls", model, "--allow-incomplete")
+    assert result.exit_code == 1
+    assert "encoder/bias" in result.stdout
+    assert "step" not in result.stdout
+    assert result.stderr.startswith("not whole: step: ")
+    assert list(json.loads(run("ls", "--json", "--allow-incomplete", model).stdout)["damaged"]) == ["step"]
+
+
+@pytest.fixture(scope="module")
+def large(tmp_path_factory):
+    path = tmp_path_factory.mktemp("large") / "model"
+    value = np.zeros(2, np.float32)
+    return vs.save(path, {f"layer{i:05}": value.copy() for i in range(10_000)}, durable=False).path
+
+
+def test_ls_of_ten_thousand_variables_without_importing_rich(large):
+    code = (
+        "import sys; from varstore.cli import main\n"
+        "main(sys.argv[1:], standalone_mode=False)\n"
+        "sys.exit(any(name.split('.')[0] in ('rich', 'sklearn') for name in sys.modules))"
+    )
+    command = [sys.executable, "-c", code, "ls", large]
+    result = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
+    assert (result.returncode, result.stderr) == (0, "")
+    lines = result.stdout.splitlines()
+    assert len(lines) == 10_002
+    assert lines[-1].split() == ["10000", "variables", "80000"]
+
+
+def test_a_long_list_is_plain_on_a_terminal_too(large):
+    status, text = terminal("ls", large)
+    assert status == 0
+    assert "─" not in text
+    assert text.count("\n") == 10_002
+
+
+def test_a_reader_that_closes_the_pipe_is_no_error(large):
+    command = [sys.executable, "-m", "varstore", "ls", large]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment())
+    assert process.stdout.readline().startswith(b"name")
+    process.stdout.close()
+    assert process.wait(timeout=120) == 141
+    assert process.stderr.read() == b""
+    process.stderr.close()
+
+
+# show
+
+
+def test_show_prints_everything_about_a_variable(model):
+    output = shell("show", model, "encoder/weight").stdout
+    digest = vs.open(model)["encoder/weight"].digests[0]
+    assert output.splitlines() == [
+        "name        encoder/weight",
+        "shape       [2, 3]",
+        "type        float32 (kFloat in meta)",
+        "bytes       24",
+        f"folder      {model}/encoder/weight",
+        f"xxh3-128    {digest}",
+        "values      0.0 1.0 2.0 3.0 4.0 5.0",
+        "count       6",
+        "zeros       1",
+        "nan         0",
+        "inf         0",
+        "min         0",
+        "max         5",
+        "mean        2.5",
+        "std         1.70783",
+    ]
+
+
+def test_show_takes_the_variables_own_folder(model):
+    result = run("show", os.path.join(model, "step"))
+    assert "name        step\n" in result.output
+    assert 'attributes  {"unit": "ä"}\n' in result.output
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [(["{model}"], "say the NAME"), (["{model}/step", "step"], "takes no NAME"), ([], "Missing argument")],
+)
+def test_show_without_the_right_arguments_is_a_usage_error(model, arguments, message):
+    result = run("show", *(argument.format(model=model) for argument in arguments))
+    assert result.exit_code == 2
+    assert message in result.stderr
+
+
+TYPES = [
+    *(np.float16, np.float32, np.float64, np.complex64, np.complex128),
+    *(ml_dtypes.bfloat16, ml_dtypes.float8_e4m3fn, ml_dtypes.float8_e5m2, ml_dtypes.float6_e2m3fn),
+    *(ml_dtypes.float4_e2m1fn, ml_dtypes.int4, ml_dtypes.uint4, ml_dtypes.int2, ml_dtypes.uint2),
+    *(np.bool_, np.int8, np.int16, np.int32, np.int64, np.uint8, np.uint16, np.uint32, np.uint64),
+]
+
+
+@pytest.mark.parametrize("scalar", TYPES, ids=lambda scalar: np.dtype(scalar).name)
+@pytest.mark.parametrize("shape", [(), (0, 3), (4,)], ids=str)
+def test_show_works_for_every_type(tmp_path, scalar, shape):
+    value = np.resize(np.array([0, 1, 1, 1]).astype(scalar), shape)
+    vs.save(tmp_path / "c", {"v": value}, durable=False)
+    result = run("show", tmp_path / "c", "v")
+    assert result.exit_code == 0, result.output
+    facts = dict(line.split(maxsplit=1) for line in result.output.splitlines())
+    assert facts["shape"] == str(list(shape))
+    assert facts["type"].startswith(np.dtype(scalar).name)
+    assert facts["count"] == str(value.size)
+    if value.size == 4:
+        assert (facts["zeros"], facts["min"], facts["max"], facts["mean"]) == ("1", "0", "1", "0.75")
+        assert len(facts["values"].split()) == 4
+
+
+def test_show_reads_a_large_variable_with_bounded_memory(tmp_path):
+    vs.save(tmp_path / "c", {"one_row": np.ones((1, 32 << 20), np.float32)}, durable=False)
+    code = (
+        "import resource, sys; from varstore.cli import main; import varstore.cli.show\n"
+        "before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
+        "main(sys.argv[1:], standalone_mode=False)\n"
+        "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before, file=sys.stderr)"
+    )
+    command = [sys.executable, "-c", code, "show", str(tmp_path / "c"), "one_row"]
+    result = subprocess.run(command, capture_output=True, text=True, check=True, timeout=120)
+    assert "count       33554432" in result.stdout
+    assert int(result.stderr) < 64 << 10, f"{result.stderr} KiB more for 128 MiB of values"
+
+
+def test_show_of_an_oneflow_type_that_numpy_lacks_is_one_line(tmp_path):
+    vs.save(tmp_path / "c", {"v": np.zeros(2, np.int8)}, manifest=False)
+    meta = tmp_path / "c" / "v" / "meta"
+    meta.unlink()
+    meta.write_text("shape { dim: 2 } data_type: kTensorBuffer")
+    assert "v            [2]    kTensorBuffer      2\n" in run("ls", tmp_path / "c").output
+    result = run("show", tmp_path / "c", "v")
+    assert result.exit_code == 3
+    assert "kTensorBuffer" in result.stderr
+
+
+finite = st.floats(-1e6, 1e6)
+arrays = hnp.arrays(np.float64, st.integers(1, 40), elements=finite | st.sampled_from([np.nan, np.inf, -np.inf, 0.0]))
+
+
+@given(parts=st.lists(arrays, min_size=1, max_size=5))
+def test_statistics_of_parts_are_those_of_the_whole(parts):
+    whole = np.concatenate(parts)
+    kept = whole[np.isfinite(whole)]
+    rows = dict(summarize(parts))
+    assert int(rows["count"]) == whole.size
+    assert int(rows["zeros"]) == np.count_nonzero(whole == 0)
+    assert int(rows["nan"]) == np.isnan(whole).sum()
+    assert int(rows["inf"]) == np.isinf(whole).sum()
+    assert ("mean" in rows) == bool(kept.size)
+    if kept.size:
+        assert float(rows["min"]) == pytest.approx(kept.min(), rel=1e-8)
+        assert float(rows["max"]) == pytest.approx(kept.max(), rel=1e-8)
+        assert float(rows["mean"]) == pytest.approx(kept.mean(), rel=1e-5, abs=1e-6)
+        assert float(rows["std"]) == pytest.approx(kept.std(), rel=1e-5, abs=1e-6)
+
+
+def test_statistics_keep_all_digits_of_integers():
+    rows = dict(summarize([np.array([2**63 - 1]), np.array([-(2**63), 5])]))
+    assert (rows["min"], rows["max"]) == (str(-(2**63)), str(2**63 - 1))
+
+
+# verify, diff, seal, clean
+
+
+def damage(path):
+    os.chmod(path, 0o644)
+    with open(path, "r+b") as file:
+        byte = file.read(1)
+        file.seek(0)
+        file.write(bytes([byte[0] ^ 1]))
+
+
+def test_verify_answers_with_its_exit_status(model, tmp_path):
+    other = vs.save(tmp_path / "other", {"a": np.ones(3)}).path
+    result = shell("verify", model, other)
+    assert result.returncode == 0
+    assert [line.split(": ")[:2] for line in result.stdout.splitlines()] == [[model, "ok"], [other, "ok"]]
+    damage(Path(model) / "step" / "out")
+    result = shell("verify", model, other)
+    assert result.returncode == 1
+    assert f"{model}: 1 problems" in result.stdout
+    assert f"{other}: ok" in result.stdout
+    assert "'step'" in result.stdout
+
+
+def test_verify_reports_a_torn_manifest_and_a_missing_marker(model):
+    manifest = Path(model) / "manifest"
+    damage(manifest)
+    assert run("verify", model).exit_code == 1
+    os.remove(Path(model) / "snapshot_done")
+    result = run("verify", model)
+    assert result.exit_code == 1
+    assert "snapshot_done" in result.output
+
+
+def test_verify_shows_progress_and_colour_on_a_terminal_only(model):
+    status, text = terminal("verify", model)
+    assert status == 0
+    assert "verifying" in plain(text)
+    assert "\x1b[32m" in text
+    assert "verifying" not in shell("verify", model).stderr
+    damage(Path(model) / "step" / "out")
+    status, text = terminal("verify", model)
+    assert status == 1
+    assert "\x1b[31m" in text
+
+
+def test_diff_lists_names_and_answers_with_its_exit_status(model, tmp_path):
+    same = vs.save(tmp_path / "same", vs.open(model)).path
+    result = shell("diff", model, same)
+    assert (result.returncode, result.stdout) == (0, f"{model} -> {same}: 3 unchanged\n")
+    changed = {"encoder/weight": MODEL["encoder/weight"] + 1, "encoder/bias": np.zeros(3), "new": np.ones(1)}
+    other = vs.save(tmp_path / "other", changed).path
+    result = shell("diff", model, other)
+    assert result.returncode == 1
+    assert [line.strip() for line in result.stdout.splitlines()[1:]] == [
+        "added    new",
+        "removed  step",
+        "changed  encoder/weight: values",
+        "changed  encoder/bias: [2] float64 -> [3] float64",
+    ]
+
+
+def test_seal_records_a_change_by_hand(model):
+    for file in (Path(model) / "step").iterdir():
+        file.unlink()
+    (Path(model) / "step").rmdir()
+    assert run("verify", model).exit_code == 1
+    result = shell("seal", model)
+    assert result.returncode == 0
+    assert "removed  step" in result.stdout
+    assert run("verify", model).exit_code == 0
+
+
+def test_clean_removes_what_a_killed_save_left(tmp_path):
+    code = (
+        "import os, sys, numpy as np, varstore as vs\n"
+        "vs.save(sys.argv[1], {'a': np.ones(9)}, progress=lambda done, total: done and os._exit(9))"
+    )
+    died = subprocess.run([sys.executable, "-c", code, str(tmp_path / "model")], check=False, timeout=120)
+    assert died.returncode == 9
+    (left,) = tmp_path.iterdir()
+    result = shell("clean", tmp_path)
+    assert (result.returncode, result.stdout) == (0, f"removed {left}\n")
+    assert list(tmp_path.iterdir()) == []
+    assert shell("clean", tmp_path).stdout == ""
+
+
+# errors
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["ls", "{there}/nothing"], "there is no checkpoint here"),
+        (["ls", "{there}"], "no 'snapshot_done'"),
+        (["ls", "{model}", "decoder*"], "decoder*"),
+        (["show", "{model}", "encoder/wieght"], "Did you mean 'encoder/weight'"),
+        (["verify", "{there}/nothing"], "there is no checkpoint here"),
+        (["seal", "{there}"], "no 'snapshot_done'"),
+        (["diff", "{model}", "{there}/nothing"], "there is no checkpoint here"),
+        (["clean", "{there}/nothing"], "no such directory"),
+        (["ls", "{model}/manifest"], "a file, not a checkpoint's directory"),
+        (["ls", "x" * 300], "File name too long"),
+        (["demo", "{model}/manifest"], "manifest"),
+    ],
+)
+def test_errors_are_one_line_on_stderr(model, tmp_path, arguments, message):
+    result = shell(*(argument.format(model=model, there=tmp_path) for argument in arguments))
+    assert result.returncode == 3
+    (line,) = result.stderr.splitlines()
+    assert line.startswith("varstore: ")
+    assert message in line
+
+
+@pytest.mark.parametrize("arguments", [["nonsense"], ["ls"], ["diff", "one"], ["ls", "--colour", "x"], ["verify"]])
+def test_wrong_usage_is_2(arguments):
+    result = run(*arguments)
+    assert result.exit_code == 2
+    assert "Usage: varstore" in result.stderr
+
+
+def test_interrupting_is_130_without_a_traceback(tmp_path):
+    vs.save(tmp_path / "c", {"v": np.zeros(1, np.int8)}, manifest=False)
+    size = 1 << 40  # a hole, which would take minutes to read
+    for name, text in (("out", ""), ("meta", f"shape {{ dim: {size} }} data_type: kInt8")):
+        file = tmp_path / "c" / "v" / name
+        file.unlink()
+        file.write_text(text)
+    os.truncate(tmp_path / "c" / "v" / "out", size)
+    command = [sys.executable, "-m", "varstore", "seal", str(tmp_path / "c")]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, env=environment())
+    while str(tmp_path / "c" / "v" / "out") not in open_files(process.pid):
+        assert process.poll() is None
+        time.sleep(0.01)
+    process.send_signal(signal.SIGINT)
+    assert process.wait(timeout=60) == 130
+    assert process.stderr.read() == b""
+    process.stderr.close()
+
+
+def open_files(pid):
+    found = []
+    for link in Path(f"/proc/{pid}/fd").iterdir():
+        try:
+            found.append(os.readlink(link))
+        except OSError:  # closed meanwhile
+            continue
+    return found
+
+
+def test_names_cannot_send_control_codes_to_a_terminal(tmp_path):
+    name = "evil\x1b[31m\nname[red]"
+    path = vs.save(tmp_path / "c", {name: np.zeros(1)}).path
+    shown = r"evil\x1b[31m"
+    for text in (terminal("ls", path)[1], run("ls", path).output, run("show", path, name).output):
+        assert shown in text
+        assert "evil\x1b" not in text
+    damage(vs.open(path)[name].path + "/out")
+    assert "\x1b[31mname" not in run("verify", path).output
+
+
+@given(text=st.text())
+def test_printable_text_is_printable(text):
+    shown = printable(text)
+    assert all(sign.isprintable() or sign == "\n" for sign in shown)
+    assert shown == text or not text.isprintable()
+
+
+def test_a_terminal_without_the_character_gets_its_escape(tmp_path):
+    path = vs.save(tmp_path / "c", {"权重": np.zeros(1)}).path
+    result = shell("ls", path, env=environment(PYTHONIOENCODING="latin-1"))
+    assert (result.returncode, result.stderr) == (0, "")
+    assert r"\u6743\u91cd" in result.stdout
+
+
+# help
+
+
+def test_help_lists_every_command_and_the_exit_codes():
+    output = shell("--help").stdout
+    listed = re.findall(r"^  (\w+) {2,}", output.partition("Commands:")[2], re.MULTILINE)
+    assert tuple(listed) == COMMANDS
+    assert "Exit status: 0" in output
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_explains_itself_with_examples(command):
+    result = run(command, "-h")
+    assert result.exit_code == 0
+    assert "Examples:\n" in result.output
+    assert f"  varstore {command} " in result.output
+
+
+def test_version():
+    assert shell("--version").stdout == f"varstore, version {vs.__version__}\n"

@@ -1,0 +1,116 @@
+"""Hostile pickles and zip files: each is one clear error in bounded time and memory, and no code runs."""
+
+from __future__ import annotations
+
+import json
+import pickle
+import struct
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.support import ROOT, run_python
+from varstore.errors import UnsafeContent
+from varstore.formats import oneflow, torch
+
+TESTS = ROOT / "tests"
+SECONDS = 5
+LONGEST_MESSAGE = 1000
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a folder with every hostile file; believing one of them would touch ``canary`` beside it."""
+    folder = tmp_path_factory.mktemp("hostile")
+    subprocess.run([sys.executable, TESTS / "make_hostile_pickles.py", folder, folder / "canary"], check=True)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def outcomes(corpus: Path) -> list[dict[str, Any]]:
+    """Return what became of each file, read in one child process of limited memory."""
+    command = [sys.executable, TESTS / "read_hostile.py", corpus]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-2000:]
+    return [json.loads(line) for line in done.stdout.splitlines()]
+
+
+def test_every_hostile_file_is_its_error(outcomes: list[dict[str, Any]], corpus: Path) -> None:
+    assert len(outcomes) == len(json.loads((corpus / "index.json").read_text())) > 600
+    wrong = [
+        outcome
+        for outcome in outcomes
+        if (outcome["error"] or "none") not in (outcome["kinds"] or ["none"])
+        or outcome["word"] not in outcome["message"]
+    ]
+    assert not wrong
+
+
+def test_every_error_names_the_file_and_is_short(outcomes: list[dict[str, Any]], corpus: Path) -> None:
+    for outcome in outcomes:
+        if outcome["kinds"]:
+            assert outcome["message"].startswith(f"{corpus / outcome['file']}: "), outcome
+            assert len(outcome["message"].removeprefix(str(corpus))) < LONGEST_MESSAGE, outcome
+
+
+def test_every_hostile_file_is_refused_soon(outcomes: list[dict[str, Any]]) -> None:
+    assert [outcome for outcome in outcomes if outcome["seconds"] > SECONDS] == []
+
+
+def test_no_code_ran(outcomes: list[dict[str, Any]], corpus: Path) -> None:
+    assert outcomes
+    assert not (corpus / "canary").exists()
+
+
+@pytest.mark.parametrize("name", ["reduce_global", "reduce_stack_global", "inst", "obj", "exec", "eval"])
+def test_python_itself_would_have_run_it(corpus: Path, tmp_path: Path, name: str) -> None:
+    subprocess.run([sys.executable, TESTS / "make_hostile_pickles.py", tmp_path, tmp_path / "canary"], check=True)
+    code = "import pickle, sys; pickle.load(open(sys.argv[1], 'rb'))"
+    run_python(code, tmp_path / f"megengine-{name}", check=False)
+    assert (tmp_path / "canary").exists()
+
+
+def test_the_error_says_what_the_file_would_have_done(tmp_path: Path) -> None:
+    class Evil:
+        def __reduce__(self) -> Any:
+            return exec, ("open('x', 'w')",)
+
+    path = tmp_path / "a.pt"
+    path.write_bytes(
+        pickle.dumps(0x1950A86A20F9469CFC6C) + pickle.dumps(1001) + pickle.dumps({}) + pickle.dumps(Evil())
+    )
+    with pytest.raises(UnsafeContent) as caught:
+        torch.read(path)
+    assert caught.value.path == str(path)
+    assert caught.value.problem == "this pickle would call builtins.exec(\"open('x', 'w')\")"
+    assert caught.value.where is not None
+    assert caught.value.where.startswith("byte ")
+
+
+def test_metadata_of_distributed_checkpoints_is_a_pickle_like_any_other(tmp_path: Path) -> None:
+    (tmp_path / ".metadata").write_bytes(b"cos\nsystem\n(S'touch x'\ntR.")
+    with pytest.raises(UnsafeContent, match=r"os\.system"):
+        torch.read(tmp_path)
+
+
+def test_a_link_out_of_a_folder_is_not_followed(tmp_path: Path) -> None:
+    (tmp_path / "outside").write_bytes(pickle.dumps({"protocol_version": 1, "data": {}}))
+    (tmp_path / "folder").mkdir()
+    for name, module in (("pickled_data", oneflow), (".metadata", torch)):
+        (tmp_path / "folder" / name).symlink_to(tmp_path / "outside")
+        with pytest.raises(UnsafeContent, match="leads out"):
+            module.read(tmp_path / "folder")
+        (tmp_path / "folder" / name).unlink()
+
+
+def test_oneflow_tensors_whose_meta_lies(tmp_path: Path) -> None:
+    for shape, text in (("4", "values"), (str(1 << 62), "2\\^63|overflow|large|values"), ("-1", "dim")):
+        path = tmp_path / shape
+        (path / "w").mkdir(parents=True)
+        (path / "w" / "meta").write_text(f"shape {{\n  dim: {shape}\n}}\ndata_type: kFloat\n")
+        (path / "w" / "out").write_bytes(struct.pack("<3f", 1, 2, 3))
+        with pytest.raises(ValueError, match=text):
+            oneflow.read(path)

@@ -1,0 +1,563 @@
+"""Hostile files of the formats without pickle: each is one clear error, in bounded time and memory."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import struct
+import subprocess
+import sys
+import tracemalloc
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from varstore.errors import (
+    CheckpointNotFound,
+    DigestMismatch,
+    FormatError,
+    SizeMismatch,
+    UnsafeContent,
+    UnsupportedDtype,
+    VarstoreError,
+)
+from varstore.formats import mindspore, numpy, onnx, registry, safetensors, wire, zarr
+
+DATA = Path(__file__).parent / "data" / "formats"
+MOST_MEMORY = 32 << 20
+HUGE = 1 << 40
+
+Case = tuple[str, Callable[[Path], Any], str, type[VarstoreError], str]
+
+
+def refuses(path: Path, format: str, error: type[VarstoreError], message: str) -> None:
+    """Read everything: it must end in exactly this error, naming where, without much memory."""
+    tracemalloc.start()
+    try:
+        with pytest.raises(error, match=message) as raised:
+            registry.read(path, format).state()
+        assert tracemalloc.get_traced_memory()[1] < MOST_MEMORY
+    finally:
+        tracemalloc.stop()
+    assert str(path.parent) in str(raised.value)
+
+
+# safetensors
+
+
+def header(text: object, data: bytes = b"", length: int | None = None) -> Callable[[Path], object]:
+    raw = text if isinstance(text, bytes) else json.dumps(text).encode()
+    return lambda path: path.write_bytes((len(raw) if length is None else length).to_bytes(8, "little") + raw + data)
+
+
+def tensor(begin: int, end: int, shape: object = (2,), dtype: object = "U8") -> dict[str, object]:
+    return {"dtype": dtype, "shape": shape, "data_offsets": [begin, end]}
+
+
+SAFETENSORS: tuple[Case, ...] = tuple(
+    (name, make, "safetensors", error, message)
+    for name, make, error, message in (
+        ("empty", lambda path: path.write_bytes(b""), SizeMismatch, "lies outside the file"),
+        ("length beyond the file", header({}, length=HUGE), SizeMismatch, "longer than the file can hold"),
+        ("length beyond any file", header({}, length=2**64 - 1), SizeMismatch, "longer than the file can hold"),
+        ("no JSON", header(b"{x}"), FormatError, "not valid JSON"),
+        ("no UTF-8", header(b'{"\xff": 1}'), FormatError, "not valid JSON"),
+        ("nested", header(b'{"a":' + b"[" * 100_000), FormatError, "not valid JSON"),
+        ("long number", header(b'{"a":' + b"9" * 5000 + b"}"), FormatError, "not valid JSON"),
+        ("a list", header([]), FormatError, "must be a JSON object"),
+        ("twice", header(b'{"a":1,"a":2}'), FormatError, "the name 'a' twice"),
+        ("missing fields", header({"a": {"dtype": "U8"}}), FormatError, "needs dtype, shape"),
+        ("not a dict", header({"a": 3}), FormatError, "needs dtype, shape"),
+        ("type", header({"a": tensor(0, 2, dtype="X9")}, b"12"), UnsupportedDtype, "unknown type"),
+        ("type list", header({"a": tensor(0, 2, dtype=[])}, b"12"), UnsupportedDtype, "unknown type"),
+        ("shape", header({"a": tensor(0, 2, shape=3)}, b"12"), FormatError, "must be a list"),
+        ("negative", header({"a": tensor(0, 2, shape=[-1, -2])}, b"12"), FormatError, "cannot be an array's"),
+        ("fraction", header({"a": tensor(0, 2, shape=[2.0])}, b"12"), FormatError, "cannot be an array's"),
+        ("true", header({"a": tensor(0, 2, shape=[True, 2])}, b"12"), FormatError, "cannot be an array's"),
+        ("dimensions", header({"a": tensor(0, 1, shape=[1] * 100)}, b"1"), FormatError, "cannot be an array's"),
+        ("overflow", header({"a": tensor(0, 2, shape=[2**40, 2**40])}, b"12"), FormatError, "cannot be an array's"),
+        ("empty overflow", header({"a": tensor(0, 0, shape=[0, 2**62, 2**62])}), FormatError, "cannot be an array's"),
+        ("too large", header({"a": tensor(0, 2, shape=[HUGE])}, b"12"), SizeMismatch, "do not fit"),
+        ("too small", header({"a": tensor(0, 2, shape=[1])}, b"12"), SizeMismatch, "do not fit"),
+        ("half a byte", header({"a": tensor(0, 2, shape=[3], dtype="F4")}, b"12"), FormatError, "whole byte"),
+        ("offsets", header({"a": {**tensor(0, 2), "data_offsets": [0]}}, b"12"), FormatError, "two integers"),
+        ("offset text", header({"a": {**tensor(0, 2), "data_offsets": ["0", 2]}}, b"12"), FormatError, "two integers"),
+        ("overlap", header({"a": tensor(0, 2), "b": tensor(1, 3)}, b"123"), FormatError, "overlaps another"),
+        ("same", header({"a": tensor(0, 2), "b": tensor(0, 2)}, b"12"), FormatError, "overlaps another"),
+        ("hole", header({"a": tensor(0, 2), "b": tensor(3, 5)}, b"12345"), FormatError, "belong to no tensor"),
+        ("hole first", header({"a": tensor(1, 3)}, b"123"), FormatError, "belong to no tensor"),
+        ("backwards", header({"a": tensor(2, 0)}, b"12"), FormatError, "belong to no tensor|before it begins"),
+        ("negative offset", header({"a": tensor(-2, 0)}, b"12"), FormatError, "overlaps another"),
+        ("behind the end", header({"a": tensor(0, 2)}, b"1"), SizeMismatch, "do not end where the file does"),
+        ("appended", header({"a": tensor(0, 2)}, b"123"), SizeMismatch, "do not end where the file does"),
+        ("metadata", header({"__metadata__": {"a": 1}}), FormatError, "must be names and text"),
+    )
+)
+
+
+@pytest.mark.parametrize("target", ["../x.safetensors", "/etc/passwd", "..", "", "a/b.safetensors", 3])
+def test_an_index_may_not_lead_out(tmp_path, target):
+    path = tmp_path / "m.safetensors.index.json"
+    path.write_text(json.dumps({"weight_map": {"a": target}}))
+    refuses(path, "safetensors", UnsafeContent, "outside its own folder")
+
+
+def test_an_index_that_lies(tmp_path):
+    path = tmp_path / "m.safetensors.index.json"
+    safetensors.write(str(tmp_path / "part.safetensors"), {"b": np.ones(1)})
+    path.write_text(json.dumps({"weight_map": {"a": "part.safetensors"}}))
+    refuses(path, "safetensors", FormatError, r"their files lack.*\['a'\]")
+    path.write_text(json.dumps({"weight_map": {"a": "no.safetensors"}}))
+    with pytest.raises(CheckpointNotFound):
+        safetensors.read(str(path))
+    path.write_text("[]")
+    refuses(path, "safetensors", FormatError, "must be a JSON object")
+
+
+# numpy
+
+
+def npy(descr: object, shape: object, data: bytes = b"", fortran: object = False, text: bytes | None = None) -> bytes:
+    raw = repr({"descr": descr, "fortran_order": fortran, "shape": shape}).encode() if text is None else text
+    return b"\x93NUMPY\x02\x00" + struct.pack("<I", len(raw)) + raw + data
+
+
+def as_file(content: bytes) -> Callable[[Path], object]:
+    return lambda path: path.write_bytes(content)
+
+
+def npz(
+    content: bytes, name: str = "a.npy", method: int = zipfile.ZIP_STORED, edit: Callable[[bytes], bytes] = bytes
+) -> Callable[[Path], object]:
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w", method) as archive:
+        info = zipfile.ZipInfo("placeholder")
+        info.compress_type = method
+        info.filename = name
+        archive.writestr(info, content)
+    return as_file(edit(buffer.getvalue()))
+
+
+def pickled_objects() -> bytes:
+    buffer = io.BytesIO()
+    np.save(buffer, np.array([print, None]), allow_pickle=True)
+    return buffer.getvalue()
+
+
+def with_sizes(size: int) -> Callable[[bytes], bytes]:
+    """Make both headers of the only member claim `size` bytes unpacked."""
+
+    def edit(raw: bytes) -> bytes:
+        at = raw.index(b"PK\1\2")
+        raw = raw[: at + 24] + struct.pack("<I", size) + raw[at + 28 :]
+        return raw[:22] + struct.pack("<I", size) + raw[26:]
+
+    return edit
+
+
+def overlapping(raw: bytes) -> bytes:
+    """Name the one member twice in the directory."""
+    at, end = raw.index(b"PK\1\2"), raw.index(b"PK\5\6")
+    entry = raw[at:end]
+    other = entry.replace(b"a.npy", b"b.npy")
+    tail = struct.pack("<4s4H2LH", b"PK\5\6", 0, 0, 2, 2, 2 * len(entry), at, 0)
+    return raw[:at] + entry + other + tail
+
+
+def damaged(raw: bytes) -> bytes:
+    at = raw.index(b"..DATA..")
+    return raw[:at] + b"..XXXX.." + raw[at + 8 :]
+
+
+STORED, DEFLATED, BZIP2 = zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2
+GOOD = npy("|u1", (8,), b"..DATA..")
+
+NUMPY: tuple[Case, ...] = tuple(
+    (name, make, "numpy", error, message)
+    for name, make, error, message in (
+        ("nothing", as_file(b""), FormatError, "neither an npy file nor a zip"),
+        ("version", as_file(b"\x93NUMPY\x09\x00"), FormatError, "unknown version"),
+        ("torn header", as_file(npy("<f4", (1,))[:20]), FormatError, "ends in its header"),
+        ("long header", as_file(b"\x93NUMPY\x02\x00" + struct.pack("<I", 2**31)), FormatError, "longer than 10000"),
+        ("code", as_file(npy(0, 0, text=b"__import__('os').system('true')")), FormatError, "not a dictionary"),
+        ("parentheses", as_file(npy(0, 0, text=b"(" * 9000)), FormatError, "not a dictionary"),
+        ("fields", as_file(npy(0, 0, text=b"{'descr': '<f4'}")), FormatError, "not a dictionary"),
+        ("unhashable", as_file(npy(0, 0, text=b"{[]: 1}")), FormatError, "not a dictionary"),
+        ("type", as_file(npy("<q9", (1,))), FormatError, "not a dictionary"),
+        ("type of types", as_file(npy(("<f4", (2,)), (1,))), FormatError, "impossible shape"),
+        ("no size", as_file(npy("|V0", (10,))), FormatError, "impossible shape"),
+        ("order", as_file(npy("<f4", (1,), b"1234", fortran=3)), FormatError, "impossible shape"),
+        ("shape", as_file(npy("<f4", [1], b"1234")), FormatError, "impossible shape"),
+        ("negative", as_file(npy("<f4", (-1,), b"1234")), FormatError, "cannot be an array's"),
+        ("overflow", as_file(npy("<f4", (2**40, 2**40), b"1234")), FormatError, "cannot be an array's"),
+        ("too large", as_file(npy("<f4", (HUGE,), b"1234")), SizeMismatch, "do not fit its header"),
+        ("appended", as_file(npy("<f4", (1,), b"12345")), SizeMismatch, "do not fit its header"),
+        ("objects", as_file(pickled_objects()), UnsafeContent, "pickles run code"),
+        ("objects in an archive", npz(pickled_objects()), UnsafeContent, "pickles run code"),
+        ("objects, compressed", npz(pickled_objects(), method=DEFLATED), UnsafeContent, "pickles run code"),
+        ("object in a struct", as_file(npy([("a", "|O")], (1,), b"12345678")), UnsafeContent, "pickles run code"),
+        ("no directory", as_file(b"PK\3\4" + bytes(50)), FormatError, "not a readable zip"),
+        ("absolute", npz(GOOD, "/etc/a.npy"), UnsafeContent, "leads out"),
+        ("dots", npz(GOOD, "x/../../a.npy"), UnsafeContent, "leads out"),
+        ("backslashes", npz(GOOD, "..\\a.npy"), UnsafeContent, "leads out"),
+        ("overlap", npz(GOOD, edit=overlapping), FormatError, "overlaps what follows"),
+        (
+            "damaged and large",
+            npz(npy("|u1", (90008,), bytes(90000) + b"..DATA.."), edit=damaged),
+            DigestMismatch,
+            "not those",
+        ),
+        ("lzma", npz(GOOD, method=zipfile.ZIP_LZMA), FormatError, "unknown compression"),
+        ("damaged", npz(GOOD, edit=damaged), DigestMismatch, "damaged|not those that were"),
+        ("claims more than stored", npz(GOOD, edit=with_sizes(2**31)), SizeMismatch, "can hold"),
+        ("claims a bomb", npz(npy("|u1", (2**31,)), method=DEFLATED, edit=with_sizes(2**31)), SizeMismatch, "can hold"),
+        (
+            "bomb behind a small shape",
+            npz(npy("|u1", (8,), bytes(50 << 20)), method=DEFLATED),
+            SizeMismatch,
+            "do not fit its header",
+        ),
+        (
+            "bomb behind a small size",
+            npz(npy("|u1", (8,), bytes(50 << 20)), method=BZIP2, edit=with_sizes(len(npy("|u1", (8,), bytes(8))))),
+            FormatError,
+            "damaged|another size",
+        ),
+        (
+            "promises more than comes",
+            npz(npy("|u1", (2**24,)), method=BZIP2, edit=with_sizes(len(npy("|u1", (2**24,))) + 2**24)),
+            FormatError,
+            "another size|damaged",
+        ),
+    )
+)
+
+
+# mindspore
+
+
+def message(number: int, *parts: bytes) -> bytes:
+    return wire.bytes_field(number, b"".join(parts))
+
+
+def value(tag: bytes = b"w", dims: tuple[int, ...] = (2,), kind: bytes = b"UInt8", data: bytes = b"12") -> bytes:
+    inner = b"".join(wire.int_field(1, extent) for extent in dims) + message(2, kind) + message(3, data)
+    return message(1, message(1, tag), message(2, inner))
+
+
+MINDSPORE: tuple[Case, ...] = tuple(
+    (name, make, "mindspore", error, text)
+    for name, make, error, text in (
+        ("short content", as_file(value(data=b"1")), SizeMismatch, "do not fit its shape"),
+        ("long content", as_file(value(data=b"123")), SizeMismatch, "do not fit its shape"),
+        ("huge shape", as_file(value(dims=(HUGE, 3))), SizeMismatch, "do not fit its shape"),
+        ("overflow", as_file(value(dims=(2**40, 2**40))), FormatError, "cannot be an array's"),
+        ("negative", as_file(value(dims=(-1, -2))), FormatError, "cannot be an array's"),
+        ("dimensions", as_file(value(dims=(1,) * 100, data=b"1")), FormatError, "cannot be an array's"),
+        ("slices differ", as_file(value(dims=(4,)) + value(dims=(5,))), FormatError, "slices of one parameter differ"),
+        ("slice types differ", as_file(value(dims=(4,)) + value(dims=(4,), kind=b"Int8")), FormatError, "differ"),
+        ("torn", as_file(value()[:-1]), FormatError, "no Checkpoint message"),
+        ("inner length", as_file(b"\x0a\x04\x0a\x7fab"), FormatError, "no Value message"),
+        ("length beyond any file", as_file(b"\x0a" + b"\xff" * 9 + b"\x01"), FormatError, "no Checkpoint message"),
+        ("endless varint", as_file(b"\xff" * 40), FormatError, "cut off or endless"),
+        ("group", as_file(b"\x0b\x0c"), FormatError, "wire type 3"),
+        ("field 0", as_file(b"\x02\x00"), FormatError, "field 0"),
+        ("no tag", as_file(message(1, message(2, message(2, b"Int8")))), FormatError, "no tag"),
+        ("no tensor", as_file(message(1, message(1, b"w"))), FormatError, "no tensor for 'w'"),
+        ("tag", as_file(value(tag=b"\xff")), FormatError, "not UTF-8"),
+        ("text", as_file(value(kind=b"str", data=b"\xff\xff\xff\xff")), FormatError, "not UTF-32"),
+        ("unknown type", as_file(value(kind=b"Int128")), UnsupportedDtype, "Int128"),
+        (
+            "map slices",
+            as_file(message(1, message(1, b"w"), message(3)) + value(tag=b"v", data=b"1")),
+            SizeMismatch,
+            "v",
+        ),
+    )
+)
+
+
+# onnx
+
+
+def model(*initializers: bytes) -> Callable[[Path], object]:
+    graph = b"".join(message(5, initializer) for initializer in initializers)
+    return as_file(wire.int_field(1, 8) + message(7, graph))
+
+
+def proto(kind: int, dims: tuple[int, ...], *fields: bytes, name: bytes = b"w") -> bytes:
+    return (
+        b"".join(wire.int_field(1, extent) for extent in dims)
+        + wire.int_field(2, kind)
+        + message(8, name)
+        + b"".join(fields)
+    )
+
+
+def external(**entries: str) -> bytes:
+    texts = (message(13, message(1, key.encode()), message(2, text.encode())) for key, text in entries.items())
+    return b"".join(texts) + wire.int_field(14, 1)
+
+
+ONNX: tuple[Case, ...] = tuple(
+    (name, make, "onnx", error, text)
+    for name, make, error, text in (
+        ("no graph", as_file(wire.int_field(1, 8)), FormatError, "no graph"),
+        ("two graphs", as_file(message(7) + message(7)), FormatError, "two graphs"),
+        ("torn", as_file(wire.int_field(1, 8) + wire.bytes_head(7, HUGE)), FormatError, "no ModelProto message"),
+        ("graph length", as_file(message(7, wire.bytes_head(5, 100))), FormatError, "no GraphProto message"),
+        ("raw too short", model(proto(1, (2,), message(9, b"1234567"))), SizeMismatch, "do not fit"),
+        ("raw too long", model(proto(1, (2,), message(9, b"123456789"))), SizeMismatch, "do not fit"),
+        ("huge raw", model(proto(1, (HUGE,), message(9, b"1"))), SizeMismatch, "do not fit"),
+        ("huge typed", model(proto(1, (HUGE,), message(4, bytes(8)))), SizeMismatch, "do not fit"),
+        ("floats missing", model(proto(1, (4,), message(4, bytes(8)))), SizeMismatch, "do not fit"),
+        ("integers missing", model(proto(6, (4,), message(5, b"\1\2\3"))), SizeMismatch, "3 integers"),
+        ("integer torn", model(proto(6, (4,), message(5, b"\1\2\3\xff"))), SizeMismatch, "a cut off integer"),
+        ("wrong wire type", model(proto(6, (1,), b"\x2d1234")), FormatError, "wire type 5 for values"),
+        ("negative", model(proto(1, (-1,), message(9, b""))), FormatError, "cannot be an array's"),
+        ("dimensions", model(proto(1, (1,) * 100, message(9, b"1234"))), FormatError, "more than 64 dimensions"),
+        ("twice", model(proto(2, (1,), message(9, b"1")), proto(2, (1,), message(9, b"1"))), FormatError, "one name"),
+        ("type", model(proto(99, (1,), message(9, b"1"))), UnsupportedDtype, "data type 99"),
+        ("segment", model(proto(2, (1,), message(3), message(9, b"1"))), UnsupportedDtype, "a segment"),
+        ("above", model(proto(2, (1,), external(location="../x"))), UnsafeContent, "outside the model's folder"),
+        ("absolute", model(proto(2, (1,), external(location="/etc/passwd"))), UnsafeContent, "outside the model's"),
+        ("itself", model(proto(2, (1,), external(location="."))), UnsafeContent, "outside the model's"),
+        ("no location", model(proto(2, (1,), external(offset="1"))), UnsafeContent, "outside the model's"),
+        ("NUL", model(proto(2, (1,), external(location="a\0b"))), UnsafeContent, "outside the model's"),
+        ("link", model(proto(2, (1,), external(location="leads-out"))), UnsafeContent, "outside the model's"),
+        ("no number", model(proto(2, (1,), external(location="data", offset="x"))), FormatError, "must be integers"),
+        ("long number", model(proto(2, (1,), external(location="data", offset="9" * 5000))), FormatError, "integers"),
+        (
+            "behind",
+            model(proto(2, (1,), external(location="data", offset="99"))),
+            SizeMismatch,
+            "lies outside the file",
+        ),
+        (
+            "before",
+            model(proto(2, (1,), external(location="data", offset="-1"))),
+            SizeMismatch,
+            "lies outside the file",
+        ),
+        ("length", model(proto(2, (1,), external(location="data", length="2"))), SizeMismatch, "do not fit"),
+    )
+)
+
+CASES = SAFETENSORS + NUMPY + MINDSPORE + ONNX
+
+
+@pytest.mark.parametrize(("name", "make", "format", "error", "message"), CASES, ids=[f"{c[2]}: {c[0]}" for c in CASES])
+def test_hostile(tmp_path, name, make, format, error, message):
+    path = tmp_path / "hostile-file"
+    (tmp_path / "data").write_bytes(b"1234")
+    (tmp_path / "leads-out").symlink_to("/etc/passwd")
+    make(path)
+    refuses(path, format, error, message)
+
+
+# zarr
+
+
+def tree(path: Path, **changes: object) -> Path:
+    metadata = {
+        "zarr_format": 3, "node_type": "array", "shape": [4], "data_type": "uint8", "fill_value": 0, "attributes": {},
+        "chunk_grid": {"name": "regular", "configuration": {"chunk_shape": [4]}},
+        "chunk_key_encoding": {"name": "default", "configuration": {"separator": "/"}},
+        "codecs": [{"name": "bytes"}],
+    }  # fmt: skip
+    (path / "a/c").mkdir(parents=True)
+    (path / "zarr.json").write_text('{"zarr_format": 3, "node_type": "group", "attributes": {}}')
+    (path / "a/zarr.json").write_text(json.dumps(metadata | changes))
+    (path / "a/c/0").write_bytes(b"1234")
+    return path
+
+
+def test_the_tree_that_is_changed_below_reads(tmp_path):
+    assert registry.read(tree(tmp_path / "x"))["a"].tobytes() == b"1234"
+
+
+@pytest.mark.parametrize(
+    ("changes", "error", "message"),
+    [
+        ({"shape": [HUGE]}, SizeMismatch, "far larger than what lies on the disk"),
+        ({"shape": [2**40, 2**40]}, FormatError, "does not take|cannot be an array's"),
+        ({"shape": [-4]}, FormatError, "does not take"),
+        ({"shape": "x"}, FormatError, "does not take"),
+        (
+            {"chunk_grid": {"name": "regular", "configuration": {"chunk_shape": [HUGE]}}},
+            SizeMismatch,
+            "far larger than what lies on the disk",
+        ),
+        ({"codecs": [{"name": "bytes"}, {"name": "evil"}]}, UnsafeContent, "not known to be harmless: found 'evil'"),
+        ({"codecs": [{"name": "numcodecs.pickle"}]}, UnsafeContent, "not known to be harmless"),
+        (
+            {"codecs": [{"name": "sharding_indexed", "configuration": {"index_codecs": [{"name": "pickle"}]}}]},
+            UnsafeContent,
+            "not known to be harmless",
+        ),
+        ({"codecs": [{"name": "bytes"}, {"name": "gzip"}]}, FormatError, "does not take|cannot be read"),
+        ({"data_type": "object"}, FormatError, "does not take"),
+    ],
+)
+def test_hostile_zarr_metadata(tmp_path, changes, error, message):
+    refuses(tree(tmp_path / "x.zarr", **changes), "zarr", error, message)
+
+
+def test_zarr_v2_may_not_unpickle(tmp_path):
+    path = tmp_path / "x.zarr"
+    path.mkdir()
+    fields = {"zarr_format": 2, "shape": [1], "chunks": [1], "dtype": "|O", "fill_value": 0, "order": "C"}
+    (path / ".zarray").write_text(json.dumps({**fields, "compressor": None, "filters": [{"id": "pickle"}]}))
+    (path / "0").write_bytes(b"cos\nsystem\n(S'touch pwned'\ntR.")
+    refuses(path, "zarr", UnsafeContent, "not known to be harmless: found 'pickle'")
+    assert not Path("pwned").exists()
+
+
+@pytest.mark.parametrize("link", ["a/c/0", "a/c", "a/zarr.json", "b"])
+def test_zarr_links_may_not_lead_out(tmp_path, link):
+    path = tree(tmp_path / "x.zarr")
+    outside = tree(tmp_path / "outside")
+    target = path / link
+    if target.is_dir():
+        (target / "0").unlink()
+        target.rmdir()
+    elif target.exists():
+        target.unlink()
+    target.symlink_to(outside / "a" if link == "b" else outside / link)
+    refuses(path, "zarr", UnsafeContent, "leads out of the tree")
+
+
+def test_zarr_links_may_not_go_round(tmp_path):
+    path = tree(tmp_path / "x.zarr")
+    (path / "group").mkdir()
+    (path / "group/round").symlink_to(path / "group")
+    refuses(path, "zarr", UnsafeContent, "leads back")
+
+
+@pytest.mark.parametrize("text", ["[]", "{", "[" * 100_000, ""])
+def test_zarr_metadata_that_is_none(tmp_path, text):
+    path = tree(tmp_path / "x.zarr")
+    (path / "a/zarr.json").write_text(text)
+    with pytest.raises(FormatError, match=r"not valid JSON|must be a JSON object"):
+        zarr.read(str(path))
+
+
+# orbax
+
+
+@pytest.mark.parametrize(
+    ("metadata", "error", "message"),
+    [
+        ("{", FormatError, "not valid JSON"),
+        ("{}", FormatError, "not Orbax's metadata"),
+        ({"a": {}}, FormatError, "metadata of a leaf"),
+        ({"a": {"key_metadata": [{"key": "..", "key_type": 2}, {"key": "/etc", "key_type": 2}]}}, None, "leads out"),
+        ({"a": {"key_metadata": [{"key": "no", "key_type": 2}]}}, FormatError, "no zarr array lies there"),
+        ({"a": {"key_metadata": []}}, FormatError, "no zarr array lies there|within another"),
+    ],
+)
+def test_hostile_orbax(tmp_path, metadata, error, message):
+    path = tmp_path / "ckpt"
+    path.mkdir()
+    if isinstance(metadata, dict):
+        for leaf in metadata.values():
+            if "key_metadata" in leaf:
+                leaf["value_metadata"] = {"value_type": "jax.Array"}
+        metadata = json.dumps({"tree_metadata": metadata, "use_ocdbt": False})
+    (path / "_METADATA").write_text(metadata)
+    with pytest.raises(error or FormatError, match=f"{message}|no zarr array lies there" if error is None else message):
+        registry.read(path)
+
+
+def test_orbax_leaves_may_not_lead_out(tmp_path):
+    tree(tmp_path / "secret")
+    path = tmp_path / "ckpt"
+    path.mkdir()
+    leaf = {"key_metadata": [{"key": "x/../../secret/a", "key_type": 2}], "value_metadata": {"value_type": "jax.Array"}}
+    (path / "_METADATA").write_text(json.dumps({"tree_metadata": {"a": leaf}, "use_ocdbt": False}))
+    (path / "x").mkdir()
+    with pytest.raises(UnsafeContent, match="leads out of the tree"):
+        registry.read(path)
+
+
+# any file at all
+
+
+READERS: dict[str, Callable[[str], Any]] = {
+    "numpy/weights_c.npz": numpy.read,
+    "numpy/weights.npz": numpy.read,
+    "numpy/one.npy": numpy.read,
+    "safetensors/model.safetensors": safetensors.read,
+    "mindspore/dtypes.ckpt": mindspore.read,
+    "mindspore/lenet_crc.ckpt": mindspore.read,
+    "onnx/torch_export.onnx": onnx.read,
+}
+
+
+@pytest.mark.parametrize("fixture", READERS)
+def test_a_damaged_file_reads_or_is_one_clear_error(tmp_path, fixture):
+    content = (DATA / fixture).read_bytes()
+    path = tmp_path / "damaged"
+
+    @settings(max_examples=150, deadline=None)
+    @given(st.lists(st.tuples(st.integers(0, len(content) - 1), st.integers(0, 255)), max_size=4), st.integers(0, 40))
+    def check(changes, cut):
+        damaged = bytearray(content)
+        for position, byte in changes:
+            damaged[position] = byte
+        path.write_bytes(damaged[: len(damaged) - cut])
+        for read in (READERS[fixture], registry.read):
+            try:
+                opened = read(str(path))
+            except VarstoreError:
+                continue
+            for name in opened:
+                try:
+                    assert opened[name].shape == opened.lazy(name).shape
+                except VarstoreError:
+                    continue
+
+    check()
+
+
+def test_a_file_that_changes_is_noticed(tmp_path):
+    path = str(tmp_path / "x.safetensors")
+    safetensors.write(path, {"a": np.zeros(2)})
+    opened = safetensors.read(path)
+    safetensors.write(path, {"a": np.ones(2)})
+    with pytest.raises(FormatError, match="changed since it was opened"):
+        opened["a"]
+
+
+def test_pipes_and_folders_are_no_files(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    for read in (safetensors.read, numpy.read, mindspore.read, onnx.read):
+        with pytest.raises(FormatError, match="not a regular file"):
+            read(str(tmp_path / "pipe"))
+        with pytest.raises(FormatError, match="not a regular file"):
+            read(str(tmp_path))
+        with pytest.raises(CheckpointNotFound):
+            read(str(tmp_path / "none"))
+    with pytest.raises(CheckpointNotFound):
+        registry.detect(tmp_path / "none")
+
+
+def test_no_framework_is_imported():
+    script = """
+import sys
+from varstore.formats import mindspore, numpy, onnx, orbax, registry, safetensors, zarr
+for name in sys.argv[1:]:
+    registry.read(name).state()
+found = {"torch", "onnx", "mindspore", "jax", "safetensors", "zarr", "tensorstore", "cryptography"} & set(sys.modules)
+assert not found, found
+"""
+    files = [str(DATA / fixture) for fixture in READERS]
+    done = subprocess.run([sys.executable, "-c", script, *files], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr

@@ -1,0 +1,348 @@
+"""The manifest's bytes: they come back as they were, and nothing torn, edited or contradictory gets through."""
+
+from __future__ import annotations
+
+import json
+import struct
+import subprocess
+import sys
+
+import pytest
+import xxhash
+from hypothesis import given
+from hypothesis import strategies as st
+from support import FIXTURES, ROOT, names
+
+from varstore._gen import manifest_pb2
+from varstore.errors import InvalidName, ManifestError, UsageError
+from varstore.spec.dtypes import TABLE
+from varstore.spec.manifest import (
+    BLOCK,
+    DIGEST_SIZE,
+    FORMAT_VERSION,
+    Entry,
+    Manifest,
+    attributes_json,
+    block_count,
+    frame,
+    to_json,
+)
+from varstore.spec.meta import Meta
+from varstore.spec.names import Folder, folder_of
+
+GOLDEN = FIXTURES / "golden" / "manifest_v1"
+FLOAT, BFLOAT16 = (next(row for row in TABLE if row.name == name) for name in ("kFloat", "kBFloat16"))
+
+json_values = st.recursive(
+    st.one_of(
+        st.none(),
+        st.booleans(),
+        st.integers(),
+        st.floats(allow_nan=False),
+        st.text(st.characters(exclude_categories=["Cs"]), max_size=8),
+    ),
+    lambda inner: st.one_of(
+        st.lists(inner, max_size=3), st.dictionaries(st.text(st.characters(exclude_categories=["Cs"])), inner, max_size=3)
+    ),
+    max_leaves=6,
+)
+attributes = st.dictionaries(st.text(st.characters(exclude_categories=["Cs"]), max_size=8), json_values, max_size=3)
+
+
+@st.composite
+def entries(draw: st.DrawFn, name: str) -> Entry:
+    row = draw(st.sampled_from(TABLE))
+    shape = tuple(draw(st.lists(st.integers(0, 3000), max_size=3)))
+    meta = Meta(shape=shape, data_type=row)
+    encoding = draw(st.sampled_from(["raw", "raw", "zarr"]))
+    raw_size = meta.elements * (row.dtype.itemsize if row.dtype is not None else draw(st.integers(1, 16)))
+    nbytes = raw_size * draw(st.sampled_from([1, 2] if row is BFLOAT16 else [1]))
+    if encoding != "raw":
+        nbytes = draw(st.integers(0, 1 << 40))
+    count = block_count(nbytes)
+    digest = draw(st.binary(min_size=DIGEST_SIZE, max_size=DIGEST_SIZE))
+    return Entry(
+        name=name,
+        folder=draw(st.sampled_from([folder_of(name), Folder("literal")])),
+        meta=meta,
+        nbytes=nbytes,
+        digests=digest * count if count < 1000 and draw(st.booleans()) else b"",
+        encoding=encoding,
+        attributes=draw(attributes),
+        meta_digest=draw(st.sampled_from([b"", digest])),
+        witnessed=True,
+    )
+
+
+@st.composite
+def manifests(draw: st.DrawFn) -> Manifest:
+    made: dict[str, Entry] = {name: draw(entries(name)) for name in draw(st.lists(names, unique=True, max_size=4))}
+    if made and draw(st.booleans()):
+        first = next(iter(made.values()))
+        fields = {field: getattr(first, field) for field in ("meta", "nbytes", "digests", "encoding")}
+        made["tied to it"] = Entry(
+            name="tied to it", folder=Folder("tied"), alias_of=first.name, witnessed=True, **fields
+        )
+    return Manifest(
+        writer=draw(st.text(st.characters(exclude_categories=["Cs"]), max_size=8)),
+        time_ns=draw(st.integers(-(1 << 63), (1 << 63) - 1)),
+        attributes=draw(attributes),
+        tree=draw(st.one_of(st.just(""), json_values.map(json.dumps))),
+        entries=made,
+    )
+
+
+def decode(data: bytes) -> Manifest:
+    """Decode every entry, not only the list of names."""
+    manifest = Manifest.decode(data, path="ckpt/manifest")
+    for name in manifest.entries:
+        assert manifest.entries[name].name == name
+    return manifest
+
+
+# --- round trip --------------------------------------------------------------------------------------------------
+
+
+@given(manifests())
+def test_a_manifest_comes_back_as_it_was(manifest):
+    found = decode(manifest.encode())
+    assert (found.writer, found.time_ns, found.tree) == (manifest.writer, manifest.time_ns, manifest.tree)
+    assert dict(found.attributes) == dict(manifest.attributes)
+    assert list(found.entries) == list(manifest.entries)
+    assert dict(found.entries) == dict(manifest.entries)
+    assert found.encode() == manifest.encode()
+
+
+def test_the_header_is_what_the_docstring_says():
+    body = manifest_pb2.Manifest(format_version=1, writer="w").SerializeToString()
+    data = Manifest(writer="w", time_ns=0, attributes={}, tree="", entries={}).encode()
+    assert data == b"varstore" + struct.pack("<IIQ", 1, 0, len(body)) + xxhash.xxh3_128_digest(body) + body
+
+
+def test_the_golden_manifest_reads_as_its_json_says_and_is_written_the_same_today():
+    manifest = decode(GOLDEN.read_bytes())
+    truth = json.loads(GOLDEN.with_suffix(".json").read_text())
+    variables = truth.pop("variables")
+    assert {key: getattr(manifest, key) for key in truth} == truth
+    assert list(manifest.entries) == [facts["name"] for facts in variables]
+    for facts in variables:
+        entry = manifest.entries[facts["name"]]
+        assert entry.folder == facts.get("folder", facts["name"])
+        assert entry.meta is not None
+        assert (list(entry.meta.shape), entry.meta.data_type.name) == (facts["shape"], facts["type"])
+        assert (entry.nbytes, entry.alias_of) == (facts["nbytes"], facts.get("alias_of", ""))
+        assert (entry.digests.hex(), entry.meta_digest.hex()) == (facts.get("digests", ""), facts.get("meta_digest", ""))
+        assert (entry.encoding, dict(entry.attributes)) == (facts.get("encoding", "raw"), facts.get("attributes", {}))
+        assert entry.witnessed
+    assert manifest.encode() == GOLDEN.read_bytes()
+
+
+def test_the_golden_is_what_its_tool_makes():
+    done = subprocess.run([sys.executable, ROOT / "tools" / "make_golden.py"], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize(("nbytes", "count"), [(0, 0), (1, 1), (BLOCK, 1), (BLOCK + 1, 2), (1 << 40, 1 << 16)])
+def test_a_digest_covers_16_mib(nbytes, count):
+    assert BLOCK == 16 * 1024 * 1024
+    assert block_count(nbytes) == count
+
+
+# --- torn and edited ---------------------------------------------------------------------------------------------
+
+
+def test_every_flipped_byte_is_noticed():
+    data = GOLDEN.read_bytes()
+    for position in range(len(data)):
+        for mask in (0x01, 0x80, 0xFF):
+            damaged = bytearray(data)
+            damaged[position] ^= mask
+            with pytest.raises(ManifestError, match="^ckpt/manifest: "):
+                Manifest.decode(bytes(damaged), path="ckpt/manifest")
+
+
+def test_every_truncation_and_every_longer_file_is_noticed():
+    data = GOLDEN.read_bytes()
+    for length in range(len(data)):
+        with pytest.raises(ManifestError, match=r"^ckpt/manifest: the manifest is torn: found \d+ bytes.*salvage"):
+            Manifest.decode(data[:length], path="ckpt/manifest")
+    with pytest.raises(ManifestError, match="the manifest is torn"):
+        Manifest.decode(data + b"\0", path="ckpt/manifest")
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (b"", "the manifest is torn: found 0 bytes. Open with allow_incomplete=True"),
+        (b"\x93NUMPY" + bytes(100), "not a varstore manifest: found 934e554d5059"),
+        (b"varstore" + struct.pack("<IIQ", 1, 7, 0) + bytes(16), "not a varstore manifest"),
+        (
+            b"varstore" + struct.pack("<IIQ", 2, 0, 0) + bytes(16),
+            "a format version that this varstore cannot read: found 2, expected 1. Upgrade varstore",
+        ),
+        (b"varstore" + struct.pack("<IIQ", 1, 0, 0) + bytes(16), "was damaged or edited: its digest differs"),
+        (frame(b"\xff\xff\xff"), "the body is not a manifest"),
+        (frame(b"\x12\x01\xff"), "the body is not a manifest"),  # a writer that is not UTF-8
+        (frame(b""), "the body is of another format version than its header: found 0, expected 1"),
+        (frame(b"\x08\x02"), "the body is of another format version than its header: found 2, expected 1"),
+    ],
+)
+def test_each_kind_of_damage_is_told(data, message):
+    with pytest.raises(ManifestError, match=message) as caught:
+        Manifest.decode(data, path="ckpt/manifest")
+    assert caught.value.path == "ckpt/manifest"
+
+
+# --- hostile, behind a valid header ------------------------------------------------------------------------------
+
+D = bytes(DIGEST_SIZE)
+WEIGHT = {"name": "w", "shape": [2, 3], "data_type": FLOAT.number, "size": 24, "digests": D}
+
+HOSTILE_VARIABLES = {
+    "folder up": ({"folder": "../x"}, r"variable 'w': the folder would lead out of the checkpoint: found \.\./x"),
+    "folder absolute": ({"folder": "/etc"}, "would lead out of the checkpoint: found /etc"),
+    "folder up later": ({"folder": "a/../../b"}, "would lead out of the checkpoint"),
+    "folder here": ({"folder": "."}, "would lead out of the checkpoint"),
+    "folder with an empty part": ({"folder": "a//b"}, "would lead out of the checkpoint"),
+    "folder with NUL": ({"folder": "a\0b"}, "would lead out of the checkpoint"),
+    "name up without a folder": ({"name": "../x"}, r"variable '\.\./x': the folder would lead out"),
+    "no name and no folder": ({"name": ""}, "variable '': the folder would lead out"),
+    "no name": ({"name": "", "folder": "w"}, "contradicts itself: a variable has no name"),
+    "size too small": ({"size": 23}, r"contradicts itself: 23 bytes do not hold shape \[2, 3\] of kFloat"),
+    "size too large": ({"size": 25}, r"25 bytes do not hold shape \[2, 3\] of kFloat"),
+    "size huge": ({"size": (1 << 64) - 1}, "18446744073709551615 bytes do not hold shape"),
+    "shape larger": ({"shape": [2, 4]}, r"24 bytes do not hold shape \[2, 4\]"),
+    "type wider": ({"data_type": 3}, "24 bytes do not hold .* of kDouble"),
+    "bfloat16 of three bytes": ({"data_type": BFLOAT16.number, "size": 18}, "18 bytes do not hold .* of kBFloat16"),
+    "type zero": ({"data_type": 0}, "variable 'w': an unknown data type: found 0"),
+    "type unknown": ({"data_type": 999}, "an unknown data type: found 999"),
+    "type negative": ({"data_type": -1}, "an unknown data type: found -1"),
+    "dimension negative": ({"shape": [-2, -3]}, r"contradicts itself: a dimension is negative: found \[-2, -3\]"),
+    "dimensions overflow": ({"shape": [1 << 62, 4], "size": 0}, "contradicts itself: the dimensions overflow"),
+    "overflow beside a zero": ({"shape": [0, 1 << 62], "size": 0, "digests": b""}, "the dimensions overflow"),
+    "too many dimensions": ({"shape": [1] * 65, "size": 4}, "too many dimensions: found 65, expected at most 64"),
+    "digest short": ({"digests": D[:-1]}, "contradicts itself: 15 bytes of digests do not cover 24 bytes"),
+    "digest long": ({"digests": D + D}, "32 bytes of digests do not cover 24 bytes"),
+    "digest of nothing": ({"shape": [0], "size": 0}, "16 bytes of digests do not cover 0 bytes"),
+    "meta digest short": ({"meta_digest": b"abc"}, "contradicts itself: 3 bytes are not the digest of a meta"),
+    "attributes torn": ({"attributes": '{"a":'}, "variable 'w': attributes that are not JSON"),
+    "attributes a list": ({"attributes": "[1]"}, "variable 'w': attributes that are not a JSON object"),
+    "attributes null": ({"attributes": "null"}, "attributes that are not a JSON object"),
+    "attributes deep": ({"attributes": '{"a":' * 100_000}, "attributes that are not JSON"),
+    "attributes with a huge integer": ({"attributes": '{"a":' + "9" * 5000 + "}"}, "attributes that are not JSON"),
+    "alias of nothing": ({"alias_of": "v"}, "an alias of 'v', which is not the same values"),
+    "alias of itself": ({"alias_of": "w"}, "an alias of 'w', which is not the same values"),
+}
+
+
+def hostile(*variables: dict, **fields) -> bytes:
+    listed = [manifest_pb2.Variable(**variable) for variable in variables]
+    return frame(manifest_pb2.Manifest(format_version=FORMAT_VERSION, variables=listed, **fields).SerializeToString())
+
+
+def test_the_variable_that_the_hostile_ones_are_made_from_is_good():
+    (entry,) = decode(hostile(WEIGHT)).entries.values()
+    assert (entry.name, entry.folder, entry.nbytes) == ("w", "w", 24)
+
+
+@pytest.mark.parametrize("case", HOSTILE_VARIABLES)
+def test_a_hostile_variable_is_refused_when_it_is_asked_for(case):
+    change, message = HOSTILE_VARIABLES[case]
+    variable = WEIGHT | change
+    manifest = Manifest.decode(hostile(WEIGHT | {"name": "good"}, variable), path="ckpt/manifest")
+    assert manifest.entries["good"].nbytes == 24
+    for _ in range(2):  # asking again does not help
+        with pytest.raises(ManifestError, match=message) as caught:
+            manifest.entries[variable["name"]]
+    assert (caught.value.path, caught.value.variable) == ("ckpt/manifest", variable["name"])
+
+
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [
+        ({}, {"shape": [3, 2]}),
+        ({}, {"data_type": 5}),
+        ({}, {"digests": b"\1" * 16}),
+        ({}, {"shape": [6, 2], "size": 48}),
+        ({"alias_of": "b"}, {}),
+    ],
+    ids=["shape", "type", "digest", "size", "each other"],
+)
+def test_an_alias_must_be_what_it_names(first, second):
+    a = WEIGHT | {"name": "a"} | first
+    b = WEIGHT | {"name": "b", "alias_of": "a"} | second
+    with pytest.raises(ManifestError, match="variable 'b': .* an alias of 'a', which is not the same values"):
+        _ = Manifest.decode(hostile(a, b), path="ckpt/manifest").entries["b"]
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (hostile(WEIGHT, WEIGHT), "variable 'w': a variable is listed twice"),
+        (hostile({"name": "a"}, WEIGHT, {"name": "b"}, WEIGHT), "variable 'w': a variable is listed twice"),
+        (hostile(attributes="{"), "attributes that are not JSON"),
+        (hostile(attributes='"text"'), "attributes that are not a JSON object"),
+    ],
+)
+def test_a_hostile_whole_is_refused_at_once(data, message):
+    with pytest.raises(ManifestError, match=f"^ckpt/manifest: {message}"):
+        Manifest.decode(data, path="ckpt/manifest")
+
+
+# --- what cannot be written --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        ({1: 2}, "the key 1, which is not a string"),
+        ({"a": [{None: 2}]}, "the key None, which is not a string"),
+        ({"a": b"x"}, "bytes is not JSON serializable"),
+        ({"a": {1, 2}}, "set is not JSON serializable"),
+        ({"a": 1j}, "complex is not JSON serializable"),
+        ({"a": "\ud800"}, "surrogates not allowed"),
+        ({"\udfff": 1}, "surrogates not allowed"),
+    ],
+)
+def test_what_is_not_json_is_refused(value, message):
+    with pytest.raises(UsageError, match=f"variable 'v': attributes must be JSON: found .*{message}"):
+        attributes_json(value, variable="v")
+
+
+def test_a_loop_is_refused():
+    loop: dict = {}
+    loop["a"] = loop
+    with pytest.raises(UsageError, match="must be JSON"):
+        to_json(loop, what="tree")
+
+
+@pytest.mark.parametrize("value", [[1], "text", 3])
+def test_attributes_are_a_mapping(value):
+    with pytest.raises(UsageError, match="attributes must be a mapping of strings to JSON: found (list|str|int)"):
+        attributes_json(value)
+
+
+@given(attributes)
+def test_attributes_read_back_as_they_were_given(value):
+    assert json.loads(attributes_json(value) or "{}") == value
+
+
+def test_nan_and_infinity_read_back():
+    given_values = {"a": float("inf"), "b": [float("-inf")], "c": float("nan")}
+    found = json.loads(attributes_json(given_values))
+    assert (found["a"], found["b"]) == (float("inf"), [float("-inf")])
+    assert found["c"] != found["c"]
+
+
+def test_a_folder_whose_name_is_not_unicode_is_refused():
+    entry = Entry(name="a\udcff", folder=Folder("a\udcff"), meta=Meta(shape=(), data_type=FLOAT), nbytes=4)
+    manifest = Manifest(writer="w", time_ns=0, attributes={}, tree="", entries={entry.name: entry})
+    with pytest.raises(InvalidName, match=r"variable 'a\\udcff': .* not valid Unicode .* Rename its folder"):
+        manifest.encode()
+
+
+def test_a_variable_without_meta_is_refused():
+    entry = Entry(name="a", folder=Folder("a"), meta=None, nbytes=4)
+    manifest = Manifest(writer="w", time_ns=0, attributes={}, tree="", entries={"a": entry})
+    with pytest.raises(UsageError, match="variable 'a': a variable without meta cannot be in a manifest"):
+        manifest.encode()

@@ -1,0 +1,145 @@
+"""Time candidates against each other: in turn, each in a fresh place, several rounds, medians.
+
+Nothing is deleted before the end (deleting many files slows the disk for seconds), and after each write
+the disk is left to finish outside the clock.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import resource
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Collection, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+Prepared = Callable[[], Any]
+_MANY = 1000
+
+
+@dataclass(kw_only=True)
+class Timing:
+    """Seconds of one candidate at one task, a figure a round."""
+
+    seconds: list[float] = field(default_factory=list)
+
+    @property
+    def median(self) -> float:
+        """The figure to quote."""
+        return statistics.median(self.seconds)
+
+    @property
+    def spread(self) -> str:
+        """The fastest and slowest round."""
+        return f"{min(self.seconds):.3f}-{max(self.seconds):.3f}"
+
+
+class Place:
+    """A folder on the disk to be measured that hands out fresh paths and goes away with all at the end."""
+
+    def __init__(self, directory: str | None) -> None:
+        self.path = tempfile.mkdtemp(prefix="varstore-bench-", dir=directory)
+        self._count = 0
+
+    def fresh(self) -> str:
+        """Return a path that does not exist."""
+        self._count += 1
+        return os.path.join(self.path, f"{self._count:04d}")
+
+    def remove_large(self, kept: Collection[str]) -> None:
+        """Delete what consists of few files; many files wait for the end."""
+        for entry in list(os.scandir(self.path)):
+            if entry.path in kept:
+                continue
+            if entry.is_file():
+                os.unlink(entry.path)
+            elif len(os.listdir(entry.path)) < _MANY:
+                shutil.rmtree(entry.path)
+        os.sync()
+
+    def remove(self) -> None:
+        """Delete everything."""
+        shutil.rmtree(self.path, ignore_errors=True)
+
+
+def alternate(
+    candidates: dict[str, Callable[[], Prepared]], rounds: int, settle: Callable[[], None], log: Callable[[str], None]
+) -> dict[str, Timing]:
+    """Time each candidate once a round, in an order that turns from round to round.
+
+    A candidate is a function that prepares, outside the clock, and returns what is timed. One that raises is
+    left out by name.
+    """
+    timings: dict[str, Timing] = {name: Timing() for name in candidates}
+    names = list(candidates)
+    for round_ in range(rounds):
+        for name in names[round_ % len(names) :] + names[: round_ % len(names)]:
+            if name not in timings:
+                continue
+            try:
+                timed = candidates[name]()
+                start = time.perf_counter()
+                kept = timed()
+                timings[name].seconds.append(time.perf_counter() - start)
+                del kept
+            except NotImplementedError:
+                del timings[name]
+            except Exception as error:
+                log(f"left out: {name}: {type(error).__name__}: {error}")
+                del timings[name]
+            settle()
+    return timings
+
+
+def sync() -> None:
+    """Let the disk finish what it has to write."""
+    os.sync()
+
+
+def forget(path: str) -> None:
+    """Drop files from the page cache: all of it where that is allowed, else these files."""
+    os.sync()
+    with contextlib.suppress(OSError):
+        with open("/proc/sys/vm/drop_caches", "w") as switch:
+            switch.write("1")
+        return
+    for folder, _, files in os.walk(path):
+        for file in files:
+            fd = os.open(os.path.join(folder, file), os.O_RDONLY)
+            os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
+            os.close(fd)
+
+
+@contextlib.contextmanager
+def peak_memory() -> Iterator[list[int]]:
+    """Measure by how many bytes the block raises the process's largest resident size; for a fresh process."""
+    grown = [0]
+    with open("/proc/self/clear_refs", "w") as switch:
+        switch.write("5")
+    before = _resident()
+    yield grown
+    grown[0] = _peak() - before
+
+
+def _resident() -> int:
+    with open("/proc/self/statm") as status:
+        return int(status.read().split()[1]) * resource.getpagesize()
+
+
+def _peak() -> int:
+    with open("/proc/self/status") as status:
+        line = next(line for line in status if line.startswith("VmHWM:"))
+    return int(line.split()[1]) * 1024
+
+
+def whole_process(*arguments: str) -> float:
+    """Return the seconds that a fresh Python takes from start to exit."""
+    start = time.perf_counter()
+    subprocess.run([sys.executable, *arguments], check=True, stdout=subprocess.DEVNULL)
+    return time.perf_counter() - start

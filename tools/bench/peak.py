@@ -1,0 +1,31 @@
+"""Measure one peer's peak of extra memory, alone in its process: PEER VERB WORKLOAD SCALE PATH."""
+
+from __future__ import annotations
+
+import sys
+
+from tools.bench.measure import peak_memory
+from tools.bench.peers import PEERS
+from tools.bench.workloads import WORKLOADS
+
+
+def main() -> None:
+    """Print the bytes beyond what was there before; of a load, beyond its result."""
+    name, verb, workload, scale, path = sys.argv[1:]
+    peer = next(peer() for peer in PEERS if peer.name == name)
+    warm = {"warm": WORKLOADS["gpt2"](0.0)["ln_f.bias"]}
+    peer.save(path + ".warm", warm)
+    if verb == "load":
+        peer.load(path + ".warm")
+        with peak_memory() as grown:
+            loaded = peer.load(path)
+        print(grown[0] - sum(getattr(value, "nbytes", 0) for value in loaded.values()))
+    else:
+        arrays = WORKLOADS[workload](float(scale))
+        with peak_memory() as grown:
+            peer.save(path, arrays)
+        print(grown[0])
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,118 @@
+"""What must be reached, as ratios within one run: a table, so that adding one adds a row."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+Results = Mapping[str, Mapping[str, float]]
+"""Task -> candidate -> median, in seconds (bytes for tasks of memory)."""
+
+MIB = 1 << 20
+
+
+@dataclass(frozen=True, kw_only=True)
+class Target:
+    """One promise: `value` of the results is at most `most`."""
+
+    what: str
+    task: str
+    value: Callable[[Results], float]
+    most: float
+    unit: str = "×"
+
+
+def _ratio(task: str, of: str, to: str) -> Callable[[Results], float]:
+    return lambda results: results[task][of] / results[task][to]
+
+
+def _to(task: str, to: str, most: float, what: str | None = None, of: str = "varstore") -> Target:
+    return Target(what=what or f"{task} / {to}", task=task, value=_ratio(task, of, to), most=most)
+
+
+def _of_fastest(task: str, names: tuple[str, ...]) -> Callable[[Results], float]:
+    return lambda results: results[task]["varstore"] / min(results[task][name] for name in names)
+
+
+def _extra_seconds(results: Results) -> float:
+    return results["import"]["varstore"] - results["import"]["limit: numpy"]
+
+
+def _durable_small(results: Results) -> float:
+    bare, synced = results["save small"], results["save small, durable"]
+    sync = max(0.0, synced["limit: system calls + one sync"] - bare["limit: system calls"])
+    return synced["varstore"] / (2 * bare["varstore"] + sync)
+
+
+_COLD_READS = ("limit: buffered read", "limit: one thread's read", "limit: direct read")
+
+TARGETS: tuple[Target, ...] = (
+    _to("save large", "safetensors", 0.75),
+    _to("save large", "limit: parallel write", 1.25),
+    _to("save gpt2", "safetensors", 0.75),
+    _to("save gpt2", "limit: parallel write", 1.25),
+    _to("save large, durable", "safetensors", 0.25, "save large, durable / safetensors + fsync"),
+    _to("save large, durable", "limit: direct write", 1 / 0.85),
+    _to("load large", "safetensors", 0.30),
+    _to("load large", "limit: parallel read", 1.3),
+    _to("load large into arrays", "safetensors", 0.20),
+    _to("load large into arrays", "limit: memory copy", 1.5),
+    _to("load large, cold", "safetensors", 0.75),
+    Target(
+        what="load large, cold / fastest plain read",
+        task="load large, cold",
+        value=_of_fastest("load large, cold", _COLD_READS),
+        most=1 / 0.8,
+    ),
+    _to("open small, read 10", "safetensors", 0.7),
+    _to("save small", "limit: system calls", 1.25),
+    _to("save small", "Orbax", 0.15),
+    _to("save small", "TensorStore zarr3", 0.25),
+    _to("save small", "zarr-python", 0.05),
+    Target(
+        what="save small, durable / (2 × not durable + one sync)",
+        task="save small, durable",
+        value=_durable_small,
+        most=1.0,
+    ),
+    _to("load small", "safetensors", 1.3),
+    _to("save lora", "varstore, whole", 0.3, "save lora with base= / whole", of="varstore, base="),
+    _to("compose gpt2", "varstore, whole", 0.05, "compose gpt2 of links / save", of="varstore, links"),
+    _to("save_async large", "limit: memory copy", 1.3, "save_async large, until it returns / memory copy"),
+    Target(
+        what="memory beside the arrays, save large",
+        task="memory, save large",
+        value=lambda results: results["memory, save large"]["varstore"] / MIB,
+        most=64,
+        unit=" MiB",
+    ),
+    Target(
+        what="memory beside the result, load large",
+        task="memory, load large",
+        value=lambda results: results["memory, load large"]["varstore"] / MIB,
+        most=64,
+        unit=" MiB",
+    ),
+    Target(what="import varstore - import numpy", task="import", value=_extra_seconds, most=0.060, unit=" s"),
+    Target(
+        what="varstore ls of small, whole process",
+        task="ls small",
+        value=lambda results: results["ls small"]["varstore ls"],
+        most=0.5,
+        unit=" s",
+    ),
+)
+
+
+def check(results: Results) -> list[dict[str, Any]]:
+    """Return each target that the results speak of, its value and whether it is met."""
+    rows = []
+    for target in TARGETS:
+        try:
+            value = target.value(results)
+        except KeyError:
+            continue
+        met = value <= target.most
+        rows.append({"what": target.what, "value": value, "most": target.most, "unit": target.unit, "met": met})
+    return rows
