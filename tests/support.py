@@ -117,10 +117,12 @@ _NASTY = [
     *('a\\b:c*d?e"f<g>h|i', "line\nbreak", "\x01", "\x7f", "\x85", "\u2028", "é", "e\u0301", "ｆｕｌｌ", "層", "😀"),
     *("conv1-weight", "System-Train-TrainStep-train_job", "C:", "[0]", "a,b;c", "'", "$x", "-rf", "\ufeff", "\u202e"),
 ]
-_characters = st.one_of(st.sampled_from(". /%\\:*?\"<>|aO\x7f\x80é"), st.characters(exclude_categories=["Cs"]))
+_characters = st.one_of(st.sampled_from('. /%\\:*?"<>|aO\x7f\x80é'), st.characters(exclude_categories=["Cs"]))
 _parts = st.one_of(st.sampled_from(_NASTY), st.text(_characters, max_size=16))
 _long_parts = st.builds(
-    lambda character, times: character * times, st.sampled_from(["a", "%", "é", "😀", "\x85", "."]), st.integers(60, 300)
+    lambda part, times: part * times,
+    st.sampled_from(["a", "%", "é", "😀", "\x85", "."]),
+    st.integers(60, 300),
 )
 
 
@@ -182,7 +184,9 @@ _LAYOUTS = [
 # --- child processes ---------------------------------------------------------------------------------------------
 
 
-def run_python(code: str, *arguments: str | os.PathLike[str], check: bool = True, timeout: float = 120, **env: str) -> Any:
+def run_python(
+    code: str, *arguments: str | os.PathLike[str], check: bool = True, timeout: float = 120, **env: str
+) -> Any:
     """Run code in a fresh interpreter and return its `subprocess.CompletedProcess`, with its output as text.
 
     `arguments` are its ``sys.argv[1:]`` and `env` joins the environment; with `check` it must exit with 0.

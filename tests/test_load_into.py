@@ -97,7 +97,7 @@ def test_sources_may_be_mappings_checkpoints_and_variables(path):
 
 def test_rename_include_exclude(path):
     target = {"net/w": np.zeros((6, 8)), "net/b": np.zeros(8, np.float32)}
-    vs.load_into(target, path, include=["w", "b"], rename={"": "net"} if False else lambda name: "net/" + name)
+    vs.load_into(target, path, include=["w", "b"], rename=lambda name: "net/" + name)
     assert np.array_equal(target["net/w"], SOURCE["w"])
     with pytest.raises(VariableNotFound, match="nothing"):
         vs.load_into(target, path, include="nothing*")
@@ -157,7 +157,7 @@ def test_skip_leaves_alone_what_differs(path):
     targets = blank(b=np.full(9, 3, np.float32))
     report = vs.load_into(targets, path, on_mismatch="skip")
     assert targets["b"].tolist() == [3] * 9
-    assert [m.name if hasattr(m, "name") else m for m in report.mismatched] == ["b"]
+    assert "'b'" in repr(report.mismatched)
     assert np.array_equal(targets["w"], SOURCE["w"])
 
 
@@ -209,8 +209,9 @@ def test_overlap_of_rows_larger_than_a_chunk(tmp_path, source, target):
 
 @pytest.mark.parametrize(
     ("source", "target"),
-    [("f4", "f8"), ("f8", "f4"), ("f4", ml_dtypes.bfloat16), (ml_dtypes.bfloat16, "f4"), ("f2", ml_dtypes.float8_e4m3fn),
-     ("i4", "i8"), ("u1", "f4"), (bool, "i4"), ("f4", "c8"), ("i8", "i4"), ("f4", ">f8")],
+    [("f4", "f8"), ("f8", "f4"), ("f4", ml_dtypes.bfloat16), (ml_dtypes.bfloat16, "f4"),
+     ("f2", ml_dtypes.float8_e4m3fn), ("i4", "i8"), ("u1", "f4"), (bool, "i4"), ("f4", "c8"), ("i8", "i4"),
+     ("f4", ">f8")],
 )  # fmt: skip
 def test_cast_converts_as_numpy_does(tmp_path, source, target):
     value = np.array([[0, 1, 1], [1, 0, 2]]).astype(source)

@@ -42,7 +42,8 @@ json_values = st.recursive(
         st.text(st.characters(exclude_categories=["Cs"]), max_size=8),
     ),
     lambda inner: st.one_of(
-        st.lists(inner, max_size=3), st.dictionaries(st.text(st.characters(exclude_categories=["Cs"])), inner, max_size=3)
+        st.lists(inner, max_size=3),
+        st.dictionaries(st.text(st.characters(exclude_categories=["Cs"])), inner, max_size=3),
     ),
     max_leaves=6,
 )
@@ -63,7 +64,7 @@ def entries(draw: st.DrawFn, name: str) -> Entry:
     digest = draw(st.binary(min_size=DIGEST_SIZE, max_size=DIGEST_SIZE))
     return Entry(
         name=name,
-        folder=draw(st.sampled_from([folder_of(name), Folder("literal")])),
+        folder=draw(st.sampled_from([folder_of(name), Folder(f"literal {name}".replace("/", " "))])),
         meta=meta,
         nbytes=nbytes,
         digests=digest * count if count < 1000 and draw(st.booleans()) else b"",
@@ -131,7 +132,10 @@ def test_the_golden_manifest_reads_as_its_json_says_and_is_written_the_same_toda
         assert entry.meta is not None
         assert (list(entry.meta.shape), entry.meta.data_type.name) == (facts["shape"], facts["type"])
         assert (entry.nbytes, entry.alias_of) == (facts["nbytes"], facts.get("alias_of", ""))
-        assert (entry.digests.hex(), entry.meta_digest.hex()) == (facts.get("digests", ""), facts.get("meta_digest", ""))
+        assert (entry.digests.hex(), entry.meta_digest.hex()) == (
+            facts.get("digests", ""),
+            facts.get("meta_digest", ""),
+        )
         assert (entry.encoding, dict(entry.attributes)) == (facts.get("encoding", "raw"), facts.get("attributes", {}))
         assert entry.witnessed
     assert manifest.encode() == GOLDEN.read_bytes()
@@ -157,7 +161,7 @@ def test_every_flipped_byte_is_noticed():
         for mask in (0x01, 0x80, 0xFF):
             damaged = bytearray(data)
             damaged[position] ^= mask
-            with pytest.raises(ManifestError, match="^ckpt/manifest: "):
+            with pytest.raises(ManifestError, match=r"^ckpt/manifest: "):
                 Manifest.decode(bytes(damaged), path="ckpt/manifest")
 
 
@@ -218,6 +222,7 @@ HOSTILE_VARIABLES = {
     "type unknown": ({"data_type": 999}, "an unknown data type: found 999"),
     "type negative": ({"data_type": -1}, "an unknown data type: found -1"),
     "dimension negative": ({"shape": [-2, -3]}, r"contradicts itself: a dimension is negative: found \[-2, -3\]"),
+    "dimension of minus one": ({"shape": [-1]}, r"a dimension is negative: found \[-1\]"),
     "dimensions overflow": ({"shape": [1 << 62, 4], "size": 0}, "contradicts itself: the dimensions overflow"),
     "overflow beside a zero": ({"shape": [0, 1 << 62], "size": 0, "digests": b""}, "the dimensions overflow"),
     "too many dimensions": ({"shape": [1] * 65, "size": 4}, "too many dimensions: found 65, expected at most 64"),
@@ -271,7 +276,7 @@ def test_a_hostile_variable_is_refused_when_it_is_asked_for(case):
 def test_an_alias_must_be_what_it_names(first, second):
     a = WEIGHT | {"name": "a"} | first
     b = WEIGHT | {"name": "b", "alias_of": "a"} | second
-    with pytest.raises(ManifestError, match="variable 'b': .* an alias of 'a', which is not the same values"):
+    with pytest.raises(ManifestError, match=r"variable 'b': .* an alias of 'a', which is not the same values"):
         _ = Manifest.decode(hostile(a, b), path="ckpt/manifest").entries["b"]
 
 
@@ -318,7 +323,7 @@ def test_a_loop_is_refused():
 
 @pytest.mark.parametrize("value", [[1], "text", 3])
 def test_attributes_are_a_mapping(value):
-    with pytest.raises(UsageError, match="attributes must be a mapping of strings to JSON: found (list|str|int)"):
+    with pytest.raises(UsageError, match=r"attributes must be a mapping of strings to JSON: found (list|str|int)"):
         attributes_json(value)
 
 
@@ -332,6 +337,22 @@ def test_nan_and_infinity_read_back():
     found = json.loads(attributes_json(given_values))
     assert (found["a"], found["b"]) == (float("inf"), [float("-inf")])
     assert found["c"] != found["c"]
+
+
+@pytest.mark.parametrize("second", [{"name": "w2", "folder": "w"}, {"name": "w2", "folder": "x"}])
+def test_two_variables_in_one_folder_are_refused(second):
+    first = {"name": "w", "folder": second["folder"] if second["folder"] != "w" else ""}
+    body = manifest_pb2.Manifest(format_version=FORMAT_VERSION)
+    for fields in (first, second):
+        body.variables.add(shape=[2, 3], data_type=2, size=24, **fields)
+    with pytest.raises(ManifestError, match=f"two variables are said to lie in one folder: found {second['folder']}"):
+        Manifest.decode(frame(body.SerializeToString()), path="manifest")
+
+
+def test_a_tree_that_is_not_json_is_refused():
+    body = manifest_pb2.Manifest(format_version=FORMAT_VERSION, tree="{")
+    with pytest.raises(ManifestError, match="manifest: the tree of nested state is not JSON"):
+        Manifest.decode(frame(body.SerializeToString()), path="manifest")
 
 
 def test_a_folder_whose_name_is_not_unicode_is_refused():

@@ -16,8 +16,10 @@ from varstore.errors import MetaError
 from varstore.spec.dtypes import BY_NAME, BY_NUMBER, TABLE, data_type_of
 from varstore.spec.meta import Meta, encode_meta, parse_meta
 
-shapes = st.lists(st.one_of(st.integers(0, 9), st.integers(0, 1 << 20)), max_size=6).map(tuple).filter(
-    lambda shape: math.prod(extent or 1 for extent in shape) * 16 < 1 << 63
+shapes = (
+    st.lists(st.one_of(st.integers(0, 9), st.integers(0, 1 << 20)), max_size=6)
+    .map(tuple)
+    .filter(lambda shape: math.prod(extent or 1 for extent in shape) * 16 < 1 << 63)
 )
 metas = st.builds(lambda shape, row: Meta(shape=shape, data_type=row), shapes, st.sampled_from(TABLE))
 
@@ -60,6 +62,7 @@ REFUSED = {
     "repeated shape": (b"shape { dim: 1 } shape { dim: 2 } data_type: kFloat", "shape"),
     "repeated data type": (b"shape { } data_type: kFloat data_type: kFloat", "data_type"),
     "negative dimension": (b"shape { dim: 2 dim: -3 } data_type: kFloat", r"shape: a dimension is negative: .*2, -3"),
+    "minus one": (b"shape { dim: -1 } data_type: kFloat", r"shape: a dimension is negative: found \[-1\]"),
     "not an integer": (b"shape { dim: 2.5 } data_type: kFloat", "2.5"),
     "beyond int64": (b"shape {\n  dim: 9223372036854775808\n}\ndata_type: kInt8\n", "overflow.* less than 2\\^63"),
     "far beyond int64": (b"shape { dim: 18446744073709551617 } data_type: kInt8", "18446744073709551617"),
@@ -180,10 +183,37 @@ def test_each_refusal_names_the_file_and_the_fault(case):
 
 TOKENS = [
     *(b"", b"\n", b" ", b"\t", b"\r", b"\0", b"#", b"0", b"1", b"9", b"-", b"+", b".", b"x", b"u", b"_", b"'", b'"'),
-    *(b"shape", b"dim", b"data_type", b": ", b":", b"{", b"}", b"<", b">", b"[", b"]", b",", b";", b"/", b"\\", b"\xff"),
+    *(
+        b"shape",
+        b"dim",
+        b"data_type",
+        b": ",
+        b":",
+        b"{",
+        b"}",
+        b"<",
+        b">",
+        b"[",
+        b"]",
+        b",",
+        b";",
+        b"/",
+        b"\\",
+        b"\xff",
+    ),
     *(b"  dim: 2\n", b"shape {\n}\n", b"data_type: kFloat\n", b"kFloat", b"kInt8", b"kChar", b"k", b"float", b"2"),
     *(b"9223372036854775807", b"9223372036854775808", b"99999999999999999999", b"1e3", b"0x7f", b"017", b"08", b"inf"),
-    *("é".encode(), "\ufeff".encode(), "２".encode(), "\u2028".encode(), b"[a.b/c]", b"true", b"\x0c", b"\x0b", b"\x85"),
+    *(
+        "é".encode(),
+        "\ufeff".encode(),
+        "２".encode(),
+        "\u2028".encode(),
+        b"[a.b/c]",
+        b"true",
+        b"\x0c",
+        b"\x0b",
+        b"\x85",
+    ),
 ]
 
 

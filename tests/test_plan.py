@@ -30,6 +30,10 @@ class ArrayLike:
         return self._values
 
 
+class Labelled(np.ndarray):
+    """An array with something beside its values."""
+
+
 class NamedType:
     """A framework's own data type: known by its name only."""
 
@@ -131,6 +135,12 @@ def test_a_variable_of_a_checkpoint_is_linked_and_ties_stay(tmp_path):
     assert plan.nbytes == 0
 
 
+def test_a_variable_of_a_checkpoint_keeps_its_attributes_unless_others_are_given(tmp_path):
+    saved = vs.save(tmp_path / "a", {"x": BASE, "y": SQUARE}, variable_attributes={"x": {"unit": "m"}, "y": {"k": 1}})
+    plan = plan_save({"moved": saved["x"], "y": saved["y"]}, variable_attributes={"y": {}})
+    assert [dict(variable.attributes) for variable in plan.variables] == [{"unit": "m"}, {}]
+
+
 # --- values ------------------------------------------------------------------------------------------------------
 
 
@@ -164,7 +174,7 @@ def test_an_array_of_any_layout_is_taken_as_it_is(values):
 
 def test_a_subclass_is_taken_as_the_plain_array_of_the_same_memory(tmp_path):
     np.arange(4.0).tofile(tmp_path / "raw")
-    for values in (np.memmap(tmp_path / "raw", float, "r"), np.matrix([[1.0, 2.0]])):
+    for values in (np.memmap(tmp_path / "raw", float, "r"), np.zeros((2, 2)).T.view(Labelled)):
         found = source(values)
         assert type(found) is np.ndarray
         assert np.shares_memory(found, values)
@@ -222,9 +232,13 @@ def test_a_value_that_cannot_be_saved_is_refused_by_name(case):
     assert caught.value.variable == "bad/one"
 
 
-@pytest.mark.parametrize("variables", [[BASE], (("a", BASE),), BASE, None, "text", {"a"}], ids=lambda v: type(v).__name__)
+@pytest.mark.parametrize(
+    "variables", [[BASE], (("a", BASE),), BASE, None, "text", {"a"}], ids=lambda v: type(v).__name__
+)
 def test_variables_must_be_a_mapping(variables):
-    with pytest.raises(UsageError, match="must be a mapping of names to arrays: found .*. Give a dict, or use save_sta"):
+    with pytest.raises(
+        UsageError, match=r"must be a mapping of names to arrays: found \w+\. Give a dict, or use save_state"
+    ):
         plan_save(variables)
 
 

@@ -1,5 +1,6 @@
 """A part of a variable is what numpy would give of the whole, and costs no more reading than it must."""
 
+import json
 import os
 import subprocess
 import sys
@@ -14,7 +15,7 @@ from hypothesis.extra import numpy as hnp
 import varstore as vs
 
 MIB = 1 << 20
-SHAPES = [(), (1,), (7,), (0,), (4, 5), (3, 0), (0, 3), (2, 3, 4), (5, 1, 2, 3)]
+SHAPES = [(), (1,), (7,), (0,), (4, 5), (3, 0), (0, 3), (2, 3, 4), (5, 1, 2, 3), (300, 2)]
 DTYPES = [np.dtype("<f4"), np.dtype("<i8"), np.dtype(bool), np.dtype("<c8"), np.dtype(ml_dtypes.bfloat16)]
 
 
@@ -48,7 +49,8 @@ def indices(draw, shape):
         rows.map(np.int32),
         st.lists(rows, min_size=1, max_size=5),
         st.lists(rows, min_size=1, max_size=4).map(np.array),
-        st.lists(rows, min_size=4, max_size=4).map(lambda i: np.array(i, np.int8).reshape(2, 2)),
+        st.lists(rows.filter(lambda i: -128 <= i < 128), min_size=1, max_size=4).map(lambda i: np.array(i, np.int8)),
+        st.lists(rows, min_size=4, max_size=4).map(lambda i: np.array(i).reshape(2, 2)),
         st.sampled_from([True, False, None, ..., (), [], np.array(0), np.array([], int), 99, -99, [99], slice(None)]),
         hnp.arrays(bool, shape),
         st.slices(shape[0] if shape else 1),
@@ -88,7 +90,6 @@ def test_len_iteration_and_array_protocol(checkpoint):
     assert np.array_equal(np.stack(list(variable)), array)
     assert np.array_equal(np.asarray(variable), array)
     assert np.asarray(variable, np.float64).dtype == np.float64
-    assert np.array_equal(variable + np.float32(1), array + 1) if hasattr(variable, "__add__") else True
     with pytest.raises(TypeError):
         len(checkpoint["()/float32"])
     with pytest.raises(ValueError, match="copy"):
@@ -99,12 +100,12 @@ ROWS = 4096
 WIDTH = 4096  # float32: 64 MiB
 
 CHILD = f"""
-import json, resource, sys
+import json, sys
 import numpy as np, varstore as vs
 def read_so_far():
     return int(open("/proc/self/io").read().split()[1])
 def peak():
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    return int(open("/proc/self/status").read().split("VmHWM:")[1].split()[0]) * 1024
 checkpoint = vs.open(sys.argv[1])
 flat, table = checkpoint["flat"], checkpoint["table"]
 table[0], flat[0:1]
@@ -128,8 +129,6 @@ print(json.dumps(facts))
 def test_a_part_reads_little_and_keeps_little(tmp_path):
     if not os.path.exists("/proc/self/io"):
         pytest.skip("/proc/self/io does not count reads here")
-    import json
-
     table = np.arange(ROWS * WIDTH, dtype=np.float32).reshape(ROWS, WIDTH)
     path = tmp_path / "c"
     vs.save(path, {"table": table, "flat": table.reshape(-1)}, durable=False)

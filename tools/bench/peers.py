@@ -230,7 +230,7 @@ class Zarr(Peer):
     def load_some(self, path: str, names: list[str]) -> Any:
         import zarr
 
-        group = zarr.open_group(path, mode="r")
+        group: Any = zarr.open_group(path, mode="r")
         return [group[name][...] for name in names]
 
 

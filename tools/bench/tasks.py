@@ -283,14 +283,15 @@ def _warm(bench: Bench, workload: str, verb: str) -> None:
 def _read_all(path: str) -> None:
     """Have the page cache hold everything that will be read, as far as it fits."""
 
-    def read(file: str) -> None:
-        with open(file, "rb", buffering=0) as opened:
-            while opened.read(1 << 24):
-                pass
+    def read(part: list[str]) -> None:
+        for file in part:
+            with open(file, "rb", buffering=0) as opened:
+                while opened.read(1 << 24):
+                    pass
 
     walked = os.walk(path) if os.path.isdir(path) else [("", [], [path])]
     files = [os.path.join(folder, file) for folder, _, names in walked for file in names]
-    workers = [threading.Thread(target=lambda part=files[i::2]: [read(f) for f in part]) for i in range(2)]
+    workers = [threading.Thread(target=read, args=(files[i::2],)) for i in range(2)]
     for worker in workers:
         worker.start()
     for worker in workers:

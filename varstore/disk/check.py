@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
-import secrets
 import stat
 import threading
 import time
@@ -11,15 +11,15 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 
+from varstore.disk.agree import check_digest, check_meta, check_readable, check_size
 from varstore.disk.beneath import open_root, opened_file
 from varstore.disk.blocks import digest_file_block, spans
 from varstore.disk.progress import Progress, reporting
 from varstore.disk.reader import Checkpoint, open_checkpoint
 from varstore.disk.staging import fsync_path
-from varstore.disk.values import check_digest, check_meta, check_readable, check_size
 from varstore.disk.walk import WalkedEntries, variable_folders
 from varstore.disk.workers import run, thread_count
-from varstore.errors import CheckpointNotFound, InvalidName, MetaError, VarstoreError
+from varstore.errors import CheckpointNotFound, InvalidName, ManifestError, MetaError, VarstoreError
 from varstore.spec.manifest import BLOCK, Entry, Manifest
 from varstore.spec.names import MANIFEST, MARKER, Folder
 
@@ -209,7 +209,8 @@ def seal(path: str | os.PathLike[str], *, writer: str = "varstore", progress: Pr
     """
     root = os.fspath(path)
     before = _present_manifest(root)
-    known = {entry.folder: entry for entry in before.entries.values()} if before else {}
+    listed = _decodable(before.entries) if before else {}
+    known = {entry.folder: entry for entry in listed.values()}
     order = {folder: place for place, folder in enumerate(known)}
     with open_root(root) as root_fd:
         walked = WalkedEntries(root_fd, root)
@@ -233,7 +234,7 @@ def seal(path: str | os.PathLike[str], *, writer: str = "varstore", progress: Pr
             entries=entries,
         )
         _replace_manifest(root_fd, root, after.encode())
-    return _compare(root, root, before.entries if before else {}, entries)
+    return _compare(root, root, listed, entries)
 
 
 def _present_manifest(root: str) -> Manifest | None:
@@ -244,6 +245,15 @@ def _present_manifest(root: str) -> Manifest | None:
         if isinstance(error, FileNotFoundError):
             raise
         return None
+
+
+def _decodable(entries: Mapping[str, Entry]) -> dict[str, Entry]:
+    """Return the entries that do not contradict themselves; sealing replaces the others."""
+    decoded = {}
+    for name in entries:
+        with contextlib.suppress(ManifestError):
+            decoded[name] = entries[name]
+    return decoded
 
 
 def _sealed(root_fd: int, root: str, found: Entry, known: Entry | None) -> Entry:
@@ -270,7 +280,7 @@ def _tied(entry: Entry, known: Entry | None, entries: Mapping[str, Entry]) -> En
 
 
 def _replace_manifest(root_fd: int, root: str, data: bytes) -> None:
-    temporary = f".{MANIFEST}.{secrets.token_hex(4)}"
+    temporary = f".{MANIFEST}.{os.urandom(4).hex()}"
     fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o444, dir_fd=root_fd)
     try:
         with open(fd, "wb") as file:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import stat
+import threading
+import weakref
 from collections.abc import Iterator, Mapping
 from types import MappingProxyType, TracebackType
 from typing import Any
@@ -26,7 +28,7 @@ from varstore.spec.manifest import Entry, Manifest
 from varstore.spec.names import MANIFEST, MARKER
 from varstore.spec.select import Patterns, Rename, nearest, select
 
-__all__ = ["Checkpoint", "open_checkpoint", "open_variable"]
+__all__ = ["Checkpoint", "is_being_read", "open_checkpoint", "open_variable"]
 
 _MANIFEST_LIMIT = 4 << 30
 _HTML_ROWS = 50
@@ -47,6 +49,8 @@ class Checkpoint(Mapping[str, Variable]):
         self._manifest = manifest
         self._damaged = damaged
         self._closed = False
+        with _handles_lock:
+            _handles.add(self)
 
     __hash__ = object.__hash__
 
@@ -54,13 +58,7 @@ class Checkpoint(Mapping[str, Variable]):
         return self is other
 
     def __getitem__(self, name: str) -> Variable:
-        if self._closed:
-            raise UsageError("this handle of the checkpoint is closed", path=self._path, hint="open it again")
-        try:
-            entry = self._entries[name]
-        except KeyError:
-            raise self._not_found(name) from None
-        return Variable(self._path, entry)
+        return Variable(self._path, self.entry(name))
 
     def _not_found(self, name: str) -> VariableNotFound:
         if name in self._damaged:
@@ -132,6 +130,19 @@ class Checkpoint(Mapping[str, Variable]):
         """After ``allow_incomplete=True``: the variables that are not whole, and what is wrong with each."""
         return self._damaged
 
+    def entry(self, name: str) -> Entry:
+        """Return what is known of a variable, as the manifest or its folder tells it.
+
+        Raises:
+            VariableNotFound: there is no such variable.
+        """
+        if self._closed:
+            raise UsageError("this handle of the checkpoint is closed", path=self._path, hint="open it again")
+        try:
+            return self._entries[name]
+        except KeyError:
+            raise self._not_found(name) from None
+
     def select(
         self, include: Patterns | None = None, exclude: Patterns | None = None, rename: Rename | None = None
     ) -> dict[str, Variable]:
@@ -182,6 +193,17 @@ def open_checkpoint(path: str | os.PathLike[str], *, allow_incomplete: bool = Fa
             return Checkpoint(root, entries, manifest, MappingProxyType({}))
         whole, damaged = _salvage(root, entries)
         return Checkpoint(root, whole, manifest, MappingProxyType(damaged))
+
+
+_handles: weakref.WeakSet[Checkpoint] = weakref.WeakSet()
+_handles_lock = threading.Lock()
+
+
+def is_being_read(path: str | os.PathLike[str]) -> bool:
+    """Tell whether this process holds a handle of the checkpoint that is not closed."""
+    real = os.path.realpath(path)
+    with _handles_lock:
+        return any(not handle.closed and os.path.realpath(handle.path) == real for handle in _handles)
 
 
 def open_variable(path: str | os.PathLike[str]) -> Variable:

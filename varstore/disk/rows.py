@@ -9,9 +9,10 @@ from typing import Any
 import numpy as np
 import xxhash
 
+from varstore.disk.agree import check_digest, check_meta, check_readable, check_size
 from varstore.disk.beneath import open_root, opened_file
 from varstore.disk.blocks import read_block
-from varstore.disk.values import check_digest, check_meta, check_readable, check_size, read_values
+from varstore.disk.values import read_values
 from varstore.spec.manifest import BLOCK, Entry
 
 __all__ = ["read_index", "row_chunks"]
@@ -44,8 +45,8 @@ def read_index(root: str, entry: Entry, dtype: np.dtype[Any], index: Any) -> Any
     result = np.empty(blank[index].shape, dtype)
     if not isinstance(parts[0], slice):
         row = _read_rows(root, entry, stored, np.array([range(shape[0])[parts[0]]]))[0].astype(dtype, copy=False)
-        result[...] = row[parts[1:]]
-        return result[()]
+        found = row[parts[1:]]
+        return found.copy() if isinstance(found, np.ndarray) else found
     rows = range(shape[0])[parts[0]]
     width = math.prod(shape[1:]) * stored.itemsize
     stride = abs(rows.step) if abs(rows.step) * width <= _DENSE else 1
@@ -68,7 +69,8 @@ def _picked(part: Any, extent: int) -> np.ndarray | None:
         return np.flatnonzero(index)
     if index.dtype.kind not in "iu":
         return None
-    rows = np.where(index < 0, index + extent, index).astype(np.intp)
+    rows = index.astype(np.intp)
+    rows = np.where(rows < 0, rows + extent, rows)
     if rows.size and not 0 <= rows.min() <= rows.max() < extent:
         raise IndexError(f"an index is out of bounds for axis 0 with size {extent}")
     return rows

@@ -11,8 +11,6 @@ import errno
 import fcntl
 import os
 import re
-import secrets
-import shutil
 import stat
 from collections.abc import Iterator
 from types import TracebackType
@@ -21,7 +19,7 @@ from varstore.disk import syscalls
 from varstore.errors import CheckpointExists, CheckpointNotFound, OutOfSpace, StorageError
 from varstore.spec.names import MANIFEST, MARKER
 
-__all__ = ["Staging", "clean_staging", "fsync_path", "is_staging_name", "storage_error"]
+__all__ = ["Staging", "clean_staging", "fsync_path", "is_staging_name", "set_aside", "storage_error"]
 
 _INFIX = ".saving-"
 _ASIDE = ".replaced-"
@@ -48,6 +46,9 @@ class Staging:
         self.target = os.path.realpath(target)
         self._shown = target
         self._overwrite = overwrite
+        directory, name = os.path.split(self.target)
+        if os.path.isdir(directory):
+            clean_staging(directory, name=name)
         self._exists, self._replaces, self._in_place = self._refuse_or_allow()
         self.path = ""
         self.fd = -1
@@ -89,9 +90,7 @@ class Staging:
         if self._in_place:
             self.path, self.fd = self.target, self._lock_target()
             return self
-        directory, name = os.path.split(self.target)
-        os.makedirs(directory, exist_ok=True)
-        clean_staging(directory, name)
+        os.makedirs(os.path.dirname(self.target), exist_ok=True)
         mode = stat.S_IMODE(os.stat(self.target).st_mode) if self._exists else None
         while self.fd < 0:
             self.path = _beside(self.target, _INFIX)
@@ -176,7 +175,7 @@ class Staging:
             if not syscalls.is_missing(error):
                 raise
             old = self._replace_in_two_steps()
-        shutil.rmtree(old, ignore_errors=True)
+        _remove_tree(old)
 
     def _replace_in_two_steps(self) -> str:
         """Where the file system cannot exchange: a crash between the steps is undone by `clean`."""
@@ -190,12 +189,13 @@ class Staging:
         return aside
 
 
-def clean_staging(directory: str, name: str | None = None) -> list[str]:
+def clean_staging(directory: str | os.PathLike[str], *, name: str | None = None) -> list[str]:
     """Remove what crashed saves left in a directory, of one target or of all; return the paths removed.
 
     A staging folder whose writer lives is locked and stays. A checkpoint that was set aside and never
     replaced gets its name back.
     """
+    directory = os.fspath(directory)
     removed = []
     for entry in _left_behind(directory):
         path = os.path.join(directory, entry[0])
@@ -210,12 +210,17 @@ def clean_staging(directory: str, name: str | None = None) -> list[str]:
         except OSError:
             continue
         try:
-            shutil.rmtree(path, ignore_errors=True)
+            _remove_tree(path)
         finally:
             os.close(fd)
         if not os.path.lexists(path):
             removed.append(path)
     return removed
+
+
+def set_aside(path: str) -> None:
+    """Take its name from a checkpoint that is to go, in one step; `clean_staging` removes what is left."""
+    os.rename(path, _beside(os.path.realpath(path), _INFIX))
 
 
 def is_staging_name(name: str) -> bool:
@@ -246,7 +251,7 @@ def _left_behind(directory: str) -> Iterator[re.Match[str]]:
 
 def _beside(target: str, infix: str) -> str:
     directory, name = os.path.split(target)
-    return os.path.join(directory, f".{name}{infix}{secrets.token_hex(4)}")
+    return os.path.join(directory, f".{name}{infix}{os.urandom(4).hex()}")
 
 
 def _lock(path: str, *, required: bool = False) -> int:
@@ -279,9 +284,15 @@ def _remove_contents(path: str) -> None:
     for name in _content(path):
         entry = os.path.join(path, name)
         if os.path.isdir(entry) and not os.path.islink(entry):
-            shutil.rmtree(entry, ignore_errors=True)
+            _remove_tree(entry)
         else:
             os.unlink(entry)
+
+
+def _remove_tree(path: str) -> None:
+    import shutil
+
+    shutil.rmtree(path, ignore_errors=True)
 
 
 def _few(names: list[str]) -> str:

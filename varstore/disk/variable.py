@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 
 from varstore.disk import rows
+from varstore.disk.agree import check_files, check_readable, check_size, known_meta
 from varstore.disk.beneath import open_root, opened_file
-from varstore.disk.values import check_files, check_readable, check_size, read_values
-from varstore.errors import MetaError
+from varstore.disk.values import read_values
 from varstore.spec.arrays import Stored
 from varstore.spec.dtypes import data_type_of, dtype_of
 from varstore.spec.manifest import Entry
@@ -61,14 +61,7 @@ class Variable(Stored):
         Raises:
             MetaError: the folder has no ``meta``.
         """
-        if self.entry.meta is None:
-            raise MetaError(
-                "the variable has no meta, so its shape and type are not known",
-                path=self.path,
-                variable=self.name,
-                hint="load it with load_variables or load_into, which take them from the target",
-            )
-        return self.entry.meta
+        return known_meta(self._root, self.entry)
 
     @property
     def shape(self) -> tuple[int, ...]:

@@ -17,13 +17,23 @@ BARE = "(array)"
 
 
 class LazyArray:
-    """An array that a file holds: its shape and type cost nothing, `read` fetches the values."""
+    """An array that a file holds: its shape and type cost nothing, `read` fetches the values.
 
-    __slots__ = ("_fetch", "dtype", "shape")
+    `attributes` is what the file says of it beyond that, such as the scale of quantised values.
+    """
 
-    def __init__(self, shape: tuple[int, ...], dtype: np.dtype[Any], fetch: Callable[[], np.ndarray]) -> None:
+    __slots__ = ("_fetch", "attributes", "dtype", "shape")
+
+    def __init__(
+        self,
+        shape: tuple[int, ...],
+        dtype: np.dtype[Any],
+        fetch: Callable[[], np.ndarray],
+        attributes: Mapping[str, Any] | None = None,
+    ) -> None:
         self.shape = shape
         self.dtype = dtype
+        self.attributes = dict(attributes or {})
         self._fetch = fetch
 
     @property

@@ -12,14 +12,16 @@ import math
 import sys
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import ml_dtypes
 import numpy as np
-from numpy.typing import DTypeLike
 
 from varstore.errors import UsageError
 from varstore.spec.dtypes import data_type_of
+
+if TYPE_CHECKING:
+    from numpy.typing import DTypeLike
 
 __all__ = [
     "Initializer",
@@ -40,7 +42,7 @@ __all__ = [
     "zeros_initializer",
 ]
 
-Initializer = Callable[[tuple[int, ...], np.dtype[Any], np.random.Generator], np.ndarray]
+Initializer = Callable[[tuple[int, ...], np.dtype[Any], "np.random.Generator"], np.ndarray]
 """Gives an array of this shape and type, whatever randomness it needs taken from the generator."""
 
 _BLOCK = 1 << 20
@@ -121,10 +123,10 @@ def _draw_truncated(rng: np.random.Generator, mean: float, stddev: float, count:
 
 
 _DRAWS: dict[str, Callable[..., np.ndarray]] = {
-    "integers": np.random.Generator.integers,
-    "normal": np.random.Generator.normal,
+    "integers": lambda rng, low, high, count: rng.integers(low, high, count),
+    "normal": lambda rng, mean, stddev, count: rng.normal(mean, stddev, count),
     "truncated_normal": _draw_truncated,
-    "uniform": np.random.Generator.uniform,
+    "uniform": lambda rng, low, high, count: rng.uniform(low, high, count),
 }
 _BY_VARIANCE: dict[str, tuple[str, Callable[[float], tuple[float, float]]]] = {
     "truncated_normal": ("truncated_normal", lambda variance: (0.0, math.sqrt(variance) / _TRUNCATED_STDDEV)),

@@ -6,7 +6,6 @@ that there is. Hints are computed once, when the report is made; printing only p
 
 from __future__ import annotations
 
-import difflib
 import heapq
 import re
 from collections import Counter
@@ -248,6 +247,8 @@ def _outline(name: str) -> tuple[int, tuple[str, ...]]:
 
 
 def _is_nearly(name: str, other: str) -> bool:
+    import difflib
+
     parts = zip(SEPARATOR.split(name.casefold()), SEPARATOR.split(other.casefold()), strict=True)
     return all(a == b or difflib.SequenceMatcher(None, a, b).ratio() >= _NEARLY for a, b in parts)
 

@@ -9,16 +9,15 @@ process-wide default one; a thread that is started inside a ``with`` enters the 
 
 from __future__ import annotations
 
-import hashlib
 import math
 import os
 import threading
 from collections.abc import Iterable, Mapping, Sequence
 from contextvars import ContextVar
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from numpy.typing import ArrayLike, DTypeLike
+import xxhash
 
 from varstore.disk.reader import Checkpoint, open_checkpoint, open_variable
 from varstore.disk.variable import Variable
@@ -30,6 +29,9 @@ from varstore.model.store import load_into, save
 from varstore.spec.arrays import Stored, as_source
 from varstore.spec.names import MARKER, folder_of
 from varstore.spec.select import listed, nearest
+
+if TYPE_CHECKING:
+    from numpy.typing import ArrayLike, DTypeLike
 
 __all__ = [
     "Session",
@@ -152,8 +154,7 @@ class SessionVariable:
     def _generator(self) -> np.random.Generator:
         if self._random_seed is not None:
             return np.random.default_rng(self._random_seed)
-        digest = hashlib.sha256(self.name.encode()).digest()
-        return np.random.default_rng([int(self._session.seed), int.from_bytes(digest[:16], "little")])
+        return np.random.default_rng([int(self._session.seed), xxhash.xxh3_128_intdigest(self.name.encode())])
 
     def _check_writeable(self) -> None:
         if self._values is not None and not self._values.flags.writeable:

@@ -8,10 +8,11 @@ from typing import Any
 
 import numpy as np
 
+from varstore.disk.agree import check_files, check_readable, check_tied, known_meta
 from varstore.disk.progress import Progress, reporting
 from varstore.disk.reader import Checkpoint, open_checkpoint
 from varstore.disk.rows import row_chunks
-from varstore.disk.values import check_files, check_readable, check_tied, read_many
+from varstore.disk.values import read_into, read_new
 from varstore.disk.variable import Variable
 from varstore.disk.workers import thread_count
 from varstore.disk.writer import write_checkpoint
@@ -121,32 +122,30 @@ def load(
         DigestMismatch, SizeMismatch, ManifestError: what lies there is not what was saved.
     """
     checkpoint = _as_checkpoint(path)
-    chosen = checkpoint.select(include=include, exclude=exclude, rename=rename)
+    chosen = select(checkpoint, include=include, exclude=exclude, rename=rename, path=checkpoint.path)
     if mmap:
-        return {name: variable.numpy(mmap=True) for name, variable in chosen.items()}
-    loaded: dict[str, np.ndarray] = {}
-    arrays: dict[str, np.ndarray] = {}
-    wanted: list[tuple[Entry, np.ndarray]] = []
+        return {name: checkpoint[source].numpy(mmap=True) for name, source in chosen.items()}
+    entries = {name: checkpoint.entry(source) for name, source in chosen.items()}
+    first_of: dict[str, str] = {}
     tied: list[Entry] = []
-    for name, variable in chosen.items():
-        entry = variable.entry
-        first = entry.alias_of or entry.name
-        if first in arrays:
-            tied.append(entry)
-        else:
+    for name, entry in entries.items():
+        if first_of.setdefault(entry.alias_of or entry.name, name) == name:
+            known_meta(checkpoint.path, entry)
             check_readable(checkpoint.path, entry)
-            arrays[first] = np.empty(variable.shape, entry.stored_dtype)
-            wanted.append((entry, arrays[first].reshape(-1).view(np.uint8)))
-        loaded[name] = arrays[first]
-    if tied:
-        check_tied(checkpoint.path, tied, verify=verify)
-    total = sum(entry.nbytes for entry, _ in wanted)
-    with reporting(progress, total, f"loading {checkpoint.path}") as advance:
-        read_many(checkpoint.path, wanted, verify=verify, threads=threads, advance=advance)
-    for name, variable in chosen.items():
-        if loaded[name].dtype != variable.dtype:
-            loaded[name] = loaded[name].astype(variable.dtype)
-    return loaded
+        else:
+            tied.append(entry)
+    read = {name: entries[name] for name in first_of.values()}
+    check_tied(checkpoint.path, tied, verify=verify)
+    with reporting(progress, sum(e.nbytes for e in read.values()), f"loading {checkpoint.path}") as advance:
+        new = read_new(checkpoint.path, list(read.values()), verify=verify, threads=threads, advance=advance)
+    arrays = {name: _as_type_of(entry, array) for (name, entry), array in zip(read.items(), new, strict=True)}
+    return {name: arrays[first_of[entry.alias_of or entry.name]] for name, entry in entries.items()}
+
+
+def _as_type_of(entry: Entry, array: np.ndarray) -> np.ndarray:
+    """Return the array, converted where OneFlow stored bfloat16 as float32."""
+    dtype = entry.meta.data_type.dtype if entry.meta else None
+    return array if array.dtype is dtype else array.astype(dtype, copy=False)
 
 
 def load_into(
@@ -207,7 +206,7 @@ def load_into(
     total = sum(value.entry.nbytes if isinstance(value, Stored) else value.nbytes for _, _, value in work)
     with reporting(progress, total, f"loading {where}") as advance:
         for root, wanted in straight.items():
-            read_many(root, wanted, verify=verify, threads=threads, advance=advance)
+            read_into(root, wanted, verify=verify, threads=threads, advance=advance)
         for pair, target, value in through:
             _fill(pair, target, value, verify=verify)
             if advance:

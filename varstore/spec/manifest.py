@@ -21,17 +21,20 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from types import MappingProxyType
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import xxhash
-from google.protobuf.message import DecodeError
 
-from varstore._gen import manifest_pb2
 from varstore.errors import InvalidName, ManifestError, UsageError
 from varstore.spec.dtypes import BFLOAT16, BY_NUMBER
 from varstore.spec.meta import Meta, shape_problem
 from varstore.spec.names import Folder, is_safe_folder
+
+if TYPE_CHECKING:
+    from google.protobuf.internal.containers import RepeatedCompositeFieldContainer
+
+    from varstore._gen import manifest_pb2
 
 __all__ = [
     "BLOCK",
@@ -154,6 +157,8 @@ class Manifest:
 
     def encode(self) -> bytes:
         """Return the bytes of the manifest file."""
+        from varstore._gen import manifest_pb2  # here, since loading protobuf is a sixth of `import varstore`
+
         body = manifest_pb2.Manifest(
             format_version=FORMAT_VERSION,
             writer=self.writer,
@@ -161,7 +166,8 @@ class Manifest:
             attributes=attributes_json(self.attributes),
             tree=self.tree,
         )
-        body.variables.extend([_encode_entry(entry) for entry in self.entries.values()])
+        for entry in self.entries.values():
+            _add_entry(body.variables, entry)
         return frame(body.SerializeToString())
 
     @classmethod
@@ -171,6 +177,10 @@ class Manifest:
         Raises:
             ManifestError: torn, edited, of another version, or contradicting itself.
         """
+        from google.protobuf.message import DecodeError
+
+        from varstore._gen import manifest_pb2
+
         body = manifest_pb2.Manifest()
         try:
             body.ParseFromString(_unframe(data, path))
@@ -188,7 +198,7 @@ class Manifest:
             writer=body.writer,
             time_ns=body.time_ns,
             attributes=_from_json(body.attributes, path),
-            tree=body.tree,
+            tree=_checked_tree(body.tree, path),
             entries=entries,
         )
 
@@ -203,6 +213,11 @@ class _LazyEntries(Mapping[str, Entry]):
         if len(self._messages) != len(messages):
             (twice, _), *_ = Counter(message.name for message in messages).most_common(1)
             raise ManifestError("a variable is listed twice", path=path, variable=twice)
+        given = Counter(message.folder for message in messages if message.folder)
+        for folder, count in given.items():
+            own = self._messages.get(folder)
+            if count > 1 or (own is not None and not own.folder):
+                raise ManifestError("two variables are said to lie in one folder", path=path, found=folder)
 
     def __getitem__(self, name: str) -> Entry:
         entry = self._made.get(name)
@@ -265,12 +280,12 @@ def _unframe(data: bytes, path: str) -> bytes:
     return body
 
 
-def _encode_entry(entry: Entry) -> manifest_pb2.Variable:
+def _add_entry(messages: RepeatedCompositeFieldContainer[manifest_pb2.Variable], entry: Entry) -> None:
     meta = entry.meta
     if meta is None:
         raise UsageError("a variable without meta cannot be in a manifest", variable=entry.name)
     try:
-        message = manifest_pb2.Variable(
+        message = messages.add(
             name=entry.name,
             folder="" if entry.folder == entry.name else entry.folder,
             shape=meta.shape,
@@ -288,7 +303,6 @@ def _encode_entry(entry: Entry) -> manifest_pb2.Variable:
         message.encoding = entry.encoding
     if entry.attributes:
         message.attributes = attributes_json(entry.attributes, variable=entry.name)
-    return message
 
 
 def _content(message: manifest_pb2.Variable) -> tuple[Any, ...]:
@@ -339,6 +353,15 @@ def _contradiction(entry: Entry, meta: Meta) -> str | None:
     if len(entry.meta_digest) not in (0, DIGEST_SIZE):
         return f"{len(entry.meta_digest)} bytes are not the digest of a meta"
     return None
+
+
+def _checked_tree(text: str, path: str) -> str:
+    try:
+        if text:
+            json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise ManifestError("the tree of nested state is not JSON", path=path, found=str(error)) from error
+    return text
 
 
 def _from_json(text: str, path: str, variable: str | None = None) -> Mapping[str, Any]:

@@ -96,6 +96,6 @@ def _parse_any_spelling(text: bytes, path: str) -> tuple[tuple[int, ...], DataTy
             found=str(error),
             expected="protobuf text such as 'shape { dim: 2 dim: 3 } data_type: kFloat'",
         ) from error
-    if not message.HasField("data_type") or message.data_type not in BY_NUMBER:
+    if message.data_type not in BY_NUMBER:
         raise MetaError("no data type is given", path=path, field="data_type", expected="a name such as kFloat")
     return tuple(message.shape.dim), BY_NUMBER[message.data_type]

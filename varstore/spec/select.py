@@ -6,7 +6,6 @@ A name has parts, and a boundary lies at every ``/``, ``.`` and ``-`` (OneFlow w
 
 from __future__ import annotations
 
-import difflib
 import fnmatch
 import heapq
 import re
@@ -86,6 +85,8 @@ def select(
 
 def nearest(name: str, names: Iterable[str], count: int = 3) -> tuple[str, ...]:
     """Return the names that look most like this one, best first; few or none where nothing is near."""
+    import difflib
+
     wanted = _letter_pairs(name)
     plausible = (
         other

@@ -1,0 +1,203 @@
+"""Background saves: what was there when the call was made is what is saved, and nobody loses an error."""
+
+from __future__ import annotations
+
+import logging
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from varstore.disk.check import verify
+from varstore.disk.reader import open_checkpoint
+from varstore.errors import CheckpointExists, InvalidName, UsageError
+from varstore.model.store import load, save
+from varstore.training.background import BackgroundSaver, save_async, save_state_async
+from varstore.training.state import load_state
+
+
+class Gate:
+    """An array that is not given out before the gate opens: a disk as slow as a test wants it."""
+
+    def __init__(self) -> None:
+        self.open = threading.Event()
+        self.shape, self.dtype = (2,), np.dtype("f4")
+
+    def __array__(self, dtype: Any = None, copy: Any = None) -> np.ndarray:
+        assert self.open.wait(30)
+        return np.ones(2, "f4")
+
+
+@pytest.fixture
+def gate() -> Iterator[Gate]:
+    gate = Gate()
+    yield gate
+    gate.open.set()
+
+
+def variables(seed: int) -> dict[str, np.ndarray]:
+    rng = np.random.default_rng(seed)
+    tied = rng.standard_normal((300, 300))
+    return {
+        "big": rng.standard_normal((1 << 20) + 3).astype("f4"),
+        "transposed": rng.standard_normal((40, 30)).T,
+        "strided": np.arange(5_000_000)[::3],
+        "swapped": rng.standard_normal(9).astype(">f8"),
+        "tied": tied,
+        "tied again": tied,
+        "empty": np.zeros((3, 0)),
+        "scalar": np.float32(3),
+        "odd": np.arange(7, dtype="i1"),
+    }
+
+
+def test_what_was_there_at_the_call_is_saved_though_all_changes_after_it(tmp_path: Path) -> None:
+    saver = BackgroundSaver()
+    sizes = set()
+    for step in range(4):
+        given = variables(step)
+        pending = saver.save(tmp_path / str(step), given)
+        for array in given.values():
+            if isinstance(array, np.ndarray):
+                array[...] = -1
+        sizes.add(saver.buffered)
+        if step == 3:
+            assert pending.result().path == str(tmp_path / "3")
+    for step in range(4):
+        loaded = load(tmp_path / str(step))
+        for name, array in variables(step).items():
+            assert loaded[name].tobytes() == array.astype(array.dtype.newbyteorder("<")).tobytes(), name
+        assert loaded["tied"] is loaded["tied again"]
+        assert verify(tmp_path / str(step)).ok
+    assert len(sizes) == 1
+
+
+def test_it_returns_before_the_write_ends(tmp_path: Path, gate: Gate) -> None:
+    pending = save_async(tmp_path / "c", {"a": np.ones(3), "late": gate}, copy=False)
+    assert not pending.done()
+    assert "going on" in repr(pending)
+    with pytest.raises(TimeoutError):
+        pending.wait(0.01)
+    assert not (tmp_path / "c").exists()
+    gate.open.set()
+    assert pending.result(30).names == ("a", "late")
+    assert pending.done()
+
+
+def test_a_second_save_waits(tmp_path: Path, gate: Gate) -> None:
+    saver = BackgroundSaver()
+    first = saver.save(tmp_path / "a", {"late": gate}, copy=False)
+    threading.Timer(0.2, gate.open.set).start()
+    begin = time.monotonic()
+    second = saver.save(tmp_path / "b", {"x": np.ones(2)})
+    assert time.monotonic() - begin > 0.1
+    assert first.done() or first.result(5)
+    assert second.result(5).names == ("x",)
+
+
+def test_a_second_save_is_refused(tmp_path: Path, gate: Gate) -> None:
+    saver = BackgroundSaver()
+    first = saver.save(tmp_path / "a", {"late": gate}, copy=False)
+    with pytest.raises(UsageError, match="another save is still being written"):
+        saver.save(tmp_path / "b", {"x": np.ones(2)}, when_busy="refuse")
+    gate.open.set()
+    first.wait(5)
+    saver.save(tmp_path / "b", {"x": np.ones(2)}, when_busy="refuse").wait(5)
+
+
+def test_the_original_error_is_raised_each_time_and_logged(tmp_path: Path, caplog: Any) -> None:
+    save(tmp_path / "a", {"x": np.ones(2)})
+    pending = save_async(tmp_path / "a", {"x": np.zeros(2)})
+    for ask in (pending.wait, pending.result, pending.result):
+        with pytest.raises(CheckpointExists, match="not empty"):
+            ask(5)
+    assert "failed" in repr(pending)
+    assert [record.levelno for record in caplog.records] == [logging.ERROR]
+    assert load(tmp_path / "a")["x"][0] == 1
+    assert save_async(tmp_path / "b", {"x": np.zeros(2)}).result(5).names == ("x",)
+
+
+def test_what_can_be_refused_is_refused_at_the_call(tmp_path: Path) -> None:
+    with pytest.raises(InvalidName):
+        save_async(tmp_path / "a", {"": np.zeros(2)})
+    with pytest.raises(UsageError, match="state\\[0\\]: function"):
+        save_state_async(tmp_path / "a", [lambda: 1])
+    with pytest.raises(UsageError, match="when_busy"):
+        save_async(tmp_path / "a", {"a": np.zeros(2)}, when_busy="later")  # type: ignore[arg-type]
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_value_that_cannot_be_fetched_leaves_the_saver_usable(tmp_path: Path) -> None:
+    class Broken(Gate):
+        def __array__(self, dtype: Any = None, copy: Any = None) -> np.ndarray:
+            raise RuntimeError("the device is gone")
+
+    saver = BackgroundSaver()
+    with pytest.raises(RuntimeError, match="the device is gone"):
+        saver.save(tmp_path / "a", {"x": Broken()})
+    assert saver.save(tmp_path / "b", {"x": np.ones(1)}, when_busy="refuse").result(5).names == ("x",)
+
+
+def test_a_save_over_the_budget_is_written_before_the_call_returns(tmp_path: Path) -> None:
+    saver = BackgroundSaver()
+    pending = saver.save(tmp_path / "a", {"x": np.ones(1000)}, budget=7999)
+    assert pending.done()
+    assert saver.buffered == 0
+    saver.save(tmp_path / "b", {"x": np.ones(1000)}, budget=9000).wait(5)
+    assert 8000 <= saver.buffered <= 9000
+    saver.release()
+    assert saver.buffered == 0
+    with pytest.raises(CheckpointExists):
+        saver.save(tmp_path / "a", {"x": np.ones(1000)}, budget=7999)
+
+
+def test_links_need_no_copy(tmp_path: Path) -> None:
+    checkpoint = save(tmp_path / "a", {"x": np.ones(1000)})
+    saver = BackgroundSaver()
+    saver.save(tmp_path / "b", dict(checkpoint), budget=100).wait(5)
+    assert saver.buffered < 1000
+    assert (tmp_path / "a/x/out").stat().st_ino == (tmp_path / "b/x/out").stat().st_ino
+
+
+def test_nested_state(tmp_path: Path) -> None:
+    state = {"w": np.ones(3), "epoch": (1, 2.5)}
+    pending = save_state_async(tmp_path / "a", state, attributes={"by": "me"})
+    state["w"][:] = 0
+    assert pending.result(5).attributes == {"by": "me"}
+    loaded = load_state(tmp_path / "a")
+    assert loaded["epoch"] == (1, 2.5)
+    assert loaded["w"].tolist() == [1, 1, 1]
+
+
+AT_EXIT = """
+import sys, time
+import numpy as np
+from varstore.training.background import save_async
+class Slow:
+    shape, dtype = (2,), np.dtype("f4")
+    def __array__(self, dtype=None, copy=None):
+        time.sleep(0.5)
+        return np.ones(2, "f4")
+save_async(sys.argv[1], {"big": np.ones(3_000_000), "slow": Slow()}, copy=False)
+"""
+
+
+def test_the_end_of_the_process_waits(tmp_path: Path) -> None:
+    done = subprocess.run([sys.executable, "-c", AT_EXIT, str(tmp_path / "a")], check=False, capture_output=True)
+    assert (done.returncode, done.stderr) == (0, b"")
+    assert open_checkpoint(tmp_path / "a").names == ("big", "slow")
+    assert verify(tmp_path / "a").ok
+
+
+def test_an_error_that_nobody_asks_for_is_seen_at_the_end(tmp_path: Path) -> None:
+    save(tmp_path / "a", {"x": np.ones(2)})
+    done = subprocess.run(
+        [sys.executable, "-c", AT_EXIT, str(tmp_path / "a")], check=False, capture_output=True, text=True
+    )
+    assert f"the save to {tmp_path / 'a'} failed" in done.stderr

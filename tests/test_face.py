@@ -1,0 +1,146 @@
+"""The face: a short list that says the truth, and the parameters that DESIGN promises."""
+
+from __future__ import annotations
+
+import inspect
+import types
+
+import pytest
+
+import varstore as vs
+from varstore import errors
+
+SIGNATURES = {
+    "save": "path, variables, *, attributes=None, base=None, overwrite=False, durable=True, manifest=True, "
+    "threads=None, progress=None",
+    "open": "path, *, allow_incomplete=False",
+    "load": "path, *, include=None, exclude=None, rename=None, mmap=False, verify=True, threads=None, progress=None",
+    "load_into": "targets, source, *, include=None, exclude=None, rename=None, on_mismatch='error', cast=False, "
+    "verify=True, threads=None, progress=None",
+    "verify": "path, *, progress=None",
+    "seal": "path",
+    "diff": "a, b",
+    "clean": "directory",
+    "get_variable": "name, shape=None, dtype=None, initializer=None, regularizer=None, trainable=None, "
+    "model_name=None, random_seed=None",
+    "get_all_variables": "",
+    "load_variables": "value_dict, ignore_mismatch=True",
+    "checkpoint.save": "path, var_dict=None",
+    "checkpoint.get": "path",
+    "Session": "",
+    "save_state": "path, state",
+    "load_state": "path, *, map_location=None",
+    "save_async": "path, variables",
+    "CheckpointManager": "directory",
+    "read": "path, format=None",
+    "write": "path, variables_or_state, format=None",
+    "convert": "source, target",
+}
+NOT_YET = {"save_state", "load_state", "save_async", "CheckpointManager", "read", "write", "convert"}
+
+MEMBERS = {
+    "Checkpoint": "path attributes nbytes names tree select keys values items get __getitem__ __iter__ __len__ "
+    "__enter__ __exit__ _repr_html_",
+    "Variable": "name shape dtype nbytes attributes path numpy __getitem__ __array__ __len__",
+    "VerifyReport": "ok problems",
+    "DiffReport": "equal",
+    "LoadReport": "loaded kept unused mismatched cast raise_for",
+}
+
+ONEFLOW_NAMES = {
+    *(
+        "float32",
+        "float",
+        "double",
+        "float64",
+        "float16",
+        "bfloat16",
+        "bool",
+        "char",
+        "int8",
+        "int32",
+        "int64",
+        "uint8",
+    ),
+    *("constant_initializer", "zeros_initializer", "ones_initializer", "random_uniform_initializer"),
+    *("random_normal_initializer", "truncated_normal_initializer", "glorot_uniform_initializer"),
+    *("glorot_normal_initializer", "xavier_uniform_initializer", "xavier_normal_initializer", "kaiming_initializer"),
+    *("variance_scaling_initializer", "get_variable", "get_all_variables", "load_variables", "checkpoint", "Session"),
+}
+
+
+def of_the_face(name):
+    found = vs
+    for part in name.split("."):
+        found = getattr(found, part)
+    return found
+
+
+def positional(parameters):
+    return [name for name, parameter in parameters.items() if parameter.kind is parameter.POSITIONAL_OR_KEYWORD]
+
+
+def is_inner(name):
+    value = getattr(vs, name)
+    is_folder = isinstance(value, types.ModuleType) and name not in ("errors", "checkpoint")
+    return name.startswith("_") or is_folder or name == "annotations"
+
+
+def test_all_is_sorted_and_without_repeats():
+    assert vs.__all__ == sorted(set(vs.__all__))
+
+
+def test_all_is_exactly_what_is_public():
+    assert {name for name in dir(vs) if not is_inner(name)} | {"__version__"} == set(vs.__all__)
+
+
+def test_a_star_import_gives_the_face():
+    names: dict[str, object] = {}
+    exec("from varstore import *", names)
+    assert set(names) - {"__builtins__"} == set(vs.__all__)
+
+
+@pytest.mark.parametrize("name", vs.__all__)
+def test_every_public_thing_is_explained(name):
+    value = getattr(vs, name)
+    if inspect.isclass(value) or inspect.isroutine(value):
+        assert inspect.getdoc(value)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=pytest.mark.xfail(raises=AttributeError, strict=True)) if name in NOT_YET else name
+        for name in SIGNATURES
+    ],
+)
+def test_the_promised_parameters_are_there(name):
+    promised = inspect.signature(eval(f"lambda {SIGNATURES[name]}: None")).parameters
+    actual = inspect.signature(of_the_face(name)).parameters
+    assert positional(actual) == positional(promised)
+    for parameter in promised.values():
+        assert actual[parameter.name].kind is parameter.kind
+        assert actual[parameter.name].default == parameter.default
+    for parameter in actual.values():
+        optional = parameter.default is not parameter.empty or parameter.kind is parameter.VAR_KEYWORD
+        assert optional or parameter.name in promised
+
+
+@pytest.mark.parametrize("name", MEMBERS)
+def test_the_promised_members_are_there(name):
+    owner = getattr(vs, name)
+    members = set(dir(owner)) | set(getattr(owner, "__dataclass_fields__", ()))
+    assert set(MEMBERS[name].split()) <= members
+
+
+def test_oneflows_names_are_there():
+    assert not ONEFLOW_NAMES - set(vs.__all__)
+
+
+def test_every_error_is_one_of_ours_and_a_built_in():
+    tree = [getattr(errors, name) for name in errors.__all__]
+    assert all(issubclass(error, vs.VarstoreError) for error in tree)
+    bases = (ValueError, FileNotFoundError, FileExistsError, KeyError, OSError, ImportError)
+    assert all(issubclass(error, bases) for error in tree if error is not vs.VarstoreError)
+    drawn = errors.__doc__ or ""
+    assert all(error.__name__ in drawn for error in tree)

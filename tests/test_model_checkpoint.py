@@ -1,0 +1,210 @@
+"""MindSpore's interface leaves what MindSpore leaves: a table that the real one wrote, and the real one itself."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+import pytest
+
+from varstore.disk.check import verify
+from varstore.disk.reader import open_checkpoint
+from varstore.errors import UsageError, VariableMismatch
+from varstore.model.store import save
+from varstore.training.model_checkpoint import CheckpointConfig, ModelCheckpoint, load_checkpoint, load_param_into_net
+
+ROOT = Path(__file__).resolve().parent.parent
+TABLE = ROOT / "tests/data/mindspore/model_checkpoint_names.json"
+ROWS = json.loads(TABLE.read_text())["rows"]
+REAL = Path(os.environ.get("VARSTORE_ENVS", ROOT / ".envs"), "mindspore/bin/python")
+
+
+class Clock:
+    now = 1_700_000_000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def _name(row: Any) -> str:
+    return ",".join(f"{key}={value}" for key, value in row["config"].items()) + f"{row['prefixes']}{row['runs']}"
+
+
+@pytest.mark.parametrize("row", ROWS, ids=_name)
+def test_the_names_that_mindspore_leaves(tmp_path: Path, row: Any) -> None:
+    if "refused" in row:
+        with pytest.raises({"ValueError": ValueError, "TypeError": TypeError}[row["refused"]]) as error:
+            CheckpointConfig(**row["config"])
+        assert isinstance(error.value, UsageError)
+        return
+    assert CheckpointConfig(**row["config"]).get_checkpoint_policy() == row["policy"]
+    clock = Clock()
+    for (epochs, steps), prefix, left in zip(row["runs"], row["prefixes"], row["left"], strict=True):
+        callback = ModelCheckpoint(prefix, tmp_path, CheckpointConfig(**row["config"]), clock=clock)
+        callback.begin()
+        for epoch in range(1, epochs + 1):
+            for step in range(1, steps + 1):
+                clock.now += row["seconds"]
+                callback.step_end(epoch, step, {"w": np.full(2, 100 * epoch + step)})
+        callback.end()
+        assert sorted(os.listdir(tmp_path)) == left
+        if left:
+            assert callback.latest_ckpt_file_name.endswith(f"-{epochs}_{steps}")
+    for name in os.listdir(tmp_path):
+        epoch, step = map(int, name.rpartition("-")[2].split("_"))
+        assert verify(tmp_path / name).ok
+        assert load_checkpoint(tmp_path / name)["w"][0] == 100 * epoch + step
+
+
+@pytest.mark.skipif(not REAL.exists(), reason="no environment with MindSpore: tools/make_envs.sh mindspore")
+def test_the_real_mindspore_still_leaves_what_the_table_says(tmp_path: Path) -> None:
+    tool = ROOT / "tools/make_mindspore_names.py"
+    done = subprocess.run([REAL, tool], check=False, capture_output=True, text=True, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert json.loads(done.stdout) == json.loads(TABLE.read_text())
+
+
+def test_steps_that_count_through_all_epochs_count_alike(tmp_path: Path) -> None:
+    callback = ModelCheckpoint("net", tmp_path, CheckpointConfig(save_checkpoint_steps=3, keep_checkpoint_max=9))
+    for step in range(1, 9):
+        callback.step_end((step + 3) // 4, step, {"w": np.ones(1)})
+    callback.end()
+    assert sorted(os.listdir(tmp_path)) == ["net-1_3", "net-2_6", "net-2_8"]
+
+
+def test_the_same_step_twice_is_saved_once(tmp_path: Path) -> None:
+    callback = ModelCheckpoint("net", tmp_path)
+    callback.step_end(1, 1, {"w": np.zeros(1)})
+    callback.step_end(1, 1, {"w": np.ones(1)})
+    callback.end()
+    assert load_checkpoint(tmp_path / "net-1_1")["w"][0] == 0
+
+
+def test_the_default_directory_is_the_working_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    callback = ModelCheckpoint()
+    callback.step_end(1, 1, {"w": np.zeros(1)})
+    assert callback.latest_ckpt_file_name == str(tmp_path / "CKP-1_1")
+    assert os.listdir(tmp_path) == ["CKP-1_1"]
+
+
+def test_what_is_not_complete_is_neither_counted_nor_deleted(tmp_path: Path) -> None:
+    callback = ModelCheckpoint("net", tmp_path, CheckpointConfig(keep_checkpoint_max=2))
+    (tmp_path / "net-0_1").mkdir()
+    (tmp_path / "net-0_2").write_text("a file")
+    for step in range(1, 5):
+        callback.step_end(1, step, {"w": np.ones(1)})
+    assert sorted(os.listdir(tmp_path)) == ["net-0_1", "net-0_2", "net-1_3", "net-1_4"]
+
+
+@pytest.mark.parametrize(("prefix", "config"), [("a/b", None), (3, None), ("a", {"save_checkpoint_steps": 1})])
+def test_arguments_that_are_wrong(tmp_path: Path, prefix: Any, config: Any) -> None:
+    with pytest.raises(UsageError):
+        ModelCheckpoint(prefix, tmp_path, config)
+
+
+@pytest.fixture
+def checkpoint(tmp_path: Path) -> Path:
+    names = ["conv1.weight", "conv1.bias", "fc.weight", "global_step"]
+    save(tmp_path / "c", {name: np.full((2, 3), i, "f4") for i, name in enumerate(names)})
+    return tmp_path / "c"
+
+
+CHOICES = {
+    "all": ({}, ["conv1.weight", "conv1.bias", "fc.weight", "global_step"]),
+    "filter": ({"filter_prefix": "conv1"}, ["fc.weight", "global_step"]),
+    "filters": ({"filter_prefix": ["conv1", "global"]}, ["fc.weight"]),
+    "specify": ({"specify_prefix": ("conv1",)}, ["conv1.weight", "conv1.bias"]),
+    "both": ({"specify_prefix": "conv1", "filter_prefix": "conv1.b"}, ["conv1.weight"]),
+    "choice": ({"choice_func": lambda name: "weight" in name}, ["conv1.weight", "fc.weight"]),
+    "a prefix wins": ({"specify_prefix": "fc", "choice_func": lambda name: False}, ["fc.weight"]),
+}
+
+
+@pytest.mark.parametrize(("options", "names"), CHOICES.values(), ids=CHOICES.keys())
+def test_what_load_checkpoint_takes(checkpoint: Path, options: Any, names: list[str]) -> None:
+    assert list(load_checkpoint(checkpoint, **options)) == names
+
+
+@pytest.mark.parametrize(
+    "options", [{"specify_prefix": "x"}, {"choice_func": lambda name: False}, {"filter_prefix": ""}]
+)
+def test_loading_nothing_is_an_error(checkpoint: Path, options: Any) -> None:
+    with pytest.raises(ValueError, match=r"nothing is left|non-empty"):
+        load_checkpoint(checkpoint, **options)
+
+
+def test_loading_into_a_net_says_what_was_not_loaded_both_ways(checkpoint: Path) -> None:
+    net = {name: np.full((2, 3), -1, "f4") for name in ("conv1.weight", "fc.weight", "fc.bias")}
+    loaded = load_checkpoint(checkpoint)
+    assert load_param_into_net(net, loaded) == (["fc.bias"], ["conv1.bias", "global_step"])
+    assert [array[0, 0] for array in net.values()] == [0, 2, -1]
+
+
+def test_loading_takes_prefixes_off_unless_strict(checkpoint: Path) -> None:
+    def net() -> dict[str, np.ndarray]:
+        return {name: np.full((2, 3), -1, "f4") for name in ("weight", "other")}
+
+    parameters = load_checkpoint(checkpoint, specify_prefix="conv1")
+    loose, strict = net(), net()
+    assert load_param_into_net(loose, parameters) == (["other"], ["conv1.weight", "conv1.bias"])
+    assert loose["weight"][0, 0] == 0
+    assert load_param_into_net(strict, parameters, strict_load=True) == (["weight", "other"], list(parameters))
+    assert strict["weight"][0, 0] == -1
+
+
+TYPES = [
+    ("f4", "f2", True),
+    ("f8", "f4", True),
+    ("f4", ml_dtypes.bfloat16, True),
+    ("i8", "i4", True),
+    ("f4", "i4", False),
+    ("u1", "i8", False),
+    ("?", "i8", False),
+]
+
+
+@pytest.mark.parametrize(("source", "target", "converts"), TYPES)
+def test_types_are_converted_within_their_kind_unless_strict(source: Any, target: Any, converts: bool) -> None:
+    values, net = {"w": np.array([1, 0], source)}, {"w": np.array([5, 5], target)}
+    if converts:
+        assert load_param_into_net(net, values) == ([], [])
+        assert net["w"].tolist() == [1, 0]
+    else:
+        with pytest.raises(VariableMismatch, match="types differ"):
+            load_param_into_net(net, values)
+    net = {"w": np.array([5, 5], target)}
+    with pytest.raises(VariableMismatch, match="types differ"):
+        load_param_into_net(net, values, strict_load=True)
+    assert net["w"].tolist() == [5, 5]
+
+
+def test_shapes_may_differ_by_ones_at_the_end_and_a_misfit_changes_nothing() -> None:
+    net = {"a": np.zeros((2, 3), "f4"), "b": np.zeros(2, "f4")}
+    load_param_into_net(net, {"a": np.ones((2, 3, 1, 1), "f4")})
+    assert net["a"].tolist() == np.ones((2, 3)).tolist()
+    with pytest.raises(VariableMismatch, match="shapes differ"):
+        load_param_into_net(net, {"a": np.zeros((2, 3), "f4"), "b": np.zeros(3, "f4")})
+    assert net["a"].tolist() == np.ones((2, 3)).tolist()
+
+
+def test_load_checkpoint_into_a_net(checkpoint: Path) -> None:
+    net = {"fc.weight": np.zeros((2, 3), "f4")}
+    load_checkpoint(checkpoint, net)
+    assert net["fc.weight"][0, 0] == 2
+    with pytest.raises(TypeError, match="not a network"):
+        load_checkpoint(checkpoint, 3)
+    assert open_checkpoint(checkpoint).names
+
+
+def test_a_cell_of_the_real_mindspore(checkpoint: Path) -> None:
+    nn = pytest.importorskip("mindspore.nn")
+    net = nn.Dense(3, 2)
+    assert load_checkpoint(checkpoint, net, specify_prefix="fc")["fc.weight"].shape == (2, 3)
+    assert net.weight.asnumpy().tolist() == np.full((2, 3), 2).tolist()
+    assert load_param_into_net(net, load_checkpoint(checkpoint, specify_prefix="fc")) == (["bias"], ["fc.weight"])

@@ -1,0 +1,70 @@
+#!/usr/bin/env bash
+# Prepare the real frameworks that the tests of varstore/formats drive as child processes.
+#
+#   tools/make_envs.sh [NAME ...]      all of them, or the named ones
+#
+# They cannot share an environment, so each gets its own below $VARSTORE_ENVS (default: .envs in the
+# project's root, which git ignores). An environment that is complete is left alone, so the script may run
+# before every test run; one whose python this machine lacks is skipped with a message.
+set -u -o pipefail
+
+root="$(cd "$(dirname "$0")/.." && pwd)"
+envs="${VARSTORE_ENVS:-$root/.envs}"
+failures=0
+
+# name | python | packages
+table='
+torch       | 3.11 | torch==2.13.0 numpy
+safetensors | 3.11 | safetensors==0.8.0 numpy ml_dtypes
+paddle      | 3.11 | paddlepaddle==3.3.1 setuptools numpy
+mindspore   | 3.11 | mindspore==2.10.0
+onnx        | 3.11 | onnx==1.23.2 onnxruntime==1.31.1 numpy
+zarr        | 3.11 | zarr==3.1.6 orbax-checkpoint==0.12.8 jax tensorstore
+megengine   | 3.8  | megengine==1.13.0
+oneflow     | 3.10 | oneflow==0.9.0 numpy<1.24 protobuf<4 nvidia-cudnn-cu11==8.5.0.96 nvidia-cublas-cu11==11.10.3.66
+'
+
+find_python() {
+    local version="$1" candidate
+    for candidate in "python$version" "${PYENV_ROOT:-$HOME/.pyenv}"/versions/"$version".*/bin/python; do
+        if command -v "$candidate" >/dev/null 2>&1 &&
+            [ "$("$candidate" -c 'import sys; print("%d.%d" % sys.version_info[:2])' 2>/dev/null)" = "$version" ]; then
+            command -v "$candidate"
+            return 0
+        fi
+    done
+    return 1
+}
+
+make_env() {
+    local name="$1" version="$2" packages="$3" folder="$envs/$1" python stamp
+    stamp="$version $packages"
+    if [ "$(cat "$folder/.complete" 2>/dev/null)" = "$stamp" ]; then
+        echo "$name: present"
+        return 0
+    fi
+    if ! python="$(find_python "$version")"; then
+        echo "$name: skipped, this machine has no python $version"
+        return 0
+    fi
+    echo "$name: installing $packages"
+    rm -rf "$folder"
+    # shellcheck disable=SC2086
+    if "$python" -m venv "$folder" && "$folder/bin/python" -m pip install --quiet $packages; then
+        echo "$stamp" >"$folder/.complete"
+        echo "$name: ready"
+    else
+        echo "$name: FAILED" >&2
+        failures=$((failures + 1))
+    fi
+}
+
+mkdir -p "$envs"
+while IFS='|' read -r name version packages; do
+    name="$(echo $name)" version="$(echo $version)" packages="$(echo $packages)"
+    [ -n "$name" ] || continue
+    if [ $# -eq 0 ] || [[ " $* " == *" $name "* ]]; then
+        make_env "$name" "$version" "$packages"
+    fi
+done <<<"$table"
+exit "$((failures > 0))"

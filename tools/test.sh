@@ -1,0 +1,7 @@
+#!/usr/bin/env bash
+# Run the tests in .venv:  bash tools/test.sh [ARGUMENT OF PYTEST ...]
+set -euo pipefail
+source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
+
+cd "$root"
+exec "$python" -m pytest "$@"

@@ -1,0 +1,77 @@
+"""``varstore show``: one variable in full, whatever its type and however large."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+
+import click
+import numpy as np
+
+import varstore as vs
+from varstore.cli.output import allow_incomplete_option, open_path, print_facts
+from varstore.cli.statistics import summarize
+
+__all__ = ["show"]
+
+_AT_ONCE = 1 << 20
+_HEAD = 8
+_DIGESTS = 4
+
+
+@click.command(short_help="Show one variable: shape, digest, statistics, first values.")
+@click.argument("path", type=click.Path())
+@click.argument("name", required=False)
+@allow_incomplete_option
+def show(path: str, name: str | None, allow_incomplete: bool) -> None:
+    """Show the variable NAME of the checkpoint PATH; without NAME, PATH is the variable's own folder.
+
+    Prints shape and type, the folder, the digests of its 16 MiB blocks, attributes, the first values, and
+    statistics of all of them: min, max, mean and standard deviation of the finite ones, and how many are zero,
+    nan and infinite. Complex numbers are measured by their magnitude. Values are read a few MiB at a time and
+    are not compared with the digests; `varstore verify` does that.
+
+    \b
+    Examples:
+      varstore show lenet conv1-weight
+      varstore show lenet/conv1-weight
+    """
+    opened = open_path(path, allow_incomplete=allow_incomplete)
+    if isinstance(opened, vs.Checkpoint):
+        if name is None:
+            raise click.UsageError("PATH is a checkpoint, so say the NAME of a variable; `varstore ls` lists them.")
+        opened = opened[name]
+    elif name is not None:
+        raise click.UsageError("PATH is the folder of a single variable and takes no NAME.")
+    print_facts(_described(opened))
+    print_facts(_measured(opened))
+
+
+def _described(variable: vs.Variable) -> Iterator[tuple[str, str]]:
+    yield "name", variable.name
+    yield "shape", str(list(variable.shape))
+    yield "type", f"{variable.dtype.name} ({variable.meta.data_type.name} in meta)"
+    yield "bytes", f"{variable.entry.nbytes:,}"
+    yield "folder", variable.path
+    if variable.entry.alias_of:
+        yield "tied to", variable.entry.alias_of
+    if variable.digests:
+        shown = variable.digests[:_DIGESTS]
+        more = f" and {len(variable.digests) - len(shown)} more" if len(shown) < len(variable.digests) else ""
+        yield "xxh3-128", ", ".join(shown) + more
+    else:
+        yield "xxh3-128", "none"
+    if variable.attributes:
+        yield "attributes", json.dumps(dict(variable.attributes), ensure_ascii=False)
+
+
+def _measured(variable: vs.Variable) -> Iterator[tuple[str, str]]:
+    first = next(_chunks(variable), np.empty(0))[:_HEAD]
+    yield "values", " ".join([*map(str, first), *(["…"] if variable.size > _HEAD else [])]) or "none"
+    yield from summarize(_chunks(variable))
+
+
+def _chunks(variable: vs.Variable) -> Iterator[np.ndarray]:
+    """Yield all values in order; each part is mapped anew, so that no other stays in memory."""
+    for start in range(0, variable.size, _AT_ONCE):
+        yield variable.numpy(mmap=True).reshape(-1)[start : start + _AT_ONCE]

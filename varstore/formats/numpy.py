@@ -1,0 +1,261 @@
+"""NumPy's files: ``.npy`` with one array, ``.npz`` with many in a zip archive.
+
+Arrays of Python objects are pickles; they are listed and refused when they are read. A member of an
+archive that is not compressed is read straight from its place in the file.
+
+Format: https://numpy.org/doc/stable/reference/generated/numpy.lib.format.html
+"""
+
+from __future__ import annotations
+
+import ast
+import io
+import zipfile
+import zlib
+from typing import IO, Any, BinaryIO
+
+import numpy as np
+
+from varstore.errors import (
+    DigestMismatch,
+    FormatError,
+    InvalidName,
+    SizeMismatch,
+    UnsafeContent,
+    UnsupportedDtype,
+    UsageError,
+    VarstoreError,
+)
+from varstore.formats.archive import ArrayMember, leads_out, members, opened
+from varstore.formats.atomic import replacing
+from varstore.formats.flat import fetch_plain, flat_arrays
+from varstore.formats.foreign import BARE, ForeignCheckpoint, LazyArray
+from varstore.formats.slices import MemoryContent, array_of_spans, refused_array, stream_of
+from varstore.formats.source import Source, count_elements
+from varstore.spec.arrays import LateArray
+
+__all__ = ["read", "write"]
+
+MAGIC = b"\x93NUMPY"
+
+_VERSIONS = {(1, 0): (2, "latin1"), (2, 0): (4, "latin1"), (3, 0): (4, "utf-8")}
+_MOST_HEADER = 10_000
+_KEYS = {"descr", "fortran_order", "shape"}
+_STEP = 1 << 20
+
+Header = tuple[np.dtype[Any], tuple[int, ...], bool]
+
+
+def read(path: str) -> ForeignCheckpoint:
+    """Open an ``.npy`` or ``.npz`` file.
+
+    Members of an archive that are no arrays are named in ``attributes["other_members"]``.
+
+    Raises:
+        FormatError: neither of the two, or a header that numpy would not write.
+        SizeMismatch: an array with more or fewer bytes than its header needs.
+        UnsafeContent: a member's name leads out of the archive.
+    """
+    source = Source(path)
+    magic = source.bytes(0, min(6, source.size))
+    if magic == MAGIC:
+        with stream_of(source) as file:
+            header, start = _header(file, path, BARE)
+        return ForeignCheckpoint(path, "npy", _array(source, (start, source.size - start), header, BARE))
+    if magic[:2] != b"PK":
+        raise FormatError("neither an npy file nor a zip archive", path=path, found=repr(magic))
+    tree: dict[str, LazyArray] = {}
+    others: list[str] = []
+    for member in members(source):
+        array = _member_array(member)
+        if array is None:
+            others.append(member.name)
+        else:
+            name = member.name.removesuffix(".npy")
+            if name in tree:
+                raise FormatError("two members have one name", path=path, variable=name)
+            tree[name] = array
+    return ForeignCheckpoint(path, "npz", tree, {"other_members": others} if others else {})
+
+
+def write(path: str, state: Any) -> None:
+    """Write one array to ``.npy``, or names and arrays to an uncompressed ``.npz`` (any other suffix).
+
+    Raises:
+        UnsupportedDtype: objects, which would be pickled; a type of `ml_dtypes`, which numpy's files forget.
+        UsageError: more than one array for ``.npy``; see `flat_arrays`.
+        InvalidName: a name that cannot be a member of a zip archive.
+    """
+    arrays = flat_arrays(state, format="numpy")
+    for name, array in arrays.items():
+        if array.dtype.hasobject or array.dtype.type.__module__ != "numpy":
+            raise UnsupportedDtype(
+                "objects would be pickled" if array.dtype.hasobject else "numpy's files forget this type",
+                path=path,
+                variable=name,
+                found=str(array.dtype),
+                hint="convert it (dtype='float32'), or write safetensors",
+            )
+    if path.endswith(".npy"):
+        if len(arrays) != 1:
+            raise UsageError("an npy file holds one array", path=path, found=len(arrays), hint="write .npz")
+        ((name, array),) = arrays.items()
+        with replacing(path) as file:
+            _write_array(file, name, array)
+        return
+    for name in arrays:
+        _check_member_name(path, name)
+    with replacing(path) as file, zipfile.ZipFile(file, "w", zipfile.ZIP_STORED, allowZip64=True) as archive:
+        for name, array in arrays.items():
+            info = zipfile.ZipInfo(f"{name}.npy")
+            info.external_attr = 0o600 << 16
+            with archive.open(info, "w", force_zip64=True) as member:
+                _write_array(member, name, array)
+
+
+def _member_array(member: ArrayMember) -> LazyArray | None:
+    """Return a member's array, None where the member is none."""
+    with opened(member) as stream:
+        if stream.read(len(MAGIC)) != MAGIC:
+            return None
+    with opened(member) as stream:
+        header, start = _header(stream, member.source.path, member.name)
+    name = member.name.removesuffix(".npy")
+    if header[0].hasobject:
+        return _objects(member.source.path, name, header)
+    if not member.is_plain:
+        return _compressed_array(member, name, header, start)
+    array = _array(member.source, (member.start + start, member.size - start), header, name)
+
+    def fetch() -> np.ndarray:
+        values = array.read()
+        head = member.source.bytes(member.start, start)
+        _check_crc(member, head, values.T if header[2] else values, header[0])
+        return values
+
+    return LazyArray(array.shape, array.dtype, fetch)
+
+
+def _check_crc(member: ArrayMember, head: bytes, values: np.ndarray, stored: np.dtype[Any]) -> None:
+    raw = values if values.dtype == stored else values.astype(stored)
+    crc = zlib.crc32(np.ascontiguousarray(raw).reshape(-1).view(np.uint8).data, zlib.crc32(head))
+    if crc != member.info.CRC:
+        raise DigestMismatch(
+            "the bytes are not those that were written",
+            path=member.source.path,
+            variable=member.name,
+            found=f"CRC-32 {crc:08x}",
+            expected=f"{member.info.CRC:08x}",
+            hint="the file is damaged",
+        )
+
+
+def _compressed_array(member: ArrayMember, name: str, header: Header, start: int) -> LazyArray:
+    dtype, shape, fortran = header
+    path = member.source.path
+    size = count_elements(shape, dtype.itemsize, path=path, variable=name) * dtype.itemsize
+    _check_size(path, name, header, member.size - start, size)
+
+    def fetch() -> np.ndarray:
+        content = _unpacked(member, start, size, name)
+        memory = MemoryContent(path, content)
+        return array_of_spans(memory, [(0, size)], shape, dtype, variable=name, fortran=fortran).read()
+
+    native = dtype if dtype.fields else dtype.newbyteorder("=")
+    return LazyArray(shape, native, fetch)
+
+
+def _unpacked(member: ArrayMember, start: int, size: int, name: str) -> memoryview:
+    """Unpack a member by steps, so that memory grows with what is there and not with what is claimed."""
+    content = io.BytesIO()
+    with opened(member) as stream:
+        stream.read(start)
+        while part := stream.read(_STEP):
+            content.write(part)
+            if content.tell() > size:
+                break
+    if content.tell() != size:
+        raise SizeMismatch(
+            "the member unpacks to another size",
+            path=member.source.path,
+            variable=name,
+            found=f"{content.tell()} bytes or more",
+            expected=size,
+        )
+    return content.getbuffer()
+
+
+def _array(source: Source, span: tuple[int, int], header: Header, name: str) -> LazyArray:
+    dtype, shape, fortran = header
+    if dtype.hasobject:
+        return _objects(source.path, name, header)
+    count = count_elements(shape, dtype.itemsize, path=source.path, variable=name)
+    _check_size(source.path, name, header, span[1], count * dtype.itemsize)
+    return array_of_spans(source, [span], shape, dtype, variable=name, fortran=fortran)
+
+
+def _check_size(path: str, name: str, header: Header, found: int, expected: int) -> None:
+    if found != expected:
+        raise SizeMismatch(
+            "the array's bytes do not fit its header",
+            path=path,
+            variable=name,
+            found=f"{found} bytes",
+            expected=f"{expected} for {header[0]} {list(header[1])}",
+            hint="the file is cut off, or something was appended",
+        )
+
+
+def _objects(path: str, name: str, header: Header) -> LazyArray:
+    return refused_array(
+        header[1],
+        UnsafeContent(
+            "an array of Python objects is a pickle, and pickles run code",
+            path=path,
+            variable=name,
+            found=f"dtype {header[0]}",
+            hint="leave it out, or convert it with numpy.load(allow_pickle=True) where you trust the file",
+        ),
+    )
+
+
+def _header(file: IO[bytes], path: str, name: str) -> tuple[Header, int]:
+    """Parse an array's header; return it and where the values begin."""
+
+    def wrong(what: str, found: Any) -> VarstoreError:
+        return FormatError(what, path=path, variable=name, found=found, hint="numpy did not write this")
+
+    magic = file.read(8)
+    version = (magic[6], magic[7]) if len(magic) == 8 else (0, 0)
+    if version not in _VERSIONS:
+        raise wrong("unknown version of the npy format", version)
+    width, encoding = _VERSIONS[version]
+    size = int.from_bytes(file.read(width), "little")
+    if size > _MOST_HEADER:
+        raise wrong(f"the header is longer than {_MOST_HEADER} bytes", size)
+    text = file.read(size)
+    if len(text) != size:
+        raise wrong("the file ends in its header", f"{len(text)} of {size} bytes")
+    try:
+        fields = ast.literal_eval(text.decode(encoding).strip())
+        if not isinstance(fields, dict) or fields.keys() != _KEYS:
+            raise ValueError(f"fields other than {sorted(_KEYS)}")
+        dtype = np.lib.format.descr_to_dtype(fields["descr"])
+    except (ValueError, TypeError, SyntaxError, MemoryError, RecursionError, LookupError, AttributeError) as error:
+        raise wrong("the header is not a dictionary of descr, fortran_order and shape", str(error)) from None
+    shape, fortran = fields["shape"], fields["fortran_order"]
+    if not isinstance(shape, tuple) or not isinstance(fortran, bool) or dtype.subdtype or not dtype.itemsize:
+        raise wrong("impossible shape, order or type", str(fields)[:120])
+    count_elements(shape, dtype.itemsize, path=path, variable=name)
+    return (dtype, shape, fortran), 8 + width + size
+
+
+def _check_member_name(path: str, name: str) -> None:
+    if leads_out(name) or len(name.encode()) > 65_000:
+        raise InvalidName("cannot be the name of a member of a zip archive", path=path, variable=name, hint="rename it")
+
+
+def _write_array(file: IO[bytes] | BinaryIO, name: str, array: LateArray) -> None:
+    values = fetch_plain(name, array)
+    np.lib.format.write_array_header_1_0(file, np.lib.format.header_data_from_array_1_0(values))
+    file.write(values.reshape(-1).view(np.uint8).data)

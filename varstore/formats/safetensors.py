@@ -1,0 +1,282 @@
+"""safetensors: a JSON header with every tensor's type, shape and place, then the bytes of all, end to end.
+
+The header is believed in nothing: each tensor's size must fit its shape and type, and the tensors must
+cover the rest of the file without a hole or an overlap. An index file (``*.safetensors.index.json``)
+names the files of a model in several parts. A tied name is a metadata entry whose value is a tensor's
+name, as huggingface_hub leaves it behind for each name that it drops.
+
+Format: https://github.com/huggingface/safetensors#format
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+
+from varstore.errors import FormatError, InvalidName, SizeMismatch, UnsafeContent, UnsupportedDtype, UsageError
+from varstore.formats.atomic import replacing
+from varstore.formats.flat import fetch_plain, flat_arrays
+from varstore.formats.foreign import ForeignCheckpoint, LazyArray
+from varstore.formats.packing import bits_of, pack, packed_size
+from varstore.formats.slices import array_of_spans, check_span
+from varstore.formats.source import Source, count_elements
+from varstore.spec.arrays import LateArray
+
+__all__ = ["INDEX_SUFFIX", "read", "write"]
+
+INDEX_SUFFIX = ".safetensors.index.json"
+
+_MOST_HEADER = 100_000_000
+_DTYPES: dict[str, np.dtype[Any]] = {
+    name: np.dtype(scalar)
+    for name, scalar in (
+        ("BOOL", np.bool_),
+        ("F4", ml_dtypes.float4_e2m1fn),
+        ("F6_E2M3", ml_dtypes.float6_e2m3fn),
+        ("F6_E3M2", ml_dtypes.float6_e3m2fn),
+        ("U8", np.uint8),
+        ("I8", np.int8),
+        ("F8_E5M2", ml_dtypes.float8_e5m2),
+        ("F8_E4M3", ml_dtypes.float8_e4m3fn),
+        ("F8_E8M0", ml_dtypes.float8_e8m0fnu),
+        ("F8_E4M3FNUZ", ml_dtypes.float8_e4m3fnuz),
+        ("F8_E5M2FNUZ", ml_dtypes.float8_e5m2fnuz),
+        ("I16", np.int16),
+        ("U16", np.uint16),
+        ("F16", np.float16),
+        ("BF16", ml_dtypes.bfloat16),
+        ("I32", np.int32),
+        ("U32", np.uint32),
+        ("F32", np.float32),
+        ("C64", np.complex64),
+        ("F64", np.float64),
+        ("I64", np.int64),
+        ("U64", np.uint64),
+    )
+}
+_NAMES = {dtype: name for name, dtype in _DTYPES.items()}
+
+
+def read(path: str) -> ForeignCheckpoint:
+    """Open one file, or an index with the files that it names.
+
+    Raises:
+        FormatError: the header or the index is not what the format says.
+        SizeMismatch: the tensors do not cover the file exactly.
+        UnsafeContent: the index names a file outside its folder.
+    """
+    if path.endswith(".json"):
+        tensors, metadata = _read_index(path)
+    else:
+        tensors, metadata = _read_file(path)
+    tree = dict(tensors)
+    for tied, name in metadata.items():
+        if tied != "format" and tied not in tensors and isinstance(name, str) and name in tensors:
+            tree[tied] = tensors[name]
+    return ForeignCheckpoint(path, "safetensors", tree, metadata)
+
+
+def write(
+    path: str, state: Any, *, metadata: Mapping[str, str] | None = None, shard_bytes: int = 5_000_000_000
+) -> None:
+    """Write tensors to one file, or to several with an index where `path` ends in ``.safetensors.index.json``.
+
+    Args:
+        path: replaced when the write is complete.
+        state: names and arrays, or nested state of arrays and numbers; tied arrays are written once a name.
+        metadata: text for the header; `transformers` wants the default, ``{"format": "pt"}``.
+        shard_bytes: the most bytes of tensors in one of several files, where a tensor is not larger itself.
+
+    Raises:
+        UnsupportedDtype: the format has no name for a type.
+        UsageError: see `flat_arrays`; or metadata that is not text.
+    """
+    arrays = flat_arrays(state, format="safetensors")
+    metadata = {"format": "pt"} if metadata is None else dict(metadata)
+    if not all(isinstance(text, str) for item in metadata.items() for text in item):
+        raise UsageError("metadata of a safetensors file is text", path=path, found=metadata)
+    for name, array in arrays.items():
+        _check_writable(path, name, array)
+    if not path.endswith(INDEX_SUFFIX):
+        _write_file(path, arrays, metadata)
+        return
+    shards = list(_shards(arrays, shard_bytes))
+    stem, weight_map = path.removesuffix(INDEX_SUFFIX), {}
+    for number, shard in enumerate(shards, 1):
+        part = f"{stem}-{number:05}-of-{len(shards):05}.safetensors"
+        _write_file(part, shard, metadata)
+        weight_map.update(dict.fromkeys(shard, os.path.basename(part)))
+    index = {"metadata": {"total_size": sum(map(_size, arrays.values()))}, "weight_map": weight_map}
+    with replacing(path) as file:
+        file.write(json.dumps(index, indent=2, sort_keys=True).encode() + b"\n")
+
+
+def _read_index(path: str) -> tuple[dict[str, LazyArray], dict[str, Any]]:
+    source = Source(path)
+    index = _json(source, (0, source.size), "the index")
+    weight_map, metadata = index.get("weight_map"), index.get("metadata", {})
+    if not isinstance(weight_map, dict) or not isinstance(metadata, dict):
+        raise FormatError("an index needs a weight_map of names and files", path=path, field="weight_map")
+    for name, part in weight_map.items():
+        if not isinstance(part, str) or os.path.basename(part) != part or part in ("", ".", ".."):
+            raise UnsafeContent(
+                "the index names a file outside its own folder", path=path, variable=name, found=repr(part)
+            )
+    tensors: dict[str, LazyArray] = {}
+    for part in dict.fromkeys(weight_map.values()):
+        own, own_metadata = _read_file(os.path.join(os.path.dirname(path), part))
+        metadata = {**own_metadata, **metadata}
+        tensors.update((name, array) for name, array in own.items() if weight_map.get(name, part) == part)
+    if missing := weight_map.keys() - tensors.keys():
+        raise FormatError("the index names tensors that their files lack", path=path, found=sorted(missing)[:5])
+    return tensors, metadata
+
+
+def _read_file(path: str) -> tuple[dict[str, LazyArray], dict[str, Any]]:
+    source = Source(path)
+    check_span(source, (0, 8), "the header's length")
+    length = int.from_bytes(source.bytes(0, 8), "little")
+    if length > min(_MOST_HEADER, source.size - 8):
+        raise SizeMismatch(
+            "the header is longer than the file can hold",
+            path=path,
+            found=f"{length} bytes",
+            expected=f"at most {min(_MOST_HEADER, source.size - 8)}",
+            hint="this is no safetensors file, or it is cut off",
+        )
+    header = _json(source, (8, length), "the header")
+    metadata = header.pop("__metadata__", {})
+    if not isinstance(metadata, dict) or not all(isinstance(text, str) for text in metadata.values()):
+        raise FormatError("must be names and text", path=path, field="__metadata__", found=str(metadata)[:80])
+    places = {name: _place(path, name, info) for name, info in header.items()}
+    _check_coverage(source, 8 + length, places)
+    return {
+        name: array_of_spans(source, [(8 + length + begin, end - begin)], shape, dtype, variable=name)
+        for name, (dtype, shape, begin, end) in places.items()
+    }, metadata
+
+
+def _json(source: Source, span: tuple[int, int], what: str) -> dict[str, Any]:
+    text = source.bytes(*span)
+    try:
+        value = json.loads(text.decode(), object_pairs_hook=_no_duplicates)
+    except (ValueError, RecursionError) as error:
+        raise FormatError(f"{what} is not valid JSON", path=source.path, found=str(error) or repr(error)) from None
+    if not isinstance(value, dict) or text[:1] != b"{":
+        raise FormatError(f"{what} must be a JSON object", path=source.path, found=repr(text[:20]))
+    return value
+
+
+def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    value: dict[str, Any] = {}
+    for name, item in pairs:
+        if name in value:
+            raise ValueError(f"the name {name!r} twice")
+        value[name] = item
+    return value
+
+
+Place = tuple[np.dtype[Any], list[int], int, int]
+
+
+def _place(path: str, name: str, info: Any) -> Place:
+    if not isinstance(info, dict) or not {"dtype", "shape", "data_offsets"} <= info.keys():
+        raise FormatError("needs dtype, shape and data_offsets", path=path, variable=name, found=str(info)[:80])
+    dtype = _DTYPES.get(info["dtype"]) if isinstance(info["dtype"], str) else None
+    if dtype is None:
+        raise UnsupportedDtype("unknown type", path=path, variable=name, found=info["dtype"], expected=[*_DTYPES])
+    shape, offsets = info["shape"], info["data_offsets"]
+    if not isinstance(shape, list):
+        raise FormatError("must be a list", path=path, variable=f"{name}.shape", found=repr(shape))
+    count = count_elements(tuple(shape), dtype.itemsize, path=path, variable=name)
+    if count * bits_of(dtype) % 8:
+        raise FormatError("the tensor does not end at a whole byte", path=path, variable=name, found=f"{count} values")
+    if not isinstance(offsets, list) or [type(offset) for offset in offsets] != [int, int]:
+        raise FormatError("must be two integers", path=path, variable=f"{name}.data_offsets", found=repr(offsets))
+    return dtype, shape, *offsets
+
+
+def _check_coverage(source: Source, start: int, places: Mapping[str, Place]) -> None:
+    """Refuse a hole, an overlap, and bytes that belong to no tensor: two readers could see two files."""
+    position = 0
+    for name, (_, _, begin, end) in sorted(places.items(), key=lambda item: item[1][2:]):
+        if begin != position or end < begin:
+            problem = "bytes that belong to no tensor lie before it" if begin > position else "overlaps another tensor"
+            raise FormatError(
+                problem if end >= begin else "ends before it begins",
+                path=source.path,
+                variable=name,
+                found=f"data_offsets [{begin}, {end}]",
+                expected=f"a start at {position}",
+            )
+        position = end
+    if start + position != source.size:
+        raise SizeMismatch(
+            "the tensors do not end where the file does",
+            path=source.path,
+            found=f"{source.size} bytes",
+            expected=f"{start + position}",
+            hint="the file is cut off, or something was appended",
+        )
+
+
+def _check_writable(path: str, name: str, array: LateArray) -> None:
+    if name == "__metadata__":
+        raise InvalidName("safetensors keeps this name for itself", path=path, variable=name, hint="rename it")
+    if array.dtype.newbyteorder("=") not in _NAMES:
+        raise UnsupportedDtype(
+            "safetensors has no such type",
+            path=path,
+            variable=name,
+            found=str(array.dtype),
+            expected=f"one of {', '.join(str(dtype) for dtype in _NAMES)}",
+            hint="convert it first, or leave it out",
+        )
+    if int(np.prod(array.shape, dtype=object)) * bits_of(array.dtype) % 8:
+        raise UsageError(
+            "packed values must fill whole bytes", path=path, variable=name, found=f"{array.dtype} {list(array.shape)}"
+        )
+
+
+def _size(array: LateArray) -> int:
+    return packed_size(int(np.prod(array.shape, dtype=object)), array.dtype)
+
+
+def _shards(arrays: Mapping[str, LateArray], most: int) -> Iterator[dict[str, LateArray]]:
+    shard: dict[str, LateArray] = {}
+    size = 0
+    for name, array in arrays.items():
+        if shard and size + _size(array) > most:
+            yield shard
+            shard, size = {}, 0
+        shard[name] = array
+        size += _size(array)
+    yield shard
+
+
+def _write_file(path: str, arrays: Mapping[str, LateArray], metadata: Mapping[str, str]) -> None:
+    order = sorted(arrays.items(), key=lambda item: (-bits_of(item[1].dtype), item[0]))
+    text = _header(order, metadata)
+    if len(text) > _MOST_HEADER:
+        raise UsageError("the header would be too long", path=path, found=f"{len(text)} bytes", expected=_MOST_HEADER)
+    with replacing(path) as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        for name, array in order:
+            file.write(pack(fetch_plain(name, array)).data)
+
+
+def _header(order: Iterable[tuple[str, LateArray]], metadata: Mapping[str, str]) -> bytes:
+    header: dict[str, Any] = {"__metadata__": dict(metadata)} if metadata else {}
+    position = 0
+    for name, array in order:
+        end = position + _size(array)
+        dtype = _NAMES[array.dtype.newbyteorder("=")]
+        header[name] = {"dtype": dtype, "shape": list(array.shape), "data_offsets": [position, end]}
+        position = end
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    return text + b" " * (-len(text) % 8)

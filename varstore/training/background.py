@@ -1,0 +1,227 @@
+"""Save while training goes on: copy into buffers that are reused, return, and write in a thread.
+
+One write runs at a time, from one set of buffers; so memory is bounded by what one save copies, and that by a
+budget. There is one way to save: the thread calls `varstore.save` as anybody would.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Future
+from functools import partial
+from typing import Any, Literal, TypeAlias
+
+import numpy as np
+
+from varstore.disk.reader import Checkpoint, open_checkpoint
+from varstore.disk.workers import run, thread_count
+from varstore.errors import UsageError
+from varstore.model.store import save
+from varstore.spec.arrays import LateArray
+from varstore.spec.plan import SavePlan, plan_save
+from varstore.training.tree import flatten
+
+__all__ = ["BackgroundSaver", "PendingSave", "WhenBusy", "save_async", "save_state_async"]
+
+WhenBusy: TypeAlias = Literal["wait", "refuse"]
+
+_ALIGNMENT = 64
+_PIECE = 4 << 20
+_log = logging.getLogger("varstore")
+
+
+class PendingSave:
+    """A save that goes on in a thread; the process does not end before it has."""
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+        self.future: Future[None] = Future()
+
+    def done(self) -> bool:
+        """Tell whether it has ended, well or not; never waits."""
+        return self.future.done()
+
+    def wait(self, timeout: float | None = None) -> None:
+        """Wait until it has ended, for so many seconds at most.
+
+        Raises:
+            TimeoutError: it has not.
+            Exception: whatever the save raised, itself.
+        """
+        self.future.result(timeout)
+
+    def result(self, timeout: float | None = None) -> Checkpoint:
+        """Wait as `wait` does, and open the checkpoint."""
+        self.wait(timeout)
+        return open_checkpoint(self.path)
+
+    def __repr__(self) -> str:
+        state = "going on" if not self.done() else "failed" if self.future.exception() else "done"
+        return f"<PendingSave {self.path!r}: {state}>"
+
+
+class BackgroundSaver:
+    """The buffers, and the turns, of saves that are written one after another."""
+
+    def __init__(self) -> None:
+        self._turn = threading.Lock()
+        self._buffer = np.empty(0, np.uint8)
+
+    @property
+    def buffered(self) -> int:
+        """Bytes that the buffers take, between saves too."""
+        return self._buffer.nbytes
+
+    def release(self) -> None:
+        """Wait for the present save and give its buffers back to the system."""
+        with self._turn:
+            self._buffer = np.empty(0, np.uint8)
+
+    def save(
+        self,
+        path: str | os.PathLike[str],
+        variables: Mapping[str, Any],
+        *,
+        copy: bool = True,
+        when_busy: WhenBusy = "wait",
+        budget: int | None = None,
+        after: Callable[[], object] | None = None,
+        **save_options: Any,
+    ) -> PendingSave:
+        """Copy the variables, begin to write them, and return; see `save_async`.
+
+        `after` is called in the thread once the checkpoint is complete; what it raises is the save's error.
+        """
+        if when_busy not in ("wait", "refuse"):
+            raise UsageError("no such mode", field="when_busy", found=repr(when_busy), expected="'wait' or 'refuse'")
+        plan = plan_save(variables)
+        pending = PendingSave(os.fspath(path))
+        if not self._turn.acquire(blocking=when_busy == "wait"):
+            raise UsageError(
+                "another save is still being written", path=path, hint='wait for it, or use when_busy="wait"'
+            )
+        try:
+            is_late = not copy or _buffer_size(plan) <= (_half_of_memory() if budget is None else budget)
+            if copy and is_late:
+                variables = self._copied(plan)
+            job = partial(_save, path, variables, after, save_options)
+            if is_late:
+                threading.Thread(target=self._write, args=(pending, job), name="varstore-save", daemon=False).start()
+        except BaseException:
+            self._turn.release()
+            raise
+        if not is_late:
+            self._write(pending, job)
+            pending.wait()
+        return pending
+
+    def _write(self, pending: PendingSave, job: Callable[[], None]) -> None:
+        try:
+            job()
+            tell: Callable[[], None] = partial(pending.future.set_result, None)
+        except BaseException as error:  # raised again by whoever asks
+            _log.error("the save to %s failed: %s", pending.path, error)
+            tell = partial(pending.future.set_exception, error)
+        self._turn.release()
+        tell()
+
+    def _copied(self, plan: SavePlan) -> dict[str, Any]:
+        """Return the variables with every array in the buffer; ties and links stay what they are."""
+        if self._buffer.nbytes < (size := _buffer_size(plan)):
+            self._buffer = np.empty(0, np.uint8)  # the old one goes before the new one comes
+            self._buffer = np.empty(size, np.uint8)
+        start = -self._buffer.__array_interface__["data"][0] % _ALIGNMENT
+        copied: dict[str, Any] = {}
+        targets: list[tuple[np.ndarray | LateArray, np.ndarray]] = []
+        for variable in plan.variables:
+            if variable.is_linked:
+                copied[variable.name] = copied.get(variable.alias_of, variable.source)
+                continue
+            assert isinstance(variable.source, np.ndarray | LateArray)
+            dtype = variable.source.dtype
+            target = self._buffer[start : start + variable.nbytes].view(dtype).reshape(variable.meta.shape)
+            copied[variable.name] = target
+            targets.append((variable.source, target))
+            start += _aligned(variable.nbytes)
+        run(_copies(targets), thread_count(None) if plan.nbytes > _PIECE else 1)
+        return copied
+
+
+def _copies(targets: list[tuple[np.ndarray | LateArray, np.ndarray]]) -> Iterator[Callable[[], None]]:
+    """Yield jobs that copy; what is on a device is fetched between them, one at a time."""
+    for source, target in targets:
+        array = source.fetch() if isinstance(source, LateArray) else source
+        if not array.flags.c_contiguous or array.nbytes <= _PIECE:
+            yield partial(np.copyto, target, array)
+            continue
+        values, into = array.reshape(-1), target.reshape(-1)
+        step = _PIECE // array.itemsize
+        for first in range(0, values.size, step):
+            yield partial(np.copyto, into[first : first + step], values[first : first + step])
+
+
+def _buffer_size(plan: SavePlan) -> int:
+    return _ALIGNMENT + sum(_aligned(variable.nbytes) for variable in plan.variables if not variable.is_linked)
+
+
+def _aligned(nbytes: int) -> int:
+    return -(-nbytes // _ALIGNMENT) * _ALIGNMENT
+
+
+def _half_of_memory() -> int:
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
+
+
+def _save(
+    path: str | os.PathLike[str],
+    variables: Mapping[str, Any],
+    after: Callable[[], object] | None,
+    options: Mapping[str, Any],
+) -> None:
+    save(path, variables, **options)
+    if after is not None:
+        after()
+
+
+_shared = BackgroundSaver()
+
+
+def save_async(
+    path: str | os.PathLike[str],
+    variables: Mapping[str, Any],
+    *,
+    copy: bool = True,
+    when_busy: WhenBusy = "wait",
+    budget: int | None = None,
+    **save_options: Any,
+) -> PendingSave:
+    """Copy the variables, begin to save them, and return; the arrays may change at once.
+
+    The copies go into buffers that the next save uses again. Variables of other checkpoints are linked. A save
+    that fails is logged, and its error raised by the `PendingSave`. The process does not end before it is done.
+
+    Args:
+        copy: False if nothing will change the arrays before the save is done; they are written where they are.
+        when_busy: what to do while an earlier save is being written: "wait" for it, or "refuse".
+        budget: bytes that the copies may take, half of the machine's memory unless given; a save that needs more
+            is written before the call returns.
+        save_options: those of `varstore.save`.
+
+    Raises:
+        UsageError: another save goes on and `when_busy` is "refuse".
+        InvalidName, UnsupportedDtype: now; what only writing can tell is raised by the `PendingSave`.
+    """
+    return _shared.save(path, variables, copy=copy, when_busy=when_busy, budget=budget, **save_options)
+
+
+def save_state_async(path: str | os.PathLike[str], state: Any, **options: Any) -> PendingSave:
+    """Save nested state as `varstore.save_state` does, in the background as `save_async` does.
+
+    Raises:
+        UsageError, InvalidName, UnsupportedDtype: see both.
+    """
+    flat = flatten(state)
+    return _shared.save(path, flat.variables, tree=flat.tree, **options)

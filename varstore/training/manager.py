@@ -1,0 +1,294 @@
+"""Checkpoints of a run: one folder a step, saved and deleted by policy, only complete ones ever seen.
+
+The order is what keeps the right ones: a new checkpoint is complete before an old one goes, and an old one goes
+by a rename first. So a crash at any point leaves complete checkpoints and folders that are known for leftovers.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import operator
+import os
+import threading
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any
+
+from varstore.disk.reader import is_being_read, open_checkpoint
+from varstore.disk.staging import clean_staging, set_aside
+from varstore.errors import CheckpointExists, CheckpointNotFound, UsageError
+from varstore.model.store import save
+from varstore.training.background import BackgroundSaver, PendingSave, WhenBusy
+from varstore.training.policies import Best, EverySteps, Keep, Saved, When, policies_of, retain
+from varstore.training.series import KEY, Member, Series
+from varstore.training.state import load_state
+from varstore.training.tensors import MapLocation
+from varstore.training.tree import flatten, parse, prune
+
+__all__ = ["CheckpointManager", "Retention"]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Retention:
+    """What retention does, by step.
+
+    `kept`, `deleted` and `held` (it should go, but is being read) give the reasons, `trimmed` the patterns of the
+    variables that are taken out.
+    """
+
+    kept: Mapping[int, str]
+    deleted: Mapping[int, str]
+    held: Mapping[int, str]
+    trimmed: Mapping[int, tuple[str, ...]]
+
+    def __str__(self) -> str:
+        rows = [(step, "kept", why) for step, why in self.kept.items()]
+        rows += [(step, "deleted", why) for step, why in self.deleted.items()]
+        rows += [(step, "held", why) for step, why in self.held.items()]
+        rows += [(step, "trimmed", "without " + ", ".join(patterns)) for step, patterns in self.trimmed.items()]
+        return "\n".join(f"{step:>10}  {what:<8} {why}" for step, what, why in sorted(rows))
+
+
+class CheckpointManager:
+    """Saves steps of a run into a directory and keeps those that its policies want.
+
+    Only complete checkpoints exist for it. What else lies in the directory is left alone and listed by `others`;
+    what crashed saves and deletions left is removed.
+
+    Args:
+        save_when: when `should_save` says yes; at every step unless given.
+        keep: which steps are kept; all unless given. Policies combine with ``|``.
+        keep_parts: patterns of variables, each with the policy that says in which of the kept steps they stay:
+            ``{"optimizer/*": Latest(2)}``. Dict entries of nested state vanish with them; elsewhere None stands.
+        link_unchanged: link variables that equal the latest step's instead of writing them.
+        background: save in a thread, as `varstore.save_async` does.
+        when_busy, budget: see `varstore.save_async`.
+        prefix: of the folders' names; the step follows.
+        clock: seconds since the epoch.
+        save_options: those of `varstore.save`, for every save.
+    """
+
+    def __init__(
+        self,
+        directory: str | os.PathLike[str],
+        *,
+        save_when: When | None = None,
+        keep: Keep | None = None,
+        keep_parts: Mapping[str, Keep] | None = None,
+        link_unchanged: bool = True,
+        background: bool = False,
+        when_busy: WhenBusy = "wait",
+        budget: int | None = None,
+        prefix: str = "step-",
+        clock: Callable[[], float] = time.time,
+        **save_options: Any,
+    ) -> None:
+        if "/" in prefix or prefix.startswith("."):
+            raise UsageError("the prefix begins a folder's name", field="prefix", found=repr(prefix))
+        self._series = Series(os.path.abspath(directory), prefix)
+        self._save_when = save_when or EverySteps(1)
+        self._keep = keep
+        self._keep_parts = dict(keep_parts or {})
+        self._link_unchanged = link_unchanged
+        self._saver = BackgroundSaver() if background else None
+        self._when_busy: WhenBusy = when_busy
+        self._budget = budget
+        self._clock = clock
+        self._save_options = save_options
+        self._pending: PendingSave | None = None
+        self._removal: threading.Thread | None = None
+        self._pruning = threading.Lock()
+        if os.path.isdir(self.directory):
+            clean_staging(self.directory)
+        self._last = self.latest()
+
+    @property
+    def directory(self) -> str:
+        """Where the checkpoints are."""
+        return self._series.directory
+
+    def all(self) -> tuple[Saved, ...]:
+        """Return the complete checkpoints, by number of the step; each is a path for `open`, `load`, `load_state`."""
+        return tuple(member.saved for member in self._series.members())
+
+    def latest(self) -> Saved | None:
+        """Return the complete checkpoint of the highest step, None where there is none."""
+        return next(reversed(self.all()), None)
+
+    def best(self, metric: str | None = None, mode: str = "min") -> Saved | None:
+        """Return the best checkpoint by a metric, of `keep`'s own `Best` unless one is named; None where none has it.
+
+        Raises:
+            UsageError: no metric is named, here or in `keep`.
+        """
+        rules = [rule for rule in policies_of(self._keep) if isinstance(rule, Best)] if self._keep else []
+        if metric is not None:
+            rules = [Best(metric, mode=mode)]
+        if not rules:
+            raise UsageError("best by which metric?", hint="name it, or give the manager a Best policy")
+        return next(iter(rules[0].ranked(self.all())), None)
+
+    def others(self) -> dict[str, str]:
+        """Return what else lies in the directory, with the reason why it is no checkpoint of this run."""
+        return self._series.others()
+
+    def should_save(self, step: int) -> bool:
+        """Tell whether the policies want this step saved, and it is not."""
+        if not self._save_when.should_save(step, self._clock(), self._last):
+            return False
+        return (self._last is None or self._last.step != step) and not os.path.lexists(self._series.path(step))
+
+    def save(
+        self,
+        step: int,
+        state: Any,
+        *,
+        metrics: Mapping[str, float] | None = None,
+        attributes: Mapping[str, Any] | None = None,
+        overwrite: bool = False,
+    ) -> PendingSave:
+        """Save variables or nested state as this step, then delete what the policies want no more.
+
+        Without `background` all is done when this returns. With it, the arrays may change when this returns.
+
+        Raises:
+            CheckpointExists: the step is there, and `overwrite` is not asked for.
+            Exception: what the background save before this one raised, once.
+            UsageError, InvalidName, UnsupportedDtype, StorageError: see `varstore.save_state`.
+        """
+        step = operator.index(step)
+        if step < 0:
+            raise UsageError("a step is a number from 0 up", found=step)
+        path = self._series.path(step)
+        numbers = {name: float(value) for name, value in (metrics or {}).items()}
+        saved = Saved(step=step, time=self._clock(), metrics=numbers, path=path)
+        flat = flatten(state)
+        if self._saver is None or self._when_busy == "wait" or (self._pending is not None and self._pending.done()):
+            self._finish_pending()
+        if not overwrite and os.path.lexists(path):
+            raise CheckpointExists("this step is saved already", path=path, hint="overwrite=True replaces it")
+        base = self.latest() if self._link_unchanged else None
+        options: dict[str, Any] = {
+            **self._save_options,
+            "attributes": {**(attributes or {}), KEY: {"step": step, "time": saved.time, "metrics": numbers}},
+            "tree": flat.tree,
+            "base": base and base.path,
+            "overwrite": overwrite,
+        }
+        if self._saver is None:
+            save(path, flat.variables, **options)
+            self._last = saved
+            self.prune()
+            pending = PendingSave(path)
+            pending.future.set_result(None)
+            return pending
+        pending = self._saver.save(
+            path, flat.variables, when_busy=self._when_busy, budget=self._budget, after=self.prune, **options
+        )
+        self._pending, self._last = pending, saved
+        return pending
+
+    def restore(self, step: int | Saved | None = None, *, map_location: MapLocation = None, **load_options: Any) -> Any:
+        """Load the state of a step, of the latest unless one is given; see `varstore.load_state`.
+
+        Raises:
+            CheckpointNotFound: there is none.
+        """
+        saved = self.latest() if step is None else step
+        if saved is None:
+            raise CheckpointNotFound("no complete checkpoint here", path=self.directory)
+        path = saved.path if isinstance(saved, Saved) else self._series.path(operator.index(saved))
+        return load_state(path, map_location=map_location, **load_options)
+
+    def wait(self) -> None:
+        """Wait until all is written and deleted.
+
+        Raises:
+            Exception: what a background save raised, once.
+        """
+        self._finish_pending()
+        if self._removal is not None:
+            self._removal.join()
+
+    def _finish_pending(self) -> None:
+        pending, self._pending = self._pending, None
+        if pending is not None:
+            pending.wait()
+
+    def __enter__(self) -> CheckpointManager:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if error is None:
+            self.wait()
+
+    def prune(self, *, dry_run: bool = False) -> Retention:
+        """Delete and trim what the policies want no more, as every `save` does; return what went and why.
+
+        What is being read through a handle of this process that is not closed is held until a later time.
+        """
+        with self._pruning:
+            members = self._series.members()
+            retention = self._retention(members)
+            if not dry_run:
+                for step, patterns in retention.trimmed.items():
+                    self._trim(step, patterns)
+                self._delete(list(retention.deleted))
+            return retention
+
+    def _retention(self, members: list[Member]) -> Retention:
+        reasons = retain(self._keep, [member.saved for member in members])
+        stay = [member for member in members if member.saved.step in reasons]
+        unwanted = {member.saved.step: member.saved.path for member in members if member.saved.step not in reasons}
+        why = f"not {self._keep}"
+        held = {step: f"{why}, but being read" for step, path in unwanted.items() if is_being_read(path)}
+        trimmed: dict[int, tuple[str, ...]] = {}
+        whole = {pattern: retain(keep, [m.saved for m in stay]) for pattern, keep in self._keep_parts.items()}
+        for member in stay:
+            step = member.saved.step
+            patterns = tuple(p for p, steps in whole.items() if step not in steps and p not in member.trimmed)
+            if patterns and not is_being_read(member.saved.path):
+                trimmed[step] = patterns
+        return Retention(
+            kept={step: ", ".join(because) for step, because in reasons.items()},
+            deleted={step: why for step in unwanted if step not in held},
+            held=held,
+            trimmed=trimmed,
+        )
+
+    def _delete(self, steps: list[int]) -> None:
+        for step in steps:
+            with contextlib.suppress(FileNotFoundError):  # another process was faster
+                set_aside(self._series.path(step))
+        if steps:
+            earlier = self._removal
+            self._removal = threading.Thread(target=self._remove, args=(steps, earlier), name="varstore-delete")
+            self._removal.start()
+
+    def _remove(self, steps: list[int], earlier: threading.Thread | None) -> None:
+        if earlier is not None:
+            earlier.join()
+        for step in steps:
+            clean_staging(self.directory, name=f"{self._series.prefix}{step}")
+
+    def _trim(self, step: int, patterns: tuple[str, ...]) -> None:
+        """Put a checkpoint without some variables in its own place; the others are linked, and nothing is read."""
+        with open_checkpoint(self._series.path(step)) as checkpoint:
+            stay = checkpoint.select(exclude=patterns)
+            tree = checkpoint.manifest.tree if checkpoint.manifest else ""
+            if tree:
+                node = prune(parse(tree, path=checkpoint.path), lambda name: name not in stay)
+                tree = json.dumps(node, ensure_ascii=False, separators=(",", ":"))
+            facts = dict(checkpoint.attributes.get(KEY) or {"time": self._time(step)})
+            facts["trimmed"] = [*facts.get("trimmed", ()), *patterns]
+            attributes = {**checkpoint.attributes, KEY: facts}
+            durable = self._save_options.get("durable", True)
+            save(checkpoint.path, stay, attributes=attributes, tree=tree, overwrite=True, durable=durable)
+
+    def _time(self, step: int) -> float:
+        return next(saved.time for saved in self.all() if saved.step == step)

@@ -1,0 +1,205 @@
+"""What an array in a state was, torch's or jax's or numpy's, and how it becomes that again.
+
+The tree names the type of an array that is not numpy's. A framework is imported when a state that holds its
+arrays is restored, and never before. Arrays of other frameworks come back as numpy's.
+"""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+import numpy as np
+
+from varstore.errors import ManifestError, MissingDependency, UsageError
+
+__all__ = [
+    "JAX",
+    "Leaf",
+    "MapLocation",
+    "PARAMETER",
+    "TENSOR",
+    "describe",
+    "find_views",
+    "locate",
+    "to_jax",
+    "to_torch",
+]
+
+TENSOR = "torch.Tensor"
+PARAMETER = "torch.nn.Parameter"
+JAX = "jax.Array"
+
+MapLocation: TypeAlias = Any
+"""A device, a string, a dict of strings, or a function of (tensor, location); None: where each tensor was."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Leaf:
+    """What a tree says of one array: `view` is (owner, offset, strides), in elements, of a tensor within another."""
+
+    name: str
+    type: str = ""
+    device: str = "cpu"
+    requires_grad: bool = False
+    view: tuple[str, int, tuple[int, ...]] | None = None
+
+    @classmethod
+    def of(cls, node: Mapping[str, Any]) -> Leaf:
+        """Read a node of the tree; anything wrong is a KeyError, TypeError or ValueError."""
+        if not isinstance(node["name"], str):
+            raise TypeError(f"a name that is {type(node['name']).__name__}")
+        view = node.get("view")
+        return cls(
+            name=node["name"],
+            type=str(node.get("type", "")),
+            device=str(node.get("device", "cpu")),
+            requires_grad=bool(node.get("requires_grad", False)),
+            view=None if view is None else (str(view["of"]), int(view["offset"]), tuple(map(int, view["strides"]))),
+        )
+
+
+def describe(value: Any, place: str) -> dict[str, Any]:
+    """Return what the tree keeps of an array beside its name: nothing of numpy's.
+
+    Raises:
+        UsageError: a subclass of torch's tensor, which only its own code could restore.
+    """
+    torch, jax = sys.modules.get("torch"), sys.modules.get("jax")
+    if torch is not None and isinstance(value, torch.Tensor):
+        kind = {torch.Tensor: TENSOR, torch.nn.Parameter: PARAMETER}.get(type(value))
+        if kind is None:
+            raise UsageError(
+                f"{type(value).__name__} is a tensor of another kind",
+                field=place,
+                hint="save the plain tensors that it is made of",
+            )
+        device = {} if value.device.type == "cpu" else {"device": str(value.device)}
+        return {"type": kind, **device, **({"requires_grad": True} if value.requires_grad else {})}
+    if jax is not None and isinstance(value, jax.Array):
+        return {"type": JAX}
+    return {}
+
+
+def find_views(variables: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """Return, for each torch tensor that lies within a contiguous other one, which, and where in it."""
+    torch = sys.modules.get("torch")
+    if torch is None:
+        return {}
+    shared: dict[Any, list[tuple[str, Any]]] = {}
+    for name, value in variables.items():
+        if isinstance(value, torch.Tensor) and value.numel():
+            key = (value.untyped_storage().data_ptr(), str(value.device), value.dtype, value.is_conj(), value.is_neg())
+            shared.setdefault(key, []).append((name, value))
+    views = {}
+    for group in shared.values():
+        owners = sorted((pair for pair in group if pair[1].is_contiguous()), key=lambda pair: -pair[1].numel())
+        for name, tensor in group:
+            for owner, whole in owners:
+                offset = tensor.storage_offset() - whole.storage_offset()
+                if owner == name:
+                    break
+                if offset >= 0 and offset + _extent(tensor.shape, tensor.stride()) <= whole.numel():
+                    views[name] = {"of": owner, "offset": offset, "strides": list(tensor.stride())}
+                    break
+    return views
+
+
+def _extent(shape: tuple[int, ...], strides: tuple[int, ...]) -> int:
+    return 1 + sum((size - 1) * stride for size, stride in zip(shape, strides, strict=True))
+
+
+def locate(leaf: Leaf, map_location: MapLocation) -> str | Callable[[Any, str], Any]:
+    """Return the device that a tensor goes to, or the function that says it."""
+    if map_location is None:
+        return leaf.device
+    if isinstance(map_location, Mapping):
+        return str(map_location.get(leaf.device, leaf.device))
+    return map_location if callable(map_location) else str(map_location)
+
+
+def to_torch(array: np.ndarray, leaf: Leaf, where: str | Callable[[Any, str], Any]) -> Any:
+    """Return an array as a tensor, on the CPU in the array's own memory.
+
+    Raises:
+        UsageError: the device is not there.
+        UnsupportedDtype: torch has no such type.
+    """
+    torch = _framework("torch")
+    tensor = _host_tensor(torch, array)
+    try:
+        moved = tensor.to(where) if isinstance(where, str) else where(tensor, leaf.device)
+        if moved is None:
+            moved = tensor.to(leaf.device)
+    except (RuntimeError, AssertionError) as error:
+        raise UsageError(
+            "the tensor cannot go to its device",
+            variable=leaf.name,
+            found=str(error).partition("\n")[0],
+            hint='load with map_location="cpu", or another device that is there',
+        ) from error
+    return moved
+
+
+def as_saved(tensor: Any, leaf: Leaf) -> Any:
+    """Return a tensor as the Parameter, or with the requires_grad, that it had."""
+    if leaf.type == PARAMETER:
+        return _framework("torch").nn.Parameter(tensor, requires_grad=leaf.requires_grad)
+    return tensor.requires_grad_() if leaf.requires_grad else tensor
+
+
+def view_of(owner: Any, leaf: Leaf, shape: tuple[int, ...]) -> Any:
+    """Return the tensor that lies within another.
+
+    Raises:
+        ManifestError: it would not.
+    """
+    assert leaf.view is not None
+    name, offset, strides = leaf.view
+    if len(strides) != len(shape) or min((offset, *strides)) < 0 or offset + _extent(shape, strides) > owner.numel():
+        raise ManifestError("the tree has a tensor reach out of the one that holds it", variable=leaf.name, found=name)
+    return owner.as_strided(shape, strides, owner.storage_offset() + offset)
+
+
+def to_jax(array: np.ndarray, leaf: Leaf) -> Any:
+    """Return an array as jax's.
+
+    Raises:
+        UsageError: jax would make it narrower, because 64-bit types are not enabled.
+    """
+    jax = _framework("jax")
+    if jax.dtypes.canonicalize_dtype(array.dtype) != array.dtype:
+        raise UsageError(
+            "jax would make this array narrower",
+            variable=leaf.name,
+            found=f"dtype {array.dtype}",
+            hint="enable 64-bit types: jax.config.update('jax_enable_x64', True)",
+        )
+    return jax.numpy.array(array)
+
+
+def _host_tensor(torch: Any, array: np.ndarray) -> Any:
+    if array.dtype.type.__module__ == "numpy":
+        return torch.from_numpy(array) if array.ndim else torch.from_numpy(array.reshape(1)).reshape(())
+    dtype = getattr(torch, array.dtype.name, None)
+    if dtype is None or dtype.itemsize != array.dtype.itemsize:
+        raise UsageError(
+            "torch has no such type",
+            found=f"dtype {array.dtype}",
+            hint="load it with varstore.load, which gives numpy arrays",
+        )
+    bits = array.view({1: np.uint8, 2: np.int16}[array.dtype.itemsize])
+    return _host_tensor(torch, bits).view(dtype)
+
+
+def _framework(name: str) -> Any:
+    try:
+        return importlib.import_module(name)
+    except ImportError as error:
+        raise MissingDependency(
+            f"the state holds arrays of {name}, which is not installed",
+            hint=f"pip install {name}, or use varstore.load for numpy arrays",
+        ) from error

@@ -1,0 +1,329 @@
+"""Nested state <-> flat variables and a JSON tree.
+
+Arrays become variables named by their path; all else, and where each array belongs, is in the tree. What JSON
+has, stands for itself: None, bool, int, finite float, str, list, and dict with string keys. Everything else
+is an object that says what it is under ``"$"``::
+
+    {"$": "array", "name": "optimizer/state/0/exp_avg", "type": "torch.Tensor"}
+    {"$": "tuple", "items": [...]}            likewise set, frozenset
+    {"$": "dict", "items": [[key, value]]}    other keys than strings, or a key "$"; likewise OrderedDict, Counter
+    {"$": "namedtuple", "type": "Point", "fields": ["x", "y"], "items": [...]}
+    {"$": "int", "hex": "-0x1…"}              beyond 64 bits
+    {"$": "float", "hex": "7ff8000000000000"} nan and the infinities: the IEEE 754 bits, big-endian
+    {"$": "complex", "items": [real, imaginary]}
+    {"$": "bytes", "hex": "…"}                {"$": "str", "hex": "…"}: text with lone surrogates
+    {"$": "scalar", "type": "float16", "hex": "…"}   a numpy scalar, little-endian
+
+A named tuple comes back as one of the same name and fields, made by `collections.namedtuple`: its class is
+code, and no code is stored. Nothing here can run any.
+"""
+
+from __future__ import annotations
+
+import json
+import struct
+from collections import Counter, OrderedDict, namedtuple
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+import numpy as np
+
+from varstore.errors import InvalidName, ManifestError, UnsupportedDtype, UsageError
+from varstore.spec.arrays import as_source
+from varstore.spec.dtypes import TABLE, data_type_of
+from varstore.spec.names import folder_of
+from varstore.training.tensors import Leaf, describe, find_views
+
+__all__ = ["Flat", "flatten", "leaves", "parse", "prune", "unflatten"]
+
+_DEEPEST = 100
+_ROOT = "(array)"
+_WIDE = 1 << 63
+_PLAIN = (type(None), bool)
+_PAIRED: dict[type, str] = {dict: "dict", OrderedDict: "OrderedDict", Counter: "Counter"}
+_ROWED: dict[type, str] = {tuple: "tuple", set: "set", frozenset: "frozenset"}
+_SCALARS = {row.dtype.name: row.dtype for row in TABLE if row.dtype is not None}
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Flat:
+    """State taken apart: `variables` as `varstore.save` takes them, and the text of the tree."""
+
+    variables: dict[str, Any]
+    tree: str
+
+
+def flatten(state: Any) -> Flat:
+    """Take a nested state apart; no array is copied.
+
+    A name is the path to the array, its keys between ``/``; where that is taken already, or cannot be a folder,
+    ``~2`` and so on follow it, or it is ``unnamed/N``. The order of the state decides, and nothing else.
+
+    Raises:
+        UsageError: something that is not data, containers nested deeper than 100 or in themselves; says where,
+            as in ``state['sched'].lr_lambda: function``.
+        UnsupportedDtype: an array whose type has no place on disk.
+    """
+    work = _Flattening()
+    node = work.node(state, "state", ())
+    for name, view in find_views(work.variables).items():
+        work.arrays[name]["view"] = view
+    text = json.dumps(node, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+    return Flat(variables=work.variables, tree=text)
+
+
+class _Flattening:
+    def __init__(self) -> None:
+        self.variables: dict[str, Any] = {}
+        self.arrays: dict[str, dict[str, Any]] = {}
+        self._above: set[int] = set()
+
+    def node(self, value: Any, place: str, parts: tuple[str, ...] | None) -> Any:
+        """Return what stands in the tree for a value; `parts` is None inside keys, where no array may be."""
+        kind = type(value)
+        if kind in _PLAIN:
+            return value
+        encode = _ENCODERS.get(kind)
+        if encode is not None:
+            return encode(value)
+        if isinstance(value, np.generic):
+            return _scalar(value, place)
+        if kind in _PAIRED or kind in _ROWED or kind is list or _is_namedtuple(value):
+            return self._container(value, place, parts)
+        if parts is None:
+            raise _refusal(value, place, "a key is a number, a string, bytes, None, or a tuple of them")
+        return self._array(value, place, parts)
+
+    def _container(self, value: Any, place: str, parts: tuple[str, ...] | None) -> Any:
+        if id(value) in self._above:
+            raise UsageError("contains itself", field=place, hint="state must be a tree")
+        if len(self._above) >= _DEEPEST:
+            raise UsageError(f"nested deeper than {_DEEPEST}", field=place)
+        self._above.add(id(value))
+        try:
+            if parts is not None and type(value) in _PAIRED:
+                return self._pairs(value, place, parts)
+            return self._row(value, place, parts)
+        finally:
+            self._above.discard(id(value))
+
+    def _pairs(self, value: Mapping[Any, Any], place: str, parts: tuple[str, ...]) -> Any:
+        nodes = []
+        for key, item in value.items():
+            shown = _shown(key)
+            inside = self.node(key, f"{place}.keys()[{shown}]", None)
+            nodes.append((inside, self.node(item, f"{place}[{shown}]", (*parts, key if type(key) is str else shown))))
+        is_object = type(value) is dict and all(type(key) is str and key != "$" for key, _ in nodes)
+        return dict(nodes) if is_object else {"$": _PAIRED[type(value)], "items": [list(pair) for pair in nodes]}
+
+    def _row(self, value: Any, place: str, parts: tuple[str, ...] | None) -> Any:
+        kind = type(value)
+        if parts is None and (kind is list or kind is set or kind in _PAIRED):
+            raise _refusal(value, place, "a key cannot change")
+        if isinstance(value, (set, frozenset)):
+            parts = None
+        fields = value._fields if _is_namedtuple(value) else range(len(value))
+        nodes = []
+        for field, item in zip(fields, value, strict=True):
+            inside = f"{place}.{field}" if isinstance(field, str) else f"{place}[{field}]"
+            nodes.append(self.node(item, inside, None if parts is None else (*parts, str(field))))
+        if kind is list:
+            return nodes
+        if kind in _ROWED:
+            return {"$": _ROWED[kind], "items": nodes}
+        return {"$": "namedtuple", "type": kind.__name__, "fields": list(fields), "items": nodes}
+
+    def _array(self, value: Any, place: str, parts: tuple[str, ...]) -> dict[str, Any]:
+        if isinstance(value, (int, float, complex, str, bytes)):  # an enum or another subclass would come back plain
+            raise _refusal(value, place, "convert it to the plain type")
+        name = self._name(parts)
+        try:
+            as_source(value, variable=name)
+        except UnsupportedDtype:
+            raise
+        except UsageError as error:
+            raise _refusal(value, place, error.hint) from error
+        said = describe(value, place)
+        self.variables[name] = value
+        self.arrays[name] = {"$": "array", "name": name, **said}
+        return self.arrays[name]
+
+    def _name(self, parts: tuple[str, ...]) -> str:
+        path = name = "/".join(parts) or _ROOT
+        count = 1
+        while name in self.variables:
+            count += 1
+            name = f"{path}~{count}"
+        try:
+            folder_of(name)
+        except InvalidName:
+            count = len(self.variables)
+            while (name := f"unnamed/{count}") in self.variables:
+                count += 1
+        return name
+
+
+def _is_namedtuple(value: Any) -> bool:
+    fields = getattr(type(value), "_fields", None)
+    return isinstance(value, tuple) and isinstance(fields, tuple) and len(fields) == len(value)
+
+
+def _refusal(value: Any, place: str, hint: str | None) -> UsageError:
+    return UsageError(f"{type(value).__name__} cannot be saved as data", field=place, hint=hint)
+
+
+def _shown(key: Any) -> str:
+    return hex(key) if type(key) is int and not -_WIDE <= key < _WIDE else repr(key)
+
+
+def _int(value: int) -> Any:
+    return value if -_WIDE <= value < _WIDE else {"$": "int", "hex": hex(value)}
+
+
+def _float(value: float) -> Any:
+    return value if value - value == 0 else {"$": "float", "hex": struct.pack(">d", value).hex()}
+
+
+def _complex(value: complex) -> Any:
+    return {"$": "complex", "items": [_float(value.real), _float(value.imag)]}
+
+
+def _str(value: str) -> Any:
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        return {"$": "str", "hex": value.encode("utf-8", "surrogatepass").hex()}
+    return value
+
+
+def _bytes(value: bytes) -> Any:
+    return {"$": "bytes", "hex": value.hex()}
+
+
+_ENCODERS: dict[type, Callable[[Any], Any]] = {
+    int: _int,
+    float: _float,
+    complex: _complex,
+    str: _str,
+    bytes: _bytes,
+}
+
+
+def _scalar(value: np.generic, place: str) -> Any:
+    try:
+        row = data_type_of(value.dtype)
+    except UnsupportedDtype as error:
+        raise UnsupportedDtype(error.problem, field=place, found=error.found, hint=error.hint) from None
+    assert row.dtype is not None
+    return {"$": "scalar", "type": row.dtype.name, "hex": np.asarray(value).astype(row.dtype).tobytes().hex()}
+
+
+def parse(text: str, *, path: str) -> Any:
+    """Return the tree that a manifest holds.
+
+    Raises:
+        ManifestError: it is not JSON.
+    """
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise ManifestError("the tree is not JSON", path=path, found=str(error)) from error
+
+
+def leaves(tree: Any) -> Iterator[Leaf]:
+    """Yield what the tree says of each array, in order.
+
+    Raises:
+        KeyError, TypeError, ValueError: it says it wrongly; `unflatten` tells where.
+    """
+    if isinstance(tree, list):
+        for item in tree:
+            yield from leaves(item)
+    elif isinstance(tree, dict):
+        if tree.get("$") == "array":
+            yield Leaf.of(tree)
+        else:
+            yield from leaves(list(tree.values()))
+
+
+def prune(tree: Any, gone: Callable[[str], bool]) -> Any:
+    """Return a tree without the arrays whose names are `gone`: entries of dicts vanish, in rows None stands."""
+    if isinstance(tree, list):
+        return [None if _is_gone(item, gone) else prune(item, gone) for item in tree]
+    if not isinstance(tree, dict):
+        return tree
+    if tree.get("$") == "array":  # a tensor within one that is gone has its own values too
+        return {key: item for key, item in tree.items() if key != "view" or not gone(item["of"])}
+    if tree.get("$") in _PAIRED.values():
+        pairs = [[key, prune(item, gone)] for key, item in tree["items"] if not _is_gone(item, gone)]
+        return {**tree, "items": pairs}
+    return {key: prune(item, gone) for key, item in tree.items() if not _is_gone(item, gone)}
+
+
+def _is_gone(node: Any, gone: Callable[[str], bool]) -> bool:
+    return isinstance(node, dict) and node.get("$") == "array" and gone(node["name"])
+
+
+def unflatten(tree: Any, restore: Callable[[Leaf], Any], *, path: str) -> Any:
+    """Put a state together; `restore` is asked for each array.
+
+    Raises:
+        ManifestError: the tree is not one that `flatten` makes.
+    """
+    try:
+        return _decode(tree, restore)
+    except (KeyError, TypeError, ValueError, OverflowError, RecursionError, struct.error) as error:
+        if isinstance(error, ManifestError | UsageError):
+            raise
+        raise ManifestError("the tree does not describe a state", path=path, found=repr(error)) from error
+
+
+def _decode(node: Any, restore: Callable[[Leaf], Any]) -> Any:
+    if isinstance(node, list):
+        return [_decode(item, restore) for item in node]
+    if not isinstance(node, dict):
+        return node
+    kind = node.get("$")
+    if kind is None:
+        return {key: _decode(item, restore) for key, item in node.items()}
+    if kind == "array":
+        return restore(Leaf.of(node))
+    if "hex" in node:
+        return _FROM_HEX[kind](node)
+    items = [_decode(item, restore) for item in node["items"]]
+    return _from_namedtuple(node, items) if kind == "namedtuple" else _FROM_ITEMS[kind](items)
+
+
+@cache
+def _tuple_type(name: str, fields: tuple[str, ...]) -> Any:
+    return namedtuple(name, fields)  # names that are no identifiers are a ValueError
+
+
+def _from_namedtuple(node: Mapping[str, Any], items: list[Any]) -> Any:
+    return _tuple_type(node["type"], tuple(node["fields"]))(*items)
+
+
+def _counter(items: Iterable[Any]) -> Counter[Any]:
+    counter: Counter[Any] = Counter()
+    dict.update(counter, items)
+    return counter
+
+
+_FROM_ITEMS: dict[str, Callable[[list[Any]], Any]] = {
+    "dict": dict,
+    "OrderedDict": OrderedDict,
+    "Counter": _counter,
+    "tuple": tuple,
+    "set": set,
+    "frozenset": frozenset,
+    "complex": lambda items: complex(*items),
+}
+_FROM_HEX: dict[str, Callable[[Mapping[str, Any]], Any]] = {
+    "int": lambda node: int(node["hex"], 16),
+    "float": lambda node: struct.unpack(">d", bytes.fromhex(node["hex"]))[0],
+    "str": lambda node: bytes.fromhex(node["hex"]).decode("utf-8", "surrogatepass"),
+    "bytes": lambda node: bytes.fromhex(node["hex"]),
+    "scalar": lambda node: np.frombuffer(bytes.fromhex(node["hex"]), _SCALARS[node["type"]])[0],
+}
