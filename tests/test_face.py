@@ -36,7 +36,7 @@ SIGNATURES = {
     "write": "path, variables_or_state, format=None",
     "convert": "source, target",
 }
-NOT_YET = {"save_state", "load_state", "save_async", "CheckpointManager", "read", "write", "convert"}
+NOT_YET = {"save_state", "load_state", "save_async", "CheckpointManager"}
 
 MEMBERS = {
     "Checkpoint": "path attributes nbytes names tree select keys values items get __getitem__ __iter__ __len__ "

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import pickle
+import shutil
 import struct
 import subprocess
 import sys
@@ -13,7 +15,7 @@ from typing import Any
 import pytest
 
 from tests.support import ROOT, run_python
-from varstore.errors import UnsafeContent
+from varstore.errors import CheckpointNotFound, FormatError, SizeMismatch, UnsafeContent
 from varstore.formats import oneflow, torch
 
 TESTS = ROOT / "tests"
@@ -122,3 +124,41 @@ def test_oneflow_tensors_whose_meta_lies(tmp_path: Path) -> None:
         (path / "w" / "out").write_bytes(struct.pack("<3f", 1, 2, 3))
         with pytest.raises(ValueError, match=text):
             oneflow.read(path)
+
+
+METADATA = ROOT / "tests" / "data" / "formats" / "torch" / "distributed"
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "error", "text"),
+    [
+        (b"__0_0.distcp", b"../_0.distcp", UnsafeContent, "leads out"),
+        (b"__0_0.distcp", b"/etc/hostnam", UnsafeContent, "leads out"),
+        (b"__0_0.distcp", b"__0_1.distcp", CheckpointNotFound, "no such file"),
+        (b"K\4K\3\x86", b"K\5K\3\x86", SizeMismatch, "do not make up"),
+        (b"K\0K\0\x86", b"K\1K\0\x86", FormatError, "chunk is wrong"),
+        (b"\x8c\6offsetK\0", b"\x8c\6offsetK\7", FormatError, "zip|place of a variable"),
+        (b"float32", b"strided", FormatError, "type or shape"),
+        (b"float32", b"unknown", FormatError, "type or shape|would import"),
+        (b"PosixPath", b"EvilPathX", UnsafeContent, r"pathlib\.EvilPathX"),
+    ],
+)
+def test_metadata_that_lies(tmp_path: Path, old: bytes, new: bytes, error: type[Exception], text: str) -> None:
+    folder = tmp_path / "a"
+    shutil.copytree(METADATA, folder)
+    raw = (folder / ".metadata").read_bytes()
+    if old not in raw:  # offsets stand behind the memo of their key
+        old, new = old.replace(b"offset", b"offset\x94"), new.replace(b"offset", b"offset\x94")
+    assert old in raw
+    assert len(old) == len(new)
+    (folder / ".metadata").write_bytes(raw.replace(old, new, 1))
+    with pytest.raises(error, match=text):
+        torch.read(folder).state()
+
+
+def test_a_distributed_file_that_is_cut_off(tmp_path: Path) -> None:
+    folder = tmp_path / "a"
+    shutil.copytree(METADATA, folder)
+    os.truncate(folder / "__0_0.distcp", 3000)
+    with pytest.raises(FormatError, match="the place of a variable is wrong"):
+        torch.read(folder)

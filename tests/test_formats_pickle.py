@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import pickle
 import struct
+import sys
 import tracemalloc
 import zipfile
 import zlib
@@ -27,7 +28,7 @@ from varstore.formats.source import Source
 from varstore.formats.torch_tensors import Storage, Storages
 from varstore.formats.unpickle import Machine
 from varstore.formats.unpickle_numpy import PLAIN
-from varstore.formats.unpickle_tree import plain_tree
+from varstore.formats.unpickle_tree import DEEPEST, plain_tree
 from varstore.formats.zipped import Zip
 
 READERS: dict[str, ModuleType] = {"torch": torch, "paddle": paddle, "megengine": megengine, "oneflow": oneflow}
@@ -183,6 +184,23 @@ def test_the_machine_reads_what_checkpoints_hold(value: Any, expected: Any, prot
     assert type(found) is type(expected)
 
 
+@pytest.mark.parametrize("wrap", [lambda inner: [inner], lambda inner: (inner,), lambda inner: {"a": inner}])
+def test_what_is_nested_as_deep_as_is_allowed(wrap: Any, tmp_path: Path) -> None:
+    value: Any = np.float32(1)
+    for _ in range(DEEPEST - 1):
+        value = wrap(value)
+    assert unpickled(pickle.dumps(value)) == value
+    (tmp_path / "a.mge").write_bytes(pickle.dumps(value))
+    megengine.write(tmp_path / "b.mge", megengine.read(tmp_path / "a.mge"))
+    assert megengine.read(tmp_path / "b.mge").state() == value
+    with pytest.raises(FormatError, match="deeper"):
+        unpickled(pickle.dumps(wrap(wrap(value))))
+
+
+def test_numbers_of_numpy_are_keys_as_well() -> None:
+    assert unpickled(pickle.dumps({np.int64(3): 1, np.str_("a"): 2, (1, "b"): 3})) == {3: 1, "a": 2, (1, "b"): 3}
+
+
 def test_shared_and_repeated_objects_stay_shared() -> None:
     inner = [1, 2]
     found = unpickled(pickle.dumps([inner, inner, (inner,)]))
@@ -214,7 +232,8 @@ def test_damaged_files_are_errors_of_varstore(data: st.DataObject, tmp_path_fact
     dtype=st.sampled_from([np.dtype(np.int16), np.dtype(ml_dtypes.bfloat16), np.dtype(np.complex64)]),
 )
 def test_a_view_is_within_its_storage_or_refused(shape: list[int], data: st.DataObject, dtype: np.dtype[Any]) -> None:
-    stride = data.draw(st.lists(st.integers(0, 9), min_size=len(shape), max_size=len(shape)))
+    steps = {1: st.one_of(st.integers(0, 9), st.just(2**70))}  # of one element, a stride means nothing
+    stride = [data.draw(steps.get(extent, st.integers(0, 9))) for extent in shape]
     offset, count = data.draw(st.integers(0, 9)), data.draw(st.integers(0, 60))
     raw = np.arange(count * dtype.itemsize, dtype=np.uint8)
     storage = Storage("memory", "0", dtype, count)
@@ -265,6 +284,76 @@ def test_wrong_checksums_are_torchs_own_business(tmp_path: Path) -> None:
     assert wrong != raw
     (tmp_path / "a.pt").write_bytes(wrong)
     assert torch.read(tmp_path / "a.pt")["w"].tolist() == [0, 1, 2, 3, 4]
+
+
+def torch_pickle(value: Any, storages: dict[str, tuple[Any, ...]], monkeypatch: pytest.MonkeyPatch) -> bytes:
+    """Pickle a state as torch would: `Tensor` views of storages that are named by their persistent ids."""
+    fake = ModuleType("torch")
+    for name in ("FloatStorage", "LongStorage"):
+        setattr(fake, name, type(name, (), {"__module__": "torch"}))
+    monkeypatch.setitem(sys.modules, "torch", fake)
+    monkeypatch.setitem(sys.modules, "torch._utils", ModuleType("torch._utils"))
+
+    def rebuild(*_arguments: Any) -> None:
+        raise AssertionError
+
+    rebuild.__module__, rebuild.__qualname__ = "torch._utils", "_rebuild_tensor_v2"
+    sys.modules["torch._utils"]._rebuild_tensor_v2 = rebuild  # type: ignore[attr-defined]
+
+    class Stored:
+        def __init__(self, key: str) -> None:
+            self.key = key
+
+    class Tensor:
+        def __init__(self, key: str, *view: Any) -> None:
+            self.view = (Stored(key), *view, False, OrderedDict())
+
+        def __reduce__(self) -> Any:
+            return rebuild, self.view
+
+    class Pickler(pickle.Pickler):
+        def persistent_id(self, node: Any) -> Any:
+            if not isinstance(node, Stored):
+                return None
+            kind, *rest = storages[node.key]
+            return ("storage", getattr(fake, kind), *rest)
+
+    file = io.BytesIO()
+    Pickler(file, 2).dump({name: Tensor(*view) for name, view in value.items()})
+    monkeypatch.undo()
+    return file.getvalue()
+
+
+@pytest.mark.parametrize("order", ["little", "big"])
+def test_both_byte_orders_of_torch(tmp_path: Path, order: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    values = np.arange(6, dtype=np.int64)
+    with zipfile.ZipFile(tmp_path / "a.pt", "w") as archive:
+        storages = {"0": ("LongStorage", "0", "cpu", 6)}
+        archive.writestr("x/data.pkl", torch_pickle({"w": ("0", 1, (5,), (1,))}, storages, monkeypatch))
+        archive.writestr("x/byteorder", order)
+        archive.writestr("x/data/0", values.astype(values.dtype.newbyteorder("<>"[order == "big"])).tobytes())
+    assert torch.read(tmp_path / "a.pt")["w"].tolist() == [1, 2, 3, 4, 5]
+
+
+@pytest.mark.parametrize("little", [True, False])
+def test_views_of_storages_in_the_older_format(tmp_path: Path, little: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    storages = {
+        "whole": ("FloatStorage", "7", "cpu", 10, None),
+        "part": ("FloatStorage", "7", "cpu", 10, ("8", 4, 3)),
+        "other": ("LongStorage", "9", "cuda:0", 2),
+    }
+    state = {"w": ("whole", 0, (2, 5), (5, 1)), "p": ("part", 1, (2,), (1,)), "o": ("other", 0, (2,), (1,))}
+    heads = [0x1950A86A20F9469CFC6C, 1001, {"protocol_version": 1001, "little_endian": little}]
+    order = "<" if little else ">"
+    raw = b"".join(pickle.dumps(head, 2) for head in heads) + torch_pickle(state, storages, monkeypatch)
+    raw += pickle.dumps(["7", "9"], 2)
+    for values in (np.arange(10, dtype=f"{order}f4"), np.array([-1, 5], f"{order}i8")):
+        raw += struct.pack("<q", values.size) + values.tobytes()
+    (tmp_path / "a.pth").write_bytes(raw)
+    checkpoint = torch.read(tmp_path / "a.pth")
+    assert checkpoint["w"].tolist() == np.arange(10.0).reshape(2, 5).tolist()
+    assert checkpoint["p"].tolist() == [5, 6]
+    assert checkpoint["o"].tolist() == [-1, 5]
 
 
 # --- laziness ----------------------------------------------------------------------------------------------------

@@ -30,7 +30,7 @@ from varstore.errors import (
     VariableMismatch,
     VariableNotFound,
 )
-from varstore.formats import mindspore, numpy, onnx, packing, registry, safetensors, zarr
+from varstore.formats import mindspore, numpy, onnx, packing, registry, safetensors, verbs, zarr
 from varstore.formats.foreign import BARE, LazyArray
 
 ROOT = Path(__file__).parent.parent
@@ -85,9 +85,9 @@ def test_fixture_equals_its_truth(fixture):
     truth = json.loads(Path(f"{path}.expect.json").read_text())
     if fixture in NEEDS_TENSORSTORE:
         with pytest.raises(MissingDependency, match="tensorstore"):
-            registry.read(path)
+            verbs.read(path)
         return
-    opened = registry.read(path)
+    opened = verbs.read(path)
     with np.load(f"{path}.expect.npz") as values:
         assert set(opened) == set(truth["tensors"])
         for name, facts in truth["tensors"].items():
@@ -134,7 +134,7 @@ tree = {"a": [jnp.arange(6, dtype=jnp.bfloat16), jnp.float32(2.5)], "n": {"x.y":
 ocp.Checkpointer(ocp.PyTreeCheckpointHandler(use_ocdbt=False)).save(sys.argv[1], tree)
 """
     run_in(environment("orbax", "zarr"), script, tmp_path / "ckpt")
-    state = registry.read(tmp_path / "ckpt").state()
+    state = verbs.read(tmp_path / "ckpt").state()
     same(state["a"][0], np.arange(6).astype(BFLOAT16))
     assert isinstance(state["a"], list)
     assert state["a"][1] == np.float32(2.5)
@@ -163,7 +163,7 @@ NOT_REPRESENTABLE = (
 @pytest.mark.parametrize(("reason", "file", "make", "message"), NOT_REPRESENTABLE, ids=lambda item: str(item)[:12])
 def test_what_cannot_be_represented_is_listed_and_says_so_when_read(tmp_path, reason, file, make, message):
     name = make(tmp_path / file)
-    opened = registry.read(tmp_path / file)
+    opened = verbs.read(tmp_path / file)
     assert list(opened) == [name]
     with pytest.raises(UnsupportedDtype, match=message):
         opened[name]
@@ -172,8 +172,8 @@ def test_what_cannot_be_represented_is_listed_and_says_so_when_read(tmp_path, re
 def test_types_that_the_file_does_not_hold(tmp_path):
     """numpy forgets bfloat16; MindSpore's numbers are 0-d arrays: what comes back is what lies there."""
     np.savez(tmp_path / "x.npz", a=np.ones(2, BFLOAT16))
-    assert registry.read(tmp_path / "x.npz")["a"].dtype == np.dtype("V2")
-    state = registry.read(DATA / "mindspore/lenet_train-2_1.ckpt").state()
+    assert verbs.read(tmp_path / "x.npz")["a"].dtype == np.dtype("V2")
+    state = verbs.read(DATA / "mindspore/lenet_train-2_1.ckpt").state()
     assert state["epoch_num"].dtype == np.int64
     assert state["tag"] == "run-a"
 
@@ -256,7 +256,7 @@ def test_shards_and_index(tmp_path):
     assert sorted(set(index["weight_map"].values())) == [f"model-0000{i}-of-00003.safetensors" for i in (1, 2, 3)]
     for name, file in index["weight_map"].items():
         np.testing.assert_array_equal(load_file(str(tmp_path / file))[name], values[name])
-    opened = registry.read(path)
+    opened = verbs.read(path)
     assert set(opened) == set(values)
     for name in values:
         same(opened[name], values[name])
@@ -389,13 +389,13 @@ ms.save_checkpoint(data, sys.argv[1], enc_key=bytes(range(int(sys.argv[3]))), en
     run_in(environment("mindspore"), script, path, mode, size)
     assert registry.detect(path).name == "mindspore"
     with pytest.raises(UsageError, match="encrypted"):
-        registry.read(path)
+        verbs.read(path)
     with pytest.raises(UsageError, match="not a key"):
-        registry.read(path, key=b"short")
+        verbs.read(path, key=b"short")
     pytest.importorskip("cryptography")
-    same(registry.read(path, key=bytes(range(size)))["w"], np.arange(6, dtype=np.float32).reshape(2, 3))
+    same(verbs.read(path, key=bytes(range(size)))["w"], np.arange(6, dtype=np.float32).reshape(2, 3))
     with pytest.raises(DigestMismatch, match="this key"):
-        registry.read(path, key=bytes(size))
+        verbs.read(path, key=bytes(size))
 
 
 # onnx
@@ -469,7 +469,7 @@ np.savez(sys.argv[2], **truth)
 """
     path = tmp_path / "types.onnx"
     run_in(environment("onnx"), script, path, tmp_path / "truth.npz")
-    opened = registry.read(path)
+    opened = verbs.read(path)
     with np.load(tmp_path / "truth.npz") as truth:
         assert set(opened) == set(truth)
         assert len(truth.files) >= 44
@@ -489,7 +489,7 @@ def test_zarr_loads_what_is_written(tmp_path, zarr_format):
     assert dict(group.attrs) == {"epoch": 2}
     for name, value in values.items():
         np.testing.assert_array_equal(np.asarray(group[name][...]), value)
-    opened = registry.read(path)
+    opened = verbs.read(path)
     assert opened.attributes == {"epoch": 2}
     assert set(opened) == set(values)
     for name, value in values.items():
@@ -506,7 +506,7 @@ def test_zarr_root_array_absent_chunks_and_shards(tmp_path):
     array[4:6] = 1
     values = np.full((10, 4), 7, np.float32)
     values[4:6] = 1
-    same(registry.read(tmp_path / "x.zarr")[BARE], values)
+    same(verbs.read(tmp_path / "x.zarr")[BARE], values)
 
 
 # all writers
@@ -549,7 +549,7 @@ def test_round_trip(tmp_path, module, suffix, scalars, names):
         if module is mindspore:
             values = {name: value for name, value in values.items() if value.shape != (0,)}
         module.write(path, values)
-        opened = registry.read(path, {".npz": "numpy", ".ckpt": "mindspore"}.get(suffix))
+        opened = verbs.read(path, {".npz": "numpy", ".ckpt": "mindspore"}.get(suffix))
         assert set(opened) == set(values)
         for name, value in values.items():
             same(opened[name], value)
@@ -608,7 +608,7 @@ def test_opening_a_large_file_and_reading_one_tensor_reads_no_more(tmp_path, suf
         numpy.write(str(path), {"small": np.uint8([1, 2])})
     tracemalloc.start()
     try:
-        opened = registry.read(path)
+        opened = verbs.read(path)
         if "small" in opened:
             assert opened["small"].tolist() == [1, 2]
         else:
@@ -630,21 +630,21 @@ def test_unknown_formats_are_named(tmp_path):
             registry.detect(tmp_path / "x")
         assert "b'what is thi" in str(raised.value), path
     with pytest.raises(UsageError, match="unknown format"):
-        registry.read(tmp_path / "x", "tensorflow")
+        verbs.read(tmp_path / "x", "tensorflow")
     with pytest.raises(UsageError, match="suffix does not tell"):
-        registry.write(tmp_path / "x.h5", {"a": np.ones(1)})
+        verbs.write(tmp_path / "x.h5", {"a": np.ones(1)})
     with pytest.raises(UsageError, match="read and not written"):
-        registry.write(tmp_path / "x", {"a": np.ones(1)}, "orbax")
+        verbs.write(tmp_path / "x", {"a": np.ones(1)}, "orbax")
 
 
 @pytest.mark.parametrize("suffix", [".safetensors", ".npz", ".ckpt", ".zarr"])
 def test_content_tells_before_the_suffix(tmp_path, suffix):
     right, wrong = tmp_path / f"x{suffix}", tmp_path / "x.pt"
-    registry.write(right, {"a": np.ones(2)})
+    verbs.write(right, {"a": np.ones(2)})
     expected = registry.detect(right)
     right.rename(wrong)
     assert registry.detect(wrong) == expected
-    same(registry.read(wrong)["a"], np.ones(2))
+    same(verbs.read(wrong)["a"], np.ones(2))
 
 
 CHAIN = ("a.npz", "b.safetensors", "c.ckpt", "d.zarr", "native", "e.safetensors.index.json")
@@ -652,12 +652,12 @@ CHAIN = ("a.npz", "b.safetensors", "c.ckpt", "d.zarr", "native", "e.safetensors.
 
 def test_convert_around_all_formats(tmp_path):
     values = {"w": np.arange(6, dtype=np.float32).reshape(2, 3), "n/b": np.arange(3), "s": np.asarray(True)}
-    registry.write(tmp_path / CHAIN[0], values)
+    verbs.write(tmp_path / CHAIN[0], values)
     for source, target in pairwise(CHAIN):
-        done = registry.convert(tmp_path / source, tmp_path / target)
+        done = verbs.convert(tmp_path / source, tmp_path / target)
         assert set(done.names) == set(values)
         assert done.nbytes == sum(value.nbytes for value in values.values())
-        opened = registry.read(tmp_path / target)
+        opened = verbs.read(tmp_path / target)
         for name, value in values.items():
             same(np.asarray(opened[name]), value)
     assert vs.verify(tmp_path / "native").ok
@@ -669,7 +669,7 @@ def test_convert_selects_renames_casts_and_reports(tmp_path):
         {"net.w": np.ones((2, 2)), "net.step": np.int64(3), "moments.w": np.ones(4), "tag": "run"},
     )
     seen: list[tuple[int, int]] = []
-    done = registry.convert(
+    done = verbs.convert(
         tmp_path / "x.ckpt",
         tmp_path / "x.safetensors",
         exclude="moments.*",
@@ -679,43 +679,43 @@ def test_convert_selects_renames_casts_and_reports(tmp_path):
     )
     assert done.left_out == ("tag",)
     assert (done.source_format, done.format) == ("mindspore", "safetensors")
-    opened = registry.read(tmp_path / "x.safetensors")
+    opened = verbs.read(tmp_path / "x.safetensors")
     same(opened["model.w"], np.ones((2, 2), BFLOAT16))
     same(opened["model.step"], np.asarray(np.int64(3)))
     assert seen[0] == (0, 40)
     assert seen[-1] == (40, 40)
     with pytest.raises(UnsupportedDtype, match="floating"):
-        registry.convert(tmp_path / "x.ckpt", tmp_path / "y.safetensors", dtype="int8")
+        verbs.convert(tmp_path / "x.ckpt", tmp_path / "y.safetensors", dtype="int8")
     with pytest.raises(UsageError, match="the same"):
-        registry.convert(tmp_path / "x.ckpt", tmp_path / "x.ckpt")
+        verbs.convert(tmp_path / "x.ckpt", tmp_path / "x.ckpt")
     with pytest.raises(VariableNotFound):
-        registry.convert(tmp_path / "x.ckpt", tmp_path / "y.npz", include="nothing*")
+        verbs.convert(tmp_path / "x.ckpt", tmp_path / "y.npz", include="nothing*")
 
 
 def test_nested_state_stays_nested_where_the_target_can(tmp_path):
-    registry.write(
+    verbs.write(
         tmp_path / "x.mge", {"model": {"w": np.ones(2, np.float32)}, "steps": [1, np.zeros(3)], "tag": "run"}
     )
-    done = registry.convert(tmp_path / "x.mge", tmp_path / "x.pt", dtype="float16")
+    done = verbs.convert(tmp_path / "x.mge", tmp_path / "x.pt", dtype="float16")
     assert done.left_out == ()
-    state = registry.read(tmp_path / "x.pt").state()
+    state = verbs.read(tmp_path / "x.pt").state()
     assert (state["steps"][0], state["tag"]) == (1, "run")
     same(state["model"]["w"], np.ones(2, np.float16))
     same(state["steps"][1], np.zeros(3, np.float16))
-    done = registry.convert(tmp_path / "x.mge", tmp_path / "y.pt", include="model/*")
+    done = verbs.convert(tmp_path / "x.mge", tmp_path / "y.pt", include="model/*")
     assert done.left_out == ("steps/0", "tag")
-    assert list(registry.read(tmp_path / "y.pt")) == ["model/w"]
+    assert list(verbs.read(tmp_path / "y.pt")) == ["model/w"]
 
 
 def test_convert_keeps_ties_one_in_the_checkpoint(tmp_path):
     save_file({"head": np.ones(1000)}, str(tmp_path / "x.safetensors"), metadata={"embed": "head"})
-    registry.convert(tmp_path / "x.safetensors", tmp_path / "native")
+    verbs.convert(tmp_path / "x.safetensors", tmp_path / "native")
     assert os.path.samefile(tmp_path / "native/head/out", tmp_path / "native/embed/out")
 
 
 def test_convert_between_checkpoints_links(tmp_path):
     vs.save(tmp_path / "a", {"w": np.ones(100)})
-    registry.convert(tmp_path / "a", tmp_path / "b", rename={"w": "v"})
+    verbs.convert(tmp_path / "a", tmp_path / "b", rename={"w": "v"})
     assert os.path.samefile(tmp_path / "a/w/out", tmp_path / "b/v/out")
 
 
@@ -725,8 +725,8 @@ def test_converting_takes_the_memory_of_the_largest_tensor(tmp_path, target):
     numpy.write(str(tmp_path / "x.npz"), {f"w{i}": np.full(size, i, np.uint8) for i in range(count)})
     tracemalloc.start()
     try:
-        registry.convert(tmp_path / "x.npz", tmp_path / target)
+        verbs.convert(tmp_path / "x.npz", tmp_path / target)
         assert tracemalloc.get_traced_memory()[1] < 4 * size
     finally:
         tracemalloc.stop()
-    assert registry.read(tmp_path / target)["w11"][0] == 11
+    assert verbs.read(tmp_path / target)["w11"][0] == 11

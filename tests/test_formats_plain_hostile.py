@@ -28,7 +28,7 @@ from varstore.errors import (
     UnsupportedDtype,
     VarstoreError,
 )
-from varstore.formats import mindspore, numpy, onnx, registry, safetensors, wire, zarr
+from varstore.formats import mindspore, numpy, onnx, registry, safetensors, verbs, wire, zarr
 
 DATA = Path(__file__).parent / "data" / "formats"
 MOST_MEMORY = 32 << 20
@@ -42,7 +42,7 @@ def refuses(path: Path, format: str, error: type[VarstoreError], message: str) -
     tracemalloc.start()
     try:
         with pytest.raises(error, match=message) as raised:
-            registry.read(path, format).state()
+            verbs.read(path, format).state()
         assert tracemalloc.get_traced_memory()[1] < MOST_MEMORY
     finally:
         tracemalloc.stop()
@@ -380,7 +380,7 @@ def tree(path: Path, **changes: object) -> Path:
 
 
 def test_the_tree_that_is_changed_below_reads(tmp_path):
-    assert registry.read(tree(tmp_path / "x"))["a"].tobytes() == b"1234"
+    assert verbs.read(tree(tmp_path / "x"))["a"].tobytes() == b"1234"
 
 
 @pytest.mark.parametrize(
@@ -473,7 +473,7 @@ def test_hostile_orbax(tmp_path, metadata, error, message):
         metadata = json.dumps({"tree_metadata": metadata, "use_ocdbt": False})
     (path / "_METADATA").write_text(metadata)
     with pytest.raises(error or FormatError, match=f"{message}|no zarr array lies there" if error is None else message):
-        registry.read(path)
+        verbs.read(path)
 
 
 def test_orbax_leaves_may_not_lead_out(tmp_path):
@@ -484,7 +484,7 @@ def test_orbax_leaves_may_not_lead_out(tmp_path):
     (path / "_METADATA").write_text(json.dumps({"tree_metadata": {"a": leaf}, "use_ocdbt": False}))
     (path / "x").mkdir()
     with pytest.raises(UnsafeContent, match="leads out of the tree"):
-        registry.read(path)
+        verbs.read(path)
 
 
 # any file at all
@@ -513,7 +513,7 @@ def test_a_damaged_file_reads_or_is_one_clear_error(tmp_path, fixture):
         for position, byte in changes:
             damaged[position] = byte
         path.write_bytes(damaged[: len(damaged) - cut])
-        for read in (READERS[fixture], registry.read):
+        for read in (READERS[fixture], verbs.read):
             try:
                 opened = read(str(path))
             except VarstoreError:
@@ -552,9 +552,9 @@ def test_pipes_and_folders_are_no_files(tmp_path):
 def test_no_framework_is_imported():
     script = """
 import sys
-from varstore.formats import mindspore, numpy, onnx, orbax, registry, safetensors, zarr
+from varstore.formats import mindspore, numpy, onnx, orbax, safetensors, verbs, zarr
 for name in sys.argv[1:]:
-    registry.read(name).state()
+    verbs.read(name).state()
 found = {"torch", "onnx", "mindspore", "jax", "safetensors", "zarr", "tensorstore", "cryptography"} & set(sys.modules)
 assert not found, found
 """

@@ -9,6 +9,7 @@ from varstore.disk.reader import open_checkpoint as open
 from varstore.disk.staging import clean_staging as clean
 from varstore.disk.variable import Variable
 from varstore.errors import VarstoreError
+from varstore.formats.verbs import convert, read, write
 from varstore.model.initializers import (
     constant_initializer,
     glorot_normal_initializer,
@@ -74,6 +75,7 @@ __all__ = [
     "complex128",
     "complex64",
     "constant_initializer",
+    "convert",
     "diff",
     "double",
     "errors",
@@ -97,6 +99,7 @@ __all__ = [
     "open",
     "random_normal_initializer",
     "random_uniform_initializer",
+    "read",
     "save",
     "seal",
     "truncated_normal",
@@ -107,6 +110,7 @@ __all__ = [
     "uint8",
     "variance_scaling_initializer",
     "verify",
+    "write",
     "xavier_normal_initializer",
     "xavier_uniform_initializer",
     "zeros_initializer",

@@ -19,7 +19,7 @@ from varstore.cli.output import printable
 __all__ = ["main"]
 
 _MODULES = {
-    "ls": "list",
+    "ls": "listing",
     "show": "show",
     "verify": "check",
     "diff": "check",

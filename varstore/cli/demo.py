@@ -15,7 +15,7 @@ import click
 import numpy as np
 
 import varstore as flow
-from varstore.cli.list import print_listing
+from varstore.cli.listing import print_listing
 from varstore.cli.output import print_report, printable
 
 __all__ = ["demo"]

@@ -44,11 +44,11 @@ def summarize(parts: Iterable[np.ndarray]) -> list[tuple[str, str]]:
     if finite:
         low, high = extremes
         std = (deviation / finite) ** 0.5
-        rows += [("min", _exact(low)), ("max", _exact(high)), ("mean", f"{mean:.6g}"), ("std", f"{std:.6g}")]
+        rows += [("min", _shown(low)), ("max", _shown(high)), ("mean", f"{mean:.6g}"), ("std", f"{std:.6g}")]
     return rows
 
 
-def _exact(value: Any) -> str:
+def _shown(value: Any) -> str:
     return f"{value:.9g}" if isinstance(value, np.floating) else str(value)
 
 

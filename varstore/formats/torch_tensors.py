@@ -15,7 +15,7 @@ import numpy as np
 
 from varstore.errors import FormatError, SizeMismatch, UnsafeContent
 from varstore.formats.foreign import LazyArray
-from varstore.formats.source import Read, count_elements
+from varstore.formats.source import MOST_DIMENSIONS, Read, count_elements
 from varstore.formats.unpickle import Record
 from varstore.formats.unpickle_names import Global, show
 
@@ -23,6 +23,7 @@ __all__ = ["DTYPES", "STORAGES", "Complex32", "Storage", "StorageClass", "Storag
 
 _BLOCK = 1 << 26
 _EXPANDED = 1 << 26
+_LONGEST = 1 << 58
 
 Complex32 = np.dtype((np.float16, (2,)))
 """torch's complex32: two halves, read as float16 with a last axis (real, imaginary)."""
@@ -95,7 +96,12 @@ class Storages:
             FormatError: they are not a class of storage, text and a natural number.
         """
         name = kind.entry if type(kind) is Global else None
-        if type(name) is not StorageClass or type(key) is not str or type(count) is not int or count < 0:
+        if (
+            type(name) is not StorageClass
+            or type(key) is not str
+            or type(count) is not int
+            or not 0 <= count < _LONGEST
+        ):
             raise UnsafeContent(
                 "this persistent id is no storage's", path=self.path, found=show((kind, key, count), most=3)
             )
@@ -140,7 +146,7 @@ class Storages:
                 "a tensor reaches out of its storage",
                 path=self.path,
                 field=f"storage {storage.key[:40]!r}",
-                found=f"shape {shape}, strides {stride} from element {offset}: {reach * kind.itemsize} bytes",
+                found=f"{show((offset, shape, stride), most=MOST_DIMENSIONS)} (offset, shape, strides) of {kind}",
                 expected=f"at most {storage.size} bytes",
             )
         if count * kind.itemsize > max(self.most, storage.size):
@@ -148,7 +154,7 @@ class Storages:
                 "a tensor repeats its storage out of proportion to the file",
                 path=self.path,
                 field=f"storage {storage.key[:40]!r}",
-                found=f"shape {shape} with strides {stride}",
+                found=f"{show((shape, stride), most=MOST_DIMENSIONS)} (shape, strides)",
             )
 
 
@@ -163,10 +169,10 @@ def _lazy_view(
     kind: np.dtype[Any],
     todo: tuple[str, ...],
 ) -> LazyArray:
-    lanes = kind.shape
     plain = kind.base
-    if lanes:
-        shape, stride, offset = (*shape, *lanes), (*(2 * step for step in stride), 1), 2 * offset
+    stride = tuple(step if extent > 1 else 0 for extent, step in zip(shape, stride, strict=True))
+    if kind.shape:
+        shape, stride, offset = (*shape, *kind.shape), (*(2 * step for step in stride), 1), 2 * offset
 
     def fetch() -> np.ndarray:
         dtype = plain.newbyteorder(">") if storage.swapped else plain
@@ -182,15 +188,14 @@ def _gather(
     read: Read, offset: int, shape: tuple[int, ...], stride: tuple[int, ...], dtype: np.dtype[Any]
 ) -> np.ndarray:
     """Return a strided view in C order, reading at most its own size plus a block of 64 MiB."""
-    steps = dict(zip(range(len(shape)), stride, strict=True))
     if 0 in shape:
         return np.empty(shape, dtype)
     reach = sum((extent - 1) * step for extent, step in zip(shape, stride, strict=True)) + 1
     start, size = offset * dtype.itemsize, reach * dtype.itemsize
     if _in_order(shape, stride):
         return read(start, size).view(dtype).reshape(shape)
-    axis = max((axis for axis in steps if shape[axis] > 1), key=steps.__getitem__)
-    rows = max(1, _BLOCK // (steps[axis] * dtype.itemsize or 1))
+    axis = max(range(len(shape)), key=stride.__getitem__)
+    rows = max(1, _BLOCK // (stride[axis] * dtype.itemsize or 1))
     if rows >= shape[axis] or size <= _BLOCK:
         raw = read(start, size).view(dtype)
         view = np.lib.stride_tricks.as_strided(raw, shape, [step * dtype.itemsize for step in stride])
@@ -198,7 +203,7 @@ def _gather(
     values = np.empty(shape, dtype)
     for row in range(0, shape[axis], rows):
         part = min(rows, shape[axis] - row)
-        piece = _gather(read, offset + row * steps[axis], (*shape[:axis], part, *shape[axis + 1 :]), stride, dtype)
+        piece = _gather(read, offset + row * stride[axis], (*shape[:axis], part, *shape[axis + 1 :]), stride, dtype)
         values[(slice(None),) * axis + (slice(row, row + part),)] = piece
     return values
 

@@ -117,7 +117,7 @@ def locate(leaf: Leaf, map_location: MapLocation) -> str | Callable[[Any, str], 
     if map_location is None:
         return leaf.device
     if isinstance(map_location, Mapping):
-        return str(map_location.get(leaf.device, leaf.device))
+        return str({str(place): new for place, new in map_location.items()}.get(leaf.device, leaf.device))
     return map_location if callable(map_location) else str(map_location)
 
 

@@ -1,0 +1,217 @@
+"""PyTorch's modules, optimizers and states: save them, load them, load into them.
+
+Names are those of ``state_dict``. Parameters are read straight into their own memory where that is the host's;
+what lies on a device moves one tensor at a time, both ways. Nothing is pickled.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import torch
+
+from varstore.disk.progress import Progress
+from varstore.disk.reader import Checkpoint, open_checkpoint
+from varstore.errors import UsageError, VariableMismatch
+from varstore.model import store
+from varstore.model.match import Match, Pair, SourceSpec, compare
+from varstore.model.report import LoadReport, make_report
+from varstore.spec.arrays import LateArray, Source, Stored, as_source
+from varstore.spec.select import Patterns, Rename, select
+from varstore.training.state import load_state, restore, save_state
+from varstore.training.tensors import TENSOR, MapLocation
+from varstore.training.tree import flatten
+
+__all__ = ["load", "load_into", "save", "state_of"]
+
+Path = str | os.PathLike[str]
+
+
+def save(path: Path, state: Any, **save_options: Any) -> Checkpoint:
+    """Save a module, an optimizer, a state dict, or nested state that holds them.
+
+    Whatever has a ``state_dict`` is saved as that: ``save(path, {"model": model, "optimizer": optimizer,
+    "scheduler": scheduler, "scaler": scaler, "epoch": 3})``. The version numbers that torch keeps beside a
+    module's state dict, in ``_metadata``, are not saved.
+
+    Args:
+        save_options: those of `varstore.save`.
+
+    Raises:
+        UnsupportedDtype: a quantised or sparse tensor, one without values, or of a type with no place on disk.
+        UsageError: something that is not data; see `varstore.save_state`.
+    """
+    return save_state(path, state_of(state), **save_options)
+
+
+def state_of(state: Any) -> Any:
+    """Return nested state with a state dict in the place of whatever has one."""
+    if isinstance(state, torch.Tensor):
+        return state
+    if callable(getattr(state, "state_dict", None)) and not isinstance(state, type):
+        return state.state_dict()
+    if type(state) is dict:
+        return {key: state_of(item) for key, item in state.items()}
+    return [state_of(item) for item in state] if type(state) is list else state
+
+
+def load(
+    path: Path | Checkpoint,
+    *,
+    map_location: MapLocation = None,
+    verify: bool = True,
+    threads: int | None = None,
+    progress: Progress = None,
+) -> Any:
+    """Load what `save` saved, ready for ``load_state_dict``; of plain variables, a dict of tensors.
+
+    Args:
+        map_location: a device, its name, a dict of names, or a function of (tensor on the CPU, name of the device
+            that it was on); without it, tensors go where they were. See `varstore.load_state`.
+
+    Raises:
+        UsageError: a device is not there.
+        CheckpointNotFound, IncompleteCheckpoint, DigestMismatch, SizeMismatch: see `varstore.load`.
+    """
+    checkpoint = path if isinstance(path, Checkpoint) else open_checkpoint(path)
+    options: dict[str, Any] = {"verify": verify, "threads": threads, "progress": progress}
+    if checkpoint.manifest is not None and checkpoint.manifest.tree:
+        return load_state(checkpoint, map_location=map_location, **options)
+    tree = {
+        "$": "dict",
+        "items": [[name, {"$": "array", "name": name, "type": TENSOR}] for name in checkpoint],
+    }
+    return restore(checkpoint, tree, map_location=map_location, **options)
+
+
+def load_into(
+    target: torch.nn.Module | torch.optim.Optimizer,
+    source: Path | Checkpoint | Mapping[str, Any],
+    *,
+    include: Patterns | None = None,
+    exclude: Patterns | None = None,
+    rename: Rename | None = None,
+    strict: bool = True,
+    on_mismatch: str = "error",
+    cast: bool = False,
+    verify: bool = True,
+    threads: int | None = None,
+    progress: Progress = None,
+) -> LoadReport:
+    """Fill a module's parameters and buffers, or an optimizer's state, from a checkpoint or a state dict.
+
+    Names, shapes and types are checked before anything changes. Tied parameters stay tied, and one of their
+    names is enough. An optimizer takes its whole state: that of the checkpoint, or the only one in it.
+
+    Args:
+        include, exclude, rename: choose and name the source's variables; see `varstore.load`. A module out of a
+            nested checkpoint: ``include="model/*", rename={"model/": ""}``.
+        strict: whether it is an error that the target or the source has names which the other has not.
+        on_mismatch, cast, verify, threads, progress: see `varstore.load_into`.
+
+    Raises:
+        VariableMismatch: shapes or types differ, or with `strict` names do; nothing has changed.
+        UsageError: the target is neither, or there is no optimizer's state.
+        DigestMismatch, SizeMismatch: what lies there is not what was saved.
+    """
+    given = source if isinstance(source, Mapping) else open_checkpoint(source)
+    if isinstance(target, torch.optim.Optimizer):
+        if include is not None or exclude is not None or rename is not None:
+            raise UsageError("an optimizer takes its whole state", hint="leave out include, exclude and rename")
+        return _load_optimizer(target, given, verify=verify, threads=threads, progress=progress)
+    if not isinstance(target, torch.nn.Module):
+        raise UsageError(
+            "not a module or an optimizer",
+            found=type(target).__name__,
+            hint="load(path) gives the state for other things: thing.load_state_dict(state)",
+        )
+    tensors = {name: item for name, item in target.state_dict().items() if isinstance(item, torch.Tensor)}
+    targets = {name: as_source(tensor, variable=name) for name, tensor in tensors.items()}
+    selected = select(given, include=include, exclude=exclude, rename=rename)
+    arrays = {name: as_source(given[name], variable=name) for name in selected.values() if _is_array(given[name])}
+    selected = {name: origin for name, origin in selected.items() if origin in arrays}
+    match = compare(
+        {name: (value.shape, value.dtype) for name, value in targets.items() if not isinstance(value, Stored)},
+        {name: _spec(value) for name, value in arrays.items()},
+        selected,
+        on_mismatch=on_mismatch,
+        cast=cast,
+    )
+    match = _with_ties(match, tensors)
+    where = given.path if isinstance(given, Checkpoint) else type(given).__name__
+    report = make_report(match, source=where, target=type(target).__name__)
+    if strict:
+        report.raise_for("kept", "unused")
+    options: dict[str, Any] = {"on_mismatch": on_mismatch, "cast": cast, "verify": verify, "threads": threads}
+    here = {pair.target: targets[pair.target] for pair in match.pairs if _is_own_memory(tensors[pair.target])}
+    sources = {pair.target: given[pair.source] for pair in match.pairs}
+    store.load_into(here, {name: sources[name] for name in here}, progress=progress, **options)
+    for pair in match.pairs:
+        if pair.target not in here:
+            _through_host(tensors[pair.target], pair, sources[pair.target], options)
+    return report
+
+
+def _is_array(value: Any) -> bool:
+    return isinstance(value, Stored | LateArray | np.ndarray | torch.Tensor) or hasattr(value, "__array__")
+
+
+def _spec(source: Source) -> SourceSpec:
+    if isinstance(source, Stored) and source.entry.meta is None:
+        return None, None
+    shape = source.entry.meta.shape if isinstance(source, Stored) and source.entry.meta else source.shape
+    return shape, source.dtype
+
+
+def _is_own_memory(tensor: torch.Tensor) -> bool:
+    return tensor.device.type == "cpu" and not tensor.is_conj() and not tensor.is_neg()
+
+
+def _through_host(tensor: torch.Tensor, pair: Pair, source: Any, options: dict[str, Any]) -> None:
+    host = tensor.detach().cpu().clone().resolve_conj().resolve_neg()
+    store.load_into({pair.target: as_source(host, variable=pair.target)}, {pair.target: source}, **options)
+    with torch.no_grad():
+        tensor.copy_(host)
+
+
+def _with_ties(match: Match, tensors: Mapping[str, torch.Tensor]) -> Match:
+    """Return the match without the kept names whose memory another name fills."""
+    filled = {_identity(tensors[pair.target]) for pair in match.pairs}
+    return replace(match, kept=tuple(name for name in match.kept if _identity(tensors[name]) not in filled))
+
+
+def _identity(tensor: torch.Tensor) -> Any:
+    alone = id(tensor) if tensor.numel() == 0 or tensor.device.type == "meta" else None
+    return str(tensor.device), tensor.data_ptr(), tuple(tensor.shape), tensor.stride(), alone
+
+
+def _load_optimizer(optimizer: torch.optim.Optimizer, given: Mapping[str, Any], **load_options: Any) -> LoadReport:
+    where = given.path if isinstance(given, Checkpoint) else type(given).__name__
+    state = _optimizer_state(
+        load(given, map_location="cpu", **load_options) if isinstance(given, Checkpoint) else given, where
+    )
+    try:
+        optimizer.load_state_dict(state)
+    except (ValueError, KeyError) as error:
+        raise VariableMismatch(
+            f"the state is another optimizer's: {error}", path=where, hint="make it with the same parameters and groups"
+        ) from error
+    names = tuple(flatten(state).variables)
+    return LoadReport(source=where, target=type(optimizer).__name__, loaded=names)
+
+
+def _optimizer_state(state: Any, where: str) -> dict[str, Any]:
+    candidates = [state, *(state.values() if isinstance(state, Mapping) else ())]
+    found = [item for item in candidates if isinstance(item, dict) and {"state", "param_groups"} <= item.keys()]
+    if len(found) != 1:
+        raise UsageError(
+            "not the state of one optimizer",
+            path=where,
+            found=f"{len(found)} of them",
+            hint="give the right one: load_into(optimizer, load(path)['optimizer'])",
+        )
+    return found[0]
