@@ -251,6 +251,97 @@ def test_ctrl_c_leaves_nothing_and_no_thread(tmp_path, nurseries, overwrite):
     assert overwrite or visible < 12  # the signals did fall into saves
 
 
+AT_THE_END = """
+os.chdir({home!r})
+signal.signal(signal.SIGINT, signal.default_int_handler)
+def press():
+    while not os.path.exists("c/snapshot_done"):
+        pass
+    os.kill(os.getpid(), signal.SIGINT)
+threading.Thread(target=press, daemon=True).start()
+try:
+    vs.save("c", small)
+    time.sleep(10)
+except KeyboardInterrupt:
+    say(outcome="interrupted")
+except BaseException as error:
+    say(outcome=repr(error))
+"""
+
+
+def test_ctrl_c_after_the_rename_takes_nothing_back(tmp_path, nurseries):
+    for rounds in range(5):
+        (tmp_path / str(rounds)).mkdir()
+        nurseries[0].start(AT_THE_END.format(home=str(tmp_path / str(rounds))))
+        assert nurseries[0].heard() == {"outcome": "interrupted"}
+        assert os.listdir(tmp_path / str(rounds)) == ["c"]
+        assert vs.verify(tmp_path / str(rounds) / "c").ok
+
+
+IMPATIENT = """
+os.chdir({home!r})
+signal.signal(signal.SIGINT, signal.default_int_handler)
+main, state = threading.current_thread(), dict(working=False, pressed=0)
+def progress(done, total):
+    while threading.current_thread() is main and not state["working"]:
+        time.sleep(0.001)
+    if threading.current_thread() is not main and not state["pressed"]:
+        state.update(working=True, pressed=3)
+        for _ in range(3):
+            time.sleep(0.05)
+            os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(0.05)
+        state["working"] = False
+try:
+    vs.save("c", big, threads=2, durable=False, progress=progress)
+    say(outcome="saved")
+except KeyboardInterrupt:
+    say(outcome="interrupted", state=state, left=os.listdir())
+except BaseException as error:
+    say(outcome=repr(error))
+"""
+
+
+def test_ctrl_c_again_and_again_waits_for_the_workers(tmp_path, nurseries):
+    """They write to files that would be closed, and whose numbers would be given to others."""
+    nurseries[0].start(IMPATIENT.format(home=str(tmp_path)))
+    assert nurseries[0].heard() == {"outcome": "interrupted", "state": {"working": False, "pressed": 3}, "left": []}
+
+
+SLOW_SECOND = """
+os.chdir({home!r})
+values = {{"big": np.asfortranarray(np.ones((4000, 3000)))}}
+say(ready=True)
+try:
+    vs.save(".", values, base="../base", durable=False)  # looks at the target, then at all these values
+    say(outcome="saved")
+except vs.VarstoreError as error:
+    say(outcome=type(error).__name__)
+"""
+
+
+def test_a_writer_in_place_looks_again_when_it_has_the_lock(tmp_path, nurseries):
+    vs.save(tmp_path / "base", {"big": np.zeros((4000, 3000))}, durable=False)
+    outcomes = set()
+    for wait in (0.02, 0.05, 0.1, 0.2):
+        home = tmp_path / str(wait)
+        home.mkdir()
+        nurseries[0].start(SLOW_SECOND.format(home=str(home)))
+        nurseries[0].heard()
+        time.sleep(wait)
+        nurseries[1].start(
+            f"os.chdir({str(home)!r})\n"
+            "try: vs.save('.', small, durable=False); say(outcome='saved')\n"
+            "except vs.VarstoreError as error: say(outcome=type(error).__name__)"
+        )
+        said = [nursery.heard()["outcome"] for nursery in nurseries]
+        assert sorted(said) == ["CheckpointExists", "saved"]
+        assert vs.verify(home).ok
+        assert list(vs.load(home)) == (["big"] if said[0] == "saved" else [f"layer/s{i}" for i in range(12)])
+        outcomes.add(said[0])
+    assert "CheckpointExists" in outcomes
+
+
 def test_an_error_in_one_worker_stops_all_and_surfaces_as_itself(tmp_path):
     class Own(Exception):
         pass

@@ -348,7 +348,7 @@ def test_verify_answers_with_its_exit_status(model, tmp_path):
     damage(Path(model) / "step" / "out")
     result = shell("verify", model, other)
     assert result.returncode == 1
-    assert f"{model}: 1 problems" in result.stdout
+    assert f"{model}: 1 problem in" in result.stdout
     assert f"{other}: ok" in result.stdout
     assert "'step'" in result.stdout
 

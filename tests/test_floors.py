@@ -39,7 +39,7 @@ ORDER = {
         *("syscalls", "workers", "progress", "ring", "beneath", "blocks", "staging", "outfile", "links", "space"),
         *("unchanged", "writer", "agree", "small", "values", "rows", "variable", "walk", "reader", "check"),
     ),
-    "model": ("match", "report", "initializers", "store", "session"),
+    "model": ("match", "report", "initializers", "store", "session", "flow_checkpoint"),
 }
 
 # Packages that a folder's modules may import, the standard library aside; the core is what pyproject requires.

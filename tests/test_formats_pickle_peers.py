@@ -344,6 +344,36 @@ print(json.dumps(describe(net.state_dict())))
     assert json.loads(run_in("megengine", script, tmp_path / "c.mge", tmp_path / "b.mge")) == described(changed)
 
 
+def test_quantised_modules_and_tensors_of_megengine(tmp_path: Path) -> None:
+    script = f"""{NUMPY_VALUES}
+import megengine, megengine.module as M, megengine.quantization as Q
+from megengine.core.tensor.dtype import quint8
+class Net(M.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv = M.ConvBn2d(1, 2, 3)
+    def forward(self, x):
+        return self.conv(x)
+training = Q.quantize_qat(Net())
+megengine.save(training, sys.argv[1])
+state = training.state_dict()
+training.eval()
+final = Q.quantize(training)
+megengine.save(final, sys.argv[2])
+megengine.save(megengine.Tensor(np.float32([-1, 0, 0.5])).astype(quint8(0.5, 128)), sys.argv[3])
+print(json.dumps(describe([state, final.state_dict()])))
+"""
+    paths = [tmp_path / name for name in ("a.mge", "b.mge", "c.mge")]
+    truth = json.loads(run_in("megengine", script, *paths))
+    assert described([megengine.read(path).state() for path in paths[:2]]) == truth
+    about = megengine.read(paths[1]).lazy("conv.weight").attributes["mgb_dtype"]
+    assert about["name"] == "QuantizedS8"
+    single = megengine.read(paths[2])
+    assert_same(single["(array)"], np.array([126, 128, 129], np.uint8))
+    expected = {"name": "Quantized8Asymm", "scale": 0.5, "zero_point": 128}
+    assert single.lazy("(array)").attributes == {"mgb_dtype": expected}
+
+
 # --- oneflow -----------------------------------------------------------------------------------------------------
 
 
@@ -366,9 +396,12 @@ net = flow.nn.Sequential(flow.nn.Linear(2, 3), flow.nn.BatchNorm1d(3), flow.nn.L
 if len(sys.argv) > 2:
     net.load_state_dict(flow.load(sys.argv[2]))
 flow.save({{"net": net.state_dict(), "bf16": flow.ones(3).to(flow.bfloat16), "kind": flow.float32}}, sys.argv[1])
+if len(sys.argv) == 2:
+    flow.save(net, sys.argv[1] + "/../module")
 print(json.dumps(describe(net.state_dict())))
 """
     truth = json.loads(run_in("oneflow", script, tmp_path / "of"))
+    assert described(oneflow.read(tmp_path / "module").state()) == truth
     state = oneflow.read(tmp_path / "of").state()
     assert described(state["net"]) == truth
     assert_same(state["bf16"], np.ones(3, ml_dtypes.bfloat16))

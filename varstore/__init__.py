@@ -10,6 +10,7 @@ from varstore.disk.staging import clean_staging as clean
 from varstore.disk.variable import Variable
 from varstore.errors import VarstoreError
 from varstore.formats.verbs import convert, read, write
+from varstore.model.flow_checkpoint import checkpoint
 from varstore.model.initializers import (
     constant_initializer,
     glorot_normal_initializer,
@@ -28,7 +29,6 @@ from varstore.model.initializers import (
 from varstore.model.report import LoadReport
 from varstore.model.session import (
     Session,
-    checkpoint,
     clear_default_session,
     get_all_variables,
     get_variable,

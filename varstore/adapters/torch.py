@@ -24,7 +24,7 @@ from varstore.spec.arrays import LateArray, Source, Stored, as_source
 from varstore.spec.select import Patterns, Rename, select
 from varstore.training.state import load_state, restore, save_state
 from varstore.training.tensors import TENSOR, MapLocation
-from varstore.training.tree import flatten
+from varstore.training.tree import flatten, parse
 
 __all__ = ["load", "load_into", "save", "state_of"]
 
@@ -147,7 +147,7 @@ def load_into(
     if strict:
         report.raise_for("kept", "unused")
     options: dict[str, Any] = {"on_mismatch": on_mismatch, "cast": cast, "verify": verify, "threads": threads}
-    here = {pair.target: targets[pair.target] for pair in match.pairs if _is_own_memory(tensors[pair.target])}
+    here = {name: _memory(tensors[name]) for pair in match.pairs if _is_own_memory(tensors[name := pair.target])}
     sources = {pair.target: given[pair.source] for pair in match.pairs}
     store.load_into(here, {name: sources[name] for name in here}, progress=progress, **options)
     for pair in match.pairs:
@@ -161,19 +161,24 @@ def _is_array(value: Any) -> bool:
 
 
 def _spec(source: Source) -> SourceSpec:
-    if isinstance(source, Stored) and source.entry.meta is None:
-        return None, None
-    shape = source.entry.meta.shape if isinstance(source, Stored) and source.entry.meta else source.shape
-    return shape, source.dtype
+    if isinstance(source, Stored):
+        return (None, None) if source.entry.meta is None else (source.entry.meta.shape, source.dtype)
+    return source.shape, source.dtype
 
 
 def _is_own_memory(tensor: torch.Tensor) -> bool:
     return tensor.device.type == "cpu" and not tensor.is_conj() and not tensor.is_neg()
 
 
+def _memory(tensor: torch.Tensor) -> np.ndarray:
+    array = as_source(tensor, variable="")
+    assert isinstance(array, np.ndarray)
+    return array
+
+
 def _through_host(tensor: torch.Tensor, pair: Pair, source: Any, options: dict[str, Any]) -> None:
     host = tensor.detach().cpu().clone().resolve_conj().resolve_neg()
-    store.load_into({pair.target: as_source(host, variable=pair.target)}, {pair.target: source}, **options)
+    store.load_into({pair.target: _memory(host)}, {pair.target: source}, **options)
     with torch.no_grad():
         tensor.copy_(host)
 
@@ -191,20 +196,22 @@ def _identity(tensor: torch.Tensor) -> Any:
 
 def _load_optimizer(optimizer: torch.optim.Optimizer, given: Mapping[str, Any], **load_options: Any) -> LoadReport:
     where = given.path if isinstance(given, Checkpoint) else type(given).__name__
-    state = _optimizer_state(
-        load(given, map_location="cpu", **load_options) if isinstance(given, Checkpoint) else given, where
-    )
+    if isinstance(given, Checkpoint):
+        tree = parse(given.manifest.tree, path=where) if given.manifest and given.manifest.tree else None
+        state = restore(given, _optimizer_state(tree, where), map_location="cpu", **load_options)
+    else:
+        state = _optimizer_state(given, where)
     try:
         optimizer.load_state_dict(state)
     except (ValueError, KeyError) as error:
         raise VariableMismatch(
             f"the state is another optimizer's: {error}", path=where, hint="make it with the same parameters and groups"
         ) from error
-    names = tuple(flatten(state).variables)
-    return LoadReport(source=where, target=type(optimizer).__name__, loaded=names)
+    return LoadReport(source=where, target=type(optimizer).__name__, loaded=tuple(flatten(state).variables))
 
 
 def _optimizer_state(state: Any, where: str) -> dict[str, Any]:
+    """Return the only optimizer's state in a state, or in its tree, where it looks the same."""
     candidates = [state, *(state.values() if isinstance(state, Mapping) else ())]
     found = [item for item in candidates if isinstance(item, dict) and {"state", "param_groups"} <= item.keys()]
     if len(found) != 1:

@@ -55,7 +55,7 @@ def demo(directory: str) -> None:
     with flow.Session():
         layers = [Dense("dense1", 64, HIDDEN), Dense("dense2", HIDDEN, CLASSES), Dense("dense3", CLASSES, CLASSES)]
         network = Network(*layers)
-        report = flow.load_variables(flow.checkpoint.get(first))  # type: ignore[arg-type]  # get may give a Variable
+        report = flow.load_variables(flow.checkpoint.get(first))
         click.echo(printable(str(report)))
         layers[0].freeze()
         network.train(digits, epochs=10)
@@ -184,7 +184,7 @@ def load_digits() -> Digits:
         from sklearn import datasets
     except ImportError as error:
         raise flow.errors.MissingDependency(
-            "the demo needs scikit-learn for its data", hint="run pip install varstore[demo]"
+            "the demo needs scikit-learn for its data", hint="install it: pip install varstore[demo]"
         ) from error
     images, labels = datasets.load_digits(return_X_y=True)
     images = (images / 16).astype(np.float32)

@@ -47,7 +47,7 @@ class VerifyReport:
     def __str__(self) -> str:
         size = f"{self.variables} variables, {self.nbytes:,} bytes"
         if self.problems:
-            head = f"{self.path}: {len(self.problems)} problems in {size}"
+            head = f"{self.path}: {len(self.problems)} problem{'s' if len(self.problems) > 1 else ''} in {size}"
             return "\n".join([head, *(f"  {problem}" for problem in self.problems)])
         if self.unchecked:
             return f"{self.path}: ok: {size}; {len(self.unchecked)} without a digest (`varstore seal` adds them)"

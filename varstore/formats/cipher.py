@@ -78,7 +78,7 @@ def _decrypter(path: str, magic: int, key: bytes) -> Callable[[bytes, bytes, byt
         raise MissingDependency(
             "reading an encrypted checkpoint needs the package cryptography",
             path=path,
-            hint="pip install cryptography",
+            hint="install it: pip install cryptography",
         ) from error
     algorithm: Any = algorithms.SM4(key) if magic == _SM4 else algorithms.AES(key)
 

@@ -163,8 +163,16 @@ _NORMS = frozenset(
 )
 """The classes whose variables `Module.state_dict` makes flat."""
 
+
+def _first(_machine: Machine, value: Any, *_: Any) -> Any:
+    """Give what says which one it is of an enumeration or of the quantised types."""
+    return value
+
+
 _TABLE = {
     **PLAIN,
+    ("megengine.core.tensor.dtype", "QuantDtypeMeta"): Constructor(new=_first),
+    ("megengine.quantization.utils", "QuantMode"): Constructor(call=_first),
     **{
         (module, name): Constructor(new=_tensor)
         for module in ("megengine.tensor", "megengine.core.tensor", "megengine.tensor_nn")

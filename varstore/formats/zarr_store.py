@@ -21,7 +21,7 @@ def library(path: str) -> Any:
         import zarr
     except ImportError as error:
         raise MissingDependency(
-            "zarr trees need the zarr library", path=path, hint="pip install varstore[zarr]"
+            "zarr trees need the zarr library", path=path, hint="install it: pip install varstore[zarr]"
         ) from error
     if int(zarr.__version__.partition(".")[0]) < 3:
         raise MissingDependency(
@@ -29,7 +29,7 @@ def library(path: str) -> Any:
             path=path,
             found=zarr.__version__,
             expected="3.0.8 or newer",
-            hint="pip install varstore[zarr]",
+            hint="install it: pip install varstore[zarr]",
         )
     return zarr
 

@@ -10,7 +10,6 @@ process-wide default one; a thread that is started inside a ``with`` enters the 
 from __future__ import annotations
 
 import math
-import os
 import threading
 from collections.abc import Iterable, Mapping, Sequence
 from contextvars import ContextVar
@@ -19,15 +18,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import xxhash
 
-from varstore.disk.reader import Checkpoint, open_checkpoint, open_variable
 from varstore.disk.variable import Variable
 from varstore.errors import UsageError, VariableMismatch, VariableNotFound
 from varstore.model.initializers import Initializer, as_dtype, as_shape, glorot_uniform_initializer, zeros_initializer
 from varstore.model.match import Mismatch, SourceSpec, compare
 from varstore.model.report import LoadReport, make_report
-from varstore.model.store import load_into, save
+from varstore.model.store import load_into
 from varstore.spec.arrays import Stored, as_source
-from varstore.spec.names import MARKER, folder_of
+from varstore.spec.names import folder_of
 from varstore.spec.select import listed, nearest
 
 if TYPE_CHECKING:
@@ -36,7 +34,6 @@ if TYPE_CHECKING:
 __all__ = [
     "Session",
     "SessionVariable",
-    "checkpoint",
     "clear_default_session",
     "current_session",
     "get_all_variables",
@@ -270,9 +267,10 @@ def get_all_variables() -> dict[str, SessionVariable]:
         return dict(session.variables)
 
 
-def load_variables(value_dict: Mapping[str, Any], ignore_mismatch: bool = True) -> LoadReport:
+def load_variables(value_dict: Mapping[str, Any] | Variable, ignore_mismatch: bool = True) -> LoadReport:
     """Load values into the current session's variables: all that `value_dict` names, or on any error none.
 
+    `value_dict` maps names to values, or is one variable of a checkpoint, which is loaded under its own name.
     Values are arrays, lazy variables of a checkpoint, or variables of a session. Everything is compared
     before anything is read, and read before anything is changed. A variable that has its array already
     keeps it and gets new contents. One without ``meta`` on disk takes shape and type from the session.
@@ -283,6 +281,8 @@ def load_variables(value_dict: Mapping[str, Any], ignore_mismatch: bool = True) 
         FormatError: what is read is not what was saved, or its size does not fit.
         UsageError: `value_dict` is not a mapping of names to such values.
     """
+    if isinstance(value_dict, Variable):
+        value_dict = {value_dict.name: value_dict}
     if not isinstance(value_dict, Mapping) or not all(isinstance(name, str) for name in value_dict):
         raise UsageError(
             "not a mapping of names to values",
@@ -302,42 +302,13 @@ def load_variables(value_dict: Mapping[str, Any], ignore_mismatch: bool = True) 
         for name in given:
             session.variables[name]._check_writeable()
         values = {name: np.empty(*targets[name]) for name in given}
-        source = str(getattr(value_dict, "path", type(value_dict).__name__))
-        report = make_report(match, source=source, target="session")
+        report = make_report(
+            match, source=str(getattr(value_dict, "path", type(value_dict).__name__)), target="session"
+        )
         load_into(values, given)
         for name in given:
             session.variables[name]._set(values.pop(name))
     return report
-
-
-class _CheckpointNamespace:
-    """OneFlow's ``checkpoint``: `save` and `get`."""
-
-    def save(
-        self, path: str | os.PathLike[str], var_dict: Mapping[str, Any] | None = None, **options: Any
-    ) -> Checkpoint:
-        """Save variables as a checkpoint: those of `var_dict`, or else all of the current session.
-
-        Values are variables of a session, which are initialized if they were not, arrays, or lazy variables of
-        another checkpoint, which are linked. Options, errors and what is returned are those of `varstore.save`.
-        """
-        variables = get_all_variables() if var_dict is None else var_dict
-        if isinstance(variables, dict):
-            variables = {n: v.numpy() if isinstance(v, SessionVariable) else v for n, v in variables.items()}
-        return save(path, variables, **options)
-
-    def get(self, path: str | os.PathLike[str]) -> Checkpoint | Variable:
-        """Open a checkpoint, or one variable's folder: a mapping of lazy variables, or one lazy variable.
-
-        Raises:
-            CheckpointNotFound: nothing is there.
-            IncompleteCheckpoint: neither the directory nor one above it has the marker of a checkpoint.
-        """
-        is_variable = os.path.isfile(os.path.join(path, "out")) and not os.path.exists(os.path.join(path, MARKER))
-        return open_variable(path) if is_variable else open_checkpoint(path)
-
-
-checkpoint = _CheckpointNamespace()
 
 
 def _default_initializer(shape: tuple[int, ...], dtype: np.dtype[Any], rng: np.random.Generator) -> np.ndarray:

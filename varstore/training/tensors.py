@@ -201,5 +201,5 @@ def _framework(name: str) -> Any:
     except ImportError as error:
         raise MissingDependency(
             f"the state holds arrays of {name}, which is not installed",
-            hint=f"pip install {name}, or use varstore.load for numpy arrays",
+            hint=f"install it: pip install {name}, or use varstore.load for numpy arrays",
         ) from error

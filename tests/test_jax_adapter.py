@@ -1,0 +1,211 @@
+"""jax: pytrees come back into their structure, on their devices, bit for bit."""
+
+from __future__ import annotations
+
+import os
+from collections import namedtuple
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("XLA_FLAGS", "--xla_force_host_platform_device_count=4")
+
+import ml_dtypes
+import numpy as np
+import pytest
+
+jax = pytest.importorskip("jax")
+
+import jax.numpy as jnp  # noqa: E402
+from jax.sharding import NamedSharding, PartitionSpec  # noqa: E402
+
+from varstore.adapters import jax as vj  # noqa: E402
+from varstore.disk.check import verify  # noqa: E402
+from varstore.disk.reader import open_checkpoint  # noqa: E402
+from varstore.errors import UnsupportedDtype, UsageError, VariableMismatch  # noqa: E402
+from varstore.model.store import save  # noqa: E402
+from varstore.training.background import save_async  # noqa: E402
+
+Moments = namedtuple("Moments", ["mu", "nu"])
+DTYPES = ["bool", "int8", "uint8", "int16", "int32", "uint32", "float16", "bfloat16", "float32", "complex64",
+          "float8_e4m3fn", "float8_e5m2", "float8_e4m3b11fnuz", "int4", "uint4"]  # fmt: skip
+
+
+@jax.tree_util.register_dataclass
+@dataclass
+class Layer:
+    kernel: Any
+    bias: Any
+
+
+def same(a: Any, b: Any) -> bool:
+    if jax.tree_util.tree_structure(a) != jax.tree_util.tree_structure(b):
+        return False
+    pairs = zip(jax.tree_util.tree_leaves(a), jax.tree_util.tree_leaves(b), strict=True)
+    return all(
+        type(x) is type(y)
+        and (
+            x == y
+            if not hasattr(x, "dtype")
+            else x.dtype == y.dtype and np.asarray(x).tobytes() == np.asarray(y).tobytes()
+        )
+        for x, y in pairs
+    )
+
+
+def tree() -> Any:
+    key = jax.random.key(0)
+    return {
+        "params": {"layer": Layer(jax.random.normal(key, (8, 4)), jnp.zeros(4, jnp.bfloat16)), "scale": jnp.float32(2)},
+        "opt": (Moments(jnp.ones(3), [jnp.arange(3), None]), {}),
+        "host": np.arange(5.0),
+        "step": 7,
+    }
+
+
+@pytest.mark.parametrize("name", DTYPES)
+def test_every_type(tmp_path: Path, name: str) -> None:
+    dtype = getattr(jnp, name, None) or getattr(ml_dtypes, name)
+    array = jnp.array(np.arange(6).reshape(2, 3) % 2, dtype)
+    vj.save(tmp_path / "c", {"a": array})
+    assert same(vj.load(tmp_path / "c"), {"a": array})
+    assert same(vj.load(tmp_path / "c", {"a": jnp.zeros_like(array)}), {"a": array})
+
+
+def test_names_are_paths(tmp_path: Path) -> None:
+    vj.save(tmp_path / "c", tree())
+    assert open_checkpoint(tmp_path / "c").names == (
+        "params/layer/kernel", "params/layer/bias", "params/scale", "opt/0/mu", "opt/0/nu/0", "host",
+    )  # fmt: skip
+    assert verify(tmp_path / "c").ok
+
+
+def test_restoring_into_a_structure(tmp_path: Path) -> None:
+    saved = tree()
+    vj.save(tmp_path / "c", saved)
+    like = jax.tree_util.tree_map(lambda leaf: leaf * 0, tree())
+    assert same(vj.load(tmp_path / "c", like), saved)
+    assert not same(like, saved)
+
+
+def test_restoring_into_an_abstract_structure(tmp_path: Path) -> None:
+    saved = tree()
+    vj.save(tmp_path / "c", saved)
+    abstract = jax.eval_shape(lambda: {name: saved[name] for name in ("params", "opt")})
+    assert isinstance(abstract["params"]["scale"], jax.ShapeDtypeStruct)
+    with pytest.raises(VariableMismatch, match="only in the checkpoint: host, step"):
+        vj.load(tmp_path / "c", abstract)
+    back = vj.load(tmp_path / "c", abstract, strict=False)
+    assert same(back, {name: saved[name] for name in ("params", "opt")})
+
+
+def test_without_a_structure_plain_containers_keep_their_types(tmp_path: Path) -> None:
+    vj.save(tmp_path / "c", tree())
+    back = vj.load(tmp_path / "c")
+    assert back["step"] == 7
+    assert isinstance(back["params"]["layer"]["kernel"], jax.Array)
+    assert isinstance(back["host"], np.ndarray)
+    assert isinstance(back["opt"], tuple)
+    assert back["opt"][0]._fields == ("mu", "nu")
+
+
+def test_sharded_arrays(tmp_path: Path) -> None:
+    if len(jax.devices()) < 4:
+        pytest.skip("fewer than four devices")
+    mesh = jax.make_mesh((4,), ("x",))
+    rows, columns = (NamedSharding(mesh, spec) for spec in (PartitionSpec("x"), PartitionSpec(None, "x")))
+    values = np.arange(64, dtype="f4").reshape(8, 8)
+    vj.save(tmp_path / "c", {"w": jax.device_put(values, rows)})
+    for like in (
+        {"w": jax.device_put(np.zeros((8, 8), "f4"), columns)},
+        {"w": jax.ShapeDtypeStruct((8, 8), jnp.float32, sharding=columns)},
+    ):
+        back = vj.load(tmp_path / "c", like)["w"]
+        assert back.sharding == columns
+        assert [shard.data.shape for shard in back.addressable_shards] == [(8, 2)] * 4
+        assert np.array_equal(back, values)
+
+
+def test_misfits_are_all_told_before_anything_is_read(tmp_path: Path) -> None:
+    vj.save(tmp_path / "c", {"a": jnp.ones((2, 3)), "b": jnp.ones(2)})
+    with pytest.raises(VariableMismatch, match=r"\(2, 3\) -> \(3, 2\)"):
+        vj.load(tmp_path / "c", {"a": jnp.ones((3, 2)), "b": jnp.ones(2)})
+    with pytest.raises(VariableMismatch, match="cast=True"):
+        vj.load(tmp_path / "c", {"a": jnp.ones((2, 3)), "b": jnp.ones(2, jnp.bfloat16)})
+    with pytest.raises(VariableMismatch, match="not in the checkpoint: c/d; only in the checkpoint: b"):
+        vj.load(tmp_path / "c", {"a": jnp.ones((2, 3)), "c": {"d": jnp.ones(2)}})
+    back = vj.load(tmp_path / "c", {"a": jnp.ones((2, 3)), "b": jnp.ones(2, jnp.bfloat16)}, cast=True)
+    assert back["b"].dtype == jnp.bfloat16
+
+
+def test_numbers_and_arrays_stand_for_each_other(tmp_path: Path) -> None:
+    vj.save(tmp_path / "c", {"step": 3, "count": jnp.int32(4)})
+    back = vj.load(tmp_path / "c", {"step": jnp.int32(0), "count": 0})
+    assert back["step"].dtype == jnp.int32
+    assert (int(back["step"]), back["count"], type(back["count"])) == (3, 4, int)
+
+
+def test_what_cannot_be_saved(tmp_path: Path) -> None:
+    with pytest.raises(UnsupportedDtype, match="key_data"):
+        vj.save(tmp_path / "c", {"key": jax.random.key(0)})
+    with pytest.raises(UsageError, match=r"state\['f'\]: function"):
+        vj.save(tmp_path / "c", {"f": lambda: 1})
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_wide_types_are_not_narrowed_in_silence(tmp_path: Path) -> None:
+    with jax.enable_x64(True):
+        vj.save(tmp_path / "c", {"w": jnp.arange(3, dtype=jnp.float64)})
+        assert vj.load(tmp_path / "c")["w"].dtype == jnp.float64
+    with pytest.raises(UsageError, match="jax_enable_x64"):
+        vj.load(tmp_path / "c")
+
+
+def test_plain_variables(tmp_path: Path) -> None:
+    save(tmp_path / "c", {"w": np.ones((2, 2), "f4")})
+    assert isinstance(vj.load(tmp_path / "c", {"w": jnp.zeros((2, 2))})["w"], jax.Array)
+
+
+def test_a_background_save_of_an_array_that_is_given_away(tmp_path: Path) -> None:
+    array = jnp.arange(1000.0)
+    pending = save_async(tmp_path / "c", {"w": array})
+    array.delete()
+    assert pending.result(10)["w"].numpy()[999] == 999
+
+
+def test_flax_and_optax_train_on_as_if_never_stopped(tmp_path: Path) -> None:
+    pytest.importorskip("flax")
+    optax = pytest.importorskip("optax")
+    from flax import linen
+    from flax.training.train_state import TrainState
+
+    model = linen.Dense(3)
+    x, y = jnp.ones((5, 4)) * jnp.arange(5.0)[:, None], jnp.arange(5) % 3
+
+    def fresh(seed: int) -> Any:
+        params = model.init(jax.random.key(seed), x)["params"]
+        return TrainState.create(apply_fn=model.apply, params=params, tx=optax.adamw(0.1))
+
+    @jax.jit
+    def step(state: Any) -> Any:
+        def loss(params: Any) -> Any:
+            logits = state.apply_fn({"params": params}, x)
+            return optax.softmax_cross_entropy_with_integer_labels(logits, y).mean()
+
+        value, gradients = jax.value_and_grad(loss)(state.params)
+        return state.apply_gradients(grads=gradients), value
+
+    def run(state: Any, steps: int) -> tuple[Any, list[float]]:
+        losses = []
+        for _ in range(steps):
+            state, value = step(state)
+            losses.append(float(value))
+        return state, losses
+
+    _, expected = run(fresh(0), 8)
+    state, _ = run(fresh(0), 4)
+    vj.save(tmp_path / "c", state)
+    assert "params/kernel" in open_checkpoint(tmp_path / "c")
+    restored = vj.load(tmp_path / "c", fresh(1))
+    assert int(restored.step) == 4
+    assert run(restored, 4)[1] == expected[4:]

@@ -1,0 +1,181 @@
+"""jax's pytrees, flax's and optax's among them: save one, and restore one into a structure that is given.
+
+Containers that are plain Python keep their types; any other node of a pytree becomes a dict of its fields, and is
+itself again when it is restored into one like it. Arrays move between the host and their devices one at a time.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import OrderedDict
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import jax
+import numpy as np
+
+from varstore.disk.reader import Checkpoint, open_checkpoint
+from varstore.errors import UnsupportedDtype, UsageError, VariableMismatch
+from varstore.model.match import Spec, compare
+from varstore.spec.select import listed
+from varstore.training.state import load_state, save_state
+from varstore.training.tensors import Leaf
+from varstore.training.tree import parse, unflatten
+
+__all__ = ["load", "save", "state_of"]
+
+Path = str | os.PathLike[str]
+
+
+def save(path: Path, tree: Any, **save_options: Any) -> Checkpoint:
+    """Save a pytree; variables are named by their path, such as ``params/Dense_0/kernel``.
+
+    Arrays that are sharded over the devices of this process are saved whole.
+
+    Args:
+        save_options: those of `varstore.save`.
+
+    Raises:
+        UsageError: a leaf that is not data, or an array that other processes hold parts of.
+        UnsupportedDtype: a typed random key, or another type with no place on disk.
+    """
+    return save_state(path, state_of(tree), **save_options)
+
+
+def state_of(tree: Any) -> Any:
+    """Return a pytree with dicts in the place of its nodes that are not plain containers."""
+    if isinstance(tree, jax.Array):
+        _check_array(tree)
+        return tree
+    if type(tree) in (dict, OrderedDict):
+        return type(tree)((key, state_of(item)) for key, item in tree.items())
+    if isinstance(tree, tuple) and hasattr(tree, "_fields"):
+        return type(tree)(*map(state_of, tree))
+    if type(tree) in (list, tuple):
+        return type(tree)(map(state_of, tree))
+    children, _ = jax.tree_util.tree_flatten_with_path(tree, is_leaf=lambda node: node is not tree)
+    if tree is None or any(not path for path, _ in children):
+        return tree
+    return {_part(path[0]): state_of(child) for path, child in children}
+
+
+def _check_array(array: jax.Array) -> None:
+    if jax.numpy.issubdtype(array.dtype, jax.dtypes.extended):
+        raise UnsupportedDtype(
+            "a typed random key cannot be saved", found=str(array.dtype), hint="save jax.random.key_data(key)"
+        )
+    if not array.is_fully_addressable:
+        raise UsageError(
+            "other processes hold parts of this array", found=str(array.sharding), hint="gather it in one process first"
+        )
+
+
+def _part(key: Any) -> Any:
+    for field in ("key", "name", "idx"):
+        if hasattr(key, field):
+            return getattr(key, field)
+    return str(key)
+
+
+def load(path: Path | Checkpoint, like: Any = None, *, strict: bool = True, cast: bool = False) -> Any:
+    """Load a pytree, of the structure of `like` if one is given.
+
+    Args:
+        like: a pytree whose leaves say what is wanted: jax arrays, or `jax.ShapeDtypeStruct` of them, each to the
+            devices of its own sharding; numpy arrays; plain numbers and strings. Its values are not looked at.
+        strict: whether it is an error that the checkpoint has what `like` has not.
+        cast: convert between types of the same kind, such as float32 and bfloat16.
+
+    Raises:
+        VariableMismatch: shapes, types or the structure differ; lists what, and nothing has been read.
+        DigestMismatch, SizeMismatch: what lies there is not what was saved.
+        CheckpointNotFound, IncompleteCheckpoint: it cannot be opened.
+    """
+    checkpoint = path if isinstance(path, Checkpoint) else open_checkpoint(path)
+    if like is None:
+        return load_state(checkpoint)
+    wanted, structure = jax.tree_util.tree_flatten(like)
+    slots = [_Slot(index) for index in range(len(wanted))]
+    places = dict(_places(state_of(jax.tree_util.tree_unflatten(structure, slots))))
+    found = dict(_places(_saved(checkpoint)))
+    _compare_structure(places, found, checkpoint.path, strict=strict)
+    values = {slot.index: found[place] for place, slot in places.items()}
+    _compare_arrays(checkpoint, wanted, values, cast=cast)
+    return jax.tree_util.tree_unflatten(
+        structure, [_restored(checkpoint, wanted[index], values[index]) for index in range(len(wanted))]
+    )
+
+
+class _Slot:
+    """Stands for one leaf while a structure is walked."""
+
+    def __init__(self, index: int) -> None:
+        self.index = index
+
+
+def _saved(checkpoint: Checkpoint) -> Any:
+    """Return the saved state with a `Leaf` for each array."""
+    if checkpoint.manifest is None or not checkpoint.manifest.tree:
+        return {name: Leaf(name=name) for name in checkpoint}
+    tree = parse(checkpoint.manifest.tree, path=checkpoint.path)
+    return unflatten(tree, lambda leaf: leaf, path=checkpoint.path)
+
+
+def _places(state: Any, place: tuple[Any, ...] = ()) -> Iterator[tuple[tuple[Any, ...], Any]]:
+    if isinstance(state, Mapping):
+        items = list(state.items())
+    elif isinstance(state, tuple) and hasattr(state, "_fields"):
+        items = list(zip(state._fields, state, strict=True))
+    elif isinstance(state, list | tuple):
+        items = list(enumerate(state))
+    else:
+        if state is not None:  # to jax None is a structure, not a leaf
+            yield place, state
+        return
+    for key, item in items:
+        yield from _places(item, (*place, key))
+
+
+def _compare_structure(places: Mapping[Any, Any], found: Mapping[Any, Any], path: str, *, strict: bool) -> None:
+    missing = [_name(place) for place in places if place not in found]
+    extra = [_name(place) for place in found if place not in places]
+    if missing or (strict and extra):
+        sides = [f"not in the checkpoint: {listed(missing)}"] if missing else []
+        sides += [f"only in the checkpoint: {listed(extra)}"] if extra else []
+        raise VariableMismatch(
+            "the structures differ: " + "; ".join(sides),
+            path=path,
+            hint=None if missing else "strict=False leaves out what is only in the checkpoint",
+        )
+
+
+def _name(place: tuple[Any, ...]) -> str:
+    return "/".join(map(str, place))
+
+
+def _compare_arrays(checkpoint: Checkpoint, wanted: list[Any], values: Mapping[int, Any], *, cast: bool) -> None:
+    targets: dict[str, Spec] = {}
+    sources: dict[str, Spec] = {}
+    for index, value in values.items():
+        if isinstance(value, Leaf) and _is_array(wanted[index]):
+            variable = checkpoint[value.name]
+            targets[value.name] = tuple(wanted[index].shape), np.dtype(wanted[index].dtype)
+            sources[value.name] = variable.shape, variable.dtype
+    compare(targets, sources, {name: name for name in sources}, cast=cast, path=checkpoint.path)
+
+
+def _is_array(leaf: Any) -> bool:
+    return hasattr(leaf, "shape") and hasattr(leaf, "dtype")
+
+
+def _restored(checkpoint: Checkpoint, wanted: Any, value: Any) -> Any:
+    if isinstance(value, Leaf):
+        value = checkpoint[value.name].numpy()
+        if not _is_array(wanted):
+            return value.item() if value.shape == () else value
+    if not _is_array(wanted):
+        return value
+    values = np.asarray(value).astype(wanted.dtype, copy=False)
+    if isinstance(wanted, np.ndarray | np.generic):
+        return values
+    return jax.device_put(values, getattr(wanted, "sharding", None))
