@@ -23,7 +23,7 @@ from varstore.cli import main
 from varstore.cli.output import printable
 from varstore.cli.statistics import summarize
 
-COMMANDS = ("ls", "show", "verify", "diff", "seal", "clean", "demo")
+COMMANDS = ("ls", "show", "verify", "diff", "seal", "clean", "convert", "demo")
 MODEL = {
     "encoder/weight": np.arange(6, dtype=np.float32).reshape(2, 3),
     "encoder/bias": np.zeros(2, np.float64),
@@ -524,3 +524,32 @@ def test_every_command_explains_itself_with_examples(command):
 
 def test_version():
     assert shell("--version").stdout == f"varstore, version {vs.__version__}\n"
+
+
+def test_convert_goes_through_other_formats_and_back(tmp_path, model):
+    there = shell("convert", model, tmp_path / "m.safetensors")
+    assert there.returncode == 0, there.stderr
+    assert there.stdout == f"{model} (varstore) -> {tmp_path}/m.safetensors (safetensors): 3 tensors, 48 bytes\n"
+    back = run("convert", tmp_path / "m.safetensors", tmp_path / "back", "--include", "enc*", "--rename", "encoder=e")
+    assert back.exit_code == 0
+    np.testing.assert_array_equal(vs.load(tmp_path / "back")["e/weight"], MODEL["encoder/weight"])
+    assert set(vs.open(tmp_path / "back")) == {"e/weight", "e/bias"}
+
+
+def test_convert_says_what_was_left_out(tmp_path):
+    vs.write(tmp_path / "m.pt", {"epoch": 3, "w": np.ones(2, np.float32)})
+    result = run("convert", tmp_path / "m.pt", tmp_path / "m.npz", "--dtype", "float16")
+    assert result.exit_code == 0
+    assert result.stdout.endswith("1 tensors, 8 bytes\nleft out, since numpy holds only arrays: epoch\n")
+    assert vs.read(tmp_path / "m.npz")["w"].dtype == np.float16
+
+
+def test_convert_refuses_what_it_cannot_do(tmp_path, model):
+    assert run("convert", model, tmp_path / "x.npz", "--rename", "encoder").exit_code == 2
+    taken = shell("convert", model, model)
+    assert taken.returncode == 3
+    assert taken.stderr == f"varstore: {model}: source and target are the same\n"
+    unknown = shell("convert", model, tmp_path / "x.h5")
+    assert unknown.returncode == 3
+    assert "the suffix does not tell the format to write" in unknown.stderr
+    assert not (tmp_path / "x.h5").exists()

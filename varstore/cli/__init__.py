@@ -25,6 +25,7 @@ _MODULES = {
     "diff": "check",
     "seal": "repair",
     "clean": "repair",
+    "convert": "convert",
     "demo": "demo",
 }
 _FAILED = 3
@@ -80,6 +81,7 @@ def main() -> None:
       varstore show lenet/conv1      one variable: shape, digest, statistics, first values
       varstore verify lenet          compare every byte with what was saved
       varstore diff lenet lenet_2    which variables changed
+      varstore convert m.pt lenet    another system's file as a checkpoint
     """
 
 
