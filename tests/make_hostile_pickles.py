@@ -285,6 +285,7 @@ def bombs() -> dict[str, tuple[Pickle, str, str]]:
         "array_of_empty_texts": (array(number(1 << 50) + b"\x85", "U0", b"") + STOP, "UnsupportedDtype", ""),
         "array_of_objects": (array(b"K\1\x85", "O8", b"abcdefgh") + STOP, "UnsupportedDtype", "O8"),
         "array_of_records": (array(b"K\1\x85", "(2,2)f4,i8", b"abcdefgh") + STOP, "UnsupportedDtype", ""),
+        "encoded_tuple": (called("_codecs", "encode", b")", text("latin1")) + STOP, "FormatError", "no text"),
         "scalar_lies": (
             called("numpy.core.multiarray", "scalar", called("numpy", "dtype", text("f8"), b"\x89", b"\x88"), b"C\2ab")
             + STOP,

@@ -39,7 +39,11 @@ for line in sys.stdin:
 class Nursery:
     def __init__(self):
         self.process = subprocess.Popen(
-            [sys.executable, "-c", NURSERY], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+            [sys.executable, "-c", NURSERY],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
         )
 
     def start(self, code):
@@ -47,7 +51,10 @@ class Nursery:
         self.process.stdin.flush()
 
     def heard(self):
+        watchdog = threading.Timer(60, os.killpg, [self.process.pid, signal.SIGKILL])
+        watchdog.start()
         line = self.process.stdout.readline()
+        watchdog.cancel()
         assert line, "the child said nothing"
         return json.loads(line)
 
@@ -283,8 +290,6 @@ os.chdir({home!r})
 signal.signal(signal.SIGINT, signal.default_int_handler)
 main, state = threading.current_thread(), dict(working=False, pressed=0)
 def progress(done, total):
-    while threading.current_thread() is main and not state["working"]:
-        time.sleep(0.001)
     if threading.current_thread() is not main and not state["pressed"]:
         state.update(working=True, pressed=3)
         for _ in range(3):

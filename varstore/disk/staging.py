@@ -19,7 +19,7 @@ from varstore.disk import syscalls
 from varstore.errors import CheckpointExists, CheckpointNotFound, OutOfSpace, StorageError
 from varstore.spec.names import MANIFEST, MARKER
 
-__all__ = ["Staging", "clean_staging", "fsync_path", "is_staging_name", "set_aside", "storage_error"]
+__all__ = ["Staging", "clean_staging", "discard", "fsync_path", "is_staging_name", "set_aside", "storage_error"]
 
 _INFIX = ".saving-"
 _ASIDE = ".replaced-"
@@ -221,6 +221,13 @@ def clean_staging(directory: str | os.PathLike[str], *, name: str | None = None)
 def set_aside(path: str) -> None:
     """Take its name from a checkpoint that is to go, in one step; `clean_staging` removes what is left."""
     os.rename(path, _beside(os.path.realpath(path), _INFIX))
+
+
+def discard(path: str) -> None:
+    """Remove a checkpoint: first its name, in one step, then the rest."""
+    directory, name = os.path.split(os.path.realpath(path))
+    set_aside(path)
+    clean_staging(directory, name=name)
 
 
 def is_staging_name(name: str) -> bool:

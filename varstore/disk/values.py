@@ -70,8 +70,8 @@ class _Destination(ABC):
         """Return the memory of a large variable."""
 
     @abstractmethod
-    def take(self, index: int, buffer: np.ndarray, start: int) -> None:
-        """Take a small variable from where it was read to."""
+    def take(self, indices: list[int], buffer: np.ndarray, starts: list[int]) -> None:
+        """Take small variables from where they were read to."""
 
 
 class _NewArrays(_Destination):
@@ -85,10 +85,11 @@ class _NewArrays(_Destination):
         array = self.arrays[index] = np.empty(entry.meta.shape, entry.stored_dtype)
         return array.reshape(-1).view(np.uint8)
 
-    def take(self, index: int, buffer: np.ndarray, start: int) -> None:
-        entry = self._entries[index]
-        assert entry.meta is not None
-        self.arrays[index] = np.ndarray(entry.meta.shape, entry.stored_dtype, buffer, start)
+    def take(self, indices: list[int], buffer: np.ndarray, starts: list[int]) -> None:
+        for index, start in zip(indices, starts, strict=True):
+            entry = self._entries[index]
+            assert entry.meta is not None
+            self.arrays[index] = np.ndarray(entry.meta.shape, entry.stored_dtype, buffer, start)
 
 
 _NOTHING = np.empty(0)
@@ -101,9 +102,10 @@ class _Rows(_Destination):
     def row(self, index: int) -> np.ndarray:
         return self._rows[index]
 
-    def take(self, index: int, buffer: np.ndarray, start: int) -> None:
-        row = self._rows[index]
-        row[...] = buffer[start : start + row.nbytes]
+    def take(self, indices: list[int], buffer: np.ndarray, starts: list[int]) -> None:
+        for index, start in zip(indices, starts, strict=True):
+            row = self._rows[index]
+            row[...] = buffer[start : start + row.nbytes]
 
 
 def _read(
@@ -170,7 +172,6 @@ class _Work:
 
     def _read_batch(self, reader: SmallReader, indices: list[int], batch: Sequence[Entry]) -> None:
         buffer, starts = reader.read(batch)
-        for index, start in zip(indices, starts, strict=True):
-            self._destination.take(index, buffer, start)
+        self._destination.take(indices, buffer, starts)
         if self._advance:
             self._advance(sum(entry.nbytes for entry in batch))

@@ -5,9 +5,8 @@ in the file is looked up in the format's table and nowhere else, nothing is impo
 anything is fetched, and calls reach only the table's constructors, which turn data into data. A name that
 the table lacks becomes an inert `Global`; calling it is `UnsafeContent`, and so is leaving it unclaimed.
 
-Memory and time are bounded by the size of the file. Long strings are not copied: they become a `Span`, the
-place where they lie. Keys of dicts are plain, so that no hash is slow. Constructors that copy what they are
-given pay for it with `Machine.charge`.
+Memory and time are bounded by the size of the file. Long strings stay where they are, as a `Span`. Keys of
+dicts are plain, so that no hash is slow. Constructors that copy pay for it with `Machine.charge`.
 """
 
 from __future__ import annotations
@@ -120,8 +119,8 @@ class Machine(Tape):
 
     def refuse(self, deed: str, *, offset: int | None = None) -> NoReturn:
         """Raise the UnsafeContent that says what the file would have done."""
-        where = f"byte {self.at if offset is None else offset}"
-        raise UnsafeContent(f"this pickle {deed}", path=self.path, field=where, hint=_HINT)
+        byte = self.at if offset is None else offset
+        raise UnsafeContent(f"this pickle {deed}", path=self.path, field=f"byte {byte}", hint=_HINT)
 
     def opaque(self, kind: Any) -> Opaque:
         """Return an inert object of an unknown class, where the format takes such."""
@@ -211,8 +210,7 @@ class Machine(Tape):
 
     def _set_item(self) -> None:
         value = self._stack.pop()
-        key = self._stack.pop()
-        self._set_items([key, value])
+        self._set_items([self._stack.pop(), value])
 
     def _dict(self) -> None:
         items = self._to_mark()

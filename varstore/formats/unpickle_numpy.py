@@ -151,6 +151,8 @@ def _encode(machine: Machine, text: Any, encoding: Any = "utf-8") -> Any:
         return Span(text.offset, text.size, "utf-8", recoded=True)
     if type(text) is Span and text.text == "latin-1":
         return Span(text.offset, text.size)
+    if type(text) is not str:
+        machine.fail("what is encoded is no text", found=show(text))
     machine.charge(len(text))
     return text.encode("latin-1")
 

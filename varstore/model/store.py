@@ -134,18 +134,15 @@ def load(
             check_readable(checkpoint.path, entry)
         else:
             tied.append(entry)
-    read = {name: entries[name] for name in first_of.values()}
     check_tied(checkpoint.path, tied, verify=verify)
-    with reporting(progress, sum(e.nbytes for e in read.values()), f"loading {checkpoint.path}") as advance:
-        new = read_new(checkpoint.path, list(read.values()), verify=verify, threads=threads, advance=advance)
-    arrays = {name: _as_type_of(entry, array) for (name, entry), array in zip(read.items(), new, strict=True)}
-    return {name: arrays[first_of[entry.alias_of or entry.name]] for name, entry in entries.items()}
-
-
-def _as_type_of(entry: Entry, array: np.ndarray) -> np.ndarray:
-    """Return the array, converted where OneFlow stored bfloat16 as float32."""
-    dtype = entry.meta.data_type.dtype if entry.meta else None
-    return array if array.dtype is dtype else array.astype(dtype, copy=False)
+    read = [entries[name] for name in first_of.values()] if tied else list(entries.values())
+    with reporting(progress, sum(entry.nbytes for entry in read), f"loading {checkpoint.path}") as advance:
+        new = read_new(checkpoint.path, read, verify=verify, threads=threads, advance=advance)
+    for index, entry in enumerate(read):
+        if entry.meta and entry.stored_dtype is not entry.meta.data_type.dtype:
+            new[index] = new[index].astype(entry.meta.data_type.dtype)
+    arrays = dict(zip(first_of, new, strict=True))
+    return {name: arrays[entry.alias_of or entry.name] for name, entry in entries.items()}
 
 
 def load_into(

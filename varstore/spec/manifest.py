@@ -197,7 +197,7 @@ class Manifest:
         return cls(
             writer=body.writer,
             time_ns=body.time_ns,
-            attributes=_from_json(body.attributes, path),
+            attributes=_from_json(body.attributes, path) if body.attributes else _NO_ATTRIBUTES,
             tree=_checked_tree(body.tree, path),
             entries=entries,
         )
@@ -310,49 +310,60 @@ def _content(message: manifest_pb2.Variable) -> tuple[Any, ...]:
 
 
 def _decode_entry(message: manifest_pb2.Variable, path: str) -> Entry:
-    name = message.name
+    name, size, digests, encoding = message.name, message.size, message.digests, message.encoding
     folder = message.folder or name
     if not is_safe_folder(folder):
         raise ManifestError("the folder would lead out of the checkpoint", path=path, variable=name, found=folder)
-    if message.data_type not in BY_NUMBER:
+    form = _form_of(tuple(message.shape), message.data_type)
+    if form.meta is None:
         raise ManifestError("an unknown data type", path=path, variable=name, found=message.data_type)
-    meta, problem = _known_meta(tuple(message.shape), message.data_type)
-    entry = Entry(
-        name,
-        Folder(folder),
-        meta,
-        message.size,
-        message.digests,
-        message.encoding or RAW,
-        _from_json(message.attributes, path, name),
-        message.alias_of,
-        message.meta_digest,
-        True,
-    )
-    problem = problem or _contradiction(entry, meta)
+    attributes, meta_digest = message.attributes, message.meta_digest
+    problem = None
+    if form.problem is not None:
+        problem = form.problem
+    elif not name:
+        problem = "a variable has no name"
+    elif form.sizes and size not in form.sizes and not encoding:
+        problem = f"{size} bytes do not hold shape {list(form.meta.shape)} of {form.meta.data_type.name}"
+    elif digests and len(digests) != DIGEST_SIZE * block_count(size):
+        problem = f"{len(digests)} bytes of digests do not cover {size} bytes"
+    elif meta_digest and len(meta_digest) != DIGEST_SIZE:
+        problem = f"{len(meta_digest)} bytes are not the digest of a meta"
     if problem is not None:
         raise ManifestError(f"the manifest contradicts itself: {problem}", path=path, variable=name)
-    return entry
+    return Entry(
+        name,
+        Folder(folder),
+        form.meta,
+        size,
+        digests,
+        encoding or RAW,
+        _from_json(attributes, path, name) if attributes else _NO_ATTRIBUTES,
+        message.alias_of,
+        meta_digest,
+        True,
+    )
+
+
+class _Form(NamedTuple):
+    """What all entries of one shape and type have in common; `sizes` are those that ``out`` may have."""
+
+    meta: Meta | None
+    problem: str | None = None
+    sizes: tuple[int, ...] = ()
 
 
 @lru_cache(maxsize=4096)
-def _known_meta(shape: tuple[int, ...], number: int) -> tuple[Meta, str | None]:
-    """Return what an entry says of its variable's form, made and checked once for all that are alike."""
-    meta = Meta(shape=shape, data_type=BY_NUMBER[number])
-    return meta, shape_problem(meta)
-
-
-def _contradiction(entry: Entry, meta: Meta) -> str | None:
-    if not entry.name:
-        return "a variable has no name"
-    stored = entry.stored_dtype
-    if entry.encoding == RAW and stored is not None and entry.nbytes != meta.elements * stored.itemsize:
-        return f"{entry.nbytes} bytes do not hold shape {list(meta.shape)} of {meta.data_type.name}"
-    if len(entry.digests) not in (0, DIGEST_SIZE * block_count(entry.nbytes)):
-        return f"{len(entry.digests)} bytes of digests do not cover {entry.nbytes} bytes"
-    if len(entry.meta_digest) not in (0, DIGEST_SIZE):
-        return f"{len(entry.meta_digest)} bytes are not the digest of a meta"
-    return None
+def _form_of(shape: tuple[int, ...], number: int) -> _Form:
+    row = BY_NUMBER.get(number)
+    if row is None:
+        return _Form(None)
+    meta = Meta(shape=shape, data_type=row)
+    problem = shape_problem(meta)
+    if problem is not None or row.dtype is None:
+        return _Form(meta, problem)
+    widths = (2, 4) if row is BFLOAT16 else (row.dtype.itemsize,)
+    return _Form(meta, None, tuple(meta.elements * width for width in widths))
 
 
 def _checked_tree(text: str, path: str) -> str:
@@ -365,8 +376,6 @@ def _checked_tree(text: str, path: str) -> str:
 
 
 def _from_json(text: str, path: str, variable: str | None = None) -> Mapping[str, Any]:
-    if not text:
-        return _NO_ATTRIBUTES
     try:
         value = json.loads(text)
     except (ValueError, RecursionError) as error:

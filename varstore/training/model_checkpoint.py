@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from varstore.disk.reader import open_checkpoint
-from varstore.disk.staging import clean_staging, set_aside
+from varstore.disk.staging import discard
 from varstore.errors import UsageError, VariableMismatch, VarstoreError
 from varstore.model.store import load, save
 from varstore.training.series import KEY, time_of
@@ -160,8 +160,7 @@ class ModelCheckpoint:
         save(path, self._variables, attributes=attributes, overwrite=True)
         for old in unwanted:
             if old != path:
-                set_aside(old)
-                clean_staging(self._directory, name=os.path.basename(old))
+                discard(old)
         self._last_time_for_keep = now
         self._last_triggered_step = self._steps
         self._latest = path

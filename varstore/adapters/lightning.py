@@ -1,0 +1,78 @@
+"""Lightning: a `CheckpointIO` plugin, so that every checkpoint of a `Trainer` is one of varstore's.
+
+``Trainer(plugins=[VarstoreCheckpointIO()])`` is all; ``ModelCheckpoint``, ``ckpt_path=`` and the like stay as they
+are, and a path that ends in ``.ckpt`` is a directory.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+from lightning.fabric.plugins import CheckpointIO
+
+from varstore.adapters.torch import load, save, state_of
+from varstore.disk.staging import discard
+from varstore.errors import UsageError
+from varstore.training.background import BackgroundSaver, PendingSave
+from varstore.training.tensors import MapLocation
+from varstore.training.tree import flatten
+
+__all__ = ["VarstoreCheckpointIO"]
+
+
+class VarstoreCheckpointIO(CheckpointIO):
+    """Save, load and remove the checkpoints of a Lightning `Trainer`.
+
+    Args:
+        background: write in a thread while training goes on; reading, removing and the end of a run wait for it.
+        save_options: those of `varstore.save`, for every save.
+    """
+
+    def __init__(self, *, background: bool = False, **save_options: Any) -> None:
+        self._saver = BackgroundSaver() if background else None
+        self._save_options = {"overwrite": True, **save_options}
+        self._pending: PendingSave | None = None
+
+    def save_checkpoint(
+        self, checkpoint: dict[str, Any], path: str | os.PathLike[str], storage_options: Any | None = None
+    ) -> None:
+        """Save what Lightning has collected; an earlier checkpoint at this path is replaced.
+
+        Raises:
+            UsageError: `storage_options` are given, or something in the checkpoint is not data; says where.
+        """
+        if storage_options is not None:
+            raise UsageError("there are no storage options", path=path, hint="give save options to the plugin")
+        self._finish()
+        if self._saver is None:
+            save(path, checkpoint, **self._save_options)
+            return
+        flat = flatten(state_of(checkpoint))
+        self._pending = self._saver.save(path, flat.variables, tree=flat.tree, **self._save_options)
+
+    def load_checkpoint(
+        self,
+        path: str | os.PathLike[str],
+        map_location: MapLocation = None,
+        weights_only: bool | None = None,  # noqa: ARG002  # nothing but data is ever loaded
+    ) -> dict[str, Any]:
+        """Load a checkpoint, onto the CPU unless `map_location` says otherwise."""
+        self._finish()
+        loaded: dict[str, Any] = load(path, map_location="cpu" if map_location is None else map_location)
+        return loaded
+
+    def remove_checkpoint(self, path: str | os.PathLike[str]) -> None:
+        """Remove a checkpoint, if it is there: first its name, in one step, then the rest."""
+        self._finish()
+        if os.path.isdir(path):
+            discard(os.fspath(path))
+
+    def teardown(self) -> None:
+        """Wait until all is written."""
+        self._finish()
+
+    def _finish(self) -> None:
+        pending, self._pending = self._pending, None
+        if pending is not None:
+            pending.wait()
