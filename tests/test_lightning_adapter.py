@@ -10,14 +10,14 @@ import pytest
 
 pytest.importorskip("lightning")
 
-import lightning  # noqa: E402
-import torch  # noqa: E402
-from lightning.pytorch.callbacks import ModelCheckpoint  # noqa: E402
+import lightning
+import torch
+from lightning.pytorch.callbacks import ModelCheckpoint
 
-from varstore.adapters.lightning import VarstoreCheckpointIO  # noqa: E402
-from varstore.disk.check import verify  # noqa: E402
-from varstore.disk.reader import open_checkpoint  # noqa: E402
-from varstore.errors import CheckpointNotFound, UsageError  # noqa: E402
+from varstore.adapters.lightning import VarstoreCheckpointIO
+from varstore.disk.check import verify
+from varstore.disk.reader import open_checkpoint
+from varstore.errors import CheckpointNotFound, UsageError
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # Lightning's advice about loaders and loggers
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import enum
+import importlib.util
 import json
 import struct
 import tempfile
@@ -19,7 +20,7 @@ from hypothesis.extra import numpy as hnp
 
 from varstore.disk.check import verify
 from varstore.disk.reader import open_checkpoint
-from varstore.errors import ManifestError, UnsupportedDtype, UsageError
+from varstore.errors import ManifestError, MissingDependency, UnsupportedDtype, UsageError
 from varstore.model.store import save
 from varstore.training.state import load_state, save_state
 from varstore.training.tree import flatten, prune, unflatten
@@ -294,3 +295,13 @@ def test_pruning_leaves_the_rest_of_the_state(tmp_path: Path) -> None:
     tree = prune(json.loads(flat.tree), lambda name: name.startswith("opt") or name == "o/m")
     back = unflatten(tree, lambda leaf: leaf.name, path="here")
     assert back == {"w": "w", "opt": {0: {"step": 3}, "l": [None, 1]}, "o": OrderedDict(w="o/w")}
+
+
+@pytest.mark.parametrize("kind", ["torch.Tensor", "torch.nn.Parameter", "jax.Array"])
+def test_arrays_of_a_framework_that_is_not_installed(tmp_path: Path, kind: str) -> None:
+    if importlib.util.find_spec(kind.partition(".")[0]) is not None:
+        pytest.skip("it is installed")
+    tree = {"w": {"$": "array", "name": "w", "type": kind}, "epoch": 3}
+    save(tmp_path / "c", {"w": np.ones(2)}, tree=json.dumps(tree))
+    with pytest.raises(MissingDependency, match="pip install"):
+        load_state(tmp_path / "c")

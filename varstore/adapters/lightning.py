@@ -21,7 +21,7 @@ from varstore.training.tree import flatten
 __all__ = ["VarstoreCheckpointIO"]
 
 
-class VarstoreCheckpointIO(CheckpointIO):
+class VarstoreCheckpointIO(CheckpointIO):  # type: ignore[misc, unused-ignore]  # Any where the package is absent
     """Save, load and remove the checkpoints of a Lightning `Trainer`.
 
     Args:

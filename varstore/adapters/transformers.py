@@ -3,7 +3,7 @@
 ::
 
     keeper = VarstoreCallback(CheckpointManager("run", save_when=EverySteps(100), keep=Latest(3), background=True))
-    trainer = Trainer(model, TrainingArguments(..., save_strategy="no"), callbacks=[keeper], ...)
+    trainer = Trainer(model, TrainingArguments("run", save_strategy="no"), callbacks=[keeper], train_dataset=data)
     trainer.train(resume_from_checkpoint=keeper.resume_from())
 """
 
@@ -14,53 +14,131 @@ import json
 import os
 import random
 import tempfile
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 import safetensors.torch
 import torch
 from transformers import TrainerCallback
+from transformers.trainer import TRAINER_STATE_NAME
+from transformers.utils import SAFE_WEIGHTS_NAME
 
-from varstore.adapters.torch import load
-from varstore.disk.reader import open_checkpoint
+from varstore.adapters.torch import state_of
+from varstore.disk.reader import Checkpoint, open_checkpoint
+from varstore.errors import UsageError
 from varstore.training.manager import CheckpointManager
 from varstore.training.state import restore
 from varstore.training.tree import parse
 
 __all__ = ["VarstoreCallback"]
 
-_MODEL = "model/"
+_PARTS = frozenset({"model", "optimizer", "scheduler", "rng", "trainer"})
 
 
-class VarstoreCallback(TrainerCallback):
+class VarstoreCallback(TrainerCallback):  # type: ignore[misc, unused-ignore]  # Any where the package is absent
     """Saves model, optimizer, scheduler, random states and the Trainer's own state when the manager says so.
 
-    A save is made just before the next step or epoch begins, or training ends, so that it holds the metrics of an
-    evaluation at its step, and all goes on from it exactly. Gradient scalers are not saved.
+    A save is made just before the next step or epoch begins, or training ends: so it knows the metrics of an
+    evaluation at its step, and training goes on from it bit for bit. Gradient scalers are not saved.
     """
 
     def __init__(self, manager: CheckpointManager) -> None:
         self.manager = manager
         self._is_due = False
         self._metrics: dict[str, float] = {}
-        self._resumed: dict[str, Any] | None = None
-        self._folder: tempfile.TemporaryDirectory[str] | None = None
+        self._resumed: dict[str, Any] = {}
 
     def resume_from(self) -> str | None:
         """Return what ``trainer.train(resume_from_checkpoint=…)`` takes, of the latest step; None where there is none.
 
-        It is a folder for the weights and the counters alone; the callback itself restores all else.
+        It is a folder for the Trainer to read weights and counters from; all else the callback restores itself.
+
+        Raises:
+            UsageError: the latest checkpoint is none of a `VarstoreCallback`.
         """
         latest = self.manager.latest()
         if latest is None:
             return None
-        self._folder = tempfile.TemporaryDirectory(prefix="varstore-")
-        checkpoint = open_checkpoint(latest)
-        weights = {
-            name.removeprefix(_MODEL): load_alone(variable)
-            for name, variable in checkpoint.items()
-            if name.startswith(_MODEL)
+        with open_checkpoint(latest) as checkpoint:
+            state = restore(checkpoint, _tree(checkpoint), map_location="cpu")
+        folder = tempfile.TemporaryDirectory(prefix="varstore-resume-")
+        weights = {name: tensor.clone() for name, tensor in state.pop("model").items()}
+        safetensors.torch.save_file(weights, os.path.join(folder.name, SAFE_WEIGHTS_NAME))
+        with open(os.path.join(folder.name, TRAINER_STATE_NAME), "w", encoding="utf-8") as file:
+            json.dump(state.pop("trainer"), file)
+        self._resumed = {**state, "folder": folder}
+        return folder.name
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **given: Any) -> None:  # noqa: ARG002
+        """Restore the optimizer and the scheduler."""
+        if self._resumed:
+            given["optimizer"].load_state_dict(self._resumed.pop("optimizer"))
+            given["lr_scheduler"].load_state_dict(self._resumed.pop("scheduler"))
+            self._resumed.pop("folder").cleanup()
+
+    def on_epoch_begin(self, args: Any, state: Any, control: Any, **given: Any) -> None:  # noqa: ARG002
+        """Save if it is due; restore the random states where the run stopped between two epochs."""
+        self._save(state, given)
+        if float(state.epoch or 0).is_integer():
+            self._restore_rng()
+
+    def on_step_begin(self, args: Any, state: Any, control: Any, **given: Any) -> None:  # noqa: ARG002
+        """Save if it is due; restore the random states where the run stopped within an epoch."""
+        self._save(state, given)
+        self._restore_rng()
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **given: Any) -> None:  # noqa: ARG002
+        """Ask the manager."""
+        self._is_due = self.manager.should_save(state.global_step)
+
+    def on_evaluate(self, args: Any, state: Any, control: Any, metrics: Mapping[str, Any], **given: Any) -> None:  # noqa: ARG002
+        """Note the metrics for the save of this step."""
+        self._metrics = {name: float(value) for name, value in metrics.items() if isinstance(value, int | float)}
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **given: Any) -> None:  # noqa: ARG002
+        """Save if it is due, and wait until all is written."""
+        self._save(state, given)
+        self.manager.wait()
+
+    def _save(self, state: Any, given: Mapping[str, Any]) -> None:
+        metrics, self._metrics = self._metrics, {}
+        if not self._is_due:
+            return
+        self._is_due = False
+        parts = {
+            "model": given["model"],
+            "optimizer": given["optimizer"],
+            "scheduler": given["lr_scheduler"],
+            "rng": _rng(),
+            "trainer": dataclasses.asdict(state),
         }
-        safetensors.torch.save_file(weights, os.path.join(self._folder.name, "model.safetensors"))
-        state = load(checkpoint)
-        return self._folder.name
+        self.manager.save(state.global_step, state_of(parts), metrics=metrics)
+
+    def _restore_rng(self) -> None:
+        rng = self._resumed.pop("rng", None)
+        if rng is not None:
+            random.setstate(rng["python"])
+            np.random.set_state(rng["numpy"])
+            torch.set_rng_state(rng["torch"])
+            if rng["cuda"]:
+                torch.cuda.set_rng_state_all(rng["cuda"])
+
+
+def _tree(checkpoint: Checkpoint) -> dict[str, Any]:
+    text = checkpoint.manifest.tree if checkpoint.manifest else ""
+    tree = parse(text, path=checkpoint.path) if text else None
+    if not isinstance(tree, dict) or tree.keys() != _PARTS:
+        raise UsageError(
+            "not a checkpoint of VarstoreCallback", path=checkpoint.path, hint="give its manager a directory of its own"
+        )
+    return tree
+
+
+def _rng() -> dict[str, Any]:
+    return {
+        "python": random.getstate(),
+        "numpy": np.random.get_state(),
+        "torch": torch.get_rng_state(),
+        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+    }

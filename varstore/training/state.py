@@ -35,7 +35,8 @@ def save_state(path: str | os.PathLike[str], state: Any, **save_options: Any) ->
     numbers of any size, strings, bytes and numpy scalars are kept exactly, in the manifest. Arrays, tensors and
     variables of other checkpoints become variables named by their path, such as
     ``optimizer/state/0/momentum_buffer``, each readable by itself as in any checkpoint. Tensors that are one in
-    memory, or lie within another one, are so again when they are loaded. Nothing is pickled.
+    memory, or lie within another one, are so again when they are loaded. Arrays come back in C order and the
+    machine's byte order; containers that stand in two places come back as two. Nothing is pickled.
 
     Args:
         save_options: those of `varstore.save`.

@@ -18,15 +18,17 @@ from varstore.errors import ManifestError, MissingDependency, UsageError
 
 __all__ = [
     "JAX",
-    "Leaf",
-    "MapLocation",
     "PARAMETER",
     "TENSOR",
+    "Leaf",
+    "MapLocation",
+    "as_saved",
     "describe",
     "find_views",
     "locate",
     "to_jax",
     "to_torch",
+    "view_of",
 ]
 
 TENSOR = "torch.Tensor"
@@ -96,16 +98,22 @@ def find_views(variables: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
             shared.setdefault(key, []).append((name, value))
     views = {}
     for group in shared.values():
-        owners = sorted((pair for pair in group if pair[1].is_contiguous()), key=lambda pair: -pair[1].numel())
-        for name, tensor in group:
-            for owner, whole in owners:
-                offset = tensor.storage_offset() - whole.storage_offset()
-                if owner == name:
-                    break
-                if offset >= 0 and offset + _extent(tensor.shape, tensor.stride()) <= whole.numel():
-                    views[name] = {"of": owner, "offset": offset, "strides": list(tensor.stride())}
-                    break
+        whole: tuple[str, int, int] | None = None  # the contiguous one that reaches farthest, of those begun
+        for start, end, _, name, tensor in sorted(
+            map(_reach, group), key=lambda reach: (reach[0], -reach[1], reach[2])
+        ):
+            if whole is not None and end <= whole[2]:
+                views[name] = {"of": whole[0], "offset": start - whole[1], "strides": list(tensor.stride())}
+            elif tensor.is_contiguous():
+                whole = name, start, end
     return views
+
+
+def _reach(named: tuple[str, Any]) -> tuple[int, int, bool, str, Any]:
+    """Return where a tensor begins and ends in its storage, so that what may hold others sorts before them."""
+    name, tensor = named
+    start = tensor.storage_offset()
+    return start, start + _extent(tensor.shape, tensor.stride()), not tensor.is_contiguous(), name, tensor
 
 
 def _extent(shape: tuple[int, ...], strides: tuple[int, ...]) -> int:

@@ -5,6 +5,7 @@ has, stands for itself: None, bool, int, finite float, str, list, and dict with 
 is an object that says what it is under ``"$"``::
 
     {"$": "array", "name": "optimizer/state/0/exp_avg", "type": "torch.Tensor"}
+    {"$": "array", …, "device": "cuda:0", "requires_grad": true, "view": {"of": NAME, "offset": 6, "strides": [1]}}
     {"$": "tuple", "items": [...]}            likewise set, frozenset
     {"$": "dict", "items": [[key, value]]}    other keys than strings, or a key "$"; likewise OrderedDict, Counter
     {"$": "namedtuple", "type": "Point", "fields": ["x", "y"], "items": [...]}
@@ -13,6 +14,9 @@ is an object that says what it is under ``"$"``::
     {"$": "complex", "items": [real, imaginary]}
     {"$": "bytes", "hex": "…"}                {"$": "str", "hex": "…"}: text with lone surrogates
     {"$": "scalar", "type": "float16", "hex": "…"}   a numpy scalar, little-endian
+
+An array says its type where it is not numpy's, and what of a tensor its values do not: the device unless that is
+the CPU, and where it lies, in elements, within the memory of another one.
 
 A named tuple comes back as one of the same name and fields, made by `collections.namedtuple`: its class is
 code, and no code is stored. Nothing here can run any.

@@ -1,0 +1,133 @@
+"""What is on disk already is not written again: tied arrays, variables of other checkpoints, unchanged ones."""
+
+import os
+import shutil
+import stat
+import tempfile
+
+import numpy as np
+import pytest
+
+import varstore as vs
+
+BLOCK = 16 << 20
+
+
+def assert_same(found, expected):
+    expected = np.asarray(expected)
+    assert found.shape == expected.shape
+    assert found.dtype == expected.dtype.newbyteorder("<")
+    assert found.tobytes() == expected.astype(expected.dtype.newbyteorder("<")).tobytes()
+
+
+def inode(path):
+    return os.stat(path).st_ino
+
+
+def test_tied_arrays_are_one_file_and_one_array(tmp_path):
+    shared = np.random.default_rng(0).random((300, 400))
+    vs.save(tmp_path / "c", {"in": shared, "out/w": shared, "view": shared.T, "equal": shared.copy(), "e": shared[:0]})
+    checkpoint = vs.open(tmp_path / "c")
+    assert inode(checkpoint["in"].path + "/out") == inode(checkpoint["out/w"].path + "/out")
+    assert inode(checkpoint["in"].path + "/out") != inode(checkpoint["equal"].path + "/out")
+    assert checkpoint["out/w"].entry.alias_of == "in"
+    assert checkpoint["view"].entry.alias_of == checkpoint["equal"].entry.alias_of == ""
+    loaded = vs.load(tmp_path / "c")
+    assert loaded["in"] is loaded["out/w"]
+    assert loaded["in"] is not loaded["equal"]
+    assert_same(loaded["view"], shared.T)
+    only = vs.load(tmp_path / "c", include="out/*")
+    assert_same(only["out/w"], shared)
+    # the tie is handed on by a checkpoint of variables, under other names too
+    again = vs.save(
+        tmp_path / "again", checkpoint.select(exclude="in", rename={"out": "head"}) | {"in": checkpoint["in"]}
+    )
+    assert again["in"].entry.alias_of == "head/w"
+    assert inode(again["in"].path + "/out") == inode(checkpoint["in"].path + "/out")
+
+
+def test_variables_of_checkpoints_are_linked_not_copied(tmp_path):
+    rng = np.random.default_rng(1)
+    one = vs.save(
+        tmp_path / "one", {"a/w": rng.random(3000), "a/b": rng.random(3)}, variable_attributes={"a/b": {"k": 1}}
+    )
+    two = vs.save(tmp_path / "two", {"w": rng.random((200, 1000)), "dropped": rng.random(9)})
+    mixed = one.select(rename={"a": "encoder"}) | two.select(include="w") | {"new": np.ones(5)}
+    written = []
+    vs.save(tmp_path / "three", mixed, progress=lambda done, total: written.append((done, total)))
+    assert written[-1] == (40, 40)
+    three = vs.open(tmp_path / "three")
+    for here, there in [("encoder/w", one["a/w"]), ("encoder/b", one["a/b"]), ("w", two["w"])]:
+        assert inode(three[here].path + "/out") == inode(there.path + "/out")
+        assert three[here].digests == there.digests
+        assert_same(three[here].numpy(), there.numpy())
+    assert dict(three["encoder/b"].attributes) == {"k": 1}
+    shutil.rmtree(tmp_path / "one")
+    assert vs.verify(tmp_path / "three").ok
+
+
+def test_across_file_systems_variables_are_copied(tmp_path):
+    if not os.path.isdir("/dev/shm") or os.stat("/dev/shm").st_dev == os.stat(tmp_path).st_dev:
+        pytest.skip("/dev/shm is no file system of its own here")
+    values = {"w": np.random.default_rng(2).random(300_000), "empty": np.empty((0, 3)), "s": np.int8(3)}
+    with tempfile.TemporaryDirectory(dir="/dev/shm") as other:
+        far = vs.save(os.path.join(other, "far"), values)
+        near = vs.save(tmp_path / "near", far)
+        for name, value in values.items():
+            assert inode(near[name].path + "/out") != inode(far[name].path + "/out")
+            assert stat.S_IMODE(os.stat(near[name].path + "/out").st_mode) == 0o444
+            assert_same(near[name].numpy(), value)
+        based = vs.save(tmp_path / "based", values, base=far)
+        assert vs.diff(based, far).equal
+    assert vs.verify(tmp_path / "near").ok
+    assert vs.verify(tmp_path / "based").ok
+
+
+def test_base_links_what_is_unchanged_and_only_that(tmp_path):
+    rng = np.random.default_rng(3)
+    before = {
+        "same": rng.random(50_000),
+        "changed": rng.random(50_000),
+        "reshaped": rng.random((10, 10)),
+        "retyped": rng.integers(0, 9, 100, np.int32),
+        "large": rng.integers(0, 2**31, BLOCK // 4 + 5, np.int32),
+        "late change": rng.integers(0, 2**31, BLOCK // 4 + 5, np.int32),
+    }
+    vs.save(tmp_path / "base", before)
+    after = {name: value.copy() for name, value in before.items()}
+    after["changed"][7] += 1
+    after["reshaped"] = after["reshaped"].reshape(20, 5)
+    after["retyped"] = after["retyped"].view(np.uint32)
+    after["late change"][-1] ^= 1
+    after["same"] = np.repeat(after["same"], 2)[::2]  # another layout of the same values
+    after["new"] = np.ones(3)
+    seen = []
+    new = vs.save(
+        tmp_path / "new", after, base=tmp_path / "base", progress=lambda done, total: seen.append((done, total))
+    )
+    base = vs.open(tmp_path / "base")
+    linked = {name for name in before if inode(new[name].path + "/out") == inode(base[name].path + "/out")}
+    assert linked == {"same", "large"}
+    changed = sum(value.nbytes for name, value in after.items() if name not in linked)
+    assert seen[-1] == (changed, changed)
+    known = {inode(path) for path in (tmp_path / "base").rglob("out")}
+    fresh = [os.stat(path) for path in (tmp_path / "new").rglob("out") if inode(path) not in known]
+    assert sum(status.st_blocks * 512 for status in fresh) <= changed + 4096 * len(fresh)
+    for name, value in after.items():
+        assert_same(new[name].numpy(), value)
+    shutil.rmtree(tmp_path / "base")
+    assert vs.verify(tmp_path / "new").ok
+
+
+def test_overwrite_from_the_checkpoint_that_is_replaced(tmp_path):
+    values = {"a": np.arange(1000.0), "b": np.arange(5)}
+    opened = vs.save(tmp_path / "c", values)
+    kept = inode(tmp_path / "c/a/out")
+    vs.save(tmp_path / "c", {"z": opened["a"], "b": opened["b"][:] + 1}, overwrite=True)
+    assert inode(tmp_path / "c/z/out") == kept
+    assert_same(vs.load(tmp_path / "c")["z"], values["a"])
+    assert vs.load(tmp_path / "c")["b"].tolist() == [1, 2, 3, 4, 5]
+    vs.save(tmp_path / "c", {"z": values["a"]}, overwrite=True, base=tmp_path / "c")
+    assert inode(tmp_path / "c/z/out") == kept
+    assert vs.verify(tmp_path / "c").ok
+    assert os.listdir(tmp_path) == ["c"]
