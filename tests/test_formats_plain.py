@@ -693,9 +693,7 @@ def test_convert_selects_renames_casts_and_reports(tmp_path):
 
 
 def test_nested_state_stays_nested_where_the_target_can(tmp_path):
-    verbs.write(
-        tmp_path / "x.mge", {"model": {"w": np.ones(2, np.float32)}, "steps": [1, np.zeros(3)], "tag": "run"}
-    )
+    verbs.write(tmp_path / "x.mge", {"model": {"w": np.ones(2, np.float32)}, "steps": [1, np.zeros(3)], "tag": "run"})
     done = verbs.convert(tmp_path / "x.mge", tmp_path / "x.pt", dtype="float16")
     assert done.left_out == ()
     state = verbs.read(tmp_path / "x.pt").state()

@@ -164,6 +164,9 @@ def test_wide_types_are_not_narrowed_in_silence(tmp_path: Path) -> None:
 def test_plain_variables(tmp_path: Path) -> None:
     save(tmp_path / "c", {"w": np.ones((2, 2), "f4")})
     assert isinstance(vj.load(tmp_path / "c", {"w": jnp.zeros((2, 2))})["w"], jax.Array)
+    save(tmp_path / "d", {"params/0/w": np.ones(2, "f4"), "params/0/b": np.zeros(2, "f4")})
+    like = {"params": [{"w": jnp.zeros(2), "b": jnp.ones(2)}]}
+    assert same(vj.load(tmp_path / "d", like), {"params": [{"w": jnp.ones(2), "b": jnp.zeros(2)}]})
 
 
 def test_a_background_save_of_an_array_that_is_given_away(tmp_path: Path) -> None:

@@ -349,12 +349,6 @@ def test_two_variables_in_one_folder_are_refused(second):
         Manifest.decode(frame(body.SerializeToString()), path="manifest")
 
 
-def test_a_tree_that_is_not_json_is_refused():
-    body = manifest_pb2.Manifest(format_version=FORMAT_VERSION, tree="{")
-    with pytest.raises(ManifestError, match="manifest: the tree of nested state is not JSON"):
-        Manifest.decode(frame(body.SerializeToString()), path="manifest")
-
-
 def test_a_folder_whose_name_is_not_unicode_is_refused():
     entry = Entry(name="a\udcff", folder=Folder("a\udcff"), meta=Meta(shape=(), data_type=FLOAT), nbytes=4)
     manifest = Manifest(writer="w", time_ns=0, attributes={}, tree="", entries={entry.name: entry})

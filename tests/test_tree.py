@@ -247,6 +247,15 @@ def test_refused_by_place_before_the_first_byte(tmp_path: Path, state: Any, mess
     assert list(tmp_path.iterdir()) == []
 
 
+def test_what_has_a_state_dict_is_told_to_give_it() -> None:
+    class Module:
+        def state_dict(self) -> dict[str, int]:
+            return {}
+
+    with pytest.raises(UsageError, match=r"state\['model'\]: Module cannot be saved as data. Save its state_dict\(\)"):
+        flatten({"model": Module()})
+
+
 def test_an_array_without_a_type_on_disk_is_refused_by_its_path(tmp_path: Path) -> None:
     with pytest.raises(UnsupportedDtype, match=r"'a/0'.*Python objects"):
         save_state(tmp_path / "c", {"a": [np.array([None])]})
@@ -284,9 +293,12 @@ BROKEN = {
 
 @pytest.mark.parametrize("text", BROKEN.values(), ids=BROKEN.keys())
 def test_a_tree_that_is_wrong_is_an_error_of_the_manifest(tmp_path: Path, text: str) -> None:
-    save(tmp_path / "c", {"w": np.zeros(2)}, tree=text)
-    with pytest.raises(ManifestError, match=str(tmp_path / "c")):
+    def save_and_load() -> None:
+        save(tmp_path / "c", {"w": np.zeros(2)}, tree=text)  # opens it, too: what is no JSON shows here
         load_state(tmp_path / "c")
+
+    with pytest.raises(ManifestError, match=str(tmp_path / "c")):
+        save_and_load()
 
 
 def test_pruning_leaves_the_rest_of_the_state(tmp_path: Path) -> None:

@@ -20,7 +20,7 @@ from varstore.model.match import Spec, compare
 from varstore.spec.select import listed
 from varstore.training.state import load_state, save_state
 from varstore.training.tensors import Leaf
-from varstore.training.tree import parse, unflatten
+from varstore.training.tree import unflatten
 
 __all__ = ["load", "save", "state_of"]
 
@@ -97,7 +97,11 @@ def load(path: Path | Checkpoint, like: Any = None, *, strict: bool = True, cast
     wanted, structure = jax.tree_util.tree_flatten(like)
     slots = [_Slot(index) for index in range(len(wanted))]
     places = dict(_places(state_of(jax.tree_util.tree_unflatten(structure, slots))))
-    found = dict(_places(_saved(checkpoint)))
+    if checkpoint.manifest is not None and checkpoint.manifest.tree:
+        found = dict(_places(unflatten(checkpoint.tree, lambda leaf: leaf, path=checkpoint.path)))
+    else:  # plain variables: what stands between / in their names is the path
+        found = {(name,): Leaf(name=name) for name in checkpoint}
+        places = {(_name(place),): slot for place, slot in places.items()}
     _compare_structure(places, found, checkpoint.path, strict=strict)
     values = {slot.index: found[place] for place, slot in places.items()}
     _compare_arrays(checkpoint, wanted, values, cast=cast)
@@ -111,14 +115,6 @@ class _Slot:
 
     def __init__(self, index: int) -> None:
         self.index = index
-
-
-def _saved(checkpoint: Checkpoint) -> Any:
-    """Return the saved state with a `Leaf` for each array."""
-    if checkpoint.manifest is None or not checkpoint.manifest.tree:
-        return {name: Leaf(name=name) for name in checkpoint}
-    tree = parse(checkpoint.manifest.tree, path=checkpoint.path)
-    return unflatten(tree, lambda leaf: leaf, path=checkpoint.path)
 
 
 def _places(state: Any, place: tuple[Any, ...] = ()) -> Iterator[tuple[tuple[Any, ...], Any]]:

@@ -24,7 +24,7 @@ from varstore.spec.arrays import LateArray, Source, Stored, as_source
 from varstore.spec.select import Patterns, Rename, select
 from varstore.training.state import load_state, restore, save_state
 from varstore.training.tensors import TENSOR, MapLocation
-from varstore.training.tree import flatten, parse
+from varstore.training.tree import flatten
 
 __all__ = ["load", "load_into", "save", "state_of"]
 
@@ -197,8 +197,7 @@ def _identity(tensor: torch.Tensor) -> Any:
 def _load_optimizer(optimizer: torch.optim.Optimizer, given: Mapping[str, Any], **load_options: Any) -> LoadReport:
     where = given.path if isinstance(given, Checkpoint) else type(given).__name__
     if isinstance(given, Checkpoint):
-        tree = parse(given.manifest.tree, path=where) if given.manifest and given.manifest.tree else None
-        state = restore(given, _optimizer_state(tree, where), map_location="cpu", **load_options)
+        state = restore(given, _optimizer_state(given.tree, where), map_location="cpu", **load_options)
     else:
         state = _optimizer_state(given, where)
     try:

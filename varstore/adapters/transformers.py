@@ -29,7 +29,6 @@ from varstore.disk.reader import Checkpoint, open_checkpoint
 from varstore.errors import UsageError
 from varstore.training.manager import CheckpointManager
 from varstore.training.state import restore
-from varstore.training.tree import parse
 
 __all__ = ["VarstoreCallback"]
 
@@ -126,8 +125,7 @@ class VarstoreCallback(TrainerCallback):  # type: ignore[misc, unused-ignore]  #
 
 
 def _tree(checkpoint: Checkpoint) -> dict[str, Any]:
-    text = checkpoint.manifest.tree if checkpoint.manifest else ""
-    tree = parse(text, path=checkpoint.path) if text else None
+    tree = checkpoint.tree
     if not isinstance(tree, dict) or tree.keys() != _PARTS:
         raise UsageError(
             "not a checkpoint of VarstoreCallback", path=checkpoint.path, hint="give its manager a directory of its own"

@@ -109,13 +109,15 @@ def verify(path: str | os.PathLike[str], *, threads: int | None = None, progress
 
 
 def _open_or_note(root: str, problems: list[str]) -> Checkpoint | None:
+    checkpoint = None
     try:
-        return open_checkpoint(root)
+        checkpoint = open_checkpoint(root)
+        _ = checkpoint.tree
     except CheckpointNotFound:
         raise
     except VarstoreError as error:
         problems.append(str(error))
-    return None
+    return checkpoint
 
 
 def _decodable_entries(checkpoint: Checkpoint, problems: list[str]) -> list[Entry]:

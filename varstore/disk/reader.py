@@ -12,6 +12,7 @@ from types import MappingProxyType, TracebackType
 from typing import Any
 
 from varstore.disk.beneath import open_root, read_small
+from varstore.disk.failures import translated
 from varstore.disk.variable import Variable
 from varstore.disk.walk import WalkedEntries
 from varstore.errors import (
@@ -19,6 +20,7 @@ from varstore.errors import (
     FormatError,
     IncompleteCheckpoint,
     ManifestError,
+    StorageError,
     UsageError,
     VariableNotFound,
     VarstoreError,
@@ -32,6 +34,7 @@ __all__ = ["Checkpoint", "is_being_read", "open_checkpoint", "open_variable"]
 
 _MANIFEST_LIMIT = 4 << 30
 _HTML_ROWS = 50
+_ATTEMPTS = 100
 
 
 class Checkpoint(Mapping[str, Variable]):
@@ -42,12 +45,18 @@ class Checkpoint(Mapping[str, Variable]):
     """
 
     def __init__(
-        self, path: str, entries: Mapping[str, Entry], manifest: Manifest | None, damaged: Mapping[str, str]
+        self,
+        path: str,
+        entries: Mapping[str, Entry],
+        manifest: Manifest | None,
+        damaged: Mapping[str, str],
+        identity: tuple[int, int] | None,
     ) -> None:
         self._path = path
         self._entries = entries
         self._manifest = manifest
         self._damaged = damaged
+        self._identity = identity
         self._closed = False
         with _handles_lock:
             _handles.add(self)
@@ -96,6 +105,11 @@ class Checkpoint(Mapping[str, Variable]):
         return self._closed
 
     @property
+    def is_replaced(self) -> bool:
+        """Whether the path has come to hold another checkpoint, or none, since this one was opened."""
+        return _identity(self._path) != self._identity
+
+    @property
     def path(self) -> str:
         """The directory."""
         return self._path
@@ -118,7 +132,14 @@ class Checkpoint(Mapping[str, Variable]):
     @property
     def tree(self) -> Any:
         """The JSON tree that nested state was flattened from, None where there was none."""
-        return json.loads(self._manifest.tree) if self._manifest and self._manifest.tree else None
+        if self._manifest is None or not self._manifest.tree:
+            return None
+        try:
+            return json.loads(self._manifest.tree)
+        except (ValueError, RecursionError) as error:
+            raise ManifestError(
+                "the tree of nested state is not JSON", path=os.path.join(self._path, MANIFEST), found=str(error)
+            ) from error
 
     @property
     def manifest(self) -> Manifest | None:
@@ -179,20 +200,40 @@ def open_checkpoint(path: str | os.PathLike[str], *, allow_incomplete: bool = Fa
         ManifestError: its manifest is torn, edited, or of a later version.
     """
     root = os.fspath(path)
-    with open_root(root) as root_fd:
+    for _ in range(_ATTEMPTS):
+        with translated(root, "the checkpoint cannot be opened"), open_root(root) as root_fd:
+            try:
+                checkpoint = _open(root_fd, root, allow_incomplete=allow_incomplete)
+                if not allow_incomplete:
+                    _require_marker(root_fd, root)  # the first to go when a checkpoint is replaced
+                return checkpoint
+            except (FormatError, FileNotFoundError):
+                if _identity(root) == _identity(root_fd):
+                    raise
+    raise StorageError("the checkpoint is replaced faster than it can be opened", path=root)
+
+
+def _open(root_fd: int, root: str, *, allow_incomplete: bool) -> Checkpoint:
+    if not allow_incomplete:
+        _require_marker(root_fd, root)
+    manifest = None
+    try:
+        manifest = _read_manifest(root_fd, root)
+    except FormatError:
         if not allow_incomplete:
-            _require_marker(root_fd, root)
-        manifest = None
-        try:
-            manifest = _read_manifest(root_fd, root)
-        except FormatError:
-            if not allow_incomplete:
-                raise
-        entries = manifest.entries if manifest else WalkedEntries(root_fd, root)
-        if not allow_incomplete:
-            return Checkpoint(root, entries, manifest, MappingProxyType({}))
-        whole, damaged = _salvage(root, entries)
-        return Checkpoint(root, whole, manifest, MappingProxyType(damaged))
+            raise
+    entries = manifest.entries if manifest else WalkedEntries(root_fd, root)
+    whole, damaged = _salvage(root, entries) if allow_incomplete else (entries, {})
+    return Checkpoint(root, whole, manifest, MappingProxyType(damaged), _identity(root_fd))
+
+
+def _identity(place: str | int) -> tuple[int, int] | None:
+    """Return what tells a directory from another that has its name later; None if there is none."""
+    try:
+        status = os.stat(place)
+    except FileNotFoundError:
+        return None
+    return status.st_dev, status.st_ino
 
 
 _handles: weakref.WeakSet[Checkpoint] = weakref.WeakSet()

@@ -12,6 +12,7 @@ import xxhash
 from varstore.disk.agree import check_digest, check_meta, check_readable, check_size
 from varstore.disk.beneath import open_root, opened_file
 from varstore.disk.blocks import read_block
+from varstore.disk.failures import translated
 from varstore.disk.values import read_values
 from varstore.spec.manifest import BLOCK, Entry
 
@@ -35,18 +36,32 @@ def read_index(root: str, entry: Entry, dtype: np.dtype[Any], index: Any) -> Any
     shape = entry.meta.shape
     stored = entry.stored_dtype
     assert stored is not None
-    blank = np.broadcast_to(np.empty((), dtype), shape)
     picked = _picked(parts[0], shape[0]) if shape and len(parts) == 1 else None
     if picked is not None:
         needed, places = np.unique(picked, return_inverse=True)
-        return _read_rows(root, entry, stored, needed).astype(dtype, copy=False)[places.reshape(picked.shape)]
+        rows = _read_rows(root, entry, stored, shape, 0, needed)
+        return rows.astype(dtype, copy=False)[places.reshape(picked.shape)]
     if not (shape and parts and all(map(_is_basic, parts)) and isinstance(parts[0], (int, np.integer, slice))):
         return read_values(root, entry, dtype)[index]
-    result = np.empty(blank[index].shape, dtype)
-    if not isinstance(parts[0], slice):
-        row = _read_rows(root, entry, stored, np.array([range(shape[0])[parts[0]]]))[0].astype(dtype, copy=False)
-        found = row[parts[1:]]
-        return found.copy() if isinstance(found, np.ndarray) else found
+    rest = list(parts)
+    offset = 0
+    while rest and shape and isinstance(rest[0], (int, np.integer)):
+        shape, extent = shape[1:], shape[0]
+        offset += range(extent)[rest.pop(0)] * math.prod(shape) * stored.itemsize
+    if rest and shape and isinstance(rest[0], slice):
+        return _read_slice(root, entry, dtype, shape, offset, tuple(rest))
+    inner = _read_rows(root, entry, stored, (1, *shape), offset, np.zeros(1, np.intp))[0]
+    found = np.asarray(inner, dtype)[tuple(rest)]
+    return found.copy() if isinstance(found, np.ndarray) else found
+
+
+def _read_slice(
+    root: str, entry: Entry, dtype: np.dtype[Any], shape: tuple[int, ...], offset: int, parts: tuple[Any, ...]
+) -> np.ndarray:
+    """Return ``part[parts]`` of the part of the values of this shape at this byte; the first index is a slice."""
+    stored = entry.stored_dtype
+    assert stored is not None
+    result = np.empty(np.broadcast_to(np.empty((), dtype), shape)[parts].shape, dtype)
     rows = range(shape[0])[parts[0]]
     width = math.prod(shape[1:]) * stored.itemsize
     stride = abs(rows.step) if abs(rows.step) * width <= _DENSE else 1
@@ -54,7 +69,7 @@ def read_index(root: str, entry: Entry, dtype: np.dtype[Any], index: Any) -> Any
     for start in range(0, len(rows) if result.size else 0, at_once):
         part = rows[start : start + at_once]
         read = range(min(part[0], part[-1]), max(part[0], part[-1]) + 1) if stride > 1 else part
-        chunk = _read_rows(root, entry, stored, np.arange(read.start, read.stop, read.step))
+        chunk = _read_rows(root, entry, stored, shape, offset, np.arange(read.start, read.stop, read.step))
         every = slice(None, None, rows.step) if stride > 1 else slice(None)
         result[start : start + at_once] = chunk[(every, *parts[1:])]
     return result
@@ -82,10 +97,10 @@ def _is_basic(part: Any) -> bool:
     )
 
 
-def _read_rows(root: str, entry: Entry, stored: np.dtype[Any], rows: np.ndarray) -> np.ndarray:
-    """Read these rows of the first axis, in their order, neighbours in one call."""
-    assert entry.meta is not None
-    shape = entry.meta.shape
+def _read_rows(
+    root: str, entry: Entry, stored: np.dtype[Any], shape: tuple[int, ...], offset: int, rows: np.ndarray
+) -> np.ndarray:
+    """Read rows of the part of the values that has this shape and begins at this byte, neighbours in one call."""
     values = np.empty((len(rows), *shape[1:]), stored)
     width = math.prod(shape[1:]) * stored.itemsize
     if values.nbytes == 0:
@@ -93,12 +108,14 @@ def _read_rows(root: str, entry: Entry, stored: np.dtype[Any], rows: np.ndarray)
     target = values.reshape(-1).view(np.uint8)
     breaks = np.flatnonzero(np.diff(rows) != 1) + 1
     with (
+        translated(root, "reading failed"),
         open_root(root) as root_fd,
         opened_file(root_fd, f"{entry.folder}/out", root=root, variable=entry.name) as (fd, size),
     ):
         check_size(root, entry, size)
         for first, last in zip([0, *breaks], [*breaks, len(rows)], strict=True):
-            read_block(fd, target[first * width : last * width], int(rows[first]) * width, hashed=False)
+            begin = offset + int(rows[first]) * width
+            read_block(fd, target[first * width : last * width], begin, hashed=False)
     return values
 
 

@@ -16,23 +16,16 @@ from collections.abc import Iterator
 from types import TracebackType
 
 from varstore.disk import syscalls
-from varstore.errors import CheckpointExists, CheckpointNotFound, OutOfSpace, StorageError
+from varstore.errors import CheckpointExists, CheckpointNotFound, InvalidName
 from varstore.spec.names import MANIFEST, MARKER
 
-__all__ = ["Staging", "clean_staging", "discard", "fsync_path", "is_staging_name", "set_aside", "storage_error"]
+__all__ = ["Staging", "clean_staging", "discard", "fsync_path", "is_staging_name", "set_aside"]
 
 _INFIX = ".saving-"
 _ASIDE = ".replaced-"
 _LEFT_BEHIND = re.compile(r"\.(?P<target>.+)(?P<infix>\.saving-|\.replaced-)[0-9a-f]{8}", re.DOTALL)
+_NAME_LIMIT = 255 - len(".") - len(_ASIDE) - 8
 _NO_LOCKS = {errno.EBADF, errno.EINVAL, errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP}
-
-
-def storage_error(error: OSError, path: str, doing: str) -> StorageError:
-    """Return what the operating system said, with the place and what was being done."""
-    reason = f"{doing}: {error.strerror or error}"
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return OutOfSpace(reason, number=error.errno, path=path, hint="free some space and save again")
-    return StorageError(reason, number=error.errno, path=path)
 
 
 class Staging:
@@ -47,11 +40,19 @@ class Staging:
         self._shown = target
         self._overwrite = overwrite
         directory, name = os.path.split(self.target)
+        if len(os.fsencode(name)) > _NAME_LIMIT:
+            raise InvalidName(
+                "the directory's name is too long to stage a save beside it",
+                path=target,
+                found=f"{len(os.fsencode(name))} bytes",
+                expected=f"at most {_NAME_LIMIT}",
+            )
         if os.path.isdir(directory):
             clean_staging(directory, name=name)
         self._exists, self._replaces, self._in_place = self._refuse_or_allow()
         self.path = ""
         self.fd = -1
+        self._new_parents: list[str] = []
 
     def _refuse_or_allow(self) -> tuple[bool, bool, bool]:
         try:
@@ -90,7 +91,7 @@ class Staging:
         if self._in_place:
             self.path, self.fd = self.target, self._lock_target()
             return self
-        os.makedirs(os.path.dirname(self.target), exist_ok=True)
+        self._make_parents()
         mode = stat.S_IMODE(os.stat(self.target).st_mode) if self._exists else None
         while self.fd < 0:
             self.path = _beside(self.target, _INFIX)
@@ -101,6 +102,13 @@ class Staging:
             with contextlib.suppress(PermissionError):  # vfat keeps no modes
                 os.fchmod(self.fd, mode)
         return self
+
+    def _make_parents(self) -> None:
+        missing = os.path.dirname(self.target)
+        while not os.path.isdir(missing):
+            self._new_parents.append(missing)
+            missing = os.path.dirname(missing)
+        os.makedirs(os.path.dirname(self.target), exist_ok=True)
 
     def _lock_target(self) -> int:
         try:
@@ -143,7 +151,8 @@ class Staging:
         if not self._in_place:
             self._take_name()
         if durable:
-            fsync_path(os.path.dirname(self.target))
+            for folder in (self.target, *self._new_parents):
+                fsync_path(os.path.dirname(folder))
 
     def _write(self, name: str, data: bytes, durable: bool) -> None:
         fd = os.open(name, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o444, dir_fd=self.fd)
@@ -180,12 +189,16 @@ class Staging:
     def _replace_in_two_steps(self) -> str:
         """Where the file system cannot exchange: a crash between the steps is undone by `clean`."""
         aside = _beside(self.target, _ASIDE)
-        os.rename(self.target, aside)
+        held = _lock(self.target)
         try:
-            os.rename(self.path, self.target)
-        except OSError:
-            os.rename(aside, self.target)
-            raise
+            os.rename(self.target, aside)
+            try:
+                os.rename(self.path, self.target)
+            except OSError:
+                os.rename(aside, self.target)
+                raise
+        finally:
+            os.close(held)
         return aside
 
 
@@ -202,14 +215,14 @@ def clean_staging(directory: str | os.PathLike[str], *, name: str | None = None)
         target = os.path.join(directory, entry["target"])
         if name not in (None, entry["target"]):
             continue
-        if entry["infix"] == _ASIDE and not os.path.lexists(target):
-            os.rename(path, target)
-            continue
         try:
             fd = _lock(path, required=True)
         except OSError:
             continue
         try:
+            if entry["infix"] == _ASIDE and not os.path.lexists(target):
+                os.rename(path, target)
+                continue
             _remove_tree(path)
         finally:
             os.close(fd)
@@ -297,8 +310,11 @@ def _remove_contents(path: str) -> None:
 
 
 def _remove_tree(path: str) -> None:
+    """Remove a folder, its marker first: whoever still reads from it sees that it is going."""
     import shutil
 
+    with contextlib.suppress(OSError):
+        os.unlink(os.path.join(path, MARKER))
     shutil.rmtree(path, ignore_errors=True)
 
 

@@ -13,6 +13,7 @@ import numpy as np
 from varstore.disk.agree import check_digest, check_meta, check_readable, check_size
 from varstore.disk.beneath import open_root, opened_file
 from varstore.disk.blocks import read_block, spans
+from varstore.disk.failures import translated
 from varstore.disk.small import SMALL, SmallReader, batches
 from varstore.disk.workers import run, thread_count
 from varstore.spec.manifest import BLOCK, Entry
@@ -119,7 +120,11 @@ def _read(
 ) -> None:
     small = [index for index, entry in enumerate(entries) if entry.nbytes < SMALL]
     count = thread_count(threads)
-    with open_root(root) as root_fd, SmallReader(root_fd, root, verify=verify) as reader:
+    with (
+        translated(root, "reading failed"),
+        open_root(root) as root_fd,
+        SmallReader(root_fd, root, verify=verify) as reader,
+    ):
         work = _Work(root_fd, root, entries, destination, verify, advance)
         run(work.jobs(small, reader), count if len(small) < len(entries) or reader.is_parallel else 1)
 

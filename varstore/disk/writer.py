@@ -15,11 +15,12 @@ import xxhash
 from varstore.disk import syscalls
 from varstore.disk.beneath import open_root, opened_file
 from varstore.disk.blocks import flat_bytes, read_block, spans, write_block
+from varstore.disk.failures import storage_error
 from varstore.disk.links import link_or_copy
 from varstore.disk.outfile import CREATE, OutFile
 from varstore.disk.progress import Progress, reporting
 from varstore.disk.space import check_space, out_of_space
-from varstore.disk.staging import Staging, fsync_path, storage_error
+from varstore.disk.staging import Staging, fsync_path
 from varstore.disk.unchanged import equals_stored, link_unchanged
 from varstore.disk.workers import run
 from varstore.errors import InvalidName, VariableMismatch, VarstoreError

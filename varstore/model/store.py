@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping, MutableMapping
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping, MutableMapping
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -16,7 +16,7 @@ from varstore.disk.values import read_into, read_new
 from varstore.disk.variable import Variable
 from varstore.disk.workers import thread_count
 from varstore.disk.writer import write_checkpoint
-from varstore.errors import UsageError
+from varstore.errors import CheckpointNotFound, FormatError, StorageError, UsageError
 from varstore.model.match import Pair, compare
 from varstore.model.report import LoadReport, make_report
 from varstore.spec.arrays import LateArray, Source, Stored, as_source
@@ -28,6 +28,9 @@ from varstore.spec.version import __version__
 __all__ = ["load", "load_into", "save"]
 
 Path = str | os.PathLike[str]
+Result = TypeVar("Result")
+
+_ATTEMPTS = 100
 
 
 def save(
@@ -121,8 +124,28 @@ def load(
         VariableNotFound: a pattern matches nothing.
         DigestMismatch, SizeMismatch, ManifestError: what lies there is not what was saved.
     """
-    checkpoint = _as_checkpoint(path)
-    chosen = select(checkpoint, include=include, exclude=exclude, rename=rename, path=checkpoint.path)
+    return _while_it_stands(
+        path,
+        lambda checkpoint: _load(
+            checkpoint,
+            select(checkpoint, include=include, exclude=exclude, rename=rename, path=checkpoint.path),
+            mmap=mmap,
+            verify=verify,
+            threads=threads,
+            progress=progress,
+        ),
+    )
+
+
+def _load(
+    checkpoint: Checkpoint,
+    chosen: Mapping[str, str],
+    *,
+    mmap: bool,
+    verify: bool,
+    threads: int | None,
+    progress: Progress,
+) -> dict[str, np.ndarray]:
     if mmap:
         return {name: checkpoint[source].numpy(mmap=True) for name, source in chosen.items()}
     entries = {name: checkpoint.entry(source) for name, source in chosen.items()}
@@ -177,17 +200,35 @@ def load_into(
         UsageError: a target is not a writeable array.
         DigestMismatch, SizeMismatch, ManifestError: what lies there is not what was saved.
     """
-    given = source if isinstance(source, Mapping) else open_checkpoint(source)
-    where = given.path if isinstance(given, Checkpoint) else type(given).__name__
     _check_targets(targets)
-    selected = select(given, include=include, exclude=exclude, rename=rename)
+
+    def fill(given: Mapping[str, Any]) -> LoadReport:
+        selected = select(given, include=include, exclude=exclude, rename=rename)
+        modes: dict[str, Any] = {"on_mismatch": on_mismatch, "cast": cast}
+        return _load_into(targets, given, selected, modes, verify=verify, threads=threads, progress=progress)
+
+    if isinstance(source, Mapping) and not isinstance(source, Checkpoint):
+        return fill(source)
+    return _while_it_stands(source, fill)
+
+
+def _load_into(
+    targets: Mapping[str, np.ndarray],
+    given: Mapping[str, Any],
+    selected: Mapping[str, str],
+    modes: Mapping[str, Any],
+    *,
+    verify: bool,
+    threads: int | None,
+    progress: Progress,
+) -> LoadReport:
+    where = given.path if isinstance(given, Checkpoint) else type(given).__name__
     sources = {name: as_source(given[name], variable=name) for name in selected.values()}
     match = compare(
         {name: (array.shape, array.dtype) for name, array in targets.items()},
         {name: _spec(value) for name, value in sources.items()},
         selected,
-        on_mismatch=on_mismatch,
-        cast=cast,
+        **modes,
     )
     work = [(pair, targets[pair.target], _with_meta(sources[pair.source], pair)) for pair in match.pairs]
     straight: dict[str, list[tuple[Entry, np.ndarray]]] = {}
@@ -209,6 +250,22 @@ def load_into(
             if advance:
                 advance(value.entry.nbytes if isinstance(value, Stored) else value.nbytes)
     return make_report(match, source=where, target="targets")
+
+
+def _while_it_stands(path: Path | Checkpoint, use: Callable[[Checkpoint], Result]) -> Result:
+    """Use a checkpoint; where another save replaces it meanwhile, begin again with the new one."""
+    for _ in range(_ATTEMPTS):
+        checkpoint = _as_checkpoint(path)
+        try:
+            return use(checkpoint)
+        except (FormatError, CheckpointNotFound) as error:
+            if not checkpoint.is_replaced:
+                raise
+            if isinstance(path, Checkpoint):
+                raise StorageError(
+                    "the checkpoint was replaced or removed since it was opened", path=path.path, hint="open it again"
+                ) from error
+    raise StorageError("the checkpoint is replaced faster than it can be read", path=os.fspath(checkpoint.path))
 
 
 def _as_checkpoint(path: Path | Checkpoint) -> Checkpoint:

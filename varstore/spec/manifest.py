@@ -198,7 +198,7 @@ class Manifest:
             writer=body.writer,
             time_ns=body.time_ns,
             attributes=_from_json(body.attributes, path) if body.attributes else _NO_ATTRIBUTES,
-            tree=_checked_tree(body.tree, path),
+            tree=body.tree,
             entries=entries,
         )
 
@@ -364,15 +364,6 @@ def _form_of(shape: tuple[int, ...], number: int) -> _Form:
         return _Form(meta, problem)
     widths = (2, 4) if row is BFLOAT16 else (row.dtype.itemsize,)
     return _Form(meta, None, tuple(meta.elements * width for width in widths))
-
-
-def _checked_tree(text: str, path: str) -> str:
-    try:
-        if text:
-            json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise ManifestError("the tree of nested state is not JSON", path=path, found=str(error)) from error
-    return text
 
 
 def _from_json(text: str, path: str, variable: str | None = None) -> Mapping[str, Any]:

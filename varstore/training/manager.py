@@ -26,7 +26,7 @@ from varstore.training.policies import Best, EverySteps, Keep, Saved, When, poli
 from varstore.training.series import KEY, Member, Series
 from varstore.training.state import load_state
 from varstore.training.tensors import MapLocation
-from varstore.training.tree import flatten, parse, prune
+from varstore.training.tree import flatten, prune
 
 __all__ = ["CheckpointManager", "Retention"]
 
@@ -280,9 +280,9 @@ class CheckpointManager:
         """Put a checkpoint without some variables in its own place; the others are linked, and nothing is read."""
         with open_checkpoint(self._series.path(step)) as checkpoint:
             stay = checkpoint.select(exclude=patterns)
-            tree = checkpoint.manifest.tree if checkpoint.manifest else ""
-            if tree:
-                node = prune(parse(tree, path=checkpoint.path), lambda name: name not in stay)
+            tree = ""
+            if checkpoint.tree is not None:
+                node = prune(checkpoint.tree, lambda name: name not in stay)
                 tree = json.dumps(node, ensure_ascii=False, separators=(",", ":"))
             facts = dict(checkpoint.attributes.get(KEY) or {"time": self._time(step)})
             facts["trimmed"] = [*facts.get("trimmed", ()), *patterns]

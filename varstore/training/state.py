@@ -23,7 +23,7 @@ from varstore.training.tensors import (
     to_torch,
     view_of,
 )
-from varstore.training.tree import flatten, parse, unflatten
+from varstore.training.tree import flatten, unflatten
 
 __all__ = ["load_state", "save_state"]
 
@@ -75,8 +75,7 @@ def load_state(
     options: dict[str, Any] = {"verify": verify, "threads": threads, "progress": progress}
     if checkpoint.manifest is None or not checkpoint.manifest.tree:
         return load(checkpoint, **options)
-    tree = parse(checkpoint.manifest.tree, path=checkpoint.path)
-    return restore(checkpoint, tree, map_location=map_location, **options)
+    return restore(checkpoint, checkpoint.tree, map_location=map_location, **options)
 
 
 def restore(checkpoint: Checkpoint, tree: Any, *, map_location: MapLocation, **load_options: Any) -> Any:

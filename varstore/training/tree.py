@@ -27,7 +27,7 @@ from __future__ import annotations
 import json
 import struct
 from collections import Counter, OrderedDict, namedtuple
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -40,7 +40,7 @@ from varstore.spec.dtypes import TABLE, data_type_of
 from varstore.spec.names import folder_of
 from varstore.training.tensors import Leaf, describe, find_views
 
-__all__ = ["Flat", "flatten", "leaves", "parse", "prune", "unflatten"]
+__all__ = ["Flat", "flatten", "prune", "unflatten"]
 
 _DEEPEST = 100
 _ROOT = "(array)"
@@ -148,7 +148,7 @@ class _Flattening:
         except UnsupportedDtype:
             raise
         except UsageError as error:
-            raise _refusal(value, place, error.hint) from error
+            raise _refusal(value, place, error.hint if hasattr(value, "__array__") else _hint(value)) from error
         said = describe(value, place)
         self.variables[name] = value
         self.arrays[name] = {"$": "array", "name": name, **said}
@@ -176,6 +176,12 @@ def _is_namedtuple(value: Any) -> bool:
 
 def _refusal(value: Any, place: str, hint: str | None) -> UsageError:
     return UsageError(f"{type(value).__name__} cannot be saved as data", field=place, hint=hint)
+
+
+def _hint(value: Any) -> str:
+    if hasattr(value, "state_dict"):
+        return "save its state_dict()"
+    return "only numbers, text, containers and arrays are; leave it out, or save what it is made from"
 
 
 def _shown(key: Any) -> str:
@@ -222,34 +228,6 @@ def _scalar(value: np.generic, place: str) -> Any:
         raise UnsupportedDtype(error.problem, field=place, found=error.found, hint=error.hint) from None
     assert row.dtype is not None
     return {"$": "scalar", "type": row.dtype.name, "hex": np.asarray(value).astype(row.dtype).tobytes().hex()}
-
-
-def parse(text: str, *, path: str) -> Any:
-    """Return the tree that a manifest holds.
-
-    Raises:
-        ManifestError: it is not JSON.
-    """
-    try:
-        return json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise ManifestError("the tree is not JSON", path=path, found=str(error)) from error
-
-
-def leaves(tree: Any) -> Iterator[Leaf]:
-    """Yield what the tree says of each array, in order.
-
-    Raises:
-        KeyError, TypeError, ValueError: it says it wrongly; `unflatten` tells where.
-    """
-    if isinstance(tree, list):
-        for item in tree:
-            yield from leaves(item)
-    elif isinstance(tree, dict):
-        if tree.get("$") == "array":
-            yield Leaf.of(tree)
-        else:
-            yield from leaves(list(tree.values()))
 
 
 def prune(tree: Any, gone: Callable[[str], bool]) -> Any:
