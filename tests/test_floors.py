@@ -51,6 +51,11 @@ ORDER = {
         ),
         *("unchanged", "writer", "agree", "small", "values", "rows", "variable", "walk", "reader", "check"),
     ),
+    "training": (
+        *("tensors", "tree", "state", "background"),
+        *("policies", "series", "manager", "model_checkpoint"),
+    ),
+    "adapters": ("torch", "jax", "lightning", "transformers"),
     "model": ("match", "report", "initializers", "store", "session", "flow_checkpoint"),
 }
 

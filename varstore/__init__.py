@@ -2,38 +2,17 @@
 
 from __future__ import annotations
 
+from importlib import import_module as _import_module
+from typing import TYPE_CHECKING as _TYPE_CHECKING
+from typing import Any as _Any
+
 from varstore import errors
-from varstore.disk.check import DiffReport, VerifyReport, diff, seal, verify
 from varstore.disk.reader import Checkpoint
 from varstore.disk.reader import open_checkpoint as open
 from varstore.disk.staging import clean_staging as clean
 from varstore.disk.variable import Variable
 from varstore.errors import VarstoreError
-from varstore.formats.verbs import convert, read, write
-from varstore.model.flow_checkpoint import checkpoint
-from varstore.model.initializers import (
-    constant_initializer,
-    glorot_normal_initializer,
-    glorot_uniform_initializer,
-    kaiming_initializer,
-    ones_initializer,
-    random_normal_initializer,
-    random_uniform_initializer,
-    truncated_normal,
-    truncated_normal_initializer,
-    variance_scaling_initializer,
-    xavier_normal_initializer,
-    xavier_uniform_initializer,
-    zeros_initializer,
-)
 from varstore.model.report import LoadReport
-from varstore.model.session import (
-    Session,
-    clear_default_session,
-    get_all_variables,
-    get_variable,
-    load_variables,
-)
 from varstore.model.store import load, load_into, save
 from varstore.spec.dtype_names import (
     bfloat16,
@@ -57,10 +36,72 @@ from varstore.spec.dtype_names import (
 )
 from varstore.spec.version import __version__
 
+if _TYPE_CHECKING:
+    from varstore.disk.check import DiffReport, VerifyReport, diff, seal, verify
+    from varstore.formats.verbs import convert, read, write
+    from varstore.model.flow_checkpoint import checkpoint
+    from varstore.model.initializers import (
+        constant_initializer,
+        glorot_normal_initializer,
+        glorot_uniform_initializer,
+        kaiming_initializer,
+        ones_initializer,
+        random_normal_initializer,
+        random_uniform_initializer,
+        truncated_normal,
+        truncated_normal_initializer,
+        variance_scaling_initializer,
+        xavier_normal_initializer,
+        xavier_uniform_initializer,
+        zeros_initializer,
+    )
+    from varstore.model.session import (
+        Session,
+        clear_default_session,
+        get_all_variables,
+        get_variable,
+        load_variables,
+    )
+    from varstore.training.background import PendingSave, save_async, save_state_async
+    from varstore.training.manager import CheckpointManager
+    from varstore.training.model_checkpoint import (
+        CheckpointConfig,
+        ModelCheckpoint,
+        load_checkpoint,
+        load_param_into_net,
+    )
+    from varstore.training.policies import (
+        AtSteps,
+        Best,
+        EverySeconds,
+        EverySteps,
+        KeepEverySteps,
+        KeepIf,
+        Latest,
+        OnePerMinutes,
+        Pinned,
+        SaveIf,
+    )
+    from varstore.training.state import load_state, save_state
+
 __all__ = [
+    "AtSteps",
+    "Best",
     "Checkpoint",
+    "CheckpointConfig",
+    "CheckpointManager",
     "DiffReport",
+    "EverySeconds",
+    "EverySteps",
+    "KeepEverySteps",
+    "KeepIf",
+    "Latest",
     "LoadReport",
+    "ModelCheckpoint",
+    "OnePerMinutes",
+    "PendingSave",
+    "Pinned",
+    "SaveIf",
     "Session",
     "Variable",
     "VarstoreError",
@@ -93,7 +134,10 @@ __all__ = [
     "int8",
     "kaiming_initializer",
     "load",
+    "load_checkpoint",
     "load_into",
+    "load_param_into_net",
+    "load_state",
     "load_variables",
     "ones_initializer",
     "open",
@@ -101,6 +145,9 @@ __all__ = [
     "random_uniform_initializer",
     "read",
     "save",
+    "save_async",
+    "save_state",
+    "save_state_async",
     "seal",
     "truncated_normal",
     "truncated_normal_initializer",
@@ -115,3 +162,37 @@ __all__ = [
     "xavier_uniform_initializer",
     "zeros_initializer",
 ]
+
+_LATER = {
+    "varstore.disk.check": "DiffReport VerifyReport diff seal verify",
+    "varstore.model.flow_checkpoint": "checkpoint",
+    "varstore.model.initializers": (
+        "constant_initializer glorot_normal_initializer glorot_uniform_initializer kaiming_initializer "
+        "ones_initializer random_normal_initializer random_uniform_initializer truncated_normal "
+        "truncated_normal_initializer variance_scaling_initializer xavier_normal_initializer "
+        "xavier_uniform_initializer zeros_initializer"
+    ),
+    "varstore.model.session": "Session clear_default_session get_all_variables get_variable load_variables",
+    "varstore.formats.verbs": "convert read write",
+    "varstore.training.background": "PendingSave save_async save_state_async",
+    "varstore.training.manager": "CheckpointManager",
+    "varstore.training.model_checkpoint": "CheckpointConfig ModelCheckpoint load_checkpoint load_param_into_net",
+    "varstore.training.policies": (
+        "AtSteps Best EverySeconds EverySteps KeepEverySteps KeepIf Latest OnePerMinutes Pinned SaveIf"
+    ),
+    "varstore.training.state": "load_state save_state",
+}
+"""Names that most programs do without: their modules are imported when one of them is first used."""
+
+_MODULE_OF = {name: module for module, names in _LATER.items() for name in names.split()}
+
+
+def __getattr__(name: str) -> _Any:
+    if name not in _MODULE_OF:
+        raise AttributeError(f"module 'varstore' has no attribute {name!r}")
+    value = globals()[name] = getattr(_import_module(_MODULE_OF[name]), name)
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_MODULE_OF})

@@ -58,7 +58,8 @@ class Bench:
 
     def run(self, candidates: Candidates, settle: Callable[[], None] = measure.sync) -> dict[str, Timing]:
         """Time the candidates in turn."""
-        return alternate(candidates, self.rounds, settle, self.log)
+        in_use = sum(array.nbytes for arrays in self._arrays.values() for array in arrays.values())
+        return alternate(candidates, self.rounds, settle, self.log, memory=3 * in_use)
 
     def loadable(self, workload: str, verb: str) -> dict[str, tuple[Peer, str]]:
         """Return the peers that have a verb, with what they saved."""
