@@ -108,7 +108,7 @@ def test_every_public_thing_is_explained(name):
 
 @pytest.mark.parametrize(
     "name",
-    [name for name in SIGNATURES],
+    list(SIGNATURES),
 )
 def test_the_promised_parameters_are_there(name):
     promised = inspect.signature(eval(f"lambda {SIGNATURES[name]}: None")).parameters

@@ -26,7 +26,6 @@ TASKS: dict[str, Callable[[Bench], dict[str, measure.Timing]]] = {
     "save_async large": partial(tasks.save_async, workload="large"),
     "load large": partial(tasks.load, workload="large"),
     "load large into arrays": partial(tasks.load_into, workload="large"),
-    "load large, cold": partial(tasks.load_cold, workload="large"),
     "row of large": partial(tasks.row, workload="large"),
     "save gpt2": partial(tasks.save, workload="gpt2"),
     "load gpt2": partial(tasks.load, workload="gpt2"),
@@ -37,6 +36,7 @@ TASKS: dict[str, Callable[[Bench], dict[str, measure.Timing]]] = {
     "ls small": partial(tasks.list_names, workload="small"),
     "save small": partial(tasks.save, workload="small"),
     "save small, durable": partial(tasks.save_durable, workload="small"),
+    "load large, cold": partial(tasks.load_cold, workload="large"),
 }
 MEMORY = {
     "memory, save large": partial(tasks.memory, workload="large", verb="save"),

@@ -19,6 +19,8 @@ from tools.bench.measure import Place, Prepared, Timing, alternate
 from tools.bench.peers import Peer, PlainLoop, Varstore
 from tools.bench.workloads import WORKLOADS, Arrays
 
+_MEMORY = 2
+"""How often the size of the arrays a candidate may need: its own copy, and the page cache."""
 Candidates = dict[str, Callable[[], Prepared]]
 
 
@@ -59,7 +61,7 @@ class Bench:
     def run(self, candidates: Candidates, settle: Callable[[], None] = measure.sync) -> dict[str, Timing]:
         """Time the candidates in turn."""
         in_use = sum(array.nbytes for arrays in self._arrays.values() for array in arrays.values())
-        return alternate(candidates, self.rounds, settle, self.log, memory=3 * in_use)
+        return alternate(candidates, self.rounds, settle, self.log, memory=_MEMORY * in_use)
 
     def loadable(self, workload: str, verb: str) -> dict[str, tuple[Peer, str]]:
         """Return the peers that have a verb, with what they saved."""
@@ -115,7 +117,10 @@ def load(bench: Bench, workload: str) -> dict[str, Timing]:
         name: partial(lambda p, at: lambda: p.load(at), peer, path)
         for name, (peer, path) in bench.loadable(workload, "load").items()
     }
-    if workload != "small":
+    if workload == "small":
+        layout = bench.saved(Varstore(), workload)
+        candidates["limit: open, read, close"] = lambda: lambda: limits.bare_reads(layout, arrays)
+    else:
         plain = bench.place.fresh()
         limits.parallel_write(plain, arrays)
         candidates["limit: parallel read"] = lambda: lambda: limits.parallel_read(plain, arrays)
@@ -189,10 +194,10 @@ def save_with_base(bench: Bench, workload: str) -> dict[str, Timing]:
     measure.sync()
 
     def with_base(path: str) -> None:
-        varstore.save(path, arrays, base=before, durable=False)
+        varstore.save(path, arrays, base=before)
 
     def whole(path: str) -> None:
-        varstore.save(path, arrays, durable=False)
+        varstore.save(path, arrays)
 
     timings = bench.run({"varstore, base=": _at_fresh(bench, with_base), "varstore, whole": _at_fresh(bench, whole)})
     path = bench.place.fresh()

@@ -22,7 +22,7 @@ from varstore.disk.progress import Progress, reporting
 from varstore.disk.space import check_space, out_of_space
 from varstore.disk.staging import Staging, fsync_path
 from varstore.disk.unchanged import equals_stored, link_unchanged
-from varstore.disk.workers import run
+from varstore.disk.workers import run, thread_count
 from varstore.errors import InvalidName, VariableMismatch, VarstoreError
 from varstore.spec.arrays import LateArray, Stored
 from varstore.spec.manifest import BLOCK, Manifest
@@ -34,8 +34,10 @@ __all__ = ["write_checkpoint"]
 SMALL = 1 << 20
 """Bytes; smaller variables are written many to a job, larger ones block by block."""
 _BATCH = 64
-_FSYNC_EACH = 16
+_FSYNC_EACH = 4
 """Variables; a durable save of more flushes the file system once instead of every file."""
+_WAITING = 2
+"""Threads for each processor in a durable save, where half of them wait for the disk."""
 
 
 def write_checkpoint(
@@ -47,7 +49,7 @@ def write_checkpoint(
     overwrite: bool,
     durable: bool,
     manifest: bool,
-    threads: int,
+    threads: int | None,
     progress: Progress,
 ) -> None:
     """Write the plan as a checkpoint: all of it, or nothing.
@@ -59,13 +61,14 @@ def write_checkpoint(
         OutOfSpace: the disk is full, or too small to begin with.
         StorageError: the operating system refused.
     """
+    workers = thread_count(threads)
     try:
         staging = Staging(target, overwrite=overwrite)
-        plan = link_unchanged(plan, base, threads)
+        plan = link_unchanged(plan, base, workers)
         check_space(plan, staging.target)
         with staging, reporting(progress, plan.nbytes, f"saving {target}") as advance:
             work = _Writer(plan, staging, base, durable=durable, advance=advance)
-            work.write(threads)
+            work.write(workers if threads or not durable else _WAITING * workers)
             record = None
             if manifest:
                 record = Manifest(

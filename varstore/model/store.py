@@ -14,7 +14,6 @@ from varstore.disk.reader import Checkpoint, open_checkpoint
 from varstore.disk.rows import row_chunks
 from varstore.disk.values import read_into, read_new
 from varstore.disk.variable import Variable
-from varstore.disk.workers import thread_count
 from varstore.disk.writer import write_checkpoint
 from varstore.errors import CheckpointNotFound, FormatError, StorageError, UsageError
 from varstore.model.match import Pair, compare
@@ -91,7 +90,7 @@ def save(
         overwrite=overwrite,
         durable=durable,
         manifest=manifest,
-        threads=thread_count(threads),
+        threads=threads,
         progress=progress,
     )
     return open_checkpoint(target)
