@@ -21,7 +21,7 @@ README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 def blocks():
     """Return (line, language, text) of every fenced block."""
-    found = re.finditer(r"^```(\w*)\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)
+    found = re.finditer(r"^```([\w ]*)\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)
     return [(README.count("\n", 0, match.start()) + 2, match[1], match[2]) for match in found]
 
 
@@ -64,7 +64,9 @@ def test_the_examples_run_and_print_what_is_shown(tmp_path, monkeypatch):
 
 
 def test_every_block_is_of_a_known_kind():
-    assert {language for _, language, _ in blocks()} == {"", "sh", "python", "text", "console"}
+    own = {"", "sh", "python", "text", "console"}
+    frameworks = {f"python {name}" for name in ("torch", "mindspore", "paddle", "megengine", "oneflow")}
+    assert {language for _, language, _ in blocks()} == own | frameworks
 
 
 @pytest.mark.parametrize(

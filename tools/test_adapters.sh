@@ -1,0 +1,33 @@
+#!/usr/bin/env bash
+# Run the tests of live objects of frameworks, each in the environment of its framework that
+# tools/make_envs.sh has made:  bash tools/test_adapters.sh
+set -euo pipefail
+
+root="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
+envs="${VARSTORE_ENVS:-$root/.envs}"
+
+# environment | tests
+table='
+torch     | test_torch_values test_torch_adapter test_readme_frameworks
+jax       | test_jax_adapter
+lightning | test_lightning_adapter test_transformers_adapter
+mindspore | test_model_checkpoint test_readme_frameworks
+paddle    | test_readme_frameworks
+'
+
+cd "$root"
+failures=0
+while IFS='|' read -r name tests; do
+    name="$(echo $name)"
+    [ -n "$name" ] || continue
+    python="$envs/$name/bin/python"
+    if [ ! -f "$envs/$name/.complete" ]; then
+        echo "== $name: not run, there is no environment $envs/$name"
+        continue
+    fi
+    echo "== $name"
+    "$python" -m pip install --quiet --disable-pip-version-check --editable "$root" "pytest>=8" "hypothesis>=6.100"
+    # shellcheck disable=SC2086
+    "$python" -m pytest -q $(printf 'tests/%s.py ' $tests) || failures=$((failures + 1))
+done <<<"$table"
+exit "$((failures > 0))"
