@@ -24,8 +24,8 @@ optimizer = torch.optim.Adam(net.parameters())
 net(torch.ones(1, 3)).sum().backward()
 optimizer.step()
 """,
-    "mindspore": "net = mindspore.nn.Dense(3, 2)",
-    "paddle": "net = paddle.nn.Linear(3, 2)",
+    "mindspore": "net = mindspore.nn.Dense(3, 2)\n",
+    "paddle": "net = paddle.nn.Linear(3, 2)\n",
     "megengine": """
 import megengine, megengine.module, megengine.optimizer
 net = megengine.module.Linear(3, 2)
@@ -65,7 +65,7 @@ def test_theirs(framework, tmp_path):
         pytest.skip(f"no environment {framework} below {ENVS}: run tools/make_envs.sh {framework}")
     (theirs,) = snippets(framework)
     found = (ENVS / framework / "lib").glob("python*/site-packages/nvidia/*/lib")
-    env = {**os.environ, "LD_LIBRARY_PATH": os.pathsep.join(map(str, found))}
+    env = {"PATH": os.environ["PATH"], "LD_LIBRARY_PATH": os.pathsep.join(map(str, found))}
     command = [str(python), "-c", BEFORE[framework] + theirs]
     done = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 0, done.stderr
