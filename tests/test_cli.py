@@ -149,6 +149,9 @@ def test_ls_of_one_variables_folder(model):
     folder = os.path.join(model, "encoder", "bias")
     assert [line.split()[0] for line in run("ls", folder).output.splitlines()] == ["name", "encoder/bias", "1"]
     assert run("ls", folder, "*").exit_code == 2
+    assert run("ls", "--allow-incomplete", folder).output == run("ls", folder).output
+    (Path(model) / "snapshot_done").unlink()
+    assert run("ls", "--allow-incomplete", folder).exit_code == 3
 
 
 def test_ls_of_a_checkpoint_without_manifest_and_without_meta(tmp_path):

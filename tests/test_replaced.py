@@ -54,9 +54,40 @@ def test_an_old_handle_says_that_it_is_old(tmp_path):
     assert not handle.is_replaced
     vs.save(path, {"other": np.ones(3)}, overwrite=True)
     assert handle.is_replaced
-    with pytest.raises(StorageError, match=r"replaced or removed since it was opened\. Open it again"):
+    with pytest.raises(StorageError, match=r"replaced since it was opened\. Open it again"):
         vs.load(handle)
     assert list(vs.load(path)) == ["other"]
+
+
+@pytest.mark.parametrize("manifest", [True, False])
+def test_an_old_handle_gives_no_new_values_and_links_none(tmp_path, manifest):
+    path = tmp_path / "ckpt"
+    handle = vs.save(path, saved(0), manifest=manifest)
+    variable = handle["v3"]
+    vs.save(path, saved(1), overwrite=True, manifest=manifest)
+    uses = {
+        "numpy": variable.numpy,
+        "slice": lambda: variable[3:5],
+        "map": lambda: variable.numpy(mmap=True),
+        "select": lambda: vs.save(tmp_path / "copy", handle.select()),
+        "base": lambda: vs.save(tmp_path / "copy", saved(0), base=handle),
+        "into": lambda: vs.load_into(saved(7), handle),
+    }
+    if not manifest:
+        del uses["base"]  # nothing to compare with, so nothing is linked
+    for use in uses.values():
+        with pytest.raises(StorageError, match="replaced since it was opened"):
+            use()
+    assert os.listdir(tmp_path) == ["ckpt"]
+    assert vs.verify(path).ok
+
+
+def test_a_failed_save_takes_back_the_folders_that_it_made(tmp_path):
+    handle = vs.save(tmp_path / "ckpt", saved(0))
+    vs.save(tmp_path / "ckpt", saved(1), overwrite=True)
+    with pytest.raises(StorageError):
+        vs.save(tmp_path / "a" / "b" / "copy", handle.select())
+    assert os.listdir(tmp_path) == ["ckpt"]
 
 
 def test_a_name_too_long_to_stage_is_refused_first(tmp_path):

@@ -83,6 +83,14 @@ def test_what_is_no_index_is_an_index_error(checkpoint, index):
         checkpoint["(4, 5)/float32"][index]
 
 
+@pytest.mark.parametrize(
+    ("index", "says"), [(4, "index 4 .* axis 0 with size 4"), ((-1, -6), "index -6 .* axis 1 with size 5")]
+)
+def test_an_index_out_of_bounds_says_which(checkpoint, index, says):
+    with pytest.raises(IndexError, match=says):
+        checkpoint["(4, 5)/float32"][index]
+
+
 def test_len_iteration_and_array_protocol(checkpoint):
     variable = checkpoint["(4, 5)/float32"]
     array = values_of((4, 5), "<f4")

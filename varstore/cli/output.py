@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Iterable
 from typing import Any
@@ -58,7 +59,8 @@ def print_report(report: Any, *, ok: bool) -> None:
 
 def open_path(path: str, *, allow_incomplete: bool) -> vs.Checkpoint | vs.Variable:
     """Open a checkpoint, or one variable by its folder."""
-    return vs.open(path, allow_incomplete=True) if allow_incomplete else vs.checkpoint.get(path)
+    is_variable = os.path.isfile(os.path.join(path, "out"))
+    return vs.open(path, allow_incomplete=True) if allow_incomplete and not is_variable else vs.checkpoint.get(path)
 
 
 def _escaped(sign: str) -> str:

@@ -9,21 +9,45 @@ import stat
 from collections.abc import Iterator
 
 from varstore.disk import syscalls
-from varstore.errors import CheckpointNotFound, FormatError, UnsafeContent
+from varstore.disk.failures import storage_error
+from varstore.errors import CheckpointNotFound, FormatError, StorageError, UnsafeContent
+from varstore.spec.names import MARKER
 
-__all__ = ["open_file", "open_root", "opened_file", "read_small"]
+__all__ = ["Root", "identity_of", "open_file", "open_root", "opened_file", "read_small"]
 
 _FLAGS = os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC
 _ATTEMPTS = 100
 """A link with ``..`` in it cannot be followed safely while anything is renamed anywhere: the kernel says, again."""
 
 
+class Root(str):
+    """The path of an opened checkpoint, and what tells it from another that may have the path later."""
+
+    identity: tuple[int, ...] | None
+
+    def __new__(cls, path: str, identity: tuple[int, ...] | None) -> Root:
+        """Make the path of the checkpoint that has this identity now."""
+        root = super().__new__(cls, path)
+        root.identity = identity
+        return root
+
+
+def identity_of(root_fd: int) -> tuple[int, ...] | None:
+    """Return what a checkpoint has of its own: the marker, which is made once and never changed; None without one."""
+    try:
+        status = os.stat(MARKER, dir_fd=root_fd, follow_symlinks=False)
+    except FileNotFoundError:
+        return None
+    return status.st_dev, status.st_ino, status.st_mtime_ns
+
+
 @contextlib.contextmanager
 def open_root(path: str) -> Iterator[int]:
-    """Hold a descriptor of a checkpoint's directory.
+    """Hold a descriptor of a checkpoint's directory; of a `Root`, only if it is still the same checkpoint.
 
     Raises:
         CheckpointNotFound: there is no such directory.
+        StorageError: the operating system refuses it, or the checkpoint was replaced.
     """
     try:
         fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
@@ -33,7 +57,11 @@ def open_root(path: str) -> Iterator[int]:
         raise CheckpointNotFound(
             "a file, not a checkpoint's directory", path=path, hint="other systems' files are opened by varstore.read"
         ) from None
+    except OSError as error:
+        raise storage_error(error, path, "the directory cannot be opened") from error
     try:
+        if isinstance(path, Root) and path.identity not in (None, identity_of(fd)):
+            raise StorageError("the checkpoint was replaced since it was opened", path=path, hint="open it again")
         yield fd
     finally:
         os.close(fd)
@@ -45,6 +73,7 @@ def open_file(root_fd: int, relative: str, *, root: str, variable: str | None = 
     Raises:
         UnsafeContent: a symbolic link leads out of the checkpoint.
         FormatError: there is no such file.
+        StorageError: the operating system refuses it.
     """
     for attempt in range(_ATTEMPTS):
         try:
@@ -126,7 +155,12 @@ def _leads_out(root: str, relative: str, variable: str | None) -> UnsafeContent:
 def _cannot_open(error: OSError, root: str, relative: str, variable: str | None) -> Exception:
     path = os.path.join(root, relative)
     if error.errno in (errno.ENOENT, errno.ENOTDIR):
-        return FormatError("the file is missing", path=path, variable=variable)
+        return FormatError(
+            "the file is missing",
+            path=path,
+            variable=variable,
+            hint="restore it from a copy; after a change on purpose, run `varstore seal`",
+        )
     if error.errno in (errno.ENXIO, errno.ENODEV):
-        return UnsafeContent("not a regular file", path=path, variable=variable)
-    return type(error)(error.errno, error.strerror, path)
+        return not_regular(root, relative, variable)
+    return storage_error(error, path, "the file cannot be opened")

@@ -6,6 +6,7 @@ in chunks that are still in the processor's cache when they are hashed and writt
 
 from __future__ import annotations
 
+import errno
 import mmap
 import os
 from collections.abc import Iterator
@@ -121,7 +122,7 @@ def read_block(fd: int, target: np.ndarray, offset: int, *, hashed: bool) -> byt
     """Fill a row of bytes from this offset of a file; return the digest of what was read, b"" if not hashed.
 
     Raises:
-        EOFError: the file ends before the row is full.
+        OSError: the file ends before the row is full.
     """
     hasher = xxhash.xxh3_128() if hashed else None
     for start in range(0, target.nbytes, CHUNK):
@@ -137,7 +138,7 @@ def _read_all(fd: int, target: np.ndarray, offset: int) -> None:
     while done < target.nbytes:
         count = os.preadv(fd, [target[done:].data], offset + done)
         if count == 0:
-            raise EOFError(offset + done)
+            raise OSError(errno.EIO, "the file became shorter while it was read")
         done += count
 
 
@@ -145,7 +146,7 @@ def digest_file_block(fd: int, start: int, stop: int) -> bytes:
     """Return the digest of bytes start to stop of a file, a chunk in memory at a time.
 
     Raises:
-        EOFError: the file ends before.
+        OSError: the file ends before.
     """
     hasher = xxhash.xxh3_128()
     chunk = np.empty(min(CHUNK, stop - start), np.uint8)

@@ -14,13 +14,14 @@ from functools import partial
 from varstore.disk.agree import check_digest, check_meta, check_readable, check_size
 from varstore.disk.beneath import open_root, opened_file
 from varstore.disk.blocks import digest_file_block, spans
+from varstore.disk.failures import translated
 from varstore.disk.progress import Progress, reporting
 from varstore.disk.reader import Checkpoint, open_checkpoint
 from varstore.disk.staging import fsync_path
 from varstore.disk.walk import WalkedEntries, variable_folders
 from varstore.disk.workers import run, thread_count
-from varstore.errors import CheckpointNotFound, InvalidName, ManifestError, MetaError, VarstoreError
-from varstore.spec.manifest import BLOCK, Entry, Manifest
+from varstore.errors import CheckpointNotFound, FormatError, InvalidName, ManifestError, MetaError, VarstoreError
+from varstore.spec.manifest import BLOCK, VERSION_FIELD, Entry, Manifest
 from varstore.spec.names import MANIFEST, MARKER, Folder
 
 __all__ = ["DiffReport", "VerifyReport", "diff", "seal", "verify"]
@@ -81,17 +82,23 @@ class DiffReport:
 def verify(path: str | os.PathLike[str], *, threads: int | None = None, progress: Progress = None) -> VerifyReport:
     """Read every byte of a checkpoint and compare it with the manifest, and the manifest with the folders.
 
-    Nothing is changed and no fault is raised: the report lists them all.
+    Nothing is changed and no fault is raised: the report lists them all. What cannot be opened, for want of a
+    marker or a whole manifest, is one problem, and its variables are not looked at.
 
     Raises:
         CheckpointNotFound: there is no such directory.
+        StorageError: the operating system does not let it be read.
     """
     root = os.fspath(path)
     problems: list[str] = []
     checkpoint = _open_or_note(root, problems)
     entries = _decodable_entries(checkpoint, problems) if checkpoint else []
     total = sum(entry.nbytes for entry in entries)
-    with open_root(root) as root_fd, reporting(progress, total, f"verifying {root}") as advance:
+    with (
+        translated(root, "verifying failed"),
+        open_root(root) as root_fd,
+        reporting(progress, total, f"verifying {root}") as advance,
+    ):
         problems += _marker_problems(root_fd, root)
         if checkpoint is not None and checkpoint.manifest is not None:
             listed = {entry.folder for entry in entries}
@@ -208,13 +215,14 @@ def seal(path: str | os.PathLike[str], *, writer: str = "varstore", progress: Pr
     Raises:
         IncompleteCheckpoint: there is no marker; nothing vouches that the folders are whole.
         MetaError, SizeMismatch: a folder that is no variable as it stands; nothing is written.
+        StorageError: the operating system refused; nothing is written.
     """
     root = os.fspath(path)
     before = _present_manifest(root)
     listed = _decodable(before.entries) if before else {}
     known = {entry.folder: entry for entry in listed.values()}
     order = {folder: place for place, folder in enumerate(known)}
-    with open_root(root) as root_fd:
+    with translated(root, "sealing failed"), open_root(root) as root_fd:
         walked = WalkedEntries(root_fd, root)
         entries: dict[str, Entry] = {}
         with reporting(progress, sum(e.nbytes for e in walked.values()), f"sealing {root}") as advance:
@@ -240,11 +248,11 @@ def seal(path: str | os.PathLike[str], *, writer: str = "varstore", progress: Pr
 
 
 def _present_manifest(root: str) -> Manifest | None:
-    """Return the manifest if it is whole; a torn one is what sealing replaces."""
+    """Return the manifest if it is whole; a torn one is what sealing replaces, one of a later version is not."""
     try:
         return open_checkpoint(root).manifest
-    except VarstoreError as error:
-        if isinstance(error, FileNotFoundError):
+    except FormatError as error:
+        if error.field == VERSION_FIELD:
             raise
         return None
 
@@ -307,11 +315,11 @@ def diff(a: str | os.PathLike[str] | Checkpoint, b: str | os.PathLike[str] | Che
 
 
 def _with_digests(checkpoint: Checkpoint) -> dict[str, Entry]:
-    with open_root(checkpoint.path) as root_fd:
+    with translated(checkpoint.root, "reading failed"), open_root(checkpoint.root) as root_fd:
         return {
             name: variable.entry
             if variable.entry.digests
-            else variable.entry._replace(digests=_all_digests(root_fd, checkpoint.path, variable.entry))
+            else variable.entry._replace(digests=_all_digests(root_fd, checkpoint.root, variable.entry))
             for name, variable in checkpoint.items()
         }
 

@@ -68,11 +68,13 @@ class OutFile:
 
     def finish(self, *, fsync: bool) -> bytes:
         """Cut off what direct I/O padded, make the file durable if asked, close it; return the digests."""
-        if os.fstat(self.fd).st_size != self.nbytes:
-            os.ftruncate(self.fd, self.nbytes)
-        if fsync:
-            os.fsync(self.fd)
-        self.close()
+        try:
+            if os.fstat(self.fd).st_size != self.nbytes:
+                os.ftruncate(self.fd, self.nbytes)
+            if fsync:
+                os.fsync(self.fd)
+        finally:
+            self.close()
         return b"".join(self._digests)
 
     def close(self) -> None:

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping
 from types import MappingProxyType, TracebackType
 from typing import Any
 
-from varstore.disk.beneath import open_root, read_small
+from varstore.disk.beneath import Root, identity_of, open_root, read_small
 from varstore.disk.failures import translated
 from varstore.disk.variable import Variable
 from varstore.disk.walk import WalkedEntries
@@ -46,17 +46,15 @@ class Checkpoint(Mapping[str, Variable]):
 
     def __init__(
         self,
-        path: str,
+        path: Root,
         entries: Mapping[str, Entry],
         manifest: Manifest | None,
         damaged: Mapping[str, str],
-        identity: tuple[int, int] | None,
     ) -> None:
         self._path = path
         self._entries = entries
         self._manifest = manifest
         self._damaged = damaged
-        self._identity = identity
         self._closed = False
         with _handles_lock:
             _handles.add(self)
@@ -107,11 +105,20 @@ class Checkpoint(Mapping[str, Variable]):
     @property
     def is_replaced(self) -> bool:
         """Whether the path has come to hold another checkpoint, or none, since this one was opened."""
-        return _identity(self._path) != self._identity
+        try:
+            with open_root(self._path):
+                return False
+        except VarstoreError:
+            return True
 
     @property
     def path(self) -> str:
         """The directory."""
+        return str(self._path)
+
+    @property
+    def root(self) -> Root:
+        """The directory, as what reading checks to be still the same checkpoint's."""
         return self._path
 
     @property
@@ -208,7 +215,7 @@ def open_checkpoint(path: str | os.PathLike[str], *, allow_incomplete: bool = Fa
                     _require_marker(root_fd, root)  # the first to go when a checkpoint is replaced
                 return checkpoint
             except (FormatError, FileNotFoundError):
-                if _identity(root) == _identity(root_fd):
+                if _is_still_there(root, root_fd):
                     raise
     raise StorageError("the checkpoint is replaced faster than it can be opened", path=root)
 
@@ -224,16 +231,14 @@ def _open(root_fd: int, root: str, *, allow_incomplete: bool) -> Checkpoint:
             raise
     entries = manifest.entries if manifest else WalkedEntries(root_fd, root)
     whole, damaged = _salvage(root, entries) if allow_incomplete else (entries, {})
-    return Checkpoint(root, whole, manifest, MappingProxyType(damaged), _identity(root_fd))
+    return Checkpoint(Root(root, identity_of(root_fd)), whole, manifest, MappingProxyType(damaged))
 
 
-def _identity(place: str | int) -> tuple[int, int] | None:
-    """Return what tells a directory from another that has its name later; None if there is none."""
+def _is_still_there(root: str, root_fd: int) -> bool:
     try:
-        status = os.stat(place)
+        return os.path.samestat(os.stat(root), os.fstat(root_fd))
     except FileNotFoundError:
-        return None
-    return status.st_dev, status.st_ino
+        return False
 
 
 _handles: weakref.WeakSet[Checkpoint] = weakref.WeakSet()

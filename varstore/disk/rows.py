@@ -46,8 +46,11 @@ def read_index(root: str, entry: Entry, dtype: np.dtype[Any], index: Any) -> Any
     rest = list(parts)
     offset = 0
     while rest and shape and isinstance(rest[0], (int, np.integer)):
-        shape, extent = shape[1:], shape[0]
-        offset += range(extent)[rest.pop(0)] * math.prod(shape) * stored.itemsize
+        at, axis, extent = rest.pop(0), len(parts) - len(rest) - 1, shape[0]
+        if not -extent <= at < extent:
+            raise IndexError(f"index {at} is out of bounds for axis {axis} with size {extent}")
+        shape = shape[1:]
+        offset += (at % extent) * math.prod(shape) * stored.itemsize
     if rest and shape and isinstance(rest[0], slice):
         return _read_slice(root, entry, dtype, shape, offset, tuple(rest))
     inner = _read_rows(root, entry, stored, (1, *shape), offset, np.zeros(1, np.intp))[0]
@@ -134,6 +137,7 @@ def row_chunks(
     hasher = xxhash.xxh3_128()
     offset = 0
     with (
+        translated(root, "reading failed"),
         open_root(root) as root_fd,
         opened_file(root_fd, f"{entry.folder}/out", root=root, variable=entry.name) as (fd, size),
     ):

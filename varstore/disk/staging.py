@@ -16,6 +16,7 @@ from collections.abc import Iterator
 from types import TracebackType
 
 from varstore.disk import syscalls
+from varstore.disk.failures import storage_error
 from varstore.errors import CheckpointExists, CheckpointNotFound, InvalidName
 from varstore.spec.names import MANIFEST, MARKER
 
@@ -132,8 +133,14 @@ class Staging:
                     _remove_contents(self.path)
                     if not self._in_place:
                         os.rmdir(self.path)
+                        self._remove_new_parents()
         finally:
             os.close(self.fd)
+
+    def _remove_new_parents(self) -> None:
+        with contextlib.suppress(OSError):  # somebody else uses them by now
+            for folder in self._new_parents:
+                os.rmdir(folder)
 
     def commit(self, manifest: bytes | None, *, durable: bool) -> None:
         """Write the manifest and the marker, and give the folder its name.
@@ -266,6 +273,8 @@ def _left_behind(directory: str) -> Iterator[re.Match[str]]:
             folders = sorted(entry.name for entry in entries if entry.is_dir(follow_symlinks=False))
     except (FileNotFoundError, NotADirectoryError):
         raise CheckpointNotFound("there is no such directory", path=directory) from None
+    except OSError as error:
+        raise storage_error(error, directory, "the directory cannot be read") from error
     return filter(None, map(_LEFT_BEHIND.fullmatch, folders))
 
 

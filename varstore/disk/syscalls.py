@@ -7,13 +7,20 @@ from __future__ import annotations
 
 import ctypes
 import errno
+import mmap
 import os
 import sys
+import weakref
 
-__all__ = ["exchange", "is_missing", "openat2_beneath", "preallocate", "sync_file_system"]
+__all__ = ["exchange", "is_missing", "map_file", "openat2_beneath", "preallocate", "sync_file_system"]
 
 _IS_LINUX = sys.platform == "linux"
 _libc = ctypes.CDLL(None, use_errno=True)
+_mmap = ctypes.CDLL(None, use_errno=True).mmap
+_mmap.restype = ctypes.c_void_p
+_mmap.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int, ctypes.c_int, ctypes.c_int, ctypes.c_long)
+_munmap = ctypes.CDLL(None).munmap
+_munmap.argtypes = (ctypes.c_void_p, ctypes.c_size_t)
 
 _RENAME_EXCHANGE = 2
 _AT_FDCWD = -100
@@ -54,6 +61,20 @@ def exchange(first: str, second: str) -> None:
     if not hasattr(_libc, "renameat2"):
         raise _missing(first)
     _checked(_libc.renameat2(_AT_FDCWD, os.fsencode(first), _AT_FDCWD, os.fsencode(second), _RENAME_EXCHANGE), second)
+
+
+def map_file(fd: int, nbytes: int) -> memoryview:
+    """Map the start of a file read-only, until nobody uses it any more (mmap).
+
+    Python's own mmap keeps a descriptor for each file, of which a process has but a thousand; this keeps none.
+    """
+    address = _mmap(None, nbytes, mmap.PROT_READ, mmap.MAP_SHARED, fd, 0)
+    if address == ctypes.c_void_p(-1).value:
+        number = ctypes.get_errno()
+        raise OSError(number, os.strerror(number))
+    memory = (ctypes.c_ubyte * nbytes).from_address(address)
+    weakref.finalize(memory, _munmap, address, nbytes).atexit = False  # arrays may be used until the very end
+    return memoryview(memory).toreadonly()
 
 
 def preallocate(fd: int, nbytes: int) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
@@ -119,6 +118,7 @@ def _read(
     advance: Advance,
 ) -> None:
     small = [index for index, entry in enumerate(entries) if entry.nbytes < SMALL]
+    groups = [small[part.start : part.stop] for part in batches([entries[index] for index in small])]
     count = thread_count(threads)
     with (
         translated(root, "reading failed"),
@@ -126,7 +126,8 @@ def _read(
         SmallReader(root_fd, root, verify=verify) as reader,
     ):
         work = _Work(root_fd, root, entries, destination, verify, advance)
-        run(work.jobs(small, reader), count if len(small) < len(entries) or reader.is_parallel else 1)
+        is_shared = len(small) < len(entries) or (len(groups) > 1 and reader.is_parallel)
+        run(work.jobs(groups, reader), count if is_shared else 1)
 
 
 class _Work:
@@ -148,7 +149,7 @@ class _Work:
         self._verify = verify
         self._advance = advance
 
-    def jobs(self, small: list[int], reader: SmallReader) -> Iterator[Callable[[], None]]:
+    def jobs(self, groups: list[list[int]], reader: SmallReader) -> Iterator[Callable[[], None]]:
         """Yield large variables block by block, then small ones a batch at a time."""
         for index, entry in enumerate(self._entries):
             if entry.nbytes >= SMALL:
@@ -157,25 +158,21 @@ class _Work:
                 row = self._destination.row(index)
                 for start, stop in spans(entry.nbytes):
                     yield partial(self._read_block, entry, row[start:stop], start)
-        chosen = [self._entries[index] for index in small]
-        for batch in batches(chosen):
-            yield partial(self._read_batch, reader, small[batch.start : batch.stop], chosen[batch.start : batch.stop])
+        for group in groups:
+            yield partial(self._read_batch, reader, group)
 
     def _read_block(self, entry: Entry, target: np.ndarray, start: int) -> None:
         relative = f"{entry.folder}/out"
         with opened_file(self._root_fd, relative, root=self._root, variable=entry.name) as (fd, size):
             check_size(self._root, entry, size)
-            try:
-                digest = read_block(fd, target, start, hashed=self._verify and bool(entry.digests))
-            except EOFError:
-                check_size(self._root, entry, os.fstat(fd).st_size)
-                raise
+            digest = read_block(fd, target, start, hashed=self._verify and bool(entry.digests))
         if self._verify:
             check_digest(self._root, entry, start // BLOCK, digest)
         if self._advance:
             self._advance(target.nbytes)
 
-    def _read_batch(self, reader: SmallReader, indices: list[int], batch: Sequence[Entry]) -> None:
+    def _read_batch(self, reader: SmallReader, indices: list[int]) -> None:
+        batch = [self._entries[index] for index in indices]
         buffer, starts = reader.read(batch)
         self._destination.take(indices, buffer, starts)
         if self._advance:

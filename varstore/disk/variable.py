@@ -5,14 +5,14 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Mapping
-from mmap import PROT_READ, mmap
 from typing import Any
 
 import numpy as np
 
-from varstore.disk import rows
+from varstore.disk import rows, syscalls
 from varstore.disk.agree import check_files, check_readable, check_size, known_meta
 from varstore.disk.beneath import open_root, opened_file
+from varstore.disk.failures import translated
 from varstore.disk.values import read_values
 from varstore.spec.arrays import Stored
 from varstore.spec.dtypes import data_type_of, dtype_of
@@ -112,15 +112,6 @@ class Variable(Stored):
         """
         return self._map() if mmap else read_values(self._root, self.entry, self.dtype)
 
-    def numpy_as(self, shape: tuple[int, ...], dtype: Any) -> np.ndarray:
-        """Read a variable that has no ``meta`` under a shape and type that somebody else knows.
-
-        Raises:
-            SizeMismatch: ``out`` does not hold that many bytes.
-        """
-        known = self.known_as(shape, dtype)
-        return known.numpy()
-
     def known_as(self, shape: tuple[int, ...], dtype: Any) -> Variable:
         """Return this variable with the shape and type that its missing ``meta`` would say."""
         meta = Meta(shape=tuple(shape), data_type=data_type_of(np.dtype(dtype), variable=self.name))
@@ -141,11 +132,14 @@ class Variable(Stored):
         stored = self.entry.stored_dtype
         if stored != self.dtype or self.nbytes == 0:
             return self.numpy()
-        with open_root(self._root) as root_fd:
-            relative = f"{self.entry.folder}/out"
-            with opened_file(root_fd, relative, root=self._root, variable=self.name) as (fd, size):
-                check_size(self._root, self.entry, size)
-                mapped = mmap(fd, size, prot=PROT_READ)
+        relative = f"{self.entry.folder}/out"
+        with (
+            translated(self._root, "mapping failed"),
+            open_root(self._root) as root_fd,
+            opened_file(root_fd, relative, root=self._root, variable=self.name) as (fd, size),
+        ):
+            check_size(self._root, self.entry, size)
+            mapped = syscalls.map_file(fd, size)
         return np.frombuffer(mapped, self.dtype).reshape(self.shape)
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:

@@ -21,7 +21,7 @@ def thread_count(threads: int | None) -> int:
     """
     if threads is None:
         return min(_DEFAULT_LIMIT, len(os.sched_getaffinity(0)))
-    if threads < 1:
+    if not isinstance(threads, int) or threads < 1:
         raise UsageError("threads must be at least 1", found=threads)
     return threads
 

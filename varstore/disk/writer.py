@@ -14,7 +14,7 @@ import xxhash
 
 from varstore.disk import syscalls
 from varstore.disk.beneath import open_root, opened_file
-from varstore.disk.blocks import flat_bytes, read_block, spans, write_block
+from varstore.disk.blocks import digest_file_block, flat_bytes, spans, write_block
 from varstore.disk.failures import storage_error
 from varstore.disk.links import link_or_copy
 from varstore.disk.outfile import CREATE, OutFile
@@ -25,7 +25,7 @@ from varstore.disk.unchanged import equals_stored, link_unchanged
 from varstore.disk.workers import run, thread_count
 from varstore.errors import InvalidName, VariableMismatch, VarstoreError
 from varstore.spec.arrays import LateArray, Stored
-from varstore.spec.manifest import BLOCK, Manifest
+from varstore.spec.manifest import Manifest
 from varstore.spec.meta import encode_meta
 from varstore.spec.plan import PlannedVariable, SavePlan
 
@@ -83,7 +83,7 @@ def write_checkpoint(
         raise
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise out_of_space(plan, staging.target, "the disk became full; the save was undone") from error
+            raise out_of_space(plan, os.path.realpath(target), "the disk became full; the save was undone") from error
         raise storage_error(error, target, "the save failed and was undone") from error
 
 
@@ -236,10 +236,8 @@ class _Writer:
         )
 
     def _digest_file(self, variable: PlannedVariable) -> bytes:
-        buffer = np.empty(min(BLOCK, variable.nbytes), np.uint8)
         with opened_file(self._fd, variable.folder + "/out", root=self._path, variable=variable.name) as (fd, size):
-            blocks = [read_block(fd, buffer[: stop - start], start, hashed=True) for start, stop in spans(size)]
-        return b"".join(blocks)
+            return b"".join(digest_file_block(fd, start, stop) for start, stop in spans(size))
 
     def _make_durable(self) -> None:
         if not self._fsync_each:

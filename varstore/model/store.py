@@ -152,14 +152,14 @@ def _load(
     tied: list[Entry] = []
     for name, entry in entries.items():
         if first_of.setdefault(entry.alias_of or entry.name, name) == name:
-            known_meta(checkpoint.path, entry)
-            check_readable(checkpoint.path, entry)
+            known_meta(checkpoint.root, entry)
+            check_readable(checkpoint.root, entry)
         else:
             tied.append(entry)
-    check_tied(checkpoint.path, tied, verify=verify)
+    check_tied(checkpoint.root, tied, verify=verify)
     read = [entries[name] for name in first_of.values()] if tied else list(entries.values())
-    with reporting(progress, sum(entry.nbytes for entry in read), f"loading {checkpoint.path}") as advance:
-        new = read_new(checkpoint.path, read, verify=verify, threads=threads, advance=advance)
+    with reporting(progress, sum(entry.nbytes for entry in read), f"loading {checkpoint.root}") as advance:
+        new = read_new(checkpoint.root, read, verify=verify, threads=threads, advance=advance)
     for index, entry in enumerate(read):
         if entry.meta and entry.stored_dtype is not entry.meta.data_type.dtype:
             new[index] = new[index].astype(entry.meta.data_type.dtype)
@@ -257,14 +257,10 @@ def _while_it_stands(path: Path | Checkpoint, use: Callable[[Checkpoint], Result
         checkpoint = _as_checkpoint(path)
         try:
             return use(checkpoint)
-        except (FormatError, CheckpointNotFound) as error:
-            if not checkpoint.is_replaced:
+        except (FormatError, CheckpointNotFound, StorageError):
+            if isinstance(path, Checkpoint) or not checkpoint.is_replaced:
                 raise
-            if isinstance(path, Checkpoint):
-                raise StorageError(
-                    "the checkpoint was replaced or removed since it was opened", path=path.path, hint="open it again"
-                ) from error
-    raise StorageError("the checkpoint is replaced faster than it can be read", path=os.fspath(checkpoint.path))
+    raise StorageError("the checkpoint is replaced faster than it can be read", path=checkpoint.path)
 
 
 def _as_checkpoint(path: Path | Checkpoint) -> Checkpoint:

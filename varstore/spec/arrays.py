@@ -94,7 +94,7 @@ def as_source(value: Any, *, variable: str) -> Source:
         "not an array, a scalar or a variable of a checkpoint",
         variable=variable,
         found=type(value).__name__,
-        hint="numpy.asarray it, or use save_state for nested state",
+        hint="make it an array with numpy.asarray, or use save_state for nested state",
     )
 
 

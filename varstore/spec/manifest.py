@@ -53,6 +53,8 @@ FORMAT_VERSION = 1
 BLOCK = 16 << 20
 """Bytes of ``out`` that one digest covers."""
 DIGEST_SIZE = 16
+VERSION_FIELD = "format_version"
+"""Names, in an error, what is wrong with a manifest that is whole, but of a later varstore."""
 _FLOAT32 = np.dtype("<f4")
 _NO_ATTRIBUTES: Mapping[str, Any] = MappingProxyType({})
 RAW = "raw"
@@ -87,12 +89,12 @@ def attributes_json(attributes: Mapping[str, Any] | None, *, variable: str | Non
     Raises:
         UsageError: they are not a mapping, or not JSON.
     """
-    if not attributes:
-        return ""
-    if not isinstance(attributes, Mapping):
+    if attributes is not None and not isinstance(attributes, Mapping):
         raise UsageError(
             "attributes must be a mapping of strings to JSON", variable=variable, found=type(attributes).__name__
         )
+    if not attributes:
+        return ""
     return to_json(dict(attributes), what="attributes", variable=variable)
 
 
@@ -266,6 +268,7 @@ def _unframe(data: bytes, path: str) -> bytes:
         raise ManifestError(
             "a format version that this varstore cannot read",
             path=path,
+            field=VERSION_FIELD,
             found=version,
             expected=FORMAT_VERSION,
             hint="upgrade varstore",

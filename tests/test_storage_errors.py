@@ -1,0 +1,147 @@
+"""What the operating system refuses is a StorageError that says where, and nothing is lost or left open by it."""
+
+import contextlib
+import errno
+import os
+import resource
+import shutil
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+from support import run_python
+
+import varstore as vs
+from varstore.disk.blocks import digest_file_block, read_block
+from varstore.disk.outfile import OutFile
+from varstore.errors import StorageError
+
+NOBODY = 65534
+
+
+@pytest.fixture
+def path():
+    """A checkpoint that belongs to an unprivileged user, where such a one can reach it."""
+    home = Path(tempfile.mkdtemp())
+    vs.save(home / "c", {"a": np.arange(5), "b": np.ones((2, 2))}, attributes={"epoch": 3})
+    if os.geteuid() == 0:
+        for place in (home, *home.rglob("*")):
+            os.chown(place, NOBODY, NOBODY)
+    yield home / "c"
+    for place in (home, home / "c"):
+        place.chmod(0o755)
+    shutil.rmtree(home)
+
+
+@contextlib.contextmanager
+def unprivileged():
+    own = os.geteuid()
+    if own == 0:
+        os.seteuid(NOBODY)
+    try:
+        yield
+    finally:
+        os.seteuid(own)
+
+
+@pytest.mark.parametrize(
+    "use",
+    [vs.open, vs.load, vs.verify, vs.seal, vs.clean, lambda path: vs.diff(path, path), vs.checkpoint.get],
+    ids=["open", "load", "verify", "seal", "clean", "diff", "get"],
+)
+def test_a_directory_that_may_not_be_read(path, use):
+    path.chmod(0)
+    with unprivileged(), pytest.raises(StorageError, match=f"^{path}: .*Permission denied") as caught:
+        use(path)
+    assert caught.value.errno == errno.EACCES
+    assert isinstance(caught.value.__cause__, PermissionError)
+
+
+@pytest.mark.parametrize("use", [vs.load, lambda path: vs.open(path)["a"][1], lambda path: vs.open(path)["a"].numpy()])
+def test_a_variable_that_may_not_be_read(path, use):
+    (path / "a" / "out").chmod(0)
+    with unprivileged(), pytest.raises(StorageError, match=r"a/out: .*Permission denied"):
+        use(path)
+
+
+def test_seal_keeps_a_manifest_that_it_cannot_read(path):
+    (path / "manifest").chmod(0)
+    with unprivileged(), pytest.raises(StorageError, match="manifest"):
+        vs.seal(path)
+    (path / "manifest").chmod(0o444)
+    assert vs.open(path).attributes == {"epoch": 3}
+    assert vs.verify(path).ok
+
+
+def test_a_file_that_becomes_shorter_is_an_error(tmp_path):
+    (tmp_path / "f").write_bytes(b"12345")
+    fd = os.open(tmp_path / "f", os.O_RDONLY)
+    try:
+        for read in (
+            lambda: read_block(fd, np.empty(6, np.uint8), 0, hashed=False),
+            lambda: digest_file_block(fd, 0, 6),
+        ):
+            with pytest.raises(OSError, match="became shorter") as caught:
+                read()
+            assert caught.value.errno == errno.EIO
+    finally:
+        os.close(fd)
+
+
+def test_a_file_that_cannot_be_finished_is_closed(tmp_path):
+    folder = os.open(tmp_path, os.O_RDONLY)
+    out = OutFile("out", 10, dir_fd=folder, durable=False)
+    os.close(folder)
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (5, hard))
+    try:
+        with pytest.raises(OSError, match="too large"):
+            out.finish(fsync=False)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        os.fstat(out.fd)
+
+
+def test_maps_hold_no_descriptor_and_cannot_be_written(tmp_path):
+    values = {f"v{i}": np.full(3, i) for i in range(300)}
+    vs.save(tmp_path / "c", values, durable=False)
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (len(os.listdir("/proc/self/fd")) + 20, hard))
+    try:
+        mapped = vs.load(tmp_path / "c", mmap=True)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    shutil.rmtree(tmp_path / "c")
+    for name, array in values.items():
+        assert np.array_equal(mapped[name], array)
+        with pytest.raises(ValueError, match="WRITEABLE"):
+            mapped[name].flags.writeable = True
+    part = mapped.pop("v7")[1:]
+    maps = Path("/proc/self/maps")
+    assert maps.read_text().count(f"{tmp_path}/c/v") == 300
+    del mapped
+    assert maps.read_text().count(f"{tmp_path}/c/v") == 1
+    assert part.tolist() == [7, 7]
+
+
+FEW = """
+import sys, threading, time
+import varstore as vs
+seen = set()
+threading.setprofile(lambda *_: seen.add(threading.get_ident()))  # in every thread that is started from now on
+checkpoint = vs.open(sys.argv[1])
+assert checkpoint["v3"].numpy().tolist() == [3, 3, 3]
+assert len(vs.load(checkpoint, threads=3)) == 9
+time.sleep(0.1)
+assert not seen
+threading.Thread(target=time.sleep, args=(0.01,)).start()
+time.sleep(0.1)
+assert seen, "threads are not seen"
+"""
+
+
+def test_a_few_small_variables_are_read_without_threads(tmp_path):
+    vs.save(tmp_path / "c", {f"v{i}": np.full(3, i) for i in range(9)})
+    run_python(FEW, tmp_path / "c")
