@@ -22,6 +22,8 @@ UNWRAPPED = {"no_stop", "dup_of_nothing"}
 """Pickles that are whole once something stands around them."""
 
 STOP = b"."
+LAUGHING_TUPLES = b")" + b"".join(b"q" + bytes([i]) + b"h" + bytes([i]) + PAIR for i in range(60))
+"""What takes 2**60 steps to print or to hash."""
 
 
 def text(value: str) -> bytes:
@@ -189,7 +191,7 @@ def bombs() -> dict[str, tuple[Pickle, str, str]]:
     laugh = b"]" + b"".join(
         b"q" + bytes([i]) + b"0](" + b"h" + bytes([i]) + b"h" + bytes([i]) + b"e" for i in range(60)
     )
-    tuples = b")" + b"".join(b"q" + bytes([i]) + b"h" + bytes([i]) + PAIR for i in range(60))
+    tuples = LAUGHING_TUPLES
     wide = b"](" + b"K\1" * 4000 + b"eq\0"
     pairs = b"](" + (b"K\1K\2" + PAIR) * 4000 + b"eq\0"
     huge = 1 << 62
@@ -366,6 +368,32 @@ def torch_files() -> dict[str, tuple[bytes, str, str]]:
             ),
             "os.system",
         ),
+        "shape_laughing": (
+            called(
+                "torch._utils", "_rebuild_tensor_v2", plain, number(0), LAUGHING_TUPLES + b"\x85", number(1) + b"\x85"
+            ),
+            "natural",
+        ),
+        "scheme_laughing": (
+            called(
+                "torch._utils",
+                "_rebuild_qtensor",
+                plain,
+                number(0),
+                b"K\4\x85",
+                b"K\1\x85",
+                b"(" + LAUGHING_TUPLES + b"K\1" + LAUGHING_TUPLES + b"t",
+            ),
+            "scheme",
+        ),
+        "subclass_of_subclasses": (
+            named("torch._tensor", "_rebuild_from_type_v2") + b"q\0" + b"(h\0N" * 5000 + b")" + b"t" * 5000 + b"R",
+            "recursion",
+        ),
+        "long_names": (
+            tensor(plain, 0, [4], [1]) + b"q\0" + b"0}(" + text("k" * 200_000) + b"](" + b"h\0" * 100_000 + b"eu",
+            "names",
+        ),
         "sparse_of_nothing": (called("torch._utils", "_rebuild_sparse_tensor", text("torch.magic"), b")"), "layout"),
     }
     return {
@@ -386,6 +414,11 @@ def torch_files() -> dict[str, tuple[bytes, str, str]]:
         ),
         "zip_pickle_bomb": (
             torch_zip(b"B" + struct.pack("<I", len(zeros)) + zeros + b".", compression=zipfile.ZIP_DEFLATED),
+            "UnsafeContent",
+            "bomb",
+        ),
+        "zip_pickle_of_sets": (
+            torch_zip(b"(" + b"\x8f" * (1 << 24) + b"t.", compression=zipfile.ZIP_DEFLATED),
             "UnsafeContent",
             "bomb",
         ),
@@ -423,8 +456,26 @@ def legacy_files() -> dict[str, tuple[bytes, str, str]]:
         "legacy_cut": (body + keys + rest[:-1], "FormatError", "size"),
         "legacy_cut_early": (body + keys, "FormatError", ""),
         "legacy_view_outside": (head + tensor(viewed, 0, [4], [1]) + STOP + keys + rest, "FormatError", "view"),
+        "legacy_view_laughing": (
+            head + tensor(viewed.replace(text("1"), LAUGHING_TUPLES), 0, [4], [1]) + STOP + keys + rest,
+            "FormatError",
+            "no name",
+        ),
         "legacy_other_magic": (pickle.dumps(7, 2) * 5, "FormatError", "torch.save"),
     }
+
+
+def paddle_files() -> dict[str, tuple[bytes, str, str]]:
+    """Return name -> (file, error, word): a table of names that is none."""
+    names = text("StructuredToParameterName@@") + b"}(" + text("a") + LAUGHING_TUPLES + b"u"
+    return {"names_laughing": (b"}(" + names + b"u.", "", "")}
+
+
+def oneflow_files() -> dict[str, tuple[bytes, str, str]]:
+    """Return name -> (file, error, word): data types that are no numbers."""
+    head = b"}(" + text("protocol_version") + b"K\1" + text("data") + named("oneflow._oneflow_internal", "dtype")
+    kinds = {"dtype_list": b"]", "dtype_laughing": LAUGHING_TUPLES}
+    return {name: (head + b")\x81" + kind + b"bu.", "FormatError", "number") for name, kind in kinds.items()}
 
 
 def pdiparams_files() -> dict[str, tuple[bytes, str, str]]:
@@ -472,7 +523,12 @@ def main(folder: Path, canary: str) -> None:
             continue
         wrapped = b"}(" + text("protocol_version") + b"K\1" + text("data") + data.removesuffix(STOP) + b"u."
         put("oneflow", name, wrapped, error, "")
-    for reader, files in (("torch", torch_files()), ("torch", legacy_files()), ("paddle", pdiparams_files())):
+    for reader, files in (
+        ("torch", torch_files()),
+        ("torch", legacy_files()),
+        ("paddle", {**paddle_files(), **pdiparams_files()}),
+        ("oneflow", oneflow_files()),
+    ):
         for name, (data, error, word) in files.items():
             put(reader, name, data, error, word)
     (folder / "index.json").write_text(json.dumps(index, indent=1))

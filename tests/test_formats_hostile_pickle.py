@@ -9,6 +9,7 @@ import shutil
 import struct
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -162,3 +163,47 @@ def test_a_distributed_file_that_is_cut_off(tmp_path: Path) -> None:
     os.truncate(folder / "__0_0.distcp", 3000)
     with pytest.raises(FormatError, match="the place of a variable is wrong"):
         torch.read(folder)
+
+
+def record(kind: str, state: bytes = b"") -> bytes:
+    return b"ctorch.distributed.checkpoint." + kind.encode() + b"\n)\x81" + (state and state + b"b")
+
+
+def word(value: str) -> bytes:
+    return b"\x8c" + bytes([len(value)]) + value.encode()
+
+
+def metadata_of(name: bytes, entries: bytes = b"") -> bytes:
+    """Return .metadata whose storage has one place, of this name: the first 100 bytes of a file ``a``."""
+    place = word("relative_path") + word("a") + word("offset") + b"K\0" + word("length") + b"Kd"
+    index = record("metadata\nMetadataIndex", b"}(" + word("fqn") + name + b"u")
+    places = b"}(" + index + record("filesystem\n_StorageInfo", b"}(" + place + b"u") + b"u"
+    state = b"}(" + word("state_dict_metadata") + b"}(" + entries + b"u" + word("storage_data") + places + b"u"
+    return b"\x80\4" + record("metadata\nMetadata", state) + b"."
+
+
+def test_a_name_in_metadata_is_text(tmp_path: Path) -> None:
+    laughing = b"]" + b"".join(b"q" + bytes([i]) + b"0](" + 2 * (b"h" + bytes([i])) + b"e" for i in range(60))
+    (tmp_path / ".metadata").write_bytes(metadata_of(laughing))
+    with pytest.raises(FormatError, match="name of a variable is wrong"):
+        torch.read(tmp_path)
+
+
+def test_chunks_are_no_larger_than_their_bytes(tmp_path: Path) -> None:
+    huge = b"\x8a\6\0\0\0\0\0\x10\x85"
+    chunk = record("metadata\nChunkStorageMetadata", b"}(" + word("offsets") + b"K\0\x85" + word("sizes") + huge + b"u")
+    kind = record("metadata\nTensorProperties", b"ctorch\nfloat32\n\x85")
+    about = word("properties") + kind + word("size") + huge + word("chunks") + b"]" + chunk + b"a"
+    entry = record("metadata\nTensorStorageMetadata", b"}(" + about + b"u")
+    (tmp_path / ".metadata").write_bytes(metadata_of(word("w"), word("w") + entry))
+    (tmp_path / "a").write_bytes(bytes(100))
+    with pytest.raises(FormatError, match=r"a chunk is wrong.*in 100 bytes"):
+        torch.read(tmp_path)
+
+
+def test_names_of_zip_members_are_not_longer_than_in_the_file(tmp_path: Path) -> None:
+    path = tmp_path / "a.pt"
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("rQQQQ/data.pkl", b"N.")
+    path.write_bytes(path.read_bytes().replace(b"QQQQ", b"\x82\x82\x82\x82"))  # é in the old code page
+    assert torch.read(path).state() is None

@@ -617,3 +617,11 @@ def test_a_state_that_contains_itself_is_refused(tmp_path: Path) -> None:
     state["again"] = state
     with pytest.raises(UsageError, match="contains itself"):
         torch.write(tmp_path / "a.pt", state)
+
+
+def test_what_is_one_array_in_the_file_is_one_in_its_state(tmp_path: Path) -> None:
+    shared = np.arange(3)
+    torch.write(tmp_path / "a.pt", {"a": shared, "b": [shared], "c": shared.copy()})
+    state = torch.read(tmp_path / "a.pt").state()
+    assert state["a"] is state["b"][0]
+    assert state["a"] is not state["c"]

@@ -32,6 +32,7 @@ from varstore.errors import (
 )
 from varstore.formats import mindspore, numpy, onnx, packing, registry, safetensors, verbs, zarr
 from varstore.formats.foreign import BARE, LazyArray
+from varstore.training.state import load_state, save_state
 
 ROOT = Path(__file__).parent.parent
 DATA = Path(__file__).parent / "data" / "formats"
@@ -703,6 +704,17 @@ def test_nested_state_stays_nested_where_the_target_can(tmp_path):
     done = verbs.convert(tmp_path / "x.mge", tmp_path / "y.pt", include="model/*")
     assert done.left_out == ("steps/0", "tag")
     assert list(verbs.read(tmp_path / "y.pt")) == ["model/w"]
+
+
+def test_convert_keeps_the_state_of_a_checkpoint(tmp_path):
+    state = {"model": {"w": np.ones(2, np.float32)}, "epoch": 3, "betas": (0.9, 0.999)}
+    save_state(tmp_path / "x", state)
+    verbs.convert(tmp_path / "x", tmp_path / "y", dtype="float16")
+    found = load_state(tmp_path / "y")
+    assert (found["epoch"], found["betas"]) == (3, (0.9, 0.999))
+    same(found["model"]["w"], np.ones(2, np.float16))
+    verbs.convert(tmp_path / "x", tmp_path / "z", include="model/*", rename={"model/": ""})
+    assert list(load_state(tmp_path / "z")) == ["w"]
 
 
 def test_convert_keeps_ties_one_in_the_checkpoint(tmp_path):

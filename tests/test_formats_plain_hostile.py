@@ -280,6 +280,15 @@ MINDSPORE: tuple[Case, ...] = tuple(
             SizeMismatch,
             "v",
         ),
+        (
+            "map slices of other ranks",
+            as_file(
+                2 * message(1, message(1, b"w") + message(3, message(1, b"\x08\1" + message(2, b"Int8"))))
+                + message(1, message(1, b"w") + message(3, message(1, message(2, b"Int8"))))
+            ),
+            FormatError,
+            "slices of one parameter differ",
+        ),
     )
 )
 
@@ -404,6 +413,9 @@ def test_the_tree_that_is_changed_below_reads(tmp_path):
         ),
         ({"codecs": [{"name": "bytes"}, {"name": "gzip"}]}, FormatError, "does not take|cannot be read"),
         ({"data_type": "object"}, FormatError, "does not take"),
+        ({"data_type": "bfloat16", "fill_value": "junk"}, FormatError, "does not take"),
+        ({"data_type": "bfloat16", "fill_value": [1]}, FormatError, "does not take"),
+        ({"codecs": 7}, FormatError, "does not take"),
     ],
 )
 def test_hostile_zarr_metadata(tmp_path, changes, error, message):
@@ -561,3 +573,19 @@ assert not found, found
     files = [str(DATA / fixture) for fixture in READERS]
     done = subprocess.run([sys.executable, "-c", script, *files], capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("delta", [1, 40, 1 << 20, 1 << 31])
+def test_a_directory_that_begins_before_the_file(tmp_path, delta):
+    """Every offset of the archive's end is too large or too small, so that zipfile seeks before the beginning."""
+    numpy.write(str(tmp_path / "x.npz"), {"w": np.arange(4)})
+    raw = (tmp_path / "x.npz").read_bytes()
+    for field in (12, 16):
+        at = raw.rindex(b"PK\5\6") + field
+        for sign in (1, -1):
+            value = (int.from_bytes(raw[at : at + 4], "little") + sign * delta) % (1 << 32)
+            (tmp_path / "x.npz").write_bytes(raw[:at] + value.to_bytes(4, "little") + raw[at + 4 :])
+            with pytest.raises(VarstoreError):
+                numpy.read(str(tmp_path / "x.npz"))
+            with pytest.raises(VarstoreError):
+                verbs.read(tmp_path / "x.npz")

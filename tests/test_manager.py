@@ -296,6 +296,12 @@ def test_an_error_in_the_background_is_raised_once_by_the_next_call(tmp_path: Pa
     assert steps(manager) == [1, 3]
     with pytest.raises(UnsupportedDtype):
         manager.save(4, {"w": np.array([None])})
+    (tmp_path / "step-4/somebody's").mkdir(parents=True)
+    manager.save(4, {"w": np.ones(2)}, overwrite=True)
+    with pytest.raises(CheckpointExists):
+        manager.wait()
+    shutil.rmtree(tmp_path / "step-4")
+    assert manager.should_save(4)
 
 
 def test_a_save_is_refused_while_another_goes_on(tmp_path: Path) -> None:

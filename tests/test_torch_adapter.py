@@ -389,6 +389,17 @@ def test_an_optimizer_takes_its_own_state_only(tmp_path: Path) -> None:
         vt.load_into(other.optimizer, tmp_path / "one", rename={"a": "b"})
 
 
+def test_an_optimizers_state_that_lies_in_another_tensor(tmp_path: Path) -> None:
+    parameter = nn.Parameter(torch.zeros(3))
+    optimizer = torch.optim.SGD([parameter], 0.1, momentum=0.9)
+    flat = torch.arange(6.0)
+    optimizer.state[parameter]["momentum_buffer"] = flat[2:5]
+    vt.save(tmp_path / "a", {"flat": flat, "optimizer": optimizer})
+    other = torch.optim.SGD([parameter], 0.1, momentum=0.9)
+    vt.load_into(other, tmp_path / "a")
+    assert other.state[parameter]["momentum_buffer"].tolist() == [2, 3, 4]
+
+
 def test_names_of_an_optimizers_state(tmp_path: Path) -> None:
     training = Training("sgd", 0)
     training.run(range(2))

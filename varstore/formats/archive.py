@@ -17,7 +17,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import IO, Any
 
-from varstore.errors import DigestMismatch, FormatError, SizeMismatch, UnsafeContent
+from varstore.errors import DigestMismatch, FormatError, SizeMismatch, StorageError, UnsafeContent
 from varstore.formats.slices import stream_of
 from varstore.formats.source import Source
 
@@ -71,7 +71,9 @@ def members(source: Source) -> list[ArrayMember]:
             with zipfile.ZipFile(file) as archive:
                 infos = [info for info in archive.infolist() if not info.is_dir()]
                 limit = archive.start_dir
-        except (zipfile.BadZipFile, NotImplementedError, ValueError, struct.error, OverflowError) as error:
+        except StorageError:
+            raise
+        except (zipfile.BadZipFile, NotImplementedError, ValueError, struct.error, OverflowError, OSError) as error:
             raise FormatError("not a readable zip archive", path=source.path, found=str(error)) from error
         names: set[str] = set()
         for info in infos:
@@ -169,9 +171,9 @@ def _check_info(source: Source, info: zipfile.ZipInfo, names: set[str]) -> None:
 
 def _start(file: IO[bytes], source: Source, info: zipfile.ZipInfo, limit: int) -> int:
     """Return where a member's bytes begin, from its own header; they must end before `limit`."""
-    file.seek(info.header_offset)
+    file.seek(max(info.header_offset, 0))
     head = file.read(_LOCAL.size)
-    if len(head) < _LOCAL.size or head[:4] != b"PK\3\4":
+    if info.header_offset < 0 or len(head) < _LOCAL.size or head[:4] != b"PK\3\4":
         raise FormatError("a member has no header", path=source.path, variable=info.filename)
     name_size, extra_size = _LOCAL.unpack(head)[9:]
     start: int = info.header_offset + _LOCAL.size + name_size + extra_size

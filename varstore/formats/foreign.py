@@ -10,10 +10,13 @@ import numpy as np
 
 from varstore.errors import FormatError, VariableNotFound
 
-__all__ = ["BARE", "ForeignCheckpoint", "LazyArray"]
+__all__ = ["BARE", "ForeignCheckpoint", "LazyArray", "leaves"]
 
 BARE = "(array)"
 """The name of a file's only tensor where the file gives it none."""
+
+_MOST_TEXT = 1 << 27
+"""Characters of all names together: long keys of many leaves would multiply."""
 
 
 class LazyArray:
@@ -69,7 +72,13 @@ class ForeignCheckpoint(Mapping[str, np.ndarray]):
         self.tree = tree
         self.attributes = dict(attributes or {})
         self._arrays: dict[str, LazyArray] = {}
-        for name, array in _walk(tree, ()):
+        left = _MOST_TEXT
+        for name, array in leaves(tree):
+            left -= len(name)
+            if left < 0:
+                raise FormatError("its names are too long for what it holds", path=path, variable=name[:100])
+            if not isinstance(array, LazyArray):
+                continue
             if name in self._arrays:
                 raise FormatError(
                     "two tensors have this name when their keys are joined by '/'",
@@ -106,30 +115,31 @@ class ForeignCheckpoint(Mapping[str, np.ndarray]):
             raise VariableNotFound("no such tensor in this file", path=self.path, variable=name) from None
 
     def state(self) -> Any:
-        """Read everything: the nested object as its system saved it, numpy arrays at its leaves."""
-        return _read_leaves(self.tree)
+        """Read everything: the nested object as its system saved it, numpy arrays at its leaves, tied ones one."""
+        return _read_leaves(self.tree, {})
 
 
-def _walk(node: Any, path: tuple[Any, ...]) -> Iterator[tuple[str, LazyArray]]:
-    if isinstance(node, LazyArray):
-        yield "/".join(map(str, path)) or BARE, node
-    elif isinstance(node, dict):
+def leaves(node: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[str, Any]]:
+    """Yield whatever is no dict, list or tuple, by the keys and indices on the way."""
+    if isinstance(node, dict):
         for key, value in node.items():
-            yield from _walk(value, (*path, key))
+            yield from leaves(value, (*path, key))
     elif isinstance(node, (list, tuple)):
         for index, value in enumerate(node):
-            yield from _walk(value, (*path, index))
+            yield from leaves(value, (*path, index))
+    else:
+        yield "/".join(map(str, path)) or BARE, node
 
 
-def _read_leaves(node: Any) -> Any:
+def _read_leaves(node: Any, read: dict[int, np.ndarray]) -> Any:
     if isinstance(node, LazyArray):
-        return node.read()
-    if isinstance(node, OrderedDict):
-        return OrderedDict((key, _read_leaves(value)) for key, value in node.items())
+        if id(node) not in read:
+            read[id(node)] = node.read()
+        return read[id(node)]
     if isinstance(node, dict):
-        return {key: _read_leaves(value) for key, value in node.items()}
-    if isinstance(node, list):
-        return [_read_leaves(value) for value in node]
-    if isinstance(node, tuple):
-        return tuple(_read_leaves(value) for value in node)
+        kind = OrderedDict if isinstance(node, OrderedDict) else dict
+        return kind((key, _read_leaves(value, read)) for key, value in node.items())
+    if isinstance(node, (list, tuple)):
+        items = [_read_leaves(value, read) for value in node]
+        return tuple(items) if isinstance(node, tuple) else items
     return node

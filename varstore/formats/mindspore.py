@@ -188,7 +188,8 @@ def _append(path: str, value: _Value, piece: _Value) -> None:
     if len(value.tensors) != len(piece.tensors):
         raise FormatError("slices of one parameter differ", path=path, variable=value.tag)
     for tensor, part in zip(value.tensors, piece.tensors, strict=True):
-        alike = tensor.dims[1:] == part.dims[1:] if value.is_map else tensor.dims == part.dims
+        is_row = value.is_map and tensor.dims and part.dims
+        alike = tensor.dims[1:] == part.dims[1:] if is_row else tensor.dims == part.dims
         if tensor.type != part.type or not alike:
             raise FormatError(
                 "slices of one parameter differ",
@@ -198,7 +199,7 @@ def _append(path: str, value: _Value, piece: _Value) -> None:
                 expected=f"{tensor.type} {tensor.dims}",
             )
         tensor.spans += part.spans
-        if value.is_map and tensor.dims:
+        if is_row:
             tensor.dims[0] += part.dims[0]
 
 

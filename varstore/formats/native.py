@@ -23,5 +23,11 @@ def write(path: str, state: Any, **options: Any) -> None:
     What a file said of one array, such as the scale of quantised values, becomes the variable's attributes.
     """
     leaves = state if isinstance(state, Checkpoint) else flat_leaves(state)
-    said = {name: leaf.attributes for name, leaf in leaves.items() if isinstance(leaf, LazyArray) and leaf.attributes}
+    said = {name: _plain(leaf) for name, leaf in leaves.items() if isinstance(leaf, LazyArray) and leaf.attributes}
     save(path, leaves, **{"variable_attributes": said or None, **options})
+
+
+def _plain(array: LazyArray) -> dict[str, Any]:
+    """Return what is said of an array, with lists in the place of arrays."""
+    said = array.attributes.items()
+    return {key: value.read().tolist() if isinstance(value, LazyArray) else value for key, value in said}

@@ -107,9 +107,11 @@ class _Dtype(Record):
     __slots__ = ("number",)
 
     def __init__(self) -> None:
-        self.number: Any = None
+        self.number = 0
 
-    def build(self, _machine: Machine, state: Any) -> None:
+    def build(self, machine: Machine, state: Any) -> None:
+        if type(state) is not int:
+            machine.fail("a data type is a number", found=show(state))
         self.number = state
 
 

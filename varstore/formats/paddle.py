@@ -60,7 +60,8 @@ def read(path: str | os.PathLike[str]) -> ForeignCheckpoint:
         value = _join_slices(value, source)
         names = value.pop(_NAMES, None)
         if isinstance(names, dict):
-            attributes["parameter_names"] = {str(key): str(name) for key, name in names.items()}
+            plain = {str(key): machine.plain(name) for key, name in names.items()}
+            attributes["parameter_names"] = {key: name for key, name in plain.items() if isinstance(name, str)}
             tensors = {id(value[key]): _Tensor(value[key]) for key in names if isinstance(value.get(key), Array)}
             value.update((key, tensors[id(value[key])]) for key in names if id(value.get(key)) in tensors)
 

@@ -194,5 +194,7 @@ def _members(source: Source) -> tuple[str, ...]:
     try:
         with stream_of(source) as stream, zipfile.ZipFile(stream) as archive:
             return tuple(archive.namelist())
-    except (zipfile.BadZipFile, ValueError, NotImplementedError, OverflowError):
+    except StorageError:
+        raise
+    except (zipfile.BadZipFile, ValueError, NotImplementedError, OverflowError, OSError):
         return ()

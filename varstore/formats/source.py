@@ -128,10 +128,14 @@ def count_elements(shape: tuple[Any, ...], itemsize: int, *, path: str, variable
             "this shape cannot be an array's",
             path=path,
             variable=variable,
-            found=str(shape)[:100],
+            found=f"({', '.join(map(_shown, shape[:MOST_DIMENSIONS]))})"[:100],
             expected=f"at most {MOST_DIMENSIONS} dimensions of 0 or more, less than 2^63 bytes",
         )
     return count
+
+
+def _shown(extent: Any) -> str:
+    return str(extent) if type(extent) in (int, float) else type(extent).__name__
 
 
 def inside(root: str, *parts: str) -> str:

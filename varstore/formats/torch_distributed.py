@@ -7,6 +7,7 @@ when they are read. What is no tensor is a zip file of its own, and is read at o
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Iterator
 from typing import Any, NoReturn
@@ -26,6 +27,7 @@ from varstore.formats.unpickle_tree import DEEPEST
 __all__ = ["METADATA", "read_distributed"]
 
 METADATA = ".metadata"
+_MOST_EXPANSION = 1032  # deflate's own limit
 
 
 def read_distributed(root: str) -> ForeignCheckpoint:
@@ -56,13 +58,17 @@ class _Reader:
         self._about = self._dict(fields.get("state_dict_metadata"), "state_dict_metadata")
         self._paths = fields.get("planner_data")
         self._sources: dict[str, Source] = {}
+        self._taken: dict[str, int] = {}  # bytes of values that are read at once: none twice
         self._places: dict[tuple[str, tuple[int, ...] | None], dict[str, Any]] = {}
         for index, place in self._dict(fields.get("storage_data"), "storage_data").items():
             key = _fields(index, "MetadataIndex", path)
             offset = key.get("offset")
             if offset is not None and (type(offset) is not tuple or any(type(part) is not int for part in offset)):
-                self._fail("the place of a variable", str(key.get("fqn")), show(offset))
-            self._places[str(key.get("fqn")), offset] = _fields(place, "_StorageInfo", path)
+                self._fail("the place of a variable", show(key.get("fqn")), show(offset))
+            name = key.get("fqn")
+            if type(name) is not str:
+                self._fail("the name of a variable", "", show(name))
+            self._places[name, offset] = _fields(place, "_StorageInfo", path)
 
     def tree(self) -> Any:
         """Return the state, nested by the paths that the metadata has, else by full names."""
@@ -85,6 +91,9 @@ class _Reader:
     def _value(self, name: str, about: Any) -> Any:
         if isinstance(about, _Object) and about.state is None:  # BytesStorageMetadata: a value of its own
             source, start, size = self._place(name, None)
+            self._taken[source.path] = self._taken.get(source.path, 0) + size
+            if self._taken[source.path] > source.size:
+                self._fail("the place of a variable", name, "that of other ones")
             return _Value(read_zip(source, start, size).tree)
         fields = _fields(about, "TensorStorageMetadata", self._path)
         properties = fields.get("properties")
@@ -118,11 +127,13 @@ class _Reader:
 
     def _chunk(self, name: str, offsets: tuple[int, ...], sizes: tuple[int, ...], dtype: np.dtype[Any]) -> LazyArray:
         source, start, size = self._place(name, offsets)
+        if math.prod(sizes) * dtype.itemsize > _MOST_EXPANSION * size:
+            self._fail("a chunk", name, f"{list(sizes)} of {dtype} in {size} bytes")
 
         def fetch() -> np.ndarray:
             values = read_zip(source, start, size)
             if list(values) != [BARE] or values.lazy(BARE).shape != sizes or values.lazy(BARE).dtype != dtype:
-                self._fail("a chunk", name, f"{dict(values)!r}"[:100])
+                self._fail("a chunk", name, show({name: repr(values.lazy(name)) for name in values}))
             return values[BARE]
 
         return LazyArray(sizes, dtype, fetch)
@@ -137,7 +148,9 @@ class _Reader:
             or place.get("transform_descriptors")
         ):
             self._fail("the place of a variable", name, show((file, start, size), most=3))
-        source = self._sources.setdefault(file, Source(inside(self._root, file)))
+        if file not in self._sources:
+            self._sources[file] = Source(inside(self._root, file))
+        source = self._sources[file]
         if not 0 <= start <= start + size <= source.size:
             self._fail("the place of a variable", name, f"{size} bytes at {start} of {source.size}")
         return source, start, size

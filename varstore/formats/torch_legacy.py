@@ -34,6 +34,8 @@ def read_legacy(source: Source) -> ForeignCheckpoint:
         if view is None:
             return storage
         view_key, offset, view_count = view
+        if type(view_key) is not str:
+            raise FormatError("a storage's view has no name", path=source.path, found=show(view_key))
         part = storages.find(kind, f"{key}/{view_key}", view_count)
         if type(offset) is not int or not 0 <= offset <= count - view_count:
             raise FormatError("a storage's view lies outside of it", path=source.path, found=show(view, most=3))

@@ -69,7 +69,9 @@ def torch_table(storages: Storages) -> Table:
     def quantised(_m: Machine, storage: Any, offset: Any, shape: Any, stride: Any, scheme: Any, *_: Any) -> LazyArray:
         values = storages.view(storage, offset, shape, stride, None)
         names = {3: ("qscheme", "scale", "zero_point"), 4: ("qscheme", "scales", "zero_points", "axis")}[len(scheme)]
-        attributes = dict(zip(names, (str(scheme[0]), *scheme[1:]), strict=True))
+        if any(type(part) not in (int, float, LazyArray) for part in scheme[1:]):
+            _m.fail("a scheme of quantisation is numbers", found=show(scheme, most=4))
+        attributes = dict(zip(names, (show(scheme[0]), *scheme[1:]), strict=True))
         return LazyArray(values.shape, values.dtype, values.read, attributes)
 
     utils: dict[str, Callable[..., Any]] = {

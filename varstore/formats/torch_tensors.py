@@ -122,10 +122,10 @@ class Storages:
         kind = storage.dtype if type(storage) is Storage and dtype is None else dtype
         if type(storage) is not Storage or kind is None or type(shape) is not tuple or type(stride) is not tuple:
             raise FormatError("this tensor has no storage, type or shape", path=self.path, found=show(storage))
-        numbers = (offset, *stride)
+        numbers = (offset, *shape, *stride)
         if len(shape) != len(stride) or any(type(part) is not int or part < 0 for part in numbers):
             raise FormatError(
-                "a tensor's strides are natural numbers, one a dimension",
+                "a tensor's shape and strides are natural numbers, one a dimension",
                 path=self.path,
                 found=show((offset, shape, stride), most=3),
             )

@@ -20,7 +20,8 @@ from varstore.formats.zipped import Zip
 
 __all__ = ["read_zip"]
 
-_PICKLE_LIMIT = 1 << 26
+_FREE, _MOST_EXPANSION = 1 << 20, 64
+"""Pickles above `_FREE` bytes may be no more than so many times what they are packed into."""
 
 
 def read_zip(source: Source, base: int = 0, size: int | None = None) -> ForeignCheckpoint:
@@ -41,7 +42,7 @@ def read_zip(source: Source, base: int = 0, size: int | None = None) -> ForeignC
             hint="save its state_dict() with torch.save",
         )
     pickled = archive.members[f"{root}data.pkl"]
-    if pickled.size > _PICKLE_LIMIT + 4 * pickled.packed:
+    if pickled.size > _FREE + _MOST_EXPANSION * pickled.packed:
         raise UnsafeContent("the pickle in this file is a bomb", path=source.path, found=f"{pickled.size} bytes")
     data = archive.read(pickled.name).tobytes()
     storages = Storages(source.path, source.size)

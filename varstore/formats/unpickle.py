@@ -112,7 +112,7 @@ class Machine(Tape):
                 operation(self)
         except VarstoreError:
             raise
-        except (ArithmeticError, LookupError, TypeError, ValueError, struct.error) as error:
+        except (ArithmeticError, LookupError, RecursionError, TypeError, ValueError, struct.error) as error:
             raise FormatError(
                 "the pickle is damaged", path=self.path, field=f"byte {self.at}", found=shorten(str(error))
             ) from error

@@ -161,7 +161,7 @@ def _variables(module: Opaque, prefix: str, machine: Machine, depth: int) -> Ite
     temporary = state.get("_non_persistent_buffers_set", ())
     for part in ("_parameters", "_buffers"):
         for name, value in state[part].items():
-            machine.charge(1)
+            machine.charge(1 + len(prefix))
             if value is not None and not (part == "_buffers" and name in temporary):
                 yield f"{prefix}{name}", value
     for name, child in state["_modules"].items():

@@ -11,8 +11,9 @@ import ml_dtypes
 import numpy as np
 
 from varstore.disk.progress import Progress, reporting
+from varstore.disk.reader import Checkpoint
 from varstore.errors import UnsupportedDtype, UsageError
-from varstore.formats.foreign import ForeignCheckpoint, LazyArray
+from varstore.formats.foreign import ForeignCheckpoint, LazyArray, leaves
 from varstore.spec.arrays import Stored
 from varstore.spec.select import Patterns, Rename, select
 
@@ -113,8 +114,11 @@ def convert(
     chosen = select(opened, include=include, exclude=exclude, rename=rename, path=source)
     arrays = {name: _lazy(opened, origin) for name, origin in chosen.items()}
     total = sum(array.nbytes for array in arrays.values())
-    keeps_tree = row.is_nested and chosen == {name: name for name in opened}
+    is_whole = chosen == {name: name for name in opened}
+    keeps_tree = row.is_nested and is_whole
     tree = opened.tree if isinstance(opened, ForeignCheckpoint) else {}
+    if isinstance(opened, Checkpoint) and opened.manifest is not None and row is source_row and is_whole:
+        options = {"tree": opened.manifest.tree, **options}  # the state around the variables, as it stands
     with reporting(progress, total, f"writing {target}") as advance:
         wrapped = _Wrapped(cast, advance)
         if keeps_tree and tree:
@@ -122,7 +126,7 @@ def convert(
         else:
             state = {name: wrapped.array(array) for name, array in arrays.items()}
         row.module.write(target, state, **options)
-    left_out = () if keeps_tree else tuple(_not_arrays(tree, ()))
+    left_out = () if keeps_tree else tuple(name for name, leaf in leaves(tree) if not isinstance(leaf, LazyArray))
     return Converted(
         source_format=source_row.name, format=row.name, names=tuple(arrays), nbytes=total, left_out=left_out
     )
@@ -171,16 +175,6 @@ class _Wrapped:
 
 def _lazy(opened: Mapping[str, Any], name: str) -> Any:
     return opened.lazy(name) if isinstance(opened, ForeignCheckpoint) else opened[name]
-
-
-def _not_arrays(node: Any, path: tuple[str, ...]) -> list[str]:
-    if isinstance(node, LazyArray):
-        return []
-    if isinstance(node, dict):
-        return [name for key, value in node.items() for name in _not_arrays(value, (*path, str(key)))]
-    if isinstance(node, (list, tuple)):
-        return [name for index, value in enumerate(node) for name in _not_arrays(value, (*path, str(index)))]
-    return ["/".join(path)]
 
 
 def _floating(dtype: Any) -> np.dtype[Any]:

@@ -199,19 +199,11 @@ def _inside(root: str, path: str, name: str) -> str:
 def _array(root: str, path: str, folder: str, record: _Record) -> LazyArray:
     name = folder or BARE
     fields = dict(record.fields)
-    for codec in _codec_names(fields):
-        if codec.removeprefix("numcodecs.") not in _CODECS:
-            raise UnsafeContent(
-                "a codec that is not known to be harmless",
-                path=path,
-                variable=name,
-                found=repr(codec),
-                expected=f"one of {', '.join(sorted(_CODECS))}",
-            )
-    bits = _read_by_bits(fields, record)
-    overrides = {f"{folder}/{record.file}".lstrip("/"): json.dumps(fields).encode()}
     zarr = library(path)
     try:
+        _check_codecs(path, name, fields)
+        bits = _read_by_bits(fields, record)
+        overrides = {f"{folder}/{record.file}".lstrip("/"): json.dumps(fields).encode()}
         store = store_of(path, root, overrides)
         array = zarr.open_array(store, path=folder, mode="r", zarr_format=3 if record.is_v3 else 2)
         shape, dtype, chunks = tuple(map(int, array.shape)), np.dtype(array.dtype), tuple(map(int, array.chunks))
@@ -249,6 +241,18 @@ def _array(root: str, path: str, folder: str, record: _Record) -> LazyArray:
         return values.view(bits) if bits is not None else values.astype(dtype.newbyteorder("="), copy=False)
 
     return LazyArray(shape, bits or dtype.newbyteorder("="), fetch)
+
+
+def _check_codecs(path: str, name: str, fields: Mapping[str, Any]) -> None:
+    for codec in _codec_names(fields):
+        if codec.removeprefix("numcodecs.") not in _CODECS:
+            raise UnsafeContent(
+                "a codec that is not known to be harmless",
+                path=path,
+                variable=name,
+                found=repr(codec),
+                expected=f"one of {', '.join(sorted(_CODECS))}",
+            )
 
 
 def _codec_names(fields: Mapping[str, Any]) -> Iterator[str]:

@@ -126,6 +126,7 @@ class Zip:
     def _members(self, offset: int, size: int, count: int) -> dict[str, Member]:
         text = self.source.bytes(self._base + offset, size)
         found: list[dict[str, Any]] = []
+        ends: list[int] = []
         at = 0
         while at < size:
             if size - at < _ENTRY.size or text[at : at + 4] != b"PK\1\2":
@@ -140,20 +141,23 @@ class Zip:
             at += name_size + extra_size + comment_size
             self._check_entry(name, flags, method, packed, unpacked)
             found.append({"name": name, "method": method, "packed": packed, "size": unpacked, "start": start})
+            ends.append(start + _LOCAL.size + name_size + packed)
         if at != size or len(found) != count:
             self._fail("the zip file's directory is damaged", found=f"{len(found)} entries", expected=count)
-        return self._disjoint(found, offset)
+        return self._disjoint(found, ends, offset)
 
     def _wide(self, extra: bytes, fields: list[int], name: str) -> list[int]:
         """Replace the fields that zip64 keeps in the extra part."""
         wide = [index for index, value in enumerate(fields) if value == 0xFFFFFFFF]
-        while wide and len(extra) >= 4:
-            kind, size = struct.unpack_from("<2H", extra)
-            if kind == 1 and size >= 8 * len(wide) and len(extra) >= 4 + 8 * len(wide):
-                for index, value in zip(wide, struct.unpack_from(f"<{len(wide)}Q", extra, 4), strict=True):
+        at = 0
+        while wide and len(extra) - at >= 4:
+            kind, size = struct.unpack_from("<2H", extra, at)
+            at += 4
+            if kind == 1 and size >= 8 * len(wide) and len(extra) - at >= 8 * len(wide):
+                for index, value in zip(wide, struct.unpack_from(f"<{len(wide)}Q", extra, at), strict=True):
                     fields[index] = value
                 return fields
-            extra = extra[4 + size :]
+            at += size
         if wide:
             self._fail("this part's size is missing", name)
         return fields
@@ -167,12 +171,11 @@ class Zip:
         if method == _STORED and packed != size:
             self._fail("this part is stored, yet two sizes are given", name, found=f"{packed} and {size}")
 
-    def _disjoint(self, found: list[dict[str, Any]], end: int) -> dict[str, Member]:
+    def _disjoint(self, found: list[dict[str, Any]], ends: list[int], limit: int) -> dict[str, Member]:
         members: dict[str, Member] = {}
-        limit = end
-        for entry in sorted(found, key=lambda entry: -int(entry["start"])):
+        for entry, end in sorted(zip(found, ends, strict=True), key=lambda pair: -int(pair[0]["start"])):
             name = entry["name"]
-            if entry["start"] + _LOCAL.size + len(name.encode()) + entry["packed"] > limit:
+            if end > limit:
                 raise UnsafeContent("parts of the zip file overlap or lie outside it", path=self.path, field=name[:100])
             if name in members:
                 raise UnsafeContent("two parts of the zip file have one name", path=self.path, field=name[:100])

@@ -216,7 +216,11 @@ class CheckpointManager:
     def _finish_pending(self) -> None:
         pending, self._pending = self._pending, None
         if pending is not None:
-            pending.wait()
+            try:
+                pending.wait()
+            except BaseException:
+                self._last = self.latest()  # the step is not saved, and may be tried again
+                raise
 
     def __enter__(self) -> CheckpointManager:
         return self

@@ -133,8 +133,8 @@ class _Restoring:
         return first if owner == first else (owner, offset, strides, entry.meta)
 
     def _tensor(self, leaf: Leaf) -> Any:
-        if leaf.view is not None:
-            owner = self._leaves[leaf.view[0]]
+        owner = self._leaves.get(leaf.view[0]) if leaf.view is not None else None
+        if leaf.view is not None and owner is not None:  # what is restored alone has its own values too
             if owner.view is not None or owner.type not in (TENSOR, PARAMETER):
                 raise ValueError(f"{owner.name!r} cannot hold {leaf.name!r}")
             return view_of(self._tensor(owner), leaf, self._checkpoint[leaf.name].shape)
