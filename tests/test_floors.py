@@ -21,12 +21,12 @@ FLOORS = {
     "disk": 2,
     "model": 3,
     "training": 4,
-    "formats": 4,
+    "formats": 5,
     "adapters": 5,
-    "__init__": 5,
-    "cli": 6,
-    "view": 6,
-    "__main__": 7,
+    "__init__": 6,
+    "cli": 7,
+    "view": 7,
+    "__main__": 8,
 }
 
 # Every file of these folders, each importing only from those before it. To add a file, add it here.

@@ -740,3 +740,21 @@ def test_converting_takes_the_memory_of_the_largest_tensor(tmp_path, target):
     finally:
         tracemalloc.stop()
     assert verbs.read(tmp_path / target)["w11"][0] == 11
+
+
+def test_nested_state_goes_into_a_checkpoint_and_out_again(tmp_path):
+    state = {"epoch": 3, "model": {"w": np.ones((2, 3), np.float32)}, "m": np.ones(2), "sizes": [1, 2.5, "x", None]}
+    verbs.write(tmp_path / "x.pt", state)
+    there = verbs.convert(tmp_path / "x.pt", tmp_path / "ckpt")
+    assert there.left_out == ()
+    loaded = load_state(tmp_path / "ckpt")
+    assert (loaded["epoch"], loaded["sizes"]) == (3, [1, 2.5, "x", None])
+    same(loaded["model"]["w"], state["model"]["w"])
+    back = verbs.convert(tmp_path / "ckpt", tmp_path / "y.pt")
+    assert back.left_out == ()
+    assert verbs.read(tmp_path / "y.pt").state()["sizes"] == [1, 2.5, "x", None]
+    flat = verbs.convert(tmp_path / "ckpt", tmp_path / "y.safetensors")
+    assert flat.names == ("model/w", "m")
+    assert set(flat.left_out) == {"epoch", "sizes/0", "sizes/1", "sizes/2", "sizes/3"}
+    some = verbs.convert(tmp_path / "ckpt", tmp_path / "some", include="model/*")
+    assert "epoch" in some.left_out

@@ -89,5 +89,6 @@ class _Crew:
                 if job is None:
                     return
                 job()
+                job = None  # what it held is free while the next one is made
         except BaseException as error:  # handed to the caller of run
             self.fail(error)

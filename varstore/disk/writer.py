@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
@@ -34,6 +35,7 @@ __all__ = ["write_checkpoint"]
 SMALL = 1 << 20
 """Bytes; smaller variables are written many to a job, larger ones block by block."""
 _BATCH = 64
+_BATCH_BYTES = 8 << 20
 _FSYNC_EACH = 4
 """Variables; a durable save of more flushes the file system once instead of every file."""
 _WAITING = 2
@@ -108,6 +110,9 @@ class _Writer:
         self._advance = advance
         self._parents = frozenset(plan.parents)
         self._open: set[OutFile] = set()
+        self._changed = threading.Condition()
+        self._fetched = 0
+        self._failed = False
         self.digests: dict[str, bytes] = {}
 
     def write(self, threads: int) -> None:
@@ -127,23 +132,36 @@ class _Writer:
 
     def _jobs(self) -> Iterator[Callable[[], None]]:
         batch: list[PlannedVariable] = []
+        nbytes = 0
         for variable in self._plan.variables:
             if variable.alias_of:
                 continue
-            source = variable.source
-            if isinstance(source, LateArray):
-                source = self._fetch(variable, source)
-            if isinstance(source, Stored):
-                yield partial(self._link, variable, source)
-            elif variable.nbytes >= SMALL:
-                yield from self._block_jobs(variable, source)
-            else:
-                batch.append(replace(variable, source=source))
-            if len(batch) == _BATCH:
+            yield from self._jobs_of(variable, batch)
+            nbytes += variable.nbytes if variable.nbytes < SMALL else 0
+            if len(batch) == _BATCH or nbytes >= _BATCH_BYTES:
                 yield partial(self._write_batch, batch)
-                batch = []
+                batch, nbytes = [], 0
         if batch:
             yield partial(self._write_batch, batch)
+
+    def _jobs_of(self, variable: PlannedVariable, batch: list[PlannedVariable]) -> Iterator[Callable[[], None]]:
+        """Yield the jobs of a variable, or put a small one into the batch; the values go with the last of them."""
+        source = variable.source
+        if isinstance(source, LateArray):
+            self._await_fetched()
+            source = self._fetch(variable, source)
+            self._fetched += isinstance(source, np.ndarray) and variable.nbytes >= SMALL
+        if isinstance(source, Stored):
+            yield partial(self._link, variable, source)
+        elif variable.nbytes >= SMALL:
+            yield from self._block_jobs(variable, source, is_fetched=source is not variable.source)
+        else:
+            batch.append(replace(variable, source=source))
+
+    def _await_fetched(self) -> None:
+        """Wait until the values that were fetched before are written, so that one variable's are in memory."""
+        with self._changed:
+            self._changed.wait_for(lambda: not self._fetched or self._failed)
 
     def _fetch(self, variable: PlannedVariable, late: LateArray) -> np.ndarray | Stored:
         array = late.fetch()
@@ -193,17 +211,28 @@ class _Writer:
         if self._advance:
             self._advance(sum(variable.nbytes for variable in batch))
 
-    def _block_jobs(self, variable: PlannedVariable, array: np.ndarray) -> Iterator[Callable[[], None]]:
+    def _block_jobs(
+        self, variable: PlannedVariable, array: np.ndarray, *, is_fetched: bool
+    ) -> Iterator[Callable[[], None]]:
         self._write_meta(variable)
         out = OutFile(variable.folder + "/out", variable.nbytes, dir_fd=self._fd, durable=self._durable)
         self._open.add(out)
         for start, stop in spans(variable.nbytes):
-            yield partial(self._write_block, variable.name, out, array, start, stop)
+            yield partial(self._write_block, variable.name, out, array, start, stop, is_fetched)
 
-    def _write_block(self, name: str, out: OutFile, array: np.ndarray, start: int, stop: int) -> None:
-        if out.write(array, start, stop):
-            self._open.remove(out)
-            self.digests[name] = out.finish(fsync=self._fsync_each)
+    def _write_block(self, name: str, out: OutFile, array: np.ndarray, start: int, stop: int, is_fetched: bool) -> None:
+        try:
+            if out.write(array, start, stop):
+                self._open.remove(out)
+                self.digests[name] = out.finish(fsync=self._fsync_each)
+                with self._changed:
+                    self._fetched -= is_fetched
+                    self._changed.notify_all()
+        except BaseException:
+            with self._changed:
+                self._failed = True
+                self._changed.notify_all()
+            raise
         if self._advance:
             self._advance(stop - start)
 

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from varstore.disk.reader import Checkpoint, open_checkpoint
+from varstore.disk.variable import Variable
 from varstore.formats.flat import flat_leaves
 from varstore.formats.foreign import LazyArray
 from varstore.model.store import save
+from varstore.training.tree import flatten, unflatten
 
-__all__ = ["read", "write"]
+__all__ = ["nested", "read", "write"]
 
 
 def read(path: str) -> Checkpoint:
@@ -17,14 +20,40 @@ def read(path: str) -> Checkpoint:
     return open_checkpoint(path)
 
 
+def nested(checkpoint: Checkpoint) -> Any:
+    """Return the state that `varstore.save_state` saved, with lazy arrays at its leaves; None for plain variables.
+
+    Raises:
+        ManifestError: the tree in the manifest does not fit the variables.
+    """
+    if checkpoint.tree is None:
+        return None
+    return unflatten(checkpoint.tree, lambda leaf: _lazy(checkpoint[leaf.name]), path=checkpoint.path)
+
+
 def write(path: str, state: Any, **options: Any) -> None:
-    """Save names and arrays, or nested state of them, as a checkpoint directory; see `varstore.save`.
+    """Save names and arrays as a checkpoint directory, nested state as `varstore.save_state` does.
 
     What a file said of one array, such as the scale of quantised values, becomes the variable's attributes.
     """
-    leaves = state if isinstance(state, Checkpoint) else flat_leaves(state)
-    said = {name: _plain(leaf) for name, leaf in leaves.items() if isinstance(leaf, LazyArray) and leaf.attributes}
-    save(path, leaves, **{"variable_attributes": said or None, **options})
+    if isinstance(state, Checkpoint) or _is_flat(state):
+        variables = state if isinstance(state, Checkpoint) else flat_leaves(state)
+    else:
+        flat = flatten(state)
+        variables, options = flat.variables, {"tree": flat.tree, **options}
+    said = {name: _plain(leaf) for name, leaf in variables.items() if isinstance(leaf, LazyArray) and leaf.attributes}
+    save(path, variables, **{"variable_attributes": said or None, **options})
+
+
+def _lazy(variable: Variable) -> LazyArray:
+    return LazyArray(variable.shape, variable.dtype, variable.numpy, dict(variable.attributes))
+
+
+def _is_flat(state: Any) -> bool:
+    """Tell whether state is a mapping of names to arrays and nothing else."""
+    return isinstance(state, Mapping) and all(
+        isinstance(name, str) and hasattr(value, "dtype") for name, value in state.items()
+    )
 
 
 def _plain(array: LazyArray) -> dict[str, Any]:

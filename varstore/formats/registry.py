@@ -36,7 +36,7 @@ class Format:
 
 
 FORMATS: tuple[Format, ...] = (
-    Format(name="varstore", suffixes=("",), recognises=recognise.is_native),
+    Format(name="varstore", suffixes=("",), recognises=recognise.is_native, is_nested=True),
     Format(
         name="safetensors",
         suffixes=(".safetensors", ".safetensors.index.json"),

@@ -102,6 +102,7 @@ def convert(
         FormatError: the source is not what its format says.
         VariableNotFound, VariableMismatch: see `select`.
     """
+    from varstore.formats.native import nested
     from varstore.formats.registry import detect, named, target_format
 
     source, target = os.fspath(source), os.fspath(target)
@@ -117,11 +118,14 @@ def convert(
     is_whole = chosen == {name: name for name in opened}
     keeps_tree = row.is_nested and is_whole
     tree = opened.tree if isinstance(opened, ForeignCheckpoint) else {}
-    if isinstance(opened, Checkpoint) and opened.manifest is not None and row is source_row and is_whole:
-        options = {"tree": opened.manifest.tree, **options}  # the state around the variables, as it stands
+    is_linked = row is source_row and row.name == "varstore"
+    if isinstance(opened, Checkpoint):
+        tree = nested(opened) or {}
+        if is_linked and is_whole and opened.manifest is not None:
+            options = {"tree": opened.manifest.tree, **options}  # the state around the variables, as it stands
     with reporting(progress, total, f"writing {target}") as advance:
         wrapped = _Wrapped(cast, advance)
-        if keeps_tree and tree:
+        if keeps_tree and tree and not is_linked:
             state = wrapped.tree(tree)
         else:
             state = {name: wrapped.array(array) for name, array in arrays.items()}
@@ -150,6 +154,8 @@ class _Wrapped:
             return self.array(node)
         if isinstance(node, dict):
             return type(node)((key, self.tree(value)) for key, value in node.items())
+        if hasattr(node, "_fields"):
+            return type(node)(*map(self.tree, node))
         if isinstance(node, (list, tuple)):
             return type(node)([self.tree(value) for value in node])
         return node
