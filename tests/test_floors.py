@@ -32,7 +32,7 @@ FLOORS = {
 # Every file of these folders, each importing only from those before it. To add a file, add it here.
 ORDER = {
     "spec": (
-        *("version", "names", "dtypes", "dtype_names", "html", "select"),
+        *("version", "collector", "names", "dtypes", "dtype_names", "html", "select"),
         *("meta", "manifest", "arrays", "plan"),
     ),
     "disk": (

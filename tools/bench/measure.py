@@ -7,7 +7,6 @@ the disk is left to finish outside the clock.
 from __future__ import annotations
 
 import contextlib
-import mmap
 import os
 import resource
 import shutil
@@ -20,10 +19,9 @@ from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-import numpy as np
-
 Prepared = Callable[[], Any]
 _MANY = 1000
+_SPARE = 1 << 30
 
 
 @dataclass(kw_only=True)
@@ -76,12 +74,11 @@ def alternate(
     rounds: int,
     settle: Callable[[], None],
     log: Callable[[str], None],
-    memory: int,
 ) -> dict[str, Timing]:
     """Time each candidate once a round, in an order that turns from round to round.
 
     A candidate is a function that prepares, outside the clock, and returns what is timed. One that raises is
-    left out by name. Before each run, `memory` bytes are touched and given back.
+    left out by name.
     """
     timings: dict[str, Timing] = {name: Timing() for name in candidates}
     names = list(candidates)
@@ -91,7 +88,6 @@ def alternate(
                 continue
             try:
                 timed = candidates[name]()
-                touch(memory)
                 start = time.perf_counter()
                 kept = timed()
                 timings[name].seconds.append(time.perf_counter() - start)
@@ -105,15 +101,22 @@ def alternate(
     return timings
 
 
-def touch(nbytes: int) -> None:
-    """Use memory and give it back, so that the next one to use it finds it there.
+def fill_memory(place: Place) -> None:
+    """Fill free memory with page cache, from a file of nothing but holes.
 
-    A virtual machine gets memory from its host page by page at first use, and gives free memory back. That
-    costs more than a disk; which candidate would pay for it is chance.
+    A virtual machine gets memory from its host page by page at first use, and gives free memory back: a write
+    to the page cache then costs more than one to the disk, and which candidate pays is chance. Where memory is
+    full, all take what has been used before.
     """
-    if nbytes:
-        block = np.frombuffer(mmap.mmap(-1, nbytes), np.uint8)
-        block[:: mmap.PAGESIZE] = 1
+    with open("/proc/meminfo") as facts:
+        free = next(int(line.split()[1]) for line in facts if line.startswith("MemFree:")) * 1024
+    path = place.fresh()
+    with open(path, "wb", buffering=0) as holes:
+        holes.truncate(max(0, free - _SPARE))
+    with open(path, "rb", buffering=0) as holes:
+        block = bytearray(16 << 20)
+        while holes.readinto(block):
+            pass
 
 
 def sync() -> None:

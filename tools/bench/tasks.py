@@ -19,8 +19,6 @@ from tools.bench.measure import Place, Prepared, Timing, alternate
 from tools.bench.peers import Peer, PlainLoop, Varstore
 from tools.bench.workloads import WORKLOADS, Arrays
 
-_MEMORY = 2
-"""How often the size of the arrays a candidate may need: its own copy, and the page cache."""
 Candidates = dict[str, Callable[[], Prepared]]
 
 
@@ -60,8 +58,8 @@ class Bench:
 
     def run(self, candidates: Candidates, settle: Callable[[], None] = measure.sync) -> dict[str, Timing]:
         """Time the candidates in turn."""
-        in_use = sum(array.nbytes for arrays in self._arrays.values() for array in arrays.values())
-        return alternate(candidates, self.rounds, settle, self.log, memory=_MEMORY * in_use)
+        measure.fill_memory(self.place)
+        return alternate(candidates, self.rounds, settle, self.log)
 
     def loadable(self, workload: str, verb: str) -> dict[str, tuple[Peer, str]]:
         """Return the peers that have a verb, with what they saved."""

@@ -19,6 +19,7 @@ from varstore.errors import CheckpointNotFound, FormatError, StorageError, Usage
 from varstore.model.match import Pair, compare
 from varstore.model.report import LoadReport, make_report
 from varstore.spec.arrays import LateArray, Source, Stored, as_source
+from varstore.spec.collector import collector_paused
 from varstore.spec.manifest import Entry
 from varstore.spec.plan import plan_save
 from varstore.spec.select import Patterns, Rename, select
@@ -123,17 +124,18 @@ def load(
         VariableNotFound: a pattern matches nothing.
         DigestMismatch, SizeMismatch, ManifestError: what lies there is not what was saved.
     """
-    return _while_it_stands(
-        path,
-        lambda checkpoint: _load(
-            checkpoint,
-            select(checkpoint, include=include, exclude=exclude, rename=rename, path=checkpoint.path),
-            mmap=mmap,
-            verify=verify,
-            threads=threads,
-            progress=progress,
-        ),
-    )
+    with collector_paused():
+        return _while_it_stands(
+            path,
+            lambda checkpoint: _load(
+                checkpoint,
+                select(checkpoint, include=include, exclude=exclude, rename=rename, path=checkpoint.path),
+                mmap=mmap,
+                verify=verify,
+                threads=threads,
+                progress=progress,
+            ),
+        )
 
 
 def _load(

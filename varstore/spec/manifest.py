@@ -27,6 +27,7 @@ import numpy as np
 import xxhash
 
 from varstore.errors import InvalidName, ManifestError, UsageError
+from varstore.spec.collector import collector_paused
 from varstore.spec.dtypes import BFLOAT16, BY_NUMBER
 from varstore.spec.meta import Meta, shape_problem
 from varstore.spec.names import Folder, is_safe_folder
@@ -210,16 +211,13 @@ class _LazyEntries(Mapping[str, Entry]):
 
     def __init__(self, messages: Sequence[manifest_pb2.Variable], path: str) -> None:
         self._path = path
-        self._messages = {message.name: message for message in messages}
+        with collector_paused():
+            self._messages = {message.name: message for message in messages}
         self._made: dict[str, Entry] = {}
+        self._lies_in: dict[str, str] = {}
         if len(self._messages) != len(messages):
             (twice, _), *_ = Counter(message.name for message in messages).most_common(1)
             raise ManifestError("a variable is listed twice", path=path, variable=twice)
-        given = Counter(message.folder for message in messages if message.folder)
-        for folder, count in given.items():
-            own = self._messages.get(folder)
-            if count > 1 or (own is not None and not own.folder):
-                raise ManifestError("two variables are said to lie in one folder", path=path, found=folder)
 
     def __getitem__(self, name: str) -> Entry:
         entry = self._made.get(name)
@@ -228,8 +226,18 @@ class _LazyEntries(Mapping[str, Entry]):
             entry = _decode_entry(message, self._path)
             if message.alias_of:
                 self._check_alias(message)
+            self._check_folder(entry)
             self._made[name] = entry
         return entry
+
+    def _check_folder(self, entry: Entry) -> None:
+        """Refuse a folder that is another variable's: one asked for before, or the one of this very name."""
+        first = self._lies_in.setdefault(entry.folder, entry.name)
+        own = self._messages.get(entry.folder) if entry.folder != entry.name else None
+        if first != entry.name or (own is not None and not own.folder):
+            raise ManifestError(
+                "two variables are said to lie in one folder", path=self._path, variable=entry.name, found=entry.folder
+            )
 
     def _check_alias(self, message: manifest_pb2.Variable) -> None:
         """Refuse an alias that is not the variable it names: readers read only one of the two."""
