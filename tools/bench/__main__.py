@@ -85,7 +85,7 @@ def main() -> int:
 
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m tools.bench", description=__doc__)
-    parser.add_argument("--quick", action="store_true", help="a quarter of the size, one round: under two minutes")
+    parser.add_argument("--quick", action="store_true", help="a quarter of the size, one round")
     parser.add_argument("--scale", type=float, help="size of the workloads (1: large is 1 GiB)")
     parser.add_argument("--rounds", type=int, help="how often each candidate runs at each task")
     parser.add_argument("--task", action="append", help="only tasks whose name holds this text; may be repeated")

@@ -17,8 +17,19 @@ import xxhash
 
 from varstore.spec.manifest import BLOCK
 
-__all__ = ["DIRECT_ALIGNMENT", "AlignedBuffer", "digest_block", "flat_bytes", "read_block", "spans", "write_block"]
+__all__ = [
+    "SMALL",
+    "DIRECT_ALIGNMENT",
+    "AlignedBuffer",
+    "digest_block",
+    "flat_bytes",
+    "read_block",
+    "spans",
+    "write_block",
+]
 
+SMALL = 1 << 20
+"""Bytes; smaller variables are moved many to a job, larger ones block by block."""
 CHUNK = 1 << 20
 DIRECT_ALIGNMENT = 4096
 _DIRECT_CHUNK = 8 << 20

@@ -21,10 +21,8 @@ from varstore.disk.ring import Ring
 from varstore.spec.manifest import Entry
 from varstore.spec.meta import encode_meta
 
-__all__ = ["SMALL", "SmallReader", "batches"]
+__all__ = ["SmallReader", "batches"]
 
-SMALL = 1 << 20
-"""Bytes; variables from this size on are read block by block instead."""
 _BATCH_BYTES = 1 << 20
 _BATCH_FILES = 256
 _ALIGNMENT = 64

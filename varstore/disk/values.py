@@ -11,9 +11,9 @@ import numpy as np
 
 from varstore.disk.agree import check_digest, check_meta, check_readable, check_size
 from varstore.disk.beneath import open_root, opened_file
-from varstore.disk.blocks import read_block, spans
+from varstore.disk.blocks import SMALL, read_block, spans
 from varstore.disk.failures import translated
-from varstore.disk.small import SMALL, SmallReader, batches
+from varstore.disk.small import SmallReader, batches
 from varstore.disk.workers import run, thread_count
 from varstore.spec.manifest import BLOCK, Entry
 

@@ -15,7 +15,7 @@ import xxhash
 
 from varstore.disk import syscalls
 from varstore.disk.beneath import open_root, opened_file
-from varstore.disk.blocks import digest_file_block, flat_bytes, spans, write_block
+from varstore.disk.blocks import SMALL, digest_file_block, flat_bytes, spans, write_block
 from varstore.disk.failures import storage_error
 from varstore.disk.links import link_or_copy
 from varstore.disk.outfile import CREATE, OutFile
@@ -32,8 +32,6 @@ from varstore.spec.plan import PlannedVariable, SavePlan
 
 __all__ = ["write_checkpoint"]
 
-SMALL = 1 << 20
-"""Bytes; smaller variables are written many to a job, larger ones block by block."""
 _BATCH = 64
 _BATCH_BYTES = 8 << 20
 _FSYNC_EACH = 4

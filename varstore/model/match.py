@@ -12,9 +12,10 @@ from typing import Any, Literal, TypeAlias
 import numpy as np
 
 from varstore.errors import UsageError, VariableMismatch
+from varstore.spec.arrays import Source, Stored
 from varstore.spec.select import listed
 
-__all__ = ["Match", "Mismatch", "Pair", "Shape", "SourceSpec", "Spec", "compare", "is_same_type"]
+__all__ = ["Match", "Mismatch", "Pair", "Shape", "SourceSpec", "Spec", "compare", "is_same_type", "spec_of"]
 
 How: TypeAlias = Literal["exact", "cast", "overlap"]
 Shape: TypeAlias = tuple[int, ...]
@@ -73,6 +74,13 @@ class Match:
     kept: tuple[str, ...] = ()
     unused: tuple[str, ...] = ()
     mismatched: tuple[Mismatch, ...] = ()
+
+
+def spec_of(source: Source) -> SourceSpec:
+    """Return shape and type of what is to be loaded; unknown for a variable of a checkpoint without ``meta``."""
+    if not isinstance(source, Stored):
+        return source.shape, source.dtype
+    return (None, None) if source.entry.meta is None else (source.entry.meta.shape, source.dtype)
 
 
 def compare(

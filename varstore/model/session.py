@@ -21,10 +21,10 @@ import xxhash
 from varstore.disk.variable import Variable
 from varstore.errors import UsageError, VariableMismatch, VariableNotFound
 from varstore.model.initializers import Initializer, as_dtype, as_shape, glorot_uniform_initializer, zeros_initializer
-from varstore.model.match import Mismatch, SourceSpec, compare
+from varstore.model.match import Mismatch, compare, spec_of
 from varstore.model.report import LoadReport, make_report
 from varstore.model.store import load_into
-from varstore.spec.arrays import Stored, as_source
+from varstore.spec.arrays import as_source
 from varstore.spec.names import folder_of
 from varstore.spec.select import listed, nearest
 
@@ -296,7 +296,7 @@ def load_variables(value_dict: Mapping[str, Any] | Variable, ignore_mismatch: bo
             _refuse_unknown([name for name in value_dict if name not in session.variables], session)
         targets = {name: (variable.shape, variable.dtype) for name, variable in session.variables.items()}
         given = {name: value_dict[name] for name in value_dict if name in targets}
-        specs = {name: _spec(name, value) for name, value in given.items()}
+        specs = {name: spec_of(as_source(value, variable=name)) for name, value in given.items()}
         match = compare(targets, specs, {name: name for name in value_dict}, on_mismatch="skip")
         _refuse_mismatched(match.mismatched)
         for name in given:
@@ -361,10 +361,3 @@ def _refuse_mismatched(mismatched: Sequence[Mismatch]) -> None:
 def _near(names: Iterable[str], session: Session) -> str:
     found = [(name, nearest(name, session.variables)) for name in names]
     return "; ".join(f"near {name!r}: {', '.join(map(repr, near))}" for name, near in found if near)
-
-
-def _spec(name: str, value: Any) -> SourceSpec:
-    source = as_source(value, variable=name)
-    if not isinstance(source, Stored):
-        return source.shape, source.dtype
-    return (None, None) if source.entry.meta is None else (source.entry.meta.shape, source.dtype)

@@ -16,7 +16,7 @@ from varstore.disk.values import read_into, read_new
 from varstore.disk.variable import Variable
 from varstore.disk.writer import write_checkpoint
 from varstore.errors import CheckpointNotFound, FormatError, StorageError, UsageError
-from varstore.model.match import Pair, compare
+from varstore.model.match import Pair, compare, spec_of
 from varstore.model.report import LoadReport, make_report
 from varstore.spec.arrays import LateArray, Source, Stored, as_source
 from varstore.spec.collector import collector_paused
@@ -227,7 +227,7 @@ def _load_into(
     sources = {name: as_source(given[name], variable=name) for name in selected.values()}
     match = compare(
         {name: (array.shape, array.dtype) for name, array in targets.items()},
-        {name: _spec(value) for name, value in sources.items()},
+        {name: spec_of(value) for name, value in sources.items()},
         selected,
         **modes,
     )
@@ -279,12 +279,6 @@ def _check_targets(targets: Mapping[str, np.ndarray]) -> None:
                 found=what,
                 hint="use varstore.load for new arrays; varstore.adapters load into modules of frameworks",
             )
-
-
-def _spec(source: Source) -> tuple[tuple[int, ...] | None, np.dtype[Any] | None]:
-    if not isinstance(source, Stored):
-        return source.shape, source.dtype
-    return (None, None) if source.entry.meta is None else (source.entry.meta.shape, source.dtype)
 
 
 def _with_meta(source: Source, pair: Pair) -> Source:
