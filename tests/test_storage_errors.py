@@ -6,6 +6,7 @@ import os
 import resource
 import shutil
 import tempfile
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,7 @@ from support import run_python
 import varstore as vs
 from varstore.disk.blocks import digest_file_block, read_block
 from varstore.disk.outfile import OutFile
+from varstore.disk.workers import run
 from varstore.errors import StorageError
 
 NOBODY = 65534
@@ -89,19 +91,22 @@ def test_a_file_that_becomes_shorter_is_an_error(tmp_path):
         os.close(fd)
 
 
-def test_a_file_that_cannot_be_finished_is_closed(tmp_path):
+def test_a_file_that_cannot_be_begun_or_finished_is_closed(tmp_path):
     folder = os.open(tmp_path, os.O_RDONLY)
-    out = OutFile("out", 10, dir_fd=folder, durable=False)
-    os.close(folder)
+    out = OutFile("out", np.zeros(10, np.uint8), dir_fd=folder, durable=False)
+    os.ftruncate(out.fd, 0)
+    before = len(os.listdir("/proc/self/fd"))
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (5, hard))
     try:
         with pytest.raises(OSError, match="too large"):
             out.finish(fsync=False)
+        with pytest.raises(OSError, match="too large"):
+            OutFile("second", np.zeros(10, np.uint8), dir_fd=folder, durable=False)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-    with pytest.raises(OSError, match="Bad file descriptor"):
-        os.fstat(out.fd)
+        os.close(folder)
+    assert len(os.listdir("/proc/self/fd")) == before - 2
 
 
 def test_maps_hold_no_descriptor_and_cannot_be_written(tmp_path):
@@ -145,3 +150,22 @@ assert seen, "threads are not seen"
 def test_a_few_small_variables_are_read_without_threads(tmp_path):
     vs.save(tmp_path / "c", {f"v{i}": np.full(3, i) for i in range(9)})
     run_python(FEW, tmp_path / "c")
+
+
+def test_an_error_stops_a_job_that_has_more_to_do():
+    begun = threading.Event()
+    pieces = 0
+
+    def endless():
+        nonlocal pieces
+        pieces += 1
+        begun.set()
+        return pieces < 10_000_000
+
+    def failing():
+        begun.wait()
+        raise OSError(errno.EIO, "this disk is broken")
+
+    with pytest.raises(OSError, match="this disk is broken"):
+        run([endless, failing], threads=2)
+    assert 0 < pieces < 10_000_000

@@ -6,12 +6,13 @@ import errno
 import fcntl
 import os
 import threading
+from collections import deque
 
 import numpy as np
 
 from varstore.disk import syscalls
-from varstore.disk.blocks import AlignedBuffer, write_block
-from varstore.spec.manifest import BLOCK, block_count
+from varstore.disk.blocks import AlignedBuffer, spans, write_block
+from varstore.spec.manifest import BLOCK
 
 __all__ = ["CREATE", "OutFile"]
 
@@ -23,27 +24,40 @@ _buffers = threading.local()
 
 
 class OutFile:
-    """A new file of `nbytes`; `write` its blocks from any thread, and `finish` after the last.
+    """A new file for the values of an array: `write_next` from any thread until nothing is left, then `finish`.
 
-    With `durable` its space is reserved and its blocks go to the disk with direct I/O from aligned buffers,
-    one a thread; where the file system refuses either, the writes are buffered.
+    Its space is reserved at once, since reserved space is written faster and a disk that is too full then says
+    so now. With `durable` the blocks go to the disk with direct I/O from aligned buffers, one a thread. Where
+    the file system refuses either, the writes do without.
     """
 
-    def __init__(self, path: str, nbytes: int, *, dir_fd: int, durable: bool) -> None:
+    def __init__(self, path: str, array: np.ndarray, *, dir_fd: int, durable: bool) -> None:
         self.fd = os.open(path, CREATE, 0o444, dir_fd=dir_fd)
-        self.nbytes = nbytes
-        self._digests = [b""] * block_count(nbytes)
-        self._left = len(self._digests)
+        self._array = array
+        self._unclaimed = deque(spans(array.nbytes))
+        self._digests = [b""] * len(self._unclaimed)
+        self._unwritten = len(self._unclaimed)
         self._lock = threading.Lock()
-        self._direct = durable and nbytes >= DIRECT_FROM and self._turn_direct()
+        try:
+            self._direct = self._reserve() and durable and array.nbytes >= DIRECT_FROM and self._turn_direct()
+        except BaseException:
+            os.close(self.fd)
+            raise
+
+    def _reserve(self) -> bool:
+        try:
+            syscalls.preallocate(self.fd, self._array.nbytes)
+        except OSError as error:
+            if not syscalls.is_missing(error):
+                raise
+            return False
+        return True
 
     def _turn_direct(self) -> bool:
         try:
-            syscalls.preallocate(self.fd, self.nbytes)
             fcntl.fcntl(self.fd, fcntl.F_SETFL, fcntl.fcntl(self.fd, fcntl.F_GETFL) | os.O_DIRECT)
         except OSError as error:
             if not syscalls.is_missing(error):
-                os.close(self.fd)
                 raise
             return False
         return True
@@ -52,25 +66,37 @@ class OutFile:
         self._direct = False
         fcntl.fcntl(self.fd, fcntl.F_SETFL, fcntl.fcntl(self.fd, fcntl.F_GETFL) & ~os.O_DIRECT)
 
-    def write(self, array: np.ndarray, start: int, stop: int) -> bool:
-        """Write one block and note its digest; True for the block that was the last to be written."""
+    @property
+    def unclaimed(self) -> int:
+        """How many blocks no thread has begun with."""
+        return len(self._unclaimed)
+
+    def claim(self) -> tuple[int, int] | None:
+        """Take a block to write, (start, stop) in bytes; None where no thread has any left to begin with."""
         try:
-            digest = write_block(self.fd, array, start, stop, _aligned_buffer() if self._direct else None)
+            return self._unclaimed.popleft()
+        except IndexError:
+            return None
+
+    def write(self, start: int, stop: int) -> bool:
+        """Write a claimed block and note its digest; True for the block that was the last to be written."""
+        try:
+            digest = write_block(self.fd, self._array, start, stop, _aligned_buffer() if self._direct else None)
         except OSError as error:
             if error.errno != errno.EINVAL:
                 raise
             self._turn_buffered()
-            digest = write_block(self.fd, array, start, stop)
+            digest = write_block(self.fd, self._array, start, stop)
         with self._lock:
             self._digests[start // BLOCK] = digest
-            self._left -= 1
-            return self._left == 0
+            self._unwritten -= 1
+            return self._unwritten == 0
 
     def finish(self, *, fsync: bool) -> bytes:
         """Cut off what direct I/O padded, make the file durable if asked, close it; return the digests."""
         try:
-            if os.fstat(self.fd).st_size != self.nbytes:
-                os.ftruncate(self.fd, self.nbytes)
+            if os.fstat(self.fd).st_size != self._array.nbytes:
+                os.ftruncate(self.fd, self._array.nbytes)
             if fsync:
                 os.fsync(self.fd)
         finally:

@@ -22,6 +22,8 @@ def link_unchanged(plan: SavePlan, base: Mapping[str, Stored], threads: int) -> 
 
     Values that are yet to be fetched are left for `equals_stored`.
     """
+    if not base:
+        return plan
     expected = {
         v.name: base[v.name].entry.digests
         for v in plan.variables
@@ -46,7 +48,7 @@ def link_unchanged(plan: SavePlan, base: Mapping[str, Stored], threads: int) -> 
     unchanged = expected.keys() - changed
     return replace(
         plan,
-        variables=tuple(replace(v, source=base[v.name]) if v.name in unchanged else v for v in plan.variables),
+        variables=tuple(v._replace(source=base[v.name]) if v.name in unchanged else v for v in plan.variables),
     )
 
 

@@ -8,7 +8,10 @@ from collections.abc import Callable, Iterable
 
 from varstore.errors import UsageError
 
-__all__ = ["run", "thread_count"]
+__all__ = ["Job", "run", "thread_count"]
+
+Job = Callable[[], bool | None]
+"""A piece of work; it returns True where there is more of it, which the same thread then does next."""
 
 _DEFAULT_LIMIT = 8
 
@@ -26,11 +29,11 @@ def thread_count(threads: int | None) -> int:
     return threads
 
 
-def run(jobs: Iterable[Callable[[], None]], threads: int) -> None:
+def run(jobs: Iterable[Job], threads: int) -> None:
     """Run all jobs, the caller's thread among the workers.
 
     Jobs are taken from the iterable one at a time, so a generator may do ordered work between them. The
-    first exception, Ctrl-C included, stops the others after their present job and surfaces as itself.
+    first exception, Ctrl-C included, stops the others after their present piece and surfaces as itself.
     """
     crew = _Crew(jobs)
     try:
@@ -45,7 +48,7 @@ def run(jobs: Iterable[Callable[[], None]], threads: int) -> None:
 
 
 class _Crew:
-    def __init__(self, jobs: Iterable[Callable[[], None]]) -> None:
+    def __init__(self, jobs: Iterable[Job]) -> None:
         self._jobs = iter(jobs)
         self._lock = threading.Lock()
         self._changed = threading.Condition()
@@ -88,7 +91,8 @@ class _Crew:
                     job = None if self.error else next(self._jobs, None)
                 if job is None:
                     return
-                job()
+                while job() and self.error is None:
+                    pass
                 job = None  # what it held is free while the next one is made
         except BaseException as error:  # handed to the caller of run
             self.fail(error)

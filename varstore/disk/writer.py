@@ -7,7 +7,6 @@ import os
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import replace
 from functools import partial
 
 import numpy as np
@@ -23,7 +22,7 @@ from varstore.disk.progress import Progress, reporting
 from varstore.disk.space import check_space, out_of_space
 from varstore.disk.staging import Staging, fsync_path
 from varstore.disk.unchanged import equals_stored, link_unchanged
-from varstore.disk.workers import run, thread_count
+from varstore.disk.workers import Job, run, thread_count
 from varstore.errors import InvalidName, VariableMismatch, VarstoreError
 from varstore.spec.arrays import LateArray, Stored
 from varstore.spec.manifest import Manifest
@@ -106,10 +105,9 @@ class _Writer:
         self._durable = durable
         self._fsync_each = durable and len(plan.variables) <= _FSYNC_EACH
         self._advance = advance
-        self._parents = frozenset(plan.parents)
-        self._open: set[OutFile] = set()
+        self._large: dict[str, OutFile] = {}
         self._changed = threading.Condition()
-        self._fetched = 0
+        self._fetched: set[str] = set()
         self._failed = False
         self.digests: dict[str, bytes] = {}
 
@@ -122,39 +120,50 @@ class _Writer:
         try:
             run(self._jobs(), threads if worth_threads else 1)
         finally:
-            for out in self._open:
+            for out in self._large.values():
                 out.close()
         self._write_aliases()
         if self._durable:
             self._make_durable()
 
-    def _jobs(self) -> Iterator[Callable[[], None]]:
-        batch: list[PlannedVariable] = []
+    def _jobs(self) -> Iterator[Job]:
+        """Make the folders, and yield small variables a batch at a time and each large one once.
+
+        What two threads do in one folder, or to one file, waits for each other in the kernel: so one at a time makes
+        folders, and each writes a file of its own, until at the end all help with what is left.
+        """
+        batch: list[tuple[PlannedVariable, np.ndarray]] = []
         nbytes = 0
+        parents = frozenset(self._plan.parents)
         for variable in self._plan.variables:
+            if variable.folder not in parents:
+                self._make_folder(variable.folder, variable.name)
             if variable.alias_of:
                 continue
-            yield from self._jobs_of(variable, batch)
-            nbytes += variable.nbytes if variable.nbytes < SMALL else 0
+            source = variable.source
+            if isinstance(source, LateArray):
+                self._await_fetched()
+                source = self._fetch(variable, source)
+            if isinstance(source, Stored):
+                yield partial(self._link, variable, source)
+            elif variable.nbytes >= SMALL:
+                if source is not variable.source:
+                    self._fetched.add(variable.name)
+                yield from self._large_jobs(variable, source)
+            else:
+                batch.append((variable, source))
+                nbytes += variable.nbytes
             if len(batch) == _BATCH or nbytes >= _BATCH_BYTES:
                 yield partial(self._write_batch, batch)
                 batch, nbytes = [], 0
         if batch:
             yield partial(self._write_batch, batch)
+        while largest := self._most_unclaimed():
+            yield partial(self._write_large, *largest)
 
-    def _jobs_of(self, variable: PlannedVariable, batch: list[PlannedVariable]) -> Iterator[Callable[[], None]]:
-        """Yield the jobs of a variable, or put a small one into the batch; the values go with the last of them."""
-        source = variable.source
-        if isinstance(source, LateArray):
-            self._await_fetched()
-            source = self._fetch(variable, source)
-            self._fetched += isinstance(source, np.ndarray) and variable.nbytes >= SMALL
-        if isinstance(source, Stored):
-            yield partial(self._link, variable, source)
-        elif variable.nbytes >= SMALL:
-            yield from self._block_jobs(variable, source, is_fetched=source is not variable.source)
-        else:
-            batch.append(replace(variable, source=source))
+    def _most_unclaimed(self) -> tuple[str, OutFile] | None:
+        name, out = max(list(self._large.items()), key=lambda item: item[1].unclaimed, default=("", None))
+        return (name, out) if out is not None and out.unclaimed else None
 
     def _await_fetched(self) -> None:
         """Wait until the values that were fetched before are written, so that one variable's are in memory."""
@@ -185,8 +194,6 @@ class _Writer:
             ) from error
 
     def _write_meta(self, variable: PlannedVariable) -> None:
-        if variable.folder not in self._parents:
-            self._make_folder(variable.folder, variable.name)
         fd = os.open(variable.folder + "/meta", CREATE, 0o444, dir_fd=self._fd)
         try:
             os.write(fd, encode_meta(variable.meta))
@@ -195,36 +202,37 @@ class _Writer:
         finally:
             os.close(fd)
 
-    def _write_batch(self, batch: list[PlannedVariable]) -> None:
-        for variable in batch:
+    def _write_batch(self, batch: list[tuple[PlannedVariable, np.ndarray]]) -> None:
+        for variable, array in batch:
             self._write_meta(variable)
-            assert isinstance(variable.source, np.ndarray)
             fd = os.open(variable.folder + "/out", CREATE, 0o444, dir_fd=self._fd)
             try:
-                self.digests[variable.name] = _write_small(fd, variable.source)
+                self.digests[variable.name] = _write_small(fd, array)
                 if self._fsync_each:
                     os.fsync(fd)
             finally:
                 os.close(fd)
         if self._advance:
-            self._advance(sum(variable.nbytes for variable in batch))
+            self._advance(sum(array.nbytes for _, array in batch))
 
-    def _block_jobs(
-        self, variable: PlannedVariable, array: np.ndarray, *, is_fetched: bool
-    ) -> Iterator[Callable[[], None]]:
+    def _large_jobs(self, variable: PlannedVariable, array: np.ndarray) -> Iterator[Job]:
         self._write_meta(variable)
-        out = OutFile(variable.folder + "/out", variable.nbytes, dir_fd=self._fd, durable=self._durable)
-        self._open.add(out)
-        for start, stop in spans(variable.nbytes):
-            yield partial(self._write_block, variable.name, out, array, start, stop, is_fetched)
+        out = OutFile(variable.folder + "/out", array, dir_fd=self._fd, durable=self._durable)
+        self._large[variable.name] = out
+        for _ in range(out.unclaimed if variable.name in self._fetched else 1):
+            yield partial(self._write_large, variable.name, out)
 
-    def _write_block(self, name: str, out: OutFile, array: np.ndarray, start: int, stop: int, is_fetched: bool) -> None:
+    def _write_large(self, name: str, out: OutFile) -> bool:
+        """Write the next block; False where none is left."""
+        block = out.claim()
+        if block is None:
+            return False
         try:
-            if out.write(array, start, stop):
-                self._open.remove(out)
+            if out.write(*block):
+                del self._large[name]
                 self.digests[name] = out.finish(fsync=self._fsync_each)
                 with self._changed:
-                    self._fetched -= is_fetched
+                    self._fetched.discard(name)
                     self._changed.notify_all()
         except BaseException:
             with self._changed:
@@ -232,7 +240,9 @@ class _Writer:
                 self._changed.notify_all()
             raise
         if self._advance:
+            start, stop = block
             self._advance(stop - start)
+        return True
 
     def _write_aliases(self) -> None:
         folders = {v.name: v.folder for v in self._plan.variables}

@@ -17,9 +17,9 @@ from varstore.errors import UnsupportedDtype
 __all__ = ["BFLOAT16", "BY_NAME", "BY_NUMBER", "TABLE", "DataType", "data_type_of", "dtype_of"]
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class DataType:
-    """One row of the table; `dtype` is None for a type that OneFlow names and numpy lacks."""
+    """One row of the table, itself and no other; `dtype` is None for a type that OneFlow names and numpy lacks."""
 
     name: str
     number: int

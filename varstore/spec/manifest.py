@@ -169,8 +169,9 @@ class Manifest:
             attributes=attributes_json(self.attributes),
             tree=self.tree,
         )
-        for entry in self.entries.values():
-            _add_entry(body.variables, entry)
+        with collector_paused():
+            for entry in self.entries.values():
+                _add_entry(body.variables, entry)
         return frame(body.SerializeToString())
 
     @classmethod

@@ -5,10 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Hashable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from varstore.errors import UsageError
 from varstore.spec.arrays import LateArray, Source, Stored, as_source
+from varstore.spec.collector import collector_paused
 from varstore.spec.dtypes import data_type_of
 from varstore.spec.manifest import RAW, Entry, attributes_json
 from varstore.spec.meta import Meta
@@ -17,8 +18,7 @@ from varstore.spec.names import Folder, folder_of
 __all__ = ["PlannedVariable", "SavePlan", "plan_save"]
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class PlannedVariable:
+class PlannedVariable(NamedTuple):
     """One variable to be written: `nbytes` of ``out`` from `source`, or a link to `alias_of`'s."""
 
     name: str
@@ -37,13 +37,7 @@ class PlannedVariable:
     def entry(self, digests: bytes) -> Entry:
         """Return the manifest's entry once the digests are known."""
         return Entry(
-            name=self.name,
-            folder=self.folder,
-            meta=self.meta,
-            nbytes=self.nbytes,
-            digests=digests,
-            attributes=self.attributes,
-            alias_of=self.alias_of,
+            self.name, self.folder, self.meta, self.nbytes, digests, attributes=self.attributes, alias_of=self.alias_of
         )
 
 
@@ -87,11 +81,12 @@ def plan_save(
     planned: list[PlannedVariable] = []
     parents: dict[str, None] = {}
     ties: dict[Hashable, str] = {}
-    for name, value in variables.items():
-        variable = _plan_variable(name, value, own_attributes.get(name), ties)
-        planned.append(variable)
-        if "/" in variable.folder:
-            parents.update(dict.fromkeys(_parents(variable.folder)))
+    with collector_paused():
+        for name, value in variables.items():
+            variable = _plan_variable(name, value, own_attributes.get(name), ties)
+            planned.append(variable)
+            if "/" in variable.folder:
+                parents.update(dict.fromkeys(_parents(variable.folder)))
     return SavePlan(
         variables=tuple(planned), parents=tuple(sorted(parents)), attributes=dict(attributes or {}), tree=tree
     )
@@ -112,9 +107,9 @@ def _plan_variable(
     attributes_json(attributes, variable=name)
     first = name if identity is None else ties.setdefault(identity, name)
     return PlannedVariable(
-        name=name,
-        folder=folder,
-        meta=Meta(shape=shape, data_type=row),
+        name,
+        folder,
+        Meta(shape, row),
         nbytes=math.prod(shape) * source.dtype.itemsize,
         source=source,
         attributes=attributes or {},
@@ -146,7 +141,7 @@ def _identity(source: Source) -> Hashable | None:
         return None
     if isinstance(source, LateArray):
         return source.identity
-    return (source.__array_interface__["data"][0], source.shape, source.strides, source.dtype)
+    return (source.ctypes.data, source.shape, source.strides, source.dtype)
 
 
 def _parents(folder: Folder) -> list[str]:
