@@ -31,8 +31,8 @@ __all__ = [
 SMALL = 1 << 20
 """Bytes; smaller variables are moved many to a job, larger ones block by block."""
 CHUNK = 1 << 20
+"""Bytes hashed and moved at a time: small enough for the cache, large enough for direct I/O."""
 DIRECT_ALIGNMENT = 4096
-_DIRECT_CHUNK = 8 << 20
 
 
 def spans(nbytes: int) -> Iterator[tuple[int, int]]:
@@ -108,7 +108,7 @@ class AlignedBuffer:
     """A page-aligned buffer that direct I/O can write from, filled again and again."""
 
     def __init__(self) -> None:
-        self._memory = np.frombuffer(mmap.mmap(-1, _DIRECT_CHUNK), np.uint8)
+        self._memory = np.frombuffer(mmap.mmap(-1, CHUNK), np.uint8)
 
     def refill(self, pieces: Iterator[np.ndarray], hasher: Any) -> Iterator[np.ndarray]:
         """Yield the pieces in aligned runs, hashed; the last run is padded with zeros to the alignment."""
@@ -116,11 +116,11 @@ class AlignedBuffer:
         for piece in pieces:
             hasher.update(piece.data)
             while piece.nbytes:
-                taken = min(piece.nbytes, _DIRECT_CHUNK - filled)
+                taken = min(piece.nbytes, CHUNK - filled)
                 np.copyto(self._memory[filled : filled + taken], piece[:taken])
                 filled += taken
                 piece = piece[taken:]
-                if filled == _DIRECT_CHUNK:
+                if filled == CHUNK:
                     yield self._memory
                     filled = 0
         if filled:
