@@ -19,7 +19,7 @@ from varstore.disk.progress import Progress, reporting
 from varstore.disk.reader import Checkpoint, open_checkpoint
 from varstore.disk.staging import fsync_path
 from varstore.disk.walk import WalkedEntries, variable_folders
-from varstore.disk.workers import run, thread_count
+from varstore.disk.workers import Job, Lane, in_lanes, run, thread_count
 from varstore.errors import CheckpointNotFound, FormatError, InvalidName, ManifestError, MetaError, VarstoreError
 from varstore.spec.manifest import BLOCK, VERSION_FIELD, Entry, Manifest
 from varstore.spec.names import MANIFEST, MARKER, Folder
@@ -168,17 +168,16 @@ class _Verification:
         self._lock = threading.Lock()
         self.problems: dict[str, str] = {}
 
-    def jobs(self, entries: list[Entry]) -> Iterator[Callable[[], None]]:
-        for entry in entries:
-            yield partial(self._noted, entry, self._check_files)
-            for start, stop in spans(entry.nbytes):
-                yield partial(self._noted, entry, partial(self._check_block, start=start, stop=stop))
+    def jobs(self, entries: list[Entry]) -> Iterator[Job]:
+        return in_lanes(Lane(list(spans(entry.nbytes)) or [(0, 0)], partial(self._check, entry)) for entry in entries)
 
-    def _noted(self, entry: Entry, check: Callable[[Entry], None]) -> None:
+    def _check(self, entry: Entry, start: int, stop: int) -> None:
         if entry.name in self.problems:
             return
         try:
-            check(entry)
+            if start == 0:
+                self._check_files(entry)
+            self._check_block(entry, start, stop)
         except (VarstoreError, OSError) as error:
             with self._lock:
                 self.problems.setdefault(entry.name, str(error))
@@ -189,7 +188,7 @@ class _Verification:
         with opened_file(self._root_fd, f"{entry.folder}/out", root=self._root, variable=entry.name) as (_, size):
             check_size(self._root, entry, size)
 
-    def _check_block(self, entry: Entry, *, start: int, stop: int) -> None:
+    def _check_block(self, entry: Entry, start: int, stop: int) -> None:
         found = _digest(self._root_fd, self._root, entry, start, stop)
         check_digest(self._root, entry, start // BLOCK, found)
         if self._advance:

@@ -6,13 +6,12 @@ import errno
 import fcntl
 import os
 import threading
-from collections import deque
 
 import numpy as np
 
 from varstore.disk import syscalls
-from varstore.disk.blocks import AlignedBuffer, spans, write_block
-from varstore.spec.manifest import BLOCK
+from varstore.disk.blocks import AlignedBuffer, write_block
+from varstore.spec.manifest import BLOCK, block_count
 
 __all__ = ["CREATE", "OutFile"]
 
@@ -24,7 +23,7 @@ _buffers = threading.local()
 
 
 class OutFile:
-    """A new file for the values of an array: `write_next` from any thread until nothing is left, then `finish`.
+    """A new file for the values of an array; `write` its blocks from any thread, and `finish` after the last.
 
     Its space is reserved at once, since reserved space is written faster and a disk that is too full then says
     so now. With `durable` the blocks go to the disk with direct I/O from aligned buffers, one a thread. Where
@@ -34,9 +33,8 @@ class OutFile:
     def __init__(self, path: str, array: np.ndarray, *, dir_fd: int, durable: bool) -> None:
         self.fd = os.open(path, CREATE, 0o444, dir_fd=dir_fd)
         self._array = array
-        self._unclaimed = deque(spans(array.nbytes))
-        self._digests = [b""] * len(self._unclaimed)
-        self._unwritten = len(self._unclaimed)
+        self._digests = [b""] * block_count(array.nbytes)
+        self._left = len(self._digests)
         self._lock = threading.Lock()
         try:
             self._direct = self._reserve() and durable and array.nbytes >= DIRECT_FROM and self._turn_direct()
@@ -66,20 +64,8 @@ class OutFile:
         self._direct = False
         fcntl.fcntl(self.fd, fcntl.F_SETFL, fcntl.fcntl(self.fd, fcntl.F_GETFL) & ~os.O_DIRECT)
 
-    @property
-    def unclaimed(self) -> int:
-        """How many blocks no thread has begun with."""
-        return len(self._unclaimed)
-
-    def claim(self) -> tuple[int, int] | None:
-        """Take a block to write, (start, stop) in bytes; None where no thread has any left to begin with."""
-        try:
-            return self._unclaimed.popleft()
-        except IndexError:
-            return None
-
     def write(self, start: int, stop: int) -> bool:
-        """Write a claimed block and note its digest; True for the block that was the last to be written."""
+        """Write one block and note its digest; True for the block that was the last to be written."""
         try:
             digest = write_block(self.fd, self._array, start, stop, _aligned_buffer() if self._direct else None)
         except OSError as error:
@@ -89,8 +75,8 @@ class OutFile:
             digest = write_block(self.fd, self._array, start, stop)
         with self._lock:
             self._digests[start // BLOCK] = digest
-            self._unwritten -= 1
-            return self._unwritten == 0
+            self._left -= 1
+            return self._left == 0
 
     def finish(self, *, fsync: bool) -> bytes:
         """Cut off what direct I/O padded, make the file durable if asked, close it; return the digests."""

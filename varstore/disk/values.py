@@ -14,7 +14,7 @@ from varstore.disk.beneath import open_root, opened_file
 from varstore.disk.blocks import SMALL, read_block, spans
 from varstore.disk.failures import translated
 from varstore.disk.small import SmallReader, batches
-from varstore.disk.workers import run, thread_count
+from varstore.disk.workers import Job, Lane, in_lanes, run, thread_count
 from varstore.spec.manifest import BLOCK, Entry
 
 __all__ = ["read_into", "read_new", "read_values"]
@@ -149,19 +149,22 @@ class _Work:
         self._verify = verify
         self._advance = advance
 
-    def jobs(self, groups: list[list[int]], reader: SmallReader) -> Iterator[Callable[[], None]]:
-        """Yield large variables block by block, then small ones a batch at a time."""
+    def jobs(self, groups: list[list[int]], reader: SmallReader) -> Iterator[Job]:
+        """Yield large variables, then small ones a batch at a time."""
+        yield from in_lanes(self._lanes())
+        for group in groups:
+            yield partial(self._read_batch, reader, group)
+
+    def _lanes(self) -> Iterator[Lane]:
         for index, entry in enumerate(self._entries):
             if entry.nbytes >= SMALL:
                 if self._verify:
                     check_meta(self._root_fd, self._root, entry)
                 row = self._destination.row(index)
-                for start, stop in spans(entry.nbytes):
-                    yield partial(self._read_block, entry, row[start:stop], start)
-        for group in groups:
-            yield partial(self._read_batch, reader, group)
+                yield Lane(spans(entry.nbytes), partial(self._read_block, entry, row))
 
-    def _read_block(self, entry: Entry, target: np.ndarray, start: int) -> None:
+    def _read_block(self, entry: Entry, row: np.ndarray, start: int, stop: int) -> None:
+        target = row[start:stop]
         relative = f"{entry.folder}/out"
         with opened_file(self._root_fd, relative, root=self._root, variable=entry.name) as (fd, size):
             check_size(self._root, entry, size)

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Callable, Iterable
+from collections import deque
+from collections.abc import Callable, Collection, Iterable, Iterator
 
 from varstore.errors import UsageError
 
-__all__ = ["Job", "run", "thread_count"]
+__all__ = ["Job", "Lane", "in_lanes", "rest_of", "run", "thread_count"]
 
 Job = Callable[[], bool | None]
 """A piece of work; it returns True where there is more of it, which the same thread then does next."""
@@ -45,6 +46,47 @@ def run(jobs: Iterable[Job], threads: int) -> None:
     crew.wait()
     if crew.error is not None:
         raise crew.error
+
+
+class Lane:
+    """The pieces (start, stop) of one file, each done once; `step` does the next that no thread has begun with."""
+
+    def __init__(self, pieces: Iterable[tuple[int, int]], do: Callable[[int, int], None]) -> None:
+        self._pieces = deque(pieces)
+        self._do = do
+
+    @property
+    def left(self) -> int:
+        """How many pieces no thread has begun with."""
+        return len(self._pieces)
+
+    def step(self) -> bool:
+        """Do a piece; False where none is left."""
+        try:
+            start, stop = self._pieces.popleft()
+        except IndexError:
+            return False
+        self._do(start, stop)
+        return True
+
+
+def in_lanes(lanes: Iterable[Lane]) -> Iterator[Job]:
+    """Yield jobs such that a thread keeps to one file, until at the end all help with what is left.
+
+    Threads that write to one file wait for each other in the kernel, and a disk reads ahead where one thread reads on.
+    """
+    long = []
+    for lane in lanes:
+        if lane.left > 1:
+            long.append(lane)
+        yield lane.step
+    yield from rest_of(long)
+
+
+def rest_of(lanes: Collection[Lane]) -> Iterator[Job]:
+    """Yield jobs that help where the most is left, until nothing is."""
+    while lanes and (lane := max(lanes, key=lambda lane: lane.left)).left:
+        yield lane.step
 
 
 class _Crew:

@@ -22,7 +22,7 @@ from varstore.disk.progress import Progress, reporting
 from varstore.disk.space import check_space, out_of_space
 from varstore.disk.staging import Staging, fsync_path
 from varstore.disk.unchanged import equals_stored, link_unchanged
-from varstore.disk.workers import Job, run, thread_count
+from varstore.disk.workers import Job, Lane, rest_of, run, thread_count
 from varstore.errors import InvalidName, VariableMismatch, VarstoreError
 from varstore.spec.arrays import LateArray, Stored
 from varstore.spec.manifest import Manifest
@@ -105,7 +105,7 @@ class _Writer:
         self._durable = durable
         self._fsync_each = durable and len(plan.variables) <= _FSYNC_EACH
         self._advance = advance
-        self._large: dict[str, OutFile] = {}
+        self._large: dict[str, tuple[OutFile, Lane]] = {}
         self._changed = threading.Condition()
         self._fetched: set[str] = set()
         self._failed = False
@@ -120,7 +120,7 @@ class _Writer:
         try:
             run(self._jobs(), threads if worth_threads else 1)
         finally:
-            for out in self._large.values():
+            for out, _ in self._large.values():
                 out.close()
         self._write_aliases()
         if self._durable:
@@ -129,8 +129,8 @@ class _Writer:
     def _jobs(self) -> Iterator[Job]:
         """Make the folders, and yield small variables a batch at a time and each large one once.
 
-        What two threads do in one folder, or to one file, waits for each other in the kernel: so one at a time makes
-        folders, and each writes a file of its own, until at the end all help with what is left.
+        Threads that make folders in one folder wait for each other in the kernel, as they do when they write to one
+        file (see `in_lanes`): so they are made here, one after the other.
         """
         batch: list[tuple[PlannedVariable, np.ndarray]] = []
         nbytes = 0
@@ -158,12 +158,7 @@ class _Writer:
                 batch, nbytes = [], 0
         if batch:
             yield partial(self._write_batch, batch)
-        while largest := self._most_unclaimed():
-            yield partial(self._write_large, *largest)
-
-    def _most_unclaimed(self) -> tuple[str, OutFile] | None:
-        name, out = max(list(self._large.items()), key=lambda item: item[1].unclaimed, default=("", None))
-        return (name, out) if out is not None and out.unclaimed else None
+        yield from rest_of([lane for _, lane in list(self._large.values())])
 
     def _await_fetched(self) -> None:
         """Wait until the values that were fetched before are written, so that one variable's are in memory."""
@@ -218,17 +213,14 @@ class _Writer:
     def _large_jobs(self, variable: PlannedVariable, array: np.ndarray) -> Iterator[Job]:
         self._write_meta(variable)
         out = OutFile(variable.folder + "/out", array, dir_fd=self._fd, durable=self._durable)
-        self._large[variable.name] = out
-        for _ in range(out.unclaimed if variable.name in self._fetched else 1):
-            yield partial(self._write_large, variable.name, out)
+        lane = Lane(spans(variable.nbytes), partial(self._write_block, variable.name, out))
+        self._large[variable.name] = out, lane
+        for _ in range(lane.left if variable.name in self._fetched else 1):
+            yield lane.step
 
-    def _write_large(self, name: str, out: OutFile) -> bool:
-        """Write the next block; False where none is left."""
-        block = out.claim()
-        if block is None:
-            return False
+    def _write_block(self, name: str, out: OutFile, start: int, stop: int) -> None:
         try:
-            if out.write(*block):
+            if out.write(start, stop):
                 del self._large[name]
                 self.digests[name] = out.finish(fsync=self._fsync_each)
                 with self._changed:
@@ -240,9 +232,7 @@ class _Writer:
                 self._changed.notify_all()
             raise
         if self._advance:
-            start, stop = block
             self._advance(stop - start)
-        return True
 
     def _write_aliases(self) -> None:
         folders = {v.name: v.folder for v in self._plan.variables}
