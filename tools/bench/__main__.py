@@ -36,6 +36,7 @@ TASKS: dict[str, Callable[[Bench], dict[str, measure.Timing]]] = {
     "ls small": partial(tasks.list_names, workload="small"),
     "save small": partial(tasks.save, workload="small"),
     "save small, durable": partial(tasks.save_durable, workload="small"),
+    "save large, durable, memory free": partial(tasks.save_durable_into_free_memory, workload="large"),
     "load large, cold": partial(tasks.load_cold, workload="large"),
 }
 MEMORY = {
@@ -56,7 +57,14 @@ def main() -> int:
         elif not options.peer or peer.name in ["varstore", *options.peer]:
             peers.append(peer())
     place = measure.Place(options.directory)
-    bench = Bench(place=place, scale=options.scale, rounds=options.rounds, peers=peers, log=console.print)
+    bench = Bench(
+        place=place,
+        scale=options.scale,
+        rounds=options.rounds,
+        peers=peers,
+        fills_memory=not options.quick,
+        log=console.print,
+    )
     results: dict[str, dict[str, float]] = {}
     spread: dict[str, dict[str, list[float]]] = {}
     try:
@@ -85,7 +93,9 @@ def main() -> int:
 
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m tools.bench", description=__doc__)
-    parser.add_argument("--quick", action="store_true", help="a quarter of the size, one round")
+    parser.add_argument(
+        "--quick", action="store_true", help="a quarter of the size, one round, memory as it is: for a first look"
+    )
     parser.add_argument("--scale", type=float, help="size of the workloads (1: large is 1 GiB)")
     parser.add_argument("--rounds", type=int, help="how often each candidate runs at each task")
     parser.add_argument("--task", action="append", help="only tasks whose name holds this text; may be repeated")

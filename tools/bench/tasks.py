@@ -16,7 +16,7 @@ import numpy as np
 import varstore
 from tools.bench import limits, measure
 from tools.bench.measure import Place, Prepared, Timing, alternate
-from tools.bench.peers import Peer, PlainLoop, Varstore
+from tools.bench.peers import Peer, PlainLoop, Safetensors, Varstore
 from tools.bench.workloads import WORKLOADS, Arrays
 
 Candidates = dict[str, Callable[[], Prepared]]
@@ -30,6 +30,7 @@ class Bench:
     scale: float
     rounds: int
     peers: list[Peer]
+    fills_memory: bool
     log: Callable[[str], None]
 
     def __post_init__(self) -> None:
@@ -54,12 +55,24 @@ class Bench:
 
     def tidy(self) -> None:
         """Make room on the disk after a task."""
-        self.place.remove_large(set(self._saved.values()))
+        self.place.give_back(set(self._saved.values()))
 
-    def run(self, candidates: Candidates, settle: Callable[[], None] = measure.sync) -> dict[str, Timing]:
+    def run(
+        self, candidates: Candidates, settle: Callable[[], None] = measure.sync, *, memory_matters: bool = True
+    ) -> dict[str, Timing]:
         """Time the candidates in turn."""
-        measure.fill_memory(self.place)
+        if self.fills_memory and memory_matters:
+            measure.fill_memory(self.place)
         return alternate(candidates, self.rounds, settle, self.log)
+
+    def after_forgetting(self, prepare: Callable[[], Prepared]) -> Callable[[], Prepared]:
+        """Return the candidate such that the page cache is dropped before each of its rounds."""
+
+        def forget_and_prepare() -> Prepared:
+            measure.forget(self.place.path)
+            return prepare()
+
+        return forget_and_prepare
 
     def loadable(self, workload: str, verb: str) -> dict[str, tuple[Peer, str]]:
         """Return the peers that have a verb, with what they saved."""
@@ -102,6 +115,17 @@ def save_durable(bench: Bench, workload: str) -> dict[str, Timing]:
     else:
         candidates["limit: direct write"] = _at_fresh(bench, lambda path: limits.direct_write(path, arrays))
     return bench.run(candidates)
+
+
+def save_durable_into_free_memory(bench: Bench, workload: str) -> dict[str, Timing]:
+    """A virtual machine whose host has taken its free memory back gets it again page by page, as it is written."""
+    arrays = bench.arrays(workload)
+    candidates: Candidates = {
+        peer.name: bench.after_forgetting(_at_fresh(bench, partial(lambda p, path: p.save_durable(path, arrays), peer)))
+        for peer in bench.peers
+        if isinstance(peer, (Varstore, Safetensors))
+    }
+    return bench.run(candidates, memory_matters=False)
 
 
 def _calls_and_sync(arrays: Arrays, path: str) -> None:
@@ -148,11 +172,7 @@ def load_cold(bench: Bench, workload: str) -> dict[str, Timing]:
     aligned = limits.aligned_like(arrays)
 
     def cold(timed: Prepared) -> Callable[[], Prepared]:
-        def prepare() -> Prepared:
-            measure.forget(bench.place.path)
-            return timed
-
-        return prepare
+        return bench.after_forgetting(lambda: timed)
 
     candidates: Candidates = {
         name: cold(partial(peer.load, path))
@@ -162,7 +182,7 @@ def load_cold(bench: Bench, workload: str) -> dict[str, Timing]:
     candidates["limit: buffered read"] = cold(lambda: limits.read_into(plain, targets))
     candidates["limit: one thread's read"] = cold(lambda: limits.read_into(plain, targets, workers=1))
     candidates["limit: direct read"] = cold(lambda: limits.read_into(plain, aligned, direct=True))
-    return bench.run(candidates, settle=lambda: None)
+    return bench.run(candidates, settle=lambda: None, memory_matters=False)
 
 
 def open_some(bench: Bench, workload: str) -> dict[str, Timing]:
@@ -253,13 +273,14 @@ def import_time(bench: Bench, workload: str) -> dict[str, Timing]:
     return bench.run(
         {name: partial(lambda c: lambda: measure.whole_process("-c", c), code) for name, code in commands.items()},
         settle=lambda: None,
+        memory_matters=False,
     )
 
 
 def list_names(bench: Bench, workload: str) -> dict[str, Timing]:
     path = bench.saved(Varstore(), workload)
     command = partial(measure.whole_process, "-m", "varstore", "ls", path)
-    return bench.run({"varstore ls": lambda: command}, settle=lambda: None)
+    return bench.run({"varstore ls": lambda: command}, settle=lambda: None, memory_matters=False)
 
 
 def memory(bench: Bench, workload: str, verb: str) -> dict[str, float]:
@@ -293,8 +314,7 @@ def _read_all(path: str) -> None:
                 while opened.read(1 << 24):
                     pass
 
-    walked = os.walk(path) if os.path.isdir(path) else [("", [], [path])]
-    files = [os.path.join(folder, file) for folder, _, names in walked for file in names]
+    files = measure.files_of(path)
     workers = [threading.Thread(target=read, args=(files[i::2],)) for i in range(2)]
     for worker in workers:
         worker.start()

@@ -5,11 +5,11 @@ from __future__ import annotations
 import os
 import threading
 from collections import deque
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 from varstore.errors import UsageError
 
-__all__ = ["Job", "Lane", "in_lanes", "rest_of", "run", "thread_count"]
+__all__ = ["Job", "Lane", "in_lanes", "run", "thread_count"]
 
 Job = Callable[[], bool | None]
 """A piece of work; it returns True where there is more of it, which the same thread then does next."""
@@ -53,7 +53,7 @@ class Lane:
 
     def __init__(self, pieces: Iterable[tuple[int, int]], do: Callable[[int, int], None]) -> None:
         self._pieces = deque(pieces)
-        self._do = do
+        self._do: Callable[[int, int], None] | None = do
 
     @property
     def left(self) -> int:
@@ -62,29 +62,31 @@ class Lane:
 
     def step(self) -> bool:
         """Do a piece; False where none is left."""
+        do = self._do
         try:
             start, stop = self._pieces.popleft()
         except IndexError:
             return False
-        self._do(start, stop)
+        if not self._pieces:
+            self._do = None  # lets go of the values that it holds
+        assert do is not None
+        do(start, stop)
         return True
 
 
-def in_lanes(lanes: Iterable[Lane]) -> Iterator[Job]:
-    """Yield jobs such that a thread keeps to one file, until at the end all help with what is left.
+def in_lanes(work: Iterable[Lane | Job]) -> Iterator[Job]:
+    """Yield jobs such that a thread keeps to one lane, until at the end all help with what is left.
 
     Threads that write to one file wait for each other in the kernel, and a disk reads ahead where one thread reads on.
     """
-    long = []
-    for lane in lanes:
-        if lane.left > 1:
-            long.append(lane)
-        yield lane.step
-    yield from rest_of(long)
-
-
-def rest_of(lanes: Collection[Lane]) -> Iterator[Job]:
-    """Yield jobs that help where the most is left, until nothing is."""
+    lanes = []
+    for item in work:
+        if not isinstance(item, Lane):
+            yield item
+            continue
+        if item.left > 1:
+            lanes.append(item)
+        yield item.step
     while lanes and (lane := max(lanes, key=lambda lane: lane.left)).left:
         yield lane.step
 

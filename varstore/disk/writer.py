@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import itertools
 import os
 import threading
 import time
@@ -22,7 +23,7 @@ from varstore.disk.progress import Progress, reporting
 from varstore.disk.space import check_space, out_of_space
 from varstore.disk.staging import Staging, fsync_path
 from varstore.disk.unchanged import equals_stored, link_unchanged
-from varstore.disk.workers import Job, Lane, rest_of, run, thread_count
+from varstore.disk.workers import Job, Lane, in_lanes, run, thread_count
 from varstore.errors import InvalidName, VariableMismatch, VarstoreError
 from varstore.spec.arrays import LateArray, Stored
 from varstore.spec.manifest import Manifest
@@ -105,7 +106,7 @@ class _Writer:
         self._durable = durable
         self._fsync_each = durable and len(plan.variables) <= _FSYNC_EACH
         self._advance = advance
-        self._large: dict[str, tuple[OutFile, Lane]] = {}
+        self._open: set[OutFile] = set()
         self._changed = threading.Condition()
         self._fetched: set[str] = set()
         self._failed = False
@@ -118,15 +119,15 @@ class _Writer:
         variables = self._plan.variables
         worth_threads = len(variables) > 2 * _BATCH or any(v.nbytes >= SMALL for v in variables)
         try:
-            run(self._jobs(), threads if worth_threads else 1)
+            run(in_lanes(self._jobs()), threads if worth_threads else 1)
         finally:
-            for out, _ in self._large.values():
+            for out in self._open:
                 out.close()
         self._write_aliases()
         if self._durable:
             self._make_durable()
 
-    def _jobs(self) -> Iterator[Job]:
+    def _jobs(self) -> Iterator[Lane | Job]:
         """Make the folders, and yield small variables a batch at a time and each large one once.
 
         Threads that make folders in one folder wait for each other in the kernel, as they do when they write to one
@@ -158,7 +159,6 @@ class _Writer:
                 batch, nbytes = [], 0
         if batch:
             yield partial(self._write_batch, batch)
-        yield from rest_of([lane for _, lane in list(self._large.values())])
 
     def _await_fetched(self) -> None:
         """Wait until the values that were fetched before are written, so that one variable's are in memory."""
@@ -210,18 +210,19 @@ class _Writer:
         if self._advance:
             self._advance(sum(array.nbytes for _, array in batch))
 
-    def _large_jobs(self, variable: PlannedVariable, array: np.ndarray) -> Iterator[Job]:
+    def _large_jobs(self, variable: PlannedVariable, array: np.ndarray) -> Iterator[Lane | Job]:
         self._write_meta(variable)
         out = OutFile(variable.folder + "/out", array, dir_fd=self._fd, durable=self._durable)
         lane = Lane(spans(variable.nbytes), partial(self._write_block, variable.name, out))
-        self._large[variable.name] = out, lane
-        for _ in range(lane.left if variable.name in self._fetched else 1):
-            yield lane.step
+        self._open.add(out)
+        yield lane
+        if variable.name in self._fetched:
+            yield from itertools.repeat(lane.step, lane.left)
 
     def _write_block(self, name: str, out: OutFile, start: int, stop: int) -> None:
         try:
             if out.write(start, stop):
-                del self._large[name]
+                self._open.remove(out)
                 self.digests[name] = out.finish(fsync=self._fsync_each)
                 with self._changed:
                     self._fetched.discard(name)

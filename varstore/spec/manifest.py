@@ -326,7 +326,7 @@ def _decode_entry(message: manifest_pb2.Variable, path: str) -> Entry:
     folder = message.folder or name
     if not is_safe_folder(folder):
         raise ManifestError("the folder would lead out of the checkpoint", path=path, variable=name, found=folder)
-    form = _form_of(tuple(message.shape), message.data_type)
+    form = _form_of(tuple(message.shape[:]), message.data_type)
     if form.meta is None:
         raise ManifestError("an unknown data type", path=path, variable=name, found=message.data_type)
     attributes, meta_digest = message.attributes, message.meta_digest
@@ -345,7 +345,7 @@ def _decode_entry(message: manifest_pb2.Variable, path: str) -> Entry:
         raise ManifestError(f"the manifest contradicts itself: {problem}", path=path, variable=name)
     return Entry(
         name,
-        Folder(folder),
+        folder,
         form.meta,
         size,
         digests,

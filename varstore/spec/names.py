@@ -7,7 +7,7 @@ No name can leave the checkpoint's directory, and no two names share a folder.
 from __future__ import annotations
 
 import re
-from typing import NewType
+from typing import NewType, TypeGuard
 
 from varstore.errors import InvalidName
 
@@ -74,9 +74,10 @@ def name_of(folder: Folder) -> str:
     return "/".join(parts)
 
 
-def is_safe_folder(folder: str) -> bool:
+def is_safe_folder(folder: str) -> TypeGuard[Folder]:
     """Tell whether a folder read from disk stays below the checkpoint, whoever wrote it."""
-    return _UNSAFE.search(folder) is None
+    is_plain = folder != "" and folder[0] != "." and "/" not in folder and "\0" not in folder
+    return is_plain or _UNSAFE.search(folder) is None
 
 
 def _part_folder(part: str, name: str, *, first: bool) -> str:
