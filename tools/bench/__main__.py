@@ -104,7 +104,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--json", help="write all figures to this file")
     parser.add_argument("--chart", help="draw them to this PNG file")
     options = parser.parse_args()
-    options.scale = options.scale or (0.25 if options.quick else 1.0)
+    options.scale = options.scale or (0.125 if options.quick else 1.0)
     options.rounds = options.rounds or (1 if options.quick else 5)
     os.environ.setdefault("JAX_PLATFORMS", "cpu")
     return options
