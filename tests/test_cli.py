@@ -354,6 +354,12 @@ def test_verify_answers_with_its_exit_status(model, tmp_path):
     assert f"{model}: 1 problem in" in result.stdout
     assert f"{other}: ok" in result.stdout
     assert "'step'" in result.stdout
+    result = shell("verify", model, f"{tmp_path}/nothing", other)
+    assert result.returncode == 3
+    assert f"{model}: 1 problem in" in result.stdout
+    assert f"{other}: ok" in result.stdout
+    assert result.stderr.startswith(f"varstore: {tmp_path}/nothing: there is no checkpoint here")
+    assert result.stderr.count("\n") == 1
 
 
 def test_verify_reports_a_torn_manifest_and_a_missing_marker(model):

@@ -456,6 +456,24 @@ def test_the_refusal_lists_all_folded_by_difference():
     ]
 
 
+@pytest.mark.parametrize(
+    ("source", "target", "modes", "ways_out"),
+    [
+        (((3,), F8), ((3,), F4), {}, "cast=True to convert between types of one kind, or "),
+        (((3,), F4), ((2,), F4), {}, 'on_mismatch="overlap" to copy the corner that two shapes share, or '),
+        (((3,), F4), ((2, 2), F4), {}, ""),
+        (((3,), F4), ((3,), np.dtype("i4")), {}, ""),
+        (((3,), F4), ((2, 2), F8), {"cast": True}, ""),
+        (((3,), F4), ((2, 2), F4), {"on_mismatch": "overlap"}, ""),
+    ],
+)
+def test_the_refusal_names_only_what_would_help(source, target, modes, ways_out):
+    with pytest.raises(VariableMismatch) as caught:
+        compare({"w": target}, {"w": source}, {"w": "w"}, **modes)
+    expected = f'Pass {ways_out}on_mismatch="skip" to leave these targets as they are'
+    assert str(caught.value).splitlines()[-1] == expected
+
+
 def test_an_unknown_mode_is_refused_before_anything():
     with pytest.raises(UsageError) as caught:
         compare({}, {}, {}, on_mismatch="ignore")

@@ -140,6 +140,7 @@ def load_into(
         selected,
         on_mismatch=on_mismatch,
         cast=cast,
+        path=given.path if isinstance(given, Checkpoint) else None,
     )
     match = _with_ties(match, tensors)
     where = given.path if isinstance(given, Checkpoint) else type(given).__name__

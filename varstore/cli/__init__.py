@@ -1,7 +1,8 @@
 """The command line: a table of commands, and the one place where errors become messages and exit codes.
 
 Every command is a click command in a module of this folder, imported when it is called, and sees of varstore
-only what a user of the library sees. Commands raise; nothing but `main` turns an exception into a message.
+only what a user of the library sees. Commands raise, and `main` turns an exception into a message; `verify`
+alone says it by itself and goes on with the next path.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from typing import Any
 import click
 
 import varstore as vs
-from varstore.cli.output import printable
+from varstore.cli.output import FAILED, complain
 
 __all__ = ["main"]
 
@@ -28,7 +29,6 @@ _MODULES = {
     "convert": "convert",
     "demo": "demo",
 }
-_FAILED = 3
 _INTERRUPTED = 130
 _PIPE_CLOSED = 141
 
@@ -49,16 +49,16 @@ class _Commands(click.Group):
             result = super().invoke(ctx)
             sys.stdout.flush()
         except vs.VarstoreError as error:
-            _say(str(error))
-            ctx.exit(_FAILED)
+            complain(str(error))
+            ctx.exit(FAILED)
         except KeyboardInterrupt:
             ctx.exit(_INTERRUPTED)
         except BrokenPipeError:
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python's last flush complains
             ctx.exit(_PIPE_CLOSED)
         except OSError as error:
-            _say(f"{error.filename}: {error.strerror}" if error.filename else str(error))
-            ctx.exit(_FAILED)
+            complain(f"{error.filename}: {error.strerror}" if error.filename else str(error))
+            ctx.exit(FAILED)
         return result
 
 
@@ -83,11 +83,6 @@ def main() -> None:
       varstore diff lenet lenet_2    which variables changed
       varstore convert m.pt lenet    another system's file as a checkpoint
     """
-
-
-def _say(message: str) -> None:
-    line = " ".join(part.strip() for part in message.splitlines())
-    click.echo(f"varstore: {printable(line)}", err=True)
 
 
 def _never_fail_to_encode() -> None:

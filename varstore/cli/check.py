@@ -5,7 +5,7 @@ from __future__ import annotations
 import click
 
 import varstore as vs
-from varstore.cli.output import print_report, progress
+from varstore.cli.output import FAILED, complain, print_report, progress
 
 __all__ = ["diff", "verify"]
 
@@ -19,18 +19,24 @@ def verify(ctx: click.Context, paths: tuple[str, ...]) -> None:
     Lists whatever is wrong: bytes, sizes, "meta" files, variables missing or unlisted, the manifest itself, a
     missing marker. Digests find damage, not forgery: who can change the files can change the manifest too.
 
-    Exit status: 0 all is as it was saved; 1 something is not; 3 a PATH could not be looked at.
+    Exit status: 0 all is as it was saved; 1 something is not; 3 a PATH could not be looked at (the others were).
 
     \b
     Examples:
       varstore verify lenet
       varstore verify runs/*/ && rsync -a runs/ backup:
     """
-    reports = []
+    status = 0
     for path in paths:
-        reports.append(vs.verify(path, progress=progress()))
-        print_report(reports[-1], ok=reports[-1].ok)
-    ctx.exit(0 if all(report.ok for report in reports) else 1)
+        try:
+            report = vs.verify(path, progress=progress())
+        except vs.VarstoreError as error:
+            complain(str(error))
+            status = FAILED
+            continue
+        print_report(report, ok=report.ok)
+        status = max(status, 0 if report.ok else 1)
+    ctx.exit(status)
 
 
 @click.command(short_help="List the variables in which two checkpoints differ.")

@@ -12,7 +12,9 @@ import click
 import varstore as vs
 
 __all__ = [
+    "FAILED",
     "allow_incomplete_option",
+    "complain",
     "is_terminal",
     "open_path",
     "print_facts",
@@ -20,6 +22,9 @@ __all__ = [
     "printable",
     "progress",
 ]
+
+FAILED = 3
+"""Exit status of what could not be done; a line on stderr says why."""
 
 allow_incomplete_option = click.option(
     "--allow-incomplete",
@@ -33,6 +38,12 @@ def printable(text: str) -> str:
     if text.isprintable():
         return text
     return "".join([sign if sign.isprintable() or sign == "\n" else _escaped(sign) for sign in text])
+
+
+def complain(message: str) -> None:
+    """Say on stderr, in one line, what failed."""
+    line = " ".join(part.strip() for part in message.splitlines())
+    click.echo(f"varstore: {printable(line)}", err=True)
 
 
 def is_terminal() -> bool:

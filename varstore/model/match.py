@@ -130,7 +130,7 @@ def compare(
             how: How = "overlap" if source_shape != shape else "exact" if source_dtype == dtype else "cast"
             pairs.append(Pair(target=name, source=source, how=how, common=common, **sides))
     if mismatched and on_mismatch != "skip":
-        raise _refusal(mismatched, path)
+        raise _refusal(mismatched, path, _ways_out(mismatched, on_mismatch, cast=cast))
     kept = tuple(name for name in targets if name not in selected)
     return Match(pairs=tuple(pairs), kept=kept, unused=tuple(unused), mismatched=tuple(mismatched))
 
@@ -158,7 +158,26 @@ def _common(source: Shape, target: Shape, *, allow_corner: bool) -> Shape | None
     return corner if allow_corner and len(source) == len(target) and 0 not in corner else None
 
 
-def _refusal(mismatched: list[Mismatch], path: str | None) -> VariableMismatch:
+def _ways_out(mismatched: list[Mismatch], on_mismatch: str, *, cast: bool) -> str:
+    """Return what would let at least one of these be loaded, or left alone."""
+    ways = []
+    if not cast and any(_is_castable(m.source_dtype, m.target_dtype) for m in mismatched):
+        ways.append("cast=True to convert between types of one kind")
+    if on_mismatch != "overlap" and any(_has_corner(m.source_shape, m.target_shape) for m in mismatched):
+        ways.append('on_mismatch="overlap" to copy the corner that two shapes share')
+    ways.append('on_mismatch="skip" to leave these targets as they are')
+    return "pass " + (", ".join([*ways[:-1], f"or {ways[-1]}"]) if len(ways) > 1 else ways[0])
+
+
+def _is_castable(source: np.dtype[Any], target: np.dtype[Any]) -> bool:
+    return not is_same_type(source, target) and _is_same_kind(source, target)
+
+
+def _has_corner(source: Shape, target: Shape) -> bool:
+    return source != target and _common(source, target, allow_corner=True) is not None
+
+
+def _refusal(mismatched: list[Mismatch], path: str | None, ways_out: str) -> VariableMismatch:
     alike: dict[str, list[str]] = {}
     for mismatch in mismatched:
         alike.setdefault(str(mismatch), []).append(mismatch.name)
@@ -166,6 +185,5 @@ def _refusal(mismatched: list[Mismatch], path: str | None) -> VariableMismatch:
     return VariableMismatch(
         f"source -> target differ in shape or type, {len(mismatched)} in all:\n  " + listed(lines, _LINES, "\n  "),
         path=path,
-        hint='pass cast=True to convert between types of one kind, on_mismatch="overlap" to copy the corner that two '
-        'shapes share, or on_mismatch="skip" to leave these targets as they are',
+        hint=ways_out,
     )

@@ -229,6 +229,7 @@ def _load_into(
         {name: (array.shape, array.dtype) for name, array in targets.items()},
         {name: spec_of(value) for name, value in sources.items()},
         selected,
+        path=given.path if isinstance(given, Checkpoint) else None,
         **modes,
     )
     work = [(pair, targets[pair.target], _with_meta(sources[pair.source], pair)) for pair in match.pairs]
