@@ -56,7 +56,7 @@ ORDER = {
         *("policies", "series", "manager", "model_checkpoint"),
     ),
     "adapters": ("torch", "jax", "lightning", "transformers"),
-    "model": ("match", "report", "initializers", "store", "session", "flow_checkpoint"),
+    "model": ("match", "report", "initializers", "store", "into", "session", "flow_checkpoint"),
 }
 
 # Packages that a folder's modules may import, the standard library aside; the core is what pyproject requires.

@@ -7,6 +7,8 @@ import resource
 import shutil
 import tempfile
 import threading
+import weakref
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +18,7 @@ from support import run_python
 import varstore as vs
 from varstore.disk.blocks import digest_file_block, read_block
 from varstore.disk.outfile import OutFile
-from varstore.disk.workers import run
+from varstore.disk.workers import Lane, in_lanes, run
 from varstore.errors import StorageError
 
 NOBODY = 65534
@@ -169,3 +171,19 @@ def test_an_error_stops_a_job_that_has_more_to_do():
     with pytest.raises(OSError, match="this disk is broken"):
         run([endless, failing], threads=2)
     assert 0 < pieces < 10_000_000
+
+
+def test_every_piece_of_every_lane_is_done_once_and_its_values_may_go_then():
+    done = []
+    values = np.zeros(3)
+    alive = weakref.ref(values)
+    lanes = [
+        Lane([(i, i + 1) for i in range(count)], partial(lambda *piece: done.append(piece[1:]), values))
+        for count in (1, 40, 7)
+    ]
+    plain = [partial(done.append, (-1, -1))]
+    del values
+    run(in_lanes([*lanes, *plain]), threads=3)
+    assert sorted(done) == sorted([(-1, -1), *((i, i + 1) for count in (1, 40, 7) for i in range(count))])
+    assert [lane.left for lane in lanes] == [0, 0, 0]
+    assert alive() is None

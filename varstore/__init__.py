@@ -12,8 +12,7 @@ from varstore.disk.reader import open_checkpoint as open
 from varstore.disk.staging import clean_staging as clean
 from varstore.disk.variable import Variable
 from varstore.errors import VarstoreError
-from varstore.model.report import LoadReport
-from varstore.model.store import load, load_into, save
+from varstore.model.store import load, save
 from varstore.spec.dtype_names import (
     bfloat16,
     bool,
@@ -55,6 +54,8 @@ if _TYPE_CHECKING:
         xavier_uniform_initializer,
         zeros_initializer,
     )
+    from varstore.model.into import load_into
+    from varstore.model.report import LoadReport
     from varstore.model.session import (
         Session,
         clear_default_session,
@@ -172,6 +173,8 @@ _LATER = {
         "truncated_normal_initializer variance_scaling_initializer xavier_normal_initializer "
         "xavier_uniform_initializer zeros_initializer"
     ),
+    "varstore.model.into": "load_into",
+    "varstore.model.report": "LoadReport",
     "varstore.model.session": "Session clear_default_session get_all_variables get_variable load_variables",
     "varstore.formats.verbs": "convert read write",
     "varstore.training.background": "PendingSave save_async save_state_async",

@@ -17,7 +17,7 @@ import torch
 from varstore.disk.progress import Progress
 from varstore.disk.reader import Checkpoint, open_checkpoint
 from varstore.errors import UsageError, VariableMismatch
-from varstore.model import store
+from varstore.model import into
 from varstore.model.match import Match, Pair, SourceSpec, compare
 from varstore.model.report import LoadReport, make_report
 from varstore.spec.arrays import LateArray, Source, Stored, as_source
@@ -150,7 +150,7 @@ def load_into(
     options: dict[str, Any] = {"on_mismatch": on_mismatch, "cast": cast, "verify": verify, "threads": threads}
     here = {name: _memory(tensors[name]) for pair in match.pairs if _is_own_memory(tensors[name := pair.target])}
     sources = {pair.target: given[pair.source] for pair in match.pairs}
-    store.load_into(here, {name: sources[name] for name in here}, progress=progress, **options)
+    into.load_into(here, {name: sources[name] for name in here}, progress=progress, **options)
     for pair in match.pairs:
         if pair.target not in here:
             _through_host(tensors[pair.target], pair, sources[pair.target], options)
@@ -179,7 +179,7 @@ def _memory(tensor: torch.Tensor) -> np.ndarray:
 
 def _through_host(tensor: torch.Tensor, pair: Pair, source: Any, options: dict[str, Any]) -> None:
     host = tensor.detach().cpu().clone().resolve_conj().resolve_neg()
-    store.load_into({pair.target: _memory(host)}, {pair.target: source}, **options)
+    into.load_into({pair.target: _memory(host)}, {pair.target: source}, **options)
     with torch.no_grad():
         tensor.copy_(host)
 

@@ -21,9 +21,9 @@ import xxhash
 from varstore.disk.variable import Variable
 from varstore.errors import UsageError, VariableMismatch, VariableNotFound
 from varstore.model.initializers import Initializer, as_dtype, as_shape, glorot_uniform_initializer, zeros_initializer
+from varstore.model.into import load_into
 from varstore.model.match import Mismatch, compare, spec_of
 from varstore.model.report import LoadReport, make_report
-from varstore.model.store import load_into
 from varstore.spec.arrays import as_source
 from varstore.spec.names import folder_of
 from varstore.spec.select import listed, nearest

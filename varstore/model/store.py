@@ -1,31 +1,26 @@
-"""The verbs on whole models: save, load, and load into memory that exists already."""
+"""The verbs on whole models: save, and load into new memory."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Mapping, MutableMapping
+from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
 import numpy as np
 
-from varstore.disk.agree import check_files, check_readable, check_tied, known_meta
+from varstore.disk.agree import check_readable, check_tied, known_meta
 from varstore.disk.progress import Progress, reporting
 from varstore.disk.reader import Checkpoint, open_checkpoint
-from varstore.disk.rows import row_chunks
-from varstore.disk.values import read_into, read_new
-from varstore.disk.variable import Variable
+from varstore.disk.values import read_new
 from varstore.disk.writer import write_checkpoint
 from varstore.errors import CheckpointNotFound, FormatError, StorageError, UsageError
-from varstore.model.match import Pair, compare, spec_of
-from varstore.model.report import LoadReport, make_report
-from varstore.spec.arrays import LateArray, Source, Stored, as_source
 from varstore.spec.collector import collector_paused
 from varstore.spec.manifest import Entry
 from varstore.spec.plan import plan_save
 from varstore.spec.select import Patterns, Rename, select
 from varstore.spec.version import __version__
 
-__all__ = ["load", "load_into", "save"]
+__all__ = ["Path", "load", "save", "while_it_stands"]
 
 Path = str | os.PathLike[str]
 Result = TypeVar("Result")
@@ -125,7 +120,7 @@ def load(
         DigestMismatch, SizeMismatch, ManifestError: what lies there is not what was saved.
     """
     with collector_paused():
-        return _while_it_stands(
+        return while_it_stands(
             path,
             lambda checkpoint: _load(
                 checkpoint,
@@ -169,92 +164,7 @@ def _load(
     return {name: arrays[entry.alias_of or entry.name] for name, entry in entries.items()}
 
 
-def load_into(
-    targets: MutableMapping[str, np.ndarray] | Mapping[str, np.ndarray],
-    source: Path | Checkpoint | Mapping[str, Any],
-    *,
-    include: Patterns | None = None,
-    exclude: Patterns | None = None,
-    rename: Rename | None = None,
-    on_mismatch: str = "error",
-    cast: bool = False,
-    verify: bool = True,
-    threads: int | None = None,
-    progress: Progress = None,
-) -> LoadReport:
-    """Fill arrays that exist with the variables of the same names, in place, straight into their memory.
-
-    Names, shapes, types and file sizes are all checked before the first array changes. A digest can only be
-    checked once the bytes have been read: after `DigestMismatch` the arrays hold a mixture.
-
-    Args:
-        targets: writeable arrays by name, of any layout.
-        source: a checkpoint, or a mapping of names to arrays or variables of checkpoints.
-        include, exclude, rename: choose and name the source's variables; see `load`.
-        on_mismatch: what a different shape is: "error"; "skip", left alone and reported; or "overlap", the
-            corner that both shapes share is copied (a vocabulary that grew).
-        cast: convert between types of the same kind, such as float32 and bfloat16.
-        verify, threads, progress: as for `load`.
-
-    Raises:
-        VariableMismatch: shapes or types differ; lists them all, and nothing has changed.
-        UsageError: a target is not a writeable array.
-        DigestMismatch, SizeMismatch, ManifestError: what lies there is not what was saved.
-    """
-    _check_targets(targets)
-
-    def fill(given: Mapping[str, Any]) -> LoadReport:
-        selected = select(given, include=include, exclude=exclude, rename=rename)
-        modes: dict[str, Any] = {"on_mismatch": on_mismatch, "cast": cast}
-        return _load_into(targets, given, selected, modes, verify=verify, threads=threads, progress=progress)
-
-    if isinstance(source, Mapping) and not isinstance(source, Checkpoint):
-        return fill(source)
-    return _while_it_stands(source, fill)
-
-
-def _load_into(
-    targets: Mapping[str, np.ndarray],
-    given: Mapping[str, Any],
-    selected: Mapping[str, str],
-    modes: Mapping[str, Any],
-    *,
-    verify: bool,
-    threads: int | None,
-    progress: Progress,
-) -> LoadReport:
-    where = given.path if isinstance(given, Checkpoint) else type(given).__name__
-    sources = {name: as_source(given[name], variable=name) for name in selected.values()}
-    match = compare(
-        {name: (array.shape, array.dtype) for name, array in targets.items()},
-        {name: spec_of(value) for name, value in sources.items()},
-        selected,
-        path=given.path if isinstance(given, Checkpoint) else None,
-        **modes,
-    )
-    work = [(pair, targets[pair.target], _with_meta(sources[pair.source], pair)) for pair in match.pairs]
-    straight: dict[str, list[tuple[Entry, np.ndarray]]] = {}
-    through: list[tuple[Pair, np.ndarray, Source]] = []
-    for pair, target, value in work:
-        if isinstance(value, Stored):
-            check_readable(value.root, value.entry)
-            if pair.how == "exact" and target.flags.c_contiguous and value.entry.stored_dtype == target.dtype:
-                straight.setdefault(value.root, []).append((value.entry, target.reshape(-1).view(np.uint8)))
-                continue
-        through.append((pair, target, value))
-    check_files([(value.root, value.entry) for _, _, value in work if isinstance(value, Stored)])
-    total = sum(value.entry.nbytes if isinstance(value, Stored) else value.nbytes for _, _, value in work)
-    with reporting(progress, total, f"loading {where}") as advance:
-        for root, wanted in straight.items():
-            read_into(root, wanted, verify=verify, threads=threads, advance=advance)
-        for pair, target, value in through:
-            _fill(pair, target, value, verify=verify)
-            if advance:
-                advance(value.entry.nbytes if isinstance(value, Stored) else value.nbytes)
-    return make_report(match, source=where, target="targets")
-
-
-def _while_it_stands(path: Path | Checkpoint, use: Callable[[Checkpoint], Result]) -> Result:
+def while_it_stands(path: Path | Checkpoint, use: Callable[[Checkpoint], Result]) -> Result:
     """Use a checkpoint; where another save replaces it meanwhile, begin again with the new one."""
     for _ in range(_ATTEMPTS):
         checkpoint = _as_checkpoint(path)
@@ -268,50 +178,3 @@ def _while_it_stands(path: Path | Checkpoint, use: Callable[[Checkpoint], Result
 
 def _as_checkpoint(path: Path | Checkpoint) -> Checkpoint:
     return path if isinstance(path, Checkpoint) else open_checkpoint(path)
-
-
-def _check_targets(targets: Mapping[str, np.ndarray]) -> None:
-    for name, array in targets.items():
-        if not isinstance(array, np.ndarray) or not array.flags.writeable:
-            what = "a read-only array" if isinstance(array, np.ndarray) else type(array).__name__
-            raise UsageError(
-                "a target must be a writeable numpy array",
-                variable=name,
-                found=what,
-                hint="use varstore.load for new arrays; varstore.adapters load into modules of frameworks",
-            )
-
-
-def _with_meta(source: Source, pair: Pair) -> Source:
-    if isinstance(source, Variable) and not source.has_meta:
-        return source.known_as(pair.target_shape, pair.target_dtype)
-    return source
-
-
-def _fill(pair: Pair, target: np.ndarray, source: Source, *, verify: bool) -> None:
-    """Copy through memory: other types, other layouts, corners, and values that do not lie in a checkpoint."""
-    if isinstance(source, Stored):
-        chunks: Iterable[tuple[tuple[Any, ...], np.ndarray]] = row_chunks(
-            source.root, source.entry, source.dtype, verify=verify
-        )
-    else:
-        chunks = [((...,), source.fetch() if isinstance(source, LateArray) else source)]
-    for index, values in chunks:
-        corner = _corner(index, pair.common)
-        if corner is not None:
-            into, part = corner
-            np.copyto(target[into], values[part], casting="unsafe")
-
-
-def _corner(index: tuple[Any, ...], common: tuple[int, ...]) -> tuple[tuple[Any, ...], tuple[Any, ...]] | None:
-    """Return where the part of a chunk that lies in the common corner goes, and that part; None if none does."""
-    if index == (...,):
-        whole = (..., *(slice(0, extent) for extent in common))
-        return whole, whole
-    *lead, rows = index
-    axis = len(lead)
-    if any(at >= extent for at, extent in zip(lead, common, strict=False)) or rows.start >= common[axis]:
-        return None
-    stop = min(rows.stop, common[axis])
-    rest = tuple(slice(0, extent) for extent in common[axis + 1 :])
-    return (*lead, slice(rows.start, stop), *rest), (slice(0, stop - rows.start), *rest)
