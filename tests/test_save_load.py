@@ -279,3 +279,39 @@ def test_an_empty_checkpoint(tmp_path):
         vs.save(tmp_path / str(manifest), {}, manifest=manifest)
         assert vs.load(tmp_path / str(manifest)) == {}
         assert vs.verify(tmp_path / str(manifest)).ok
+
+
+class Late:
+    """Values that are not in memory until they are asked for, as those of a tensor on a device."""
+
+    shape = (40 << 20,)
+    dtype = np.dtype(np.uint8)
+
+    def __init__(self, fill: int) -> None:
+        self._fill = fill
+
+    def __array__(self, dtype=None, copy=None):
+        return np.full(self.shape, self._fill, self.dtype)
+
+
+@pytest.mark.parametrize("durable", [False, True])
+def test_late_values_of_several_blocks_are_written_by_several_threads(tmp_path, durable):
+    saved = vs.save(tmp_path / "c", {f"v{i}": Late(i) for i in range(4)}, threads=3, durable=durable)
+    for i, variable in enumerate(saved.values()):
+        assert (variable.numpy() == i).all()
+
+
+@pytest.mark.parametrize("failing_call", [2, 3, 4, 5])
+def test_a_failure_wakes_the_thread_that_waits_for_late_values(tmp_path, failing_call):
+    calls = 0
+
+    def progress(done, total):
+        nonlocal calls
+        calls += 1
+        if calls == failing_call:
+            raise RuntimeError("stop here")
+
+    values = {f"v{i}": Late(i) for i in range(4)}
+    with pytest.raises(RuntimeError, match="stop here"):
+        vs.save(tmp_path / "c", values, threads=3, durable=False, progress=progress)
+    assert list(tmp_path.iterdir()) == []

@@ -97,7 +97,6 @@ def test_a_file_that_cannot_be_begun_or_finished_is_closed(tmp_path):
     folder = os.open(tmp_path, os.O_RDONLY)
     out = OutFile("out", np.zeros(10, np.uint8), dir_fd=folder, durable=False)
     os.ftruncate(out.fd, 0)
-    before = len(os.listdir("/proc/self/fd"))
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (5, hard))
     try:
@@ -108,7 +107,9 @@ def test_a_file_that_cannot_be_begun_or_finished_is_closed(tmp_path):
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
         os.close(folder)
-    assert len(os.listdir("/proc/self/fd")) == before - 2
+    opened = {os.path.realpath(f"/proc/self/fd/{fd}") for fd in os.listdir("/proc/self/fd")}
+    assert not opened & {str(tmp_path / "out"), str(tmp_path / "second")}
+    assert (tmp_path / "second").exists()
 
 
 def test_maps_hold_no_descriptor_and_cannot_be_written(tmp_path):
@@ -171,6 +172,31 @@ def test_an_error_stops_a_job_that_has_more_to_do():
     with pytest.raises(OSError, match="this disk is broken"):
         run([endless, failing], threads=2)
     assert 0 < pieces < 10_000_000
+
+
+def test_a_thread_keeps_to_a_lane_until_all_help_with_the_last():
+    workers = {"long": [], "short": []}
+    both_begun, helped = threading.Barrier(2, timeout=60), threading.Event()
+
+    def long(start, _):
+        workers["long"].append(threading.get_ident())
+        if start == 0:
+            both_begun.wait()
+        elif start == 3:  # the owner waits here, until the other thread is done with its lane and helps
+            assert helped.wait(60)
+        else:
+            helped.set() if len(set(workers["long"])) == 2 else None
+
+    def short(start, _):
+        workers["short"].append(threading.get_ident())
+        if start == 0:
+            both_begun.wait()
+
+    run(in_lanes([Lane([(i, i + 1) for i in range(9)], long), Lane([(i, i + 1) for i in range(5)], short)]), threads=2)
+    assert [len(workers[name]) for name in ("long", "short")] == [9, 5]
+    assert len(set(workers["short"])) == 1
+    assert set(workers["long"][:4]) != set(workers["short"])
+    assert set(workers["long"]) > set(workers["short"])
 
 
 def test_every_piece_of_every_lane_is_done_once_and_its_values_may_go_then():

@@ -25,9 +25,10 @@ _buffers = threading.local()
 class OutFile:
     """A new file for the values of an array; `write` its blocks from any thread, and `finish` after the last.
 
-    Its space is reserved at once, since reserved space is written faster and a disk that is too full then says
-    so now. With `durable` the blocks go to the disk with direct I/O from aligned buffers, one a thread. Where
-    the file system refuses either, the writes do without.
+    Its space is reserved at once: ext4 writes to reserved space in less time, and a disk that is too full says so
+    now. With `durable` the blocks go there with direct I/O from aligned buffers, one a thread; not without the
+    space reserved, since threads that make a file longer wait for each other. What the file system refuses is
+    done without.
     """
 
     def __init__(self, path: str, array: np.ndarray, *, dir_fd: int, durable: bool) -> None:
@@ -80,9 +81,11 @@ class OutFile:
 
     def finish(self, *, fsync: bool) -> bytes:
         """Cut off what direct I/O padded, make the file durable if asked, close it; return the digests."""
+        nbytes = self._array.nbytes
+        del self._array
         try:
-            if os.fstat(self.fd).st_size != self._array.nbytes:
-                os.ftruncate(self.fd, self._array.nbytes)
+            if os.fstat(self.fd).st_size != nbytes:
+                os.ftruncate(self.fd, nbytes)
             if fsync:
                 os.fsync(self.fd)
         finally:

@@ -81,7 +81,12 @@ def preallocate(fd: int, nbytes: int) -> None:
     """Reserve space for a file of this size, without the C library's slow imitation (fallocate)."""
     if not hasattr(_libc, "fallocate"):
         raise _missing(None)
-    _checked(_libc.fallocate(fd, 0, ctypes.c_int64(0), ctypes.c_int64(nbytes)), None)
+    while True:
+        try:
+            _checked(_libc.fallocate(fd, 0, ctypes.c_int64(0), ctypes.c_int64(nbytes)), None)
+            return
+        except InterruptedError:  # a signal's handler has run by now, as it has when `os` tries again
+            continue
 
 
 def sync_file_system(fd: int) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
@@ -150,10 +151,9 @@ class _Work:
         self._advance = advance
 
     def jobs(self, groups: list[list[int]], reader: SmallReader) -> Iterator[Job]:
-        """Yield large variables, then small ones a batch at a time."""
-        yield from in_lanes(self._lanes())
-        for group in groups:
-            yield partial(self._read_batch, reader, group)
+        """Return the jobs of large variables, then those of small ones, a batch at a time."""
+        batches = (partial(self._read_batch, reader, group) for group in groups)
+        return in_lanes(itertools.chain(self._lanes(), batches))
 
     def _lanes(self) -> Iterator[Lane]:
         for index, entry in enumerate(self._entries):

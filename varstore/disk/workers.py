@@ -30,13 +30,14 @@ def thread_count(threads: int | None) -> int:
     return threads
 
 
-def run(jobs: Iterable[Job], threads: int) -> None:
+def run(jobs: Iterable[Job], threads: int, *, on_failure: Callable[[], None] | None = None) -> None:
     """Run all jobs, the caller's thread among the workers.
 
     Jobs are taken from the iterable one at a time, so a generator may do ordered work between them. The
-    first exception, Ctrl-C included, stops the others after their present piece and surfaces as itself.
+    first exception, Ctrl-C included, stops the others after their present piece and surfaces as itself;
+    `on_failure` is called at once, to wake whoever waits for a piece that will not be done any more.
     """
-    crew = _Crew(jobs)
+    crew = _Crew(jobs, on_failure)
     try:
         for number in range(1, threads):
             threading.Thread(target=crew.help, name=f"varstore-{number}", daemon=True).start()
@@ -92,8 +93,9 @@ def in_lanes(work: Iterable[Lane | Job]) -> Iterator[Job]:
 
 
 class _Crew:
-    def __init__(self, jobs: Iterable[Job]) -> None:
+    def __init__(self, jobs: Iterable[Job], on_failure: Callable[[], None] | None) -> None:
         self._jobs = iter(jobs)
+        self._on_failure = on_failure
         self._lock = threading.Lock()
         self._changed = threading.Condition()
         self._helping = 0
@@ -102,6 +104,8 @@ class _Crew:
     def fail(self, error: BaseException) -> None:
         if self.error is None:
             self.error = error
+        if self._on_failure:
+            self._on_failure()
 
     def help(self) -> None:
         """Work in a thread of its own, unless all is over already."""

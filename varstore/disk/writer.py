@@ -119,7 +119,7 @@ class _Writer:
         variables = self._plan.variables
         worth_threads = len(variables) > 2 * _BATCH or any(v.nbytes >= SMALL for v in variables)
         try:
-            run(in_lanes(self._jobs()), threads if worth_threads else 1)
+            run(in_lanes(self._jobs()), threads if worth_threads else 1, on_failure=self._fail)
         finally:
             for out in self._open:
                 out.close()
@@ -128,7 +128,7 @@ class _Writer:
             self._make_durable()
 
     def _jobs(self) -> Iterator[Lane | Job]:
-        """Make the folders, and yield small variables a batch at a time and each large one once.
+        """Make the folders, and yield small variables a batch at a time and large ones one by one.
 
         Threads that make folders in one folder wait for each other in the kernel, as they do when they write to one
         file (see `in_lanes`): so they are made here, one after the other.
@@ -216,24 +216,23 @@ class _Writer:
         lane = Lane(spans(variable.nbytes), partial(self._write_block, variable.name, out))
         self._open.add(out)
         yield lane
-        if variable.name in self._fetched:
+        if variable.name in self._fetched:  # all help with it: nothing else is begun until it is written
             yield from itertools.repeat(lane.step, lane.left)
 
     def _write_block(self, name: str, out: OutFile, start: int, stop: int) -> None:
-        try:
-            if out.write(start, stop):
-                self._open.remove(out)
-                self.digests[name] = out.finish(fsync=self._fsync_each)
-                with self._changed:
-                    self._fetched.discard(name)
-                    self._changed.notify_all()
-        except BaseException:
+        if out.write(start, stop):
+            self._open.remove(out)
+            self.digests[name] = out.finish(fsync=self._fsync_each)
             with self._changed:
-                self._failed = True
+                self._fetched.discard(name)
                 self._changed.notify_all()
-            raise
         if self._advance:
             self._advance(stop - start)
+
+    def _fail(self) -> None:
+        with self._changed:
+            self._failed = True
+            self._changed.notify_all()
 
     def _write_aliases(self) -> None:
         folders = {v.name: v.folder for v in self._plan.variables}

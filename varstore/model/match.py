@@ -160,21 +160,21 @@ def _common(source: Shape, target: Shape, *, allow_corner: bool) -> Shape | None
 
 def _ways_out(mismatched: list[Mismatch], on_mismatch: str, *, cast: bool) -> str:
     """Return what would let at least one of these be loaded, or left alone."""
+    loadable = [mismatch for mismatch in mismatched if _would_load(mismatch)]
     ways = []
-    if not cast and any(_is_castable(m.source_dtype, m.target_dtype) for m in mismatched):
+    if not cast and not all(is_same_type(m.source_dtype, m.target_dtype) for m in loadable):
         ways.append("cast=True to convert between types of one kind")
-    if on_mismatch != "overlap" and any(_has_corner(m.source_shape, m.target_shape) for m in mismatched):
+    if on_mismatch != "overlap" and not all(m.source_shape == m.target_shape for m in loadable):
         ways.append('on_mismatch="overlap" to copy the corner that two shapes share')
     ways.append('on_mismatch="skip" to leave these targets as they are')
     return "pass " + (", ".join([*ways[:-1], f"or {ways[-1]}"]) if len(ways) > 1 else ways[0])
 
 
-def _is_castable(source: np.dtype[Any], target: np.dtype[Any]) -> bool:
-    return not is_same_type(source, target) and _is_same_kind(source, target)
-
-
-def _has_corner(source: Shape, target: Shape) -> bool:
-    return source != target and _common(source, target, allow_corner=True) is not None
+def _would_load(mismatch: Mismatch) -> bool:
+    """Tell whether everything that can be allowed together would allow it."""
+    source, target = mismatch.source_dtype, mismatch.target_dtype
+    fits = is_same_type(source, target) or _is_same_kind(source, target)
+    return fits and _common(mismatch.source_shape, mismatch.target_shape, allow_corner=True) is not None
 
 
 def _refusal(mismatched: list[Mismatch], path: str | None, ways_out: str) -> VariableMismatch:
