@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import mmap
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 
 import numpy as np
 
 from tools.bench.workloads import Arrays
+from varstore.disk.syscalls import preallocate
 
+Share = list[tuple[str, int]]
+"""Pieces that one thread moves: the file's name and the offset."""
 BLOCK = 16 << 20
 CHUNK = 1 << 20
 
@@ -28,43 +32,39 @@ def memory_copy(arrays: Arrays, targets: Arrays) -> None:
         for name, array in arrays.items()
         for start in range(0, array.nbytes, BLOCK)
     ]
-    _run(jobs)
+    _run(jobs, threads())
 
 
 def parallel_write(path: str, arrays: Arrays) -> None:
-    """Write the same bytes to as many files with all threads, each to one of its own: no hashing, nothing else."""
-    os.mkdir(path)
-
-    def write(name: str, flat: np.ndarray) -> None:
-        fd = os.open(os.path.join(path, name), os.O_WRONLY | os.O_CREAT, 0o644)
-        os.posix_fallocate(fd, 0, flat.nbytes)
-        for start in range(0, flat.nbytes, CHUNK):
-            os.write(fd, flat[start : start + CHUNK].data)
-        os.close(fd)
-
-    _run(partial(write, name, _flat(array)) for name, array in arrays.items())
+    """Write the same bytes to as many files with all threads: no hashing, nothing else."""
+    _write(path, arrays, os.O_WRONLY | os.O_CREAT, threads(), lambda flat, start: flat[start : start + CHUNK])
 
 
 def direct_write(path: str, arrays: Arrays) -> None:
-    """Write the same bytes with direct I/O from aligned memory with all threads, and make them durable."""
-    os.mkdir(path)
-    buffer = np.frombuffer(mmap.mmap(-1, CHUNK), np.uint8)
-    buffer[:] = 7
-
-    def write(fd: int, nbytes: int, start: int) -> None:
-        size = -(-min(CHUNK, nbytes - start) // 4096) * 4096
-        os.pwrite(fd, buffer[:size].data, start)
-
-    fds = {n: os.open(os.path.join(path, n), os.O_WRONLY | os.O_CREAT | os.O_DIRECT, 0o644) for n in arrays}
-    for name, fd in fds.items():
-        os.posix_fallocate(fd, 0, arrays[name].nbytes)
-    _run(
-        partial(write, fds[name], array.nbytes, start)
-        for name, array in arrays.items()
-        for start in range(0, array.nbytes, CHUNK)
-    )
-    for fd in fds.values():
+    """Write the same bytes with direct I/O from aligned memory, and make them durable; half of the threads wait."""
+    aligned = np.frombuffer(mmap.mmap(-1, CHUNK), np.uint8)
+    aligned[:] = 7
+    flags = os.O_WRONLY | os.O_CREAT | os.O_DIRECT
+    _write(path, arrays, flags, 2 * threads(), lambda flat, start: aligned[: -(-(flat.nbytes - start) // 4096) * 4096])
+    for name in arrays:
+        fd = os.open(os.path.join(path, name), os.O_RDONLY)
         os.fsync(fd)
+        os.close(fd)
+
+
+def _write(path: str, arrays: Arrays, flags: int, workers: int, data: Callable[[np.ndarray, int], np.ndarray]) -> None:
+    os.mkdir(path)
+    fds = {name: os.open(os.path.join(path, name), flags, 0o644) for name in arrays}
+    for name, fd in fds.items():
+        with contextlib.suppress(OSError):
+            preallocate(fd, arrays[name].nbytes)
+
+    def write(share: Share) -> None:
+        for name, start in share:
+            os.pwrite(fds[name], data(_flat(arrays[name]), start).data, start)
+
+    _run([partial(write, share) for share in _shares(arrays, workers)], workers)
+    for fd in fds.values():
         os.close(fd)
 
 
@@ -104,20 +104,15 @@ def parallel_read(path: str, arrays: Arrays) -> Arrays:
 
 def read_into(path: str, targets: Arrays, *, workers: int | None = None, direct: bool = False) -> None:
     """Read the same bytes into memory that exists."""
-
-    def read(fd: int, flat: np.ndarray, start: int) -> None:
-        os.preadv(fd, [flat[start : start + BLOCK].data], start)
-
     flags = os.O_RDONLY | (os.O_DIRECT if direct else 0)
     fds = {name: os.open(os.path.join(path, name), flags) for name in targets}
-    _run(
-        (
-            partial(read, fds[name], _flat(array), start)
-            for name, array in targets.items()
-            for start in range(0, array.nbytes, BLOCK)
-        ),
-        workers,
-    )
+
+    def read(share: Share) -> None:
+        for name, start in share:
+            os.preadv(fds[name], [_flat(targets[name])[start : start + CHUNK].data], start)
+
+    workers = workers or threads()
+    _run([partial(read, share) for share in _shares(targets, workers)], workers)
     for fd in fds.values():
         os.close(fd)
 
@@ -134,7 +129,19 @@ def _flat(array: np.ndarray) -> np.ndarray:
     return array.reshape(-1).view(np.uint8)
 
 
-def _run(jobs: Iterable[Callable[[], object]], workers: int | None = None) -> None:
-    with ThreadPoolExecutor(workers or threads()) as pool:
+def _shares(arrays: Arrays, workers: int) -> list[Share]:
+    """Part all bytes in equal runs, so that hardly a file is used by two threads: they would wait for each other."""
+    each = -(-sum(array.nbytes for array in arrays.values()) // workers)
+    shares: list[Share] = [[] for _ in range(workers)]
+    offset = 0
+    for name, array in arrays.items():
+        for start in range(0, array.nbytes, CHUNK):
+            shares[(offset + start) // each].append((name, start))
+        offset += array.nbytes
+    return shares
+
+
+def _run(jobs: Sequence[Callable[[], object]], workers: int) -> None:
+    with ThreadPoolExecutor(workers) as pool:
         for future in [pool.submit(job) for job in jobs]:
             future.result()

@@ -16,7 +16,7 @@ import numpy as np
 import varstore
 from tools.bench import limits, measure
 from tools.bench.measure import Place, Prepared, Timing, alternate
-from tools.bench.peers import Peer, PlainLoop, Safetensors, Varstore
+from tools.bench.peers import Peer, PlainLoop, Varstore
 from tools.bench.workloads import WORKLOADS, Arrays
 
 Candidates = dict[str, Callable[[], Prepared]]
@@ -103,7 +103,8 @@ def save(bench: Bench, workload: str) -> dict[str, Timing]:
     return bench.run(candidates)
 
 
-def save_durable(bench: Bench, workload: str) -> dict[str, Timing]:
+def save_durable(bench: Bench, workload: str, *, forget: bool = False) -> dict[str, Timing]:
+    """Save and flush; with `forget`, after the page cache was dropped, whose memory a host may have taken back."""
     arrays = bench.arrays(workload)
     candidates: Candidates = {
         peer.name: _at_fresh(bench, partial(lambda p, path: p.save_durable(path, arrays), peer))
@@ -114,18 +115,9 @@ def save_durable(bench: Bench, workload: str) -> dict[str, Timing]:
         candidates["limit: system calls + one sync"] = _at_fresh(bench, partial(_calls_and_sync, arrays))
     else:
         candidates["limit: direct write"] = _at_fresh(bench, lambda path: limits.direct_write(path, arrays))
-    return bench.run(candidates)
-
-
-def save_durable_into_free_memory(bench: Bench, workload: str) -> dict[str, Timing]:
-    """A virtual machine whose host has taken its free memory back gets it again page by page, as it is written."""
-    arrays = bench.arrays(workload)
-    candidates: Candidates = {
-        peer.name: bench.after_forgetting(_at_fresh(bench, partial(lambda p, path: p.save_durable(path, arrays), peer)))
-        for peer in bench.peers
-        if isinstance(peer, (Varstore, Safetensors))
-    }
-    return bench.run(candidates, memory_matters=False)
+    if forget:
+        candidates = {name: bench.after_forgetting(prepare) for name, prepare in candidates.items()}
+    return bench.run(candidates, memory_matters=not forget)
 
 
 def _calls_and_sync(arrays: Arrays, path: str) -> None:
