@@ -465,6 +465,13 @@ def test_the_refusal_lists_all_folded_by_difference():
         (((3,), F4), ((3,), np.dtype("i4")), {}, ""),
         (((3,), F4), ((2, 2), F8), {"cast": True}, ""),
         (((3,), F8), ((2, 2), F4), {}, ""),
+        (((3,), F8), ((2,), F4), {"cast": True}, 'on_mismatch="overlap" to copy the corner that two shapes share, or '),
+        (
+            ((3,), F8),
+            ((2,), F4),
+            {},
+            'cast=True and on_mismatch="overlap" together to convert the corner that two shapes share, or ',
+        ),
         (((3,), F4), ((2,), np.dtype("i4")), {}, ""),
         (((3,), F4), ((2, 2), F4), {"on_mismatch": "overlap"}, ""),
     ],

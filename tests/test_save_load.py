@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
+from support import run_python
 
 import varstore as vs
 from varstore.errors import CheckpointExists, InvalidName, UnsupportedDtype, UsageError
@@ -295,23 +296,41 @@ class Late:
 
 
 @pytest.mark.parametrize("durable", [False, True])
-def test_late_values_of_several_blocks_are_written_by_several_threads(tmp_path, durable):
+def test_late_values_of_several_blocks(tmp_path, durable):
     saved = vs.save(tmp_path / "c", {f"v{i}": Late(i) for i in range(4)}, threads=3, durable=durable)
     for i, variable in enumerate(saved.values()):
         assert (variable.numpy() == i).all()
 
 
-@pytest.mark.parametrize("failing_call", [2, 3, 4, 5])
-def test_a_failure_wakes_the_thread_that_waits_for_late_values(tmp_path, failing_call):
-    calls = 0
+def test_a_failing_write_wakes_the_thread_that_waits_for_late_values_and_no_more_are_fetched(tmp_path):
+    code = """
+import sys, time
+import numpy as np
+import varstore as vs
+from varstore.disk.outfile import OutFile
 
-    def progress(done, total):
-        nonlocal calls
-        calls += 1
-        if calls == failing_call:
-            raise RuntimeError("stop here")
+fetched = []
 
-    values = {f"v{i}": Late(i) for i in range(4)}
-    with pytest.raises(RuntimeError, match="stop here"):
-        vs.save(tmp_path / "c", values, threads=3, durable=False, progress=progress)
+class Late:
+    shape, dtype = (40 << 20,), np.dtype(np.uint8)
+
+    def __array__(self, dtype=None, copy=None):
+        fetched.append(self)
+        return np.zeros(self.shape, self.dtype)
+
+def failing(self, start, stop):
+    if stop == 40 << 20:
+        time.sleep(0.3)  # until the others wait
+        raise OSError(5, "this disk is broken")
+    return OutFile.write_before(self, start, stop)
+
+OutFile.write_before, OutFile.write = OutFile.write, failing
+try:
+    vs.save(sys.argv[1], {f"v{i}": Late() for i in range(4)}, threads=3, durable=False)
+except vs.errors.StorageError as error:
+    print(len(fetched), error)
+"""
+    done = run_python(code, tmp_path / "c", timeout=60)
+    assert done.stdout.startswith("1 ")
+    assert "this disk is broken" in done.stdout
     assert list(tmp_path.iterdir()) == []

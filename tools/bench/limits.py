@@ -12,7 +12,7 @@ from functools import partial
 import numpy as np
 
 from tools.bench.workloads import Arrays
-from varstore.disk.syscalls import preallocate
+from varstore.disk.syscalls import preallocate, sync_file_system
 
 Share = list[tuple[str, int]]
 """Pieces that one thread moves: the file's name and the offset."""
@@ -21,7 +21,7 @@ CHUNK = 1 << 20
 
 
 def threads() -> int:
-    """Return the number of threads that varstore takes by default."""
+    """Return the number of threads that varstore takes by default where it does not wait for the disk."""
     return min(8, len(os.sched_getaffinity(0)))
 
 
@@ -41,15 +41,14 @@ def parallel_write(path: str, arrays: Arrays) -> None:
 
 
 def direct_write(path: str, arrays: Arrays) -> None:
-    """Write the same bytes with direct I/O from aligned memory, and make them durable; half of the threads wait."""
+    """Write as many bytes with direct I/O from aligned memory, and make them durable; half of the threads wait."""
     aligned = np.frombuffer(mmap.mmap(-1, CHUNK), np.uint8)
     aligned[:] = 7
     flags = os.O_WRONLY | os.O_CREAT | os.O_DIRECT
     _write(path, arrays, flags, 2 * threads(), lambda flat, start: aligned[: -(-(flat.nbytes - start) // 4096) * 4096])
-    for name in arrays:
-        fd = os.open(os.path.join(path, name), os.O_RDONLY)
-        os.fsync(fd)
-        os.close(fd)
+    fd = os.open(path, os.O_RDONLY)
+    sync_file_system(fd)
+    os.close(fd)
 
 
 def _write(path: str, arrays: Arrays, flags: int, workers: int, data: Callable[[np.ndarray, int], np.ndarray]) -> None:
@@ -63,7 +62,7 @@ def _write(path: str, arrays: Arrays, flags: int, workers: int, data: Callable[[
         for name, start in share:
             os.pwrite(fds[name], data(_flat(arrays[name]), start).data, start)
 
-    _run([partial(write, share) for share in _shares(arrays, workers)], workers)
+    _run([partial(write, share) for share in _shares(arrays, workers, CHUNK)], workers)
     for fd in fds.values():
         os.close(fd)
 
@@ -109,10 +108,10 @@ def read_into(path: str, targets: Arrays, *, workers: int | None = None, direct:
 
     def read(share: Share) -> None:
         for name, start in share:
-            os.preadv(fds[name], [_flat(targets[name])[start : start + CHUNK].data], start)
+            os.preadv(fds[name], [_flat(targets[name])[start : start + BLOCK].data], start)
 
     workers = workers or threads()
-    _run([partial(read, share) for share in _shares(targets, workers)], workers)
+    _run([partial(read, share) for share in _shares(targets, workers, BLOCK)], workers)
     for fd in fds.values():
         os.close(fd)
 
@@ -129,13 +128,13 @@ def _flat(array: np.ndarray) -> np.ndarray:
     return array.reshape(-1).view(np.uint8)
 
 
-def _shares(arrays: Arrays, workers: int) -> list[Share]:
+def _shares(arrays: Arrays, workers: int, piece: int) -> list[Share]:
     """Part all bytes in equal runs, so that hardly a file is used by two threads: they would wait for each other."""
     each = -(-sum(array.nbytes for array in arrays.values()) // workers)
     shares: list[Share] = [[] for _ in range(workers)]
     offset = 0
     for name, array in arrays.items():
-        for start in range(0, array.nbytes, CHUNK):
+        for start in range(0, array.nbytes, piece):
             shares[(offset + start) // each].append((name, start))
         offset += array.nbytes
     return shares

@@ -82,8 +82,10 @@ def alternate(
     """
     timings: dict[str, Timing] = {name: Timing() for name in candidates}
     names = list(candidates)
+    shuffled = random.Random(0)
     for round_ in range(rounds):
-        for name in random.Random(round_).sample(names, len(names)):
+        names = names[::-1] if round_ % 2 else shuffled.sample(names, len(names))
+        for name in names:
             if name not in timings:
                 continue
             try:

@@ -5,6 +5,7 @@ Each raises OSError as `os` would; `is_missing` says whether that means "not her
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import errno
 import mmap
@@ -22,6 +23,7 @@ _mmap.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int, ctypes.c_int, 
 _munmap = ctypes.CDLL(None).munmap
 _munmap.argtypes = (ctypes.c_void_p, ctypes.c_size_t)
 
+_ATTEMPTS = 3
 _RENAME_EXCHANGE = 2
 _AT_FDCWD = -100
 _SYS_OPENAT2 = 437  # the same number on every architecture
@@ -81,12 +83,11 @@ def preallocate(fd: int, nbytes: int) -> None:
     """Reserve space for a file of this size, without the C library's slow imitation (fallocate)."""
     if not hasattr(_libc, "fallocate"):
         raise _missing(None)
-    while True:
-        try:
+    for _ in range(_ATTEMPTS):
+        with contextlib.suppress(InterruptedError):  # some file systems give up, and undo it, for any signal
             _checked(_libc.fallocate(fd, 0, ctypes.c_int64(0), ctypes.c_int64(nbytes)), None)
             return
-        except InterruptedError:  # a signal's handler has run by now, as it has when `os` tries again
-            continue
+    raise _missing(None)
 
 
 def sync_file_system(fd: int) -> None:

@@ -144,6 +144,8 @@ class _Writer:
             source = variable.source
             if isinstance(source, LateArray):
                 self._await_fetched()
+                if self._failed:
+                    return
                 source = self._fetch(variable, source)
             if isinstance(source, Stored):
                 yield partial(self._link, variable, source)

@@ -160,14 +160,22 @@ def _common(source: Shape, target: Shape, *, allow_corner: bool) -> Shape | None
 
 def _ways_out(mismatched: list[Mismatch], on_mismatch: str, *, cast: bool) -> str:
     """Return what would let at least one of these be loaded, or left alone."""
-    loadable = [mismatch for mismatch in mismatched if _would_load(mismatch)]
+    missing = {_missing_modes(mismatch, on_mismatch, cast=cast) for mismatch in mismatched if _would_load(mismatch)}
     ways = []
-    if not cast and not all(is_same_type(m.source_dtype, m.target_dtype) for m in loadable):
+    if ("cast",) in missing:
         ways.append("cast=True to convert between types of one kind")
-    if on_mismatch != "overlap" and not all(m.source_shape == m.target_shape for m in loadable):
+    if ("overlap",) in missing:
         ways.append('on_mismatch="overlap" to copy the corner that two shapes share')
+    if missing == {("cast", "overlap")}:
+        ways.append('cast=True and on_mismatch="overlap" together to convert the corner that two shapes share')
     ways.append('on_mismatch="skip" to leave these targets as they are')
     return "pass " + (", ".join([*ways[:-1], f"or {ways[-1]}"]) if len(ways) > 1 else ways[0])
+
+
+def _missing_modes(mismatch: Mismatch, on_mismatch: str, *, cast: bool) -> tuple[str, ...]:
+    needs_cast = not cast and not is_same_type(mismatch.source_dtype, mismatch.target_dtype)
+    needs_overlap = on_mismatch != "overlap" and mismatch.source_shape != mismatch.target_shape
+    return ("cast",) * needs_cast + ("overlap",) * needs_overlap
 
 
 def _would_load(mismatch: Mismatch) -> bool:

@@ -59,7 +59,8 @@ def save(
         durable: return only when all is on the disk; otherwise the system writes it when it likes, and only
             a crash of the machine can tell the difference.
         manifest: False writes nothing but OneFlow's own layout: no digests, no attributes.
-        threads: one for each processor up to eight unless given.
+        threads: one for each processor up to eight unless given, and twice as many where `durable` waits for
+            the disk.
         progress: called with (bytes done, bytes in all), or True for a bar.
 
     Raises:
