@@ -116,8 +116,16 @@ def save_durable(bench: Bench, workload: str, *, forget: bool = False) -> dict[s
     else:
         candidates["limit: direct write"] = _at_fresh(bench, lambda path: limits.direct_write(path, arrays))
     if forget:
-        candidates = {name: bench.after_forgetting(prepare) for name, prepare in candidates.items()}
+        candidates = {name: bench.after_forgetting(_after_tidying(bench, c)) for name, c in candidates.items()}
     return bench.run(candidates, memory_matters=not forget)
+
+
+def _after_tidying(bench: Bench, prepare: Callable[[], Prepared]) -> Callable[[], Prepared]:
+    def tidy_and_prepare() -> Prepared:
+        bench.tidy()
+        return prepare()
+
+    return tidy_and_prepare
 
 
 def _calls_and_sync(arrays: Arrays, path: str) -> None:
