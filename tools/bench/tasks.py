@@ -65,14 +65,9 @@ class Bench:
             measure.fill_memory(self.place)
         return alternate(candidates, self.rounds, settle, self.log)
 
-    def after_forgetting(self, prepare: Callable[[], Prepared]) -> Callable[[], Prepared]:
-        """Return the candidate such that the page cache is dropped before each of its rounds."""
-
-        def forget_and_prepare() -> Prepared:
-            measure.forget(self.place.path)
-            return prepare()
-
-        return forget_and_prepare
+    def forget(self) -> None:
+        """Drop the page cache."""
+        measure.forget(self.place.path)
 
     def loadable(self, workload: str, verb: str) -> dict[str, tuple[Peer, str]]:
         """Return the peers that have a verb, with what they saved."""
@@ -116,16 +111,18 @@ def save_durable(bench: Bench, workload: str, *, forget: bool = False) -> dict[s
     else:
         candidates["limit: direct write"] = _at_fresh(bench, lambda path: limits.direct_write(path, arrays))
     if forget:
-        candidates = {name: bench.after_forgetting(_after_tidying(bench, c)) for name, c in candidates.items()}
+        candidates = {name: _after(bench.tidy, _after(bench.forget, c)) for name, c in candidates.items()}
     return bench.run(candidates, memory_matters=not forget)
 
 
-def _after_tidying(bench: Bench, prepare: Callable[[], Prepared]) -> Callable[[], Prepared]:
-    def tidy_and_prepare() -> Prepared:
-        bench.tidy()
-        return prepare()
+def _after(step: Callable[[], None], candidate: Callable[[], Prepared]) -> Callable[[], Prepared]:
+    """Return the candidate such that a step is done before each of its rounds, outside the clock."""
 
-    return tidy_and_prepare
+    def prepare() -> Prepared:
+        step()
+        return candidate()
+
+    return prepare
 
 
 def _calls_and_sync(arrays: Arrays, path: str) -> None:
@@ -172,7 +169,7 @@ def load_cold(bench: Bench, workload: str) -> dict[str, Timing]:
     aligned = limits.aligned_like(arrays)
 
     def cold(timed: Prepared) -> Callable[[], Prepared]:
-        return bench.after_forgetting(lambda: timed)
+        return _after(bench.forget, lambda: timed)
 
     candidates: Candidates = {
         name: cold(partial(peer.load, path))

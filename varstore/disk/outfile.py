@@ -38,28 +38,22 @@ class OutFile:
         self._left = len(self._digests)
         self._lock = threading.Lock()
         try:
-            self._direct = self._reserve() and durable and array.nbytes >= DIRECT_FROM and self._turn_direct()
+            self._direct = self._reserve(array.nbytes, direct=durable and array.nbytes >= DIRECT_FROM)
         except BaseException:
             os.close(self.fd)
             raise
 
-    def _reserve(self) -> bool:
+    def _reserve(self, nbytes: int, *, direct: bool) -> bool:
+        """Reserve the space and then turn to direct I/O, if asked; tell whether writes are direct now."""
         try:
-            syscalls.preallocate(self.fd, self._array.nbytes)
+            syscalls.preallocate(self.fd, nbytes)
+            if direct:
+                fcntl.fcntl(self.fd, fcntl.F_SETFL, fcntl.fcntl(self.fd, fcntl.F_GETFL) | os.O_DIRECT)
         except OSError as error:
             if not syscalls.is_missing(error):
                 raise
             return False
-        return True
-
-    def _turn_direct(self) -> bool:
-        try:
-            fcntl.fcntl(self.fd, fcntl.F_SETFL, fcntl.fcntl(self.fd, fcntl.F_GETFL) | os.O_DIRECT)
-        except OSError as error:
-            if not syscalls.is_missing(error):
-                raise
-            return False
-        return True
+        return direct
 
     def _turn_buffered(self) -> None:
         self._direct = False

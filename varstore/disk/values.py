@@ -152,8 +152,8 @@ class _Work:
 
     def jobs(self, groups: list[list[int]], reader: SmallReader) -> Iterator[Job]:
         """Return the jobs of large variables, then those of small ones, a batch at a time."""
-        batches = (partial(self._read_batch, reader, group) for group in groups)
-        return in_lanes(itertools.chain(self._lanes(), batches))
+        of_small = (partial(self._read_batch, reader, group) for group in groups)
+        return in_lanes(itertools.chain(self._lanes(), of_small))
 
     def _lanes(self) -> Iterator[Lane]:
         for index, entry in enumerate(self._entries):
