@@ -7,6 +7,7 @@ import itertools
 import os
 import threading
 import time
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 
@@ -134,6 +135,7 @@ class _Writer:
         file (see `in_lanes`): so they are made here, one after the other.
         """
         batch: list[tuple[PlannedVariable, np.ndarray]] = []
+        links: defaultdict[int, list[tuple[PlannedVariable, Stored]]] = defaultdict(list)
         nbytes = 0
         parents = frozenset(self._plan.parents)
         for variable in self._plan.variables:
@@ -148,7 +150,9 @@ class _Writer:
                     return
                 source = self._fetch(variable, source)
             if isinstance(source, Stored):
-                yield partial(self._link, variable, source)
+                links[id(source.root)].append((variable, source))
+                if len(links[id(source.root)]) == _BATCH:
+                    yield partial(self._link_batch, links.pop(id(source.root)))
             elif variable.nbytes >= SMALL:
                 if source is not variable.source:
                     self._fetched.add(variable.name)
@@ -161,6 +165,8 @@ class _Writer:
                 batch, nbytes = [], 0
         if batch:
             yield partial(self._write_batch, batch)
+        for of_one_root in links.values():
+            yield partial(self._link_batch, of_one_root)
 
     def _await_fetched(self) -> None:
         """Wait until the values that were fetched before are written, so that one variable's are in memory."""
@@ -245,12 +251,14 @@ class _Writer:
                 self._link_out(variable, source, root_fd=self._fd, root=self._path, name=variable.alias_of)
                 self.digests[variable.name] = self.digests[variable.alias_of]
 
-    def _link(self, variable: PlannedVariable, stored: Stored) -> None:
-        self._write_meta(variable)
-        entry = stored.entry
-        with open_root(stored.root) as root_fd:
-            self._link_out(variable, entry.folder + "/out", root_fd=root_fd, root=stored.root, name=entry.name)
-        self.digests[variable.name] = entry.digests or self._digest_file(variable)
+    def _link_batch(self, batch: list[tuple[PlannedVariable, Stored]]) -> None:
+        root = batch[0][1].root
+        with open_root(root) as root_fd:
+            for variable, stored in batch:
+                self._write_meta(variable)
+                entry = stored.entry
+                self._link_out(variable, entry.folder + "/out", root_fd=root_fd, root=root, name=entry.name)
+                self.digests[variable.name] = entry.digests or self._digest_file(variable)
 
     def _link_out(self, variable: PlannedVariable, source: str, *, root_fd: int, root: str, name: str) -> None:
         link_or_copy(
