@@ -1,13 +1,14 @@
 """Time candidates against each other: in turn, each in a fresh place, several rounds, medians.
 
-No file is deleted before the end, and after each write the disk is left to finish outside the clock: for minutes
-after files were deleted, ext4 looks at each of their inodes before it gives a new one, which makes the making of
-files several times slower. Wait as long after a run before the next one.
+No file is deleted before the end, large ones are truncated instead, outside the clock: for minutes after files were
+deleted, ext4 looks at each of their inodes before it gives a new one, which makes the making of files several times
+slower. Wait as long after a run before the next one.
 """
 
 from __future__ import annotations
 
 import contextlib
+import mmap
 import os
 import random
 import resource
@@ -17,12 +18,18 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
+
 Prepared = Callable[[], Any]
 _LARGE = 1 << 20
+_SPARE = 512 << 20
+"""Bytes of free memory that are left alone, for whatever else the machine does."""
+TOLD_AFTER = 2.5
+"""Seconds of free memory until a virtual machine's host knows, and some."""
 
 
 @dataclass(kw_only=True)
@@ -48,20 +55,25 @@ class Place:
     def __init__(self, directory: str | None) -> None:
         self.path = tempfile.mkdtemp(prefix="varstore-bench-", dir=directory)
         self._count = 0
+        self._passing: list[str] = []
 
-    def fresh(self) -> str:
-        """Return a path that does not exist."""
+    def fresh(self, *, keep: bool = False) -> str:
+        """Return a path that does not exist; what is written there loses its space in `settle`, unless kept."""
         self._count += 1
-        return os.path.join(self.path, f"{self._count:04d}")
+        path = os.path.join(self.path, f"{self._count:04d}")
+        if not keep:
+            self._passing.append(path)
+        return path
 
-    def give_back(self, kept: Collection[str]) -> None:
-        """Give large files' space back to the disk, but not their inodes."""
-        for entry in list(os.scandir(self.path)):
-            if entry.path not in kept:
-                for file in files_of(entry.path):
-                    if os.stat(file).st_size >= _LARGE:
-                        os.chmod(file, 0o644)
-                        os.truncate(file, 0)
+    def settle(self) -> None:
+        """Give large files' space back to the disk, but not their inodes, and let it finish what it has to write."""
+        for path in self._passing:
+            for file in files_of(path):
+                status = os.stat(file)
+                if status.st_size >= _LARGE and status.st_nlink == 1:
+                    os.chmod(file, 0o644)
+                    os.truncate(file, 0)
+        self._passing.clear()
         os.sync()
 
     def remove(self) -> None:
@@ -103,27 +115,27 @@ def alternate(
     return timings
 
 
-def fill_memory(place: Place) -> None:
-    """Fill free memory with page cache, from a file of nothing but holes.
+def ready_memory(nbytes: int) -> None:
+    """Use this much of free memory once and give it back, so that whoever runs next finds it ready.
 
-    A virtual machine gets memory from its host page by page at first use, and gives free memory back: a write
-    to the page cache then costs more than one to the disk, and which candidate pays is chance. Where memory is
-    full, all take what has been used before.
+    A virtual machine gets memory from its host at first use, and tells it of what has been free for two seconds. A
+    page then costs up to twenty times as much, and which candidate pays is chance. What has become free before is
+    told while this is held; what is given back at the end is safe for two seconds.
+
+    Source of the two seconds: Linux, mm/page_reporting.c.
     """
+    size = max(_LARGE, min(nbytes, _free_memory() - _SPARE))
+    held = mmap.mmap(-1, size, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    with contextlib.suppress(OSError):
+        held.madvise(mmap.MADV_HUGEPAGE)
+    np.frombuffer(held, np.uint8)[:: mmap.PAGESIZE] = 1
+    time.sleep(TOLD_AFTER)
+    held.close()
+
+
+def _free_memory() -> int:
     with open("/proc/meminfo") as facts:
-        free = next(int(line.split()[1]) for line in facts if line.startswith("MemFree:")) * 1024
-    path = place.fresh()
-    with open(path, "wb", buffering=0) as holes:
-        holes.truncate(free)
-    with open(path, "rb", buffering=0) as holes:
-        block = bytearray(16 << 20)
-        while holes.readinto(block):
-            pass
-
-
-def sync() -> None:
-    """Let the disk finish what it has to write."""
-    os.sync()
+        return next(int(line.split()[1]) for line in facts if line.startswith("MemFree:")) * 1024
 
 
 def forget(path: str) -> None:

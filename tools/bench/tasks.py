@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -20,6 +21,10 @@ from tools.bench.peers import Peer, PlainLoop, Varstore
 from tools.bench.workloads import WORKLOADS, Arrays
 
 Candidates = dict[str, Callable[[], Prepared]]
+_MEMORY_MATTERS_FROM = 64 << 20
+"""Bytes of a workload."""
+_MEMORY_USED = 3
+"""By a candidate, in sizes of the workload: the arrays, the page cache and a copy."""
 
 
 @dataclass(kw_only=True)
@@ -30,7 +35,7 @@ class Bench:
     scale: float
     rounds: int
     peers: list[Peer]
-    fills_memory: bool
+    readies_memory: bool
     log: Callable[[str], None]
 
     def __post_init__(self) -> None:
@@ -48,26 +53,29 @@ class Bench:
         """Return where a peer has saved a workload, once."""
         key = (peer.name, workload)
         if key not in self._saved:
-            self._saved[key] = self.place.fresh()
+            self._saved[key] = self.place.fresh(keep=True)
             peer.save(self._saved[key], self.arrays(workload))
-            measure.sync()
+            self.place.settle()
         return self._saved[key]
 
-    def tidy(self) -> None:
-        """Make room on the disk after a task."""
-        self.place.give_back(set(self._saved.values()))
-
     def run(
-        self, candidates: Candidates, settle: Callable[[], None] = measure.sync, *, memory_matters: bool = True
+        self, candidates: Candidates, settle: Callable[[], None] | None = None, *, ready: bool = True
     ) -> dict[str, Timing]:
-        """Time the candidates in turn."""
-        if self.fills_memory and memory_matters:
-            measure.fill_memory(self.place)
-        return alternate(candidates, self.rounds, settle, self.log)
+        """Time the candidates in turn, each with memory made ready, unless quick or told otherwise."""
+        nbytes = sum(array.nbytes for arrays in self._arrays.values() for array in arrays.values())
+        if ready and self.readies_memory and nbytes >= _MEMORY_MATTERS_FROM:
+            step = partial(measure.ready_memory, _MEMORY_USED * nbytes)
+            candidates = {name: _then(candidate, step) for name, candidate in candidates.items()}
+        return alternate(candidates, self.rounds, settle or self.place.settle, self.log)
 
     def forget(self) -> None:
         """Drop the page cache."""
         measure.forget(self.place.path)
+
+    def unready_memory(self) -> None:
+        """Drop the page cache, and leave a host the time to take its memory."""
+        self.forget()
+        time.sleep(measure.TOLD_AFTER)
 
     def loadable(self, workload: str, verb: str) -> dict[str, tuple[Peer, str]]:
         """Return the peers that have a verb, with what they saved."""
@@ -98,8 +106,8 @@ def save(bench: Bench, workload: str) -> dict[str, Timing]:
     return bench.run(candidates)
 
 
-def save_durable(bench: Bench, workload: str, *, forget: bool = False) -> dict[str, Timing]:
-    """Save and flush; with `forget`, after the page cache was dropped, whose memory a host may have taken back."""
+def save_durable(bench: Bench, workload: str, *, memory_is_new: bool = False) -> dict[str, Timing]:
+    """Save and flush; if asked, while the host has taken back all free memory, as after long idling."""
     arrays = bench.arrays(workload)
     candidates: Candidates = {
         peer.name: _at_fresh(bench, partial(lambda p, path: p.save_durable(path, arrays), peer))
@@ -110,19 +118,24 @@ def save_durable(bench: Bench, workload: str, *, forget: bool = False) -> dict[s
         candidates["limit: system calls + one sync"] = _at_fresh(bench, partial(_calls_and_sync, arrays))
     else:
         candidates["limit: direct write"] = _at_fresh(bench, lambda path: limits.direct_write(path, arrays))
-    if forget:
-        candidates = {name: _after(bench.tidy, _after(bench.forget, c)) for name, c in candidates.items()}
-    return bench.run(candidates, memory_matters=not forget)
+    if memory_is_new:
+        candidates = {name: _then(candidate, bench.unready_memory) for name, candidate in candidates.items()}
+    return bench.run(candidates, ready=not memory_is_new)
 
 
-def _after(step: Callable[[], None], candidate: Callable[[], Prepared]) -> Callable[[], Prepared]:
-    """Return the candidate such that a step is done before each of its rounds, outside the clock."""
+def _then(candidate: Callable[[], Prepared], step: Callable[[], None]) -> Callable[[], Prepared]:
+    """Return the candidate such that a step follows its preparation, outside the clock."""
 
     def prepare() -> Prepared:
+        timed = candidate()
         step()
-        return candidate()
+        return timed
 
     return prepare
+
+
+def _nothing() -> None:
+    """Leave things as they are after what only read."""
 
 
 def _calls_and_sync(arrays: Arrays, path: str) -> None:
@@ -140,12 +153,12 @@ def load(bench: Bench, workload: str) -> dict[str, Timing]:
         layout = bench.saved(Varstore(), workload)
         candidates["limit: open, read, close"] = lambda: lambda: limits.bare_reads(layout, arrays)
     else:
-        plain = bench.place.fresh()
+        plain = bench.place.fresh(keep=True)
         limits.parallel_write(plain, arrays)
         candidates["limit: parallel read"] = lambda: lambda: limits.parallel_read(plain, arrays)
         _read_all(plain)
     _warm(bench, workload, "load")
-    return bench.run(candidates, settle=lambda: None)
+    return bench.run(candidates, settle=_nothing)
 
 
 def load_into(bench: Bench, workload: str) -> dict[str, Timing]:
@@ -157,19 +170,19 @@ def load_into(bench: Bench, workload: str) -> dict[str, Timing]:
     }
     candidates["limit: memory copy"] = lambda: lambda: limits.memory_copy(arrays, targets)
     _warm(bench, workload, "load_into")
-    return bench.run(candidates, settle=lambda: None)
+    return bench.run(candidates, settle=_nothing)
 
 
 def load_cold(bench: Bench, workload: str) -> dict[str, Timing]:
     arrays = bench.arrays(workload)
-    plain = bench.place.fresh()
+    plain = bench.place.fresh(keep=True)
     limits.parallel_write(plain, arrays)
-    measure.sync()
+    bench.place.settle()
     targets = {name: np.zeros_like(array) for name, array in arrays.items()}
     aligned = limits.aligned_like(arrays)
 
     def cold(timed: Prepared) -> Callable[[], Prepared]:
-        return _after(bench.forget, lambda: timed)
+        return _then(lambda: timed, bench.forget)
 
     candidates: Candidates = {
         name: cold(partial(peer.load, path))
@@ -179,7 +192,7 @@ def load_cold(bench: Bench, workload: str) -> dict[str, Timing]:
     candidates["limit: buffered read"] = cold(lambda: limits.read_into(plain, targets))
     candidates["limit: one thread's read"] = cold(lambda: limits.read_into(plain, targets, workers=1))
     candidates["limit: direct read"] = cold(lambda: limits.read_into(plain, aligned, direct=True))
-    return bench.run(candidates, settle=lambda: None, memory_matters=False)
+    return bench.run(candidates, settle=_nothing)
 
 
 def open_some(bench: Bench, workload: str) -> dict[str, Timing]:
@@ -189,7 +202,7 @@ def open_some(bench: Bench, workload: str) -> dict[str, Timing]:
         name: partial(lambda p, at: lambda: p.load_some(at, chosen), peer, path)
         for name, (peer, path) in bench.loadable(workload, "load_some").items()
     }
-    return bench.run(candidates, settle=lambda: None)
+    return bench.run(candidates, settle=_nothing)
 
 
 def row(bench: Bench, workload: str) -> dict[str, Timing]:
@@ -198,15 +211,15 @@ def row(bench: Bench, workload: str) -> dict[str, Timing]:
         peer_name: partial(lambda p, at: lambda: p.row(at, name, 1000), peer, path)
         for peer_name, (peer, path) in bench.loadable(workload, "row").items()
     }
-    return bench.run(candidates, settle=lambda: None)
+    return bench.run(candidates, settle=_nothing)
 
 
 def save_with_base(bench: Bench, workload: str) -> dict[str, Timing]:
     del workload
-    before = bench.place.fresh()
+    before = bench.place.fresh(keep=True)
     varstore.save(before, bench.arrays("gpt2"))
     arrays = bench.arrays("lora")
-    measure.sync()
+    bench.place.settle()
 
     def with_base(path: str) -> None:
         varstore.save(path, arrays, base=before)
@@ -230,9 +243,9 @@ def save_with_base(bench: Bench, workload: str) -> dict[str, Timing]:
 
 def compose(bench: Bench, workload: str) -> dict[str, Timing]:
     arrays = bench.arrays(workload)
-    first, second = bench.place.fresh(), bench.place.fresh()
+    first, second = bench.place.fresh(keep=True), bench.place.fresh(keep=True)
     a, b = (varstore.save(path, arrays, durable=False) for path in (first, second))
-    measure.sync()
+    bench.place.settle()
     variables = {name: (a if i % 2 else b)[name] for i, name in enumerate(arrays)}
     return bench.run(
         {
@@ -253,7 +266,7 @@ def save_async(bench: Bench, workload: str) -> dict[str, Timing]:
     def settle() -> None:
         while pending:
             pending.pop().wait()
-        measure.sync()
+        bench.place.settle()
 
     return bench.run(
         {
@@ -269,15 +282,14 @@ def import_time(bench: Bench, workload: str) -> dict[str, Timing]:
     commands = {"varstore": "import varstore", "limit: numpy": "import numpy"}
     return bench.run(
         {name: partial(lambda c: lambda: measure.whole_process("-c", c), code) for name, code in commands.items()},
-        settle=lambda: None,
-        memory_matters=False,
+        settle=_nothing,
     )
 
 
 def list_names(bench: Bench, workload: str) -> dict[str, Timing]:
     path = bench.saved(Varstore(), workload)
     command = partial(measure.whole_process, "-m", "varstore", "ls", path)
-    return bench.run({"varstore ls": lambda: command}, settle=lambda: None, memory_matters=False)
+    return bench.run({"varstore ls": lambda: command}, settle=_nothing)
 
 
 def memory(bench: Bench, workload: str, verb: str) -> dict[str, float]:
@@ -297,7 +309,7 @@ def memory(bench: Bench, workload: str, verb: str) -> dict[str, float]:
 
 
 def _warm(bench: Bench, workload: str, verb: str) -> None:
-    measure.sync()
+    bench.place.settle()
     for _, path in bench.loadable(workload, verb).values():
         _read_all(path)
 
