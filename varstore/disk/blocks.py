@@ -30,8 +30,12 @@ __all__ = [
 
 SMALL = 1 << 20
 """Bytes; smaller variables are moved many to a job, larger ones block by block."""
-CHUNK = 1 << 20
-"""Bytes hashed and moved at a time: small enough for the cache, large enough for direct I/O."""
+WRITE_CHUNK = 1 << 20
+"""Bytes hashed and then written at a time: what was hashed is still in the processor's cache."""
+READ_CHUNK = 256 << 10
+"""Bytes read and then hashed at a time; less, since what was read into memory shares the cache with its source."""
+DIRECT_CHUNK = 2 << 20
+"""Bytes written at a time with direct I/O, where each piece is waited for."""
 DIRECT_ALIGNMENT = 4096
 
 
@@ -74,7 +78,7 @@ def _pieces(array: np.ndarray, start: int, stop: int, limit: int) -> Iterator[np
 def digest_block(array: np.ndarray, start: int, stop: int) -> bytes:
     """Return the xxh3-128 digest of bytes start to stop of an array's ``out`` form."""
     hasher = xxhash.xxh3_128()
-    for piece in _pieces(array, start, stop, CHUNK):
+    for piece in _pieces(array, start, stop, WRITE_CHUNK):
         hasher.update(piece.data)
     return hasher.digest()
 
@@ -87,12 +91,12 @@ def write_block(fd: int, array: np.ndarray, start: int, stop: int, direct: Align
     """
     hasher = xxhash.xxh3_128()
     if direct is None:
-        for piece in _pieces(array, start, stop, CHUNK):
+        for piece in _pieces(array, start, stop, WRITE_CHUNK):
             hasher.update(piece.data)
             _write_all(fd, piece, start)
             start += piece.nbytes
     else:
-        for filled in direct.refill(_pieces(array, start, stop, CHUNK), hasher):
+        for filled in direct.refill(_pieces(array, start, stop, WRITE_CHUNK), hasher):
             _write_all(fd, filled, start)
             start += filled.nbytes
     return hasher.digest()
@@ -108,7 +112,7 @@ class AlignedBuffer:
     """A page-aligned buffer that direct I/O can write from, filled again and again."""
 
     def __init__(self) -> None:
-        self._memory = np.frombuffer(mmap.mmap(-1, CHUNK), np.uint8)
+        self._memory = np.frombuffer(mmap.mmap(-1, DIRECT_CHUNK), np.uint8)
 
     def refill(self, pieces: Iterator[np.ndarray], hasher: Any) -> Iterator[np.ndarray]:
         """Yield the pieces in aligned runs, hashed; the last run is padded with zeros to the alignment."""
@@ -116,11 +120,11 @@ class AlignedBuffer:
         for piece in pieces:
             hasher.update(piece.data)
             while piece.nbytes:
-                taken = min(piece.nbytes, CHUNK - filled)
+                taken = min(piece.nbytes, len(self._memory) - filled)
                 np.copyto(self._memory[filled : filled + taken], piece[:taken])
                 filled += taken
                 piece = piece[taken:]
-                if filled == CHUNK:
+                if filled == len(self._memory):
                     yield self._memory
                     filled = 0
         if filled:
@@ -136,18 +140,19 @@ def read_block(fd: int, target: np.ndarray, offset: int, *, hashed: bool) -> byt
         OSError: the file ends before the row is full.
     """
     hasher = xxhash.xxh3_128() if hashed else None
-    for start in range(0, target.nbytes, CHUNK):
-        piece = target[start : start + CHUNK]
+    memory = target.data
+    for start in range(0, target.nbytes, READ_CHUNK):
+        piece = memory[start : start + READ_CHUNK]
         _read_all(fd, piece, offset + start)
         if hasher is not None:
-            hasher.update(piece.data)
+            hasher.update(piece)
     return b"" if hasher is None else hasher.digest()
 
 
-def _read_all(fd: int, target: np.ndarray, offset: int) -> None:
-    done = os.preadv(fd, [target.data], offset)
-    while done < target.nbytes:
-        count = os.preadv(fd, [target[done:].data], offset + done)
+def _read_all(fd: int, target: memoryview, offset: int) -> None:
+    done = os.preadv(fd, (target,), offset)
+    while done < len(target):
+        count = os.preadv(fd, (target[done:],), offset + done)
         if count == 0:
             raise OSError(errno.EIO, "the file became shorter while it was read")
         done += count
@@ -160,9 +165,9 @@ def digest_file_block(fd: int, start: int, stop: int) -> bytes:
         OSError: the file ends before.
     """
     hasher = xxhash.xxh3_128()
-    chunk = np.empty(min(CHUNK, stop - start), np.uint8)
-    for offset in range(start, stop, CHUNK):
+    chunk = np.empty(min(READ_CHUNK, stop - start), np.uint8)
+    for offset in range(start, stop, READ_CHUNK):
         piece = chunk[: stop - offset]
-        _read_all(fd, piece, offset)
+        _read_all(fd, piece.data, offset)
         hasher.update(piece.data)
     return hasher.digest()
