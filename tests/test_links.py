@@ -66,6 +66,18 @@ def test_variables_of_checkpoints_are_linked_not_copied(tmp_path):
     assert vs.verify(tmp_path / "three").ok
 
 
+def test_what_is_linked_without_a_digest_gets_one(tmp_path):
+    values = {"w": np.random.default_rng(4).random(BLOCK // 8 + 5), "b": np.ones(3), "empty": np.empty((0, 3))}
+    hashed = vs.save(tmp_path / "hashed", values)
+    bare = vs.save(tmp_path / "bare", values, manifest=False)
+    linked = vs.save(tmp_path / "linked", bare)
+    assert len(linked["w"].digests) == 2
+    for name in values:
+        assert inode(linked[name].path + "/out") == inode(bare[name].path + "/out")
+        assert linked[name].digests == hashed[name].digests
+    assert vs.verify(tmp_path / "linked").ok
+
+
 def test_across_file_systems_variables_are_copied(tmp_path):
     if not os.path.isdir("/dev/shm") or os.stat("/dev/shm").st_dev == os.stat(tmp_path).st_dev:
         pytest.skip("/dev/shm is no file system of its own here")
@@ -79,6 +91,9 @@ def test_across_file_systems_variables_are_copied(tmp_path):
             assert_same(near[name].numpy(), value)
         based = vs.save(tmp_path / "based", values, base=far)
         assert vs.diff(based, far).equal
+        bare = vs.save(os.path.join(other, "bare"), values, manifest=False)
+        copied = vs.save(tmp_path / "copied", bare)
+        assert [copied[name].digests for name in values] == [far[name].digests for name in values]
     assert vs.verify(tmp_path / "near").ok
     assert vs.verify(tmp_path / "based").ok
 

@@ -10,6 +10,7 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
+from typing import Any
 
 import numpy as np
 import xxhash
@@ -18,7 +19,7 @@ from varstore.disk import syscalls
 from varstore.disk.beneath import open_root, opened_file
 from varstore.disk.blocks import SMALL, digest_file_block, flat_bytes, spans, write_block
 from varstore.disk.failures import storage_error
-from varstore.disk.links import link_or_copy
+from varstore.disk.links import copy, link
 from varstore.disk.outfile import CREATE, OutFile
 from varstore.disk.progress import Progress, reporting
 from varstore.disk.space import check_space, out_of_space
@@ -129,10 +130,10 @@ class _Writer:
             self._make_durable()
 
     def _jobs(self) -> Iterator[Lane | Job]:
-        """Make the folders, and yield small variables a batch at a time and large ones one by one.
+        """Make folders and links, and yield small variables a batch at a time and large ones one by one.
 
         Threads that make folders in one folder wait for each other in the kernel, as they do when they write to one
-        file (see `in_lanes`): so they are made here, one after the other.
+        file (see `in_lanes`), and threads that make links for the interpreter: so they are made here, one by one.
         """
         batch: list[tuple[PlannedVariable, np.ndarray]] = []
         links: defaultdict[int, list[tuple[PlannedVariable, Stored]]] = defaultdict(list)
@@ -152,7 +153,7 @@ class _Writer:
             if isinstance(source, Stored):
                 links[id(source.root)].append((variable, source))
                 if len(links[id(source.root)]) == _BATCH:
-                    yield partial(self._link_batch, links.pop(id(source.root)))
+                    yield from self._link_batch(links.pop(id(source.root)))
             elif variable.nbytes >= SMALL:
                 if source is not variable.source:
                     self._fetched.add(variable.name)
@@ -166,7 +167,7 @@ class _Writer:
         if batch:
             yield partial(self._write_batch, batch)
         for of_one_root in links.values():
-            yield partial(self._link_batch, of_one_root)
+            yield from self._link_batch(of_one_root)
 
     def _await_fetched(self) -> None:
         """Wait until the values that were fetched before are written, so that one variable's are in memory."""
@@ -248,33 +249,48 @@ class _Writer:
             if variable.alias_of:
                 self._write_meta(variable)
                 source = folders[variable.alias_of] + "/out"
-                self._link_out(variable, source, root_fd=self._fd, root=self._path, name=variable.alias_of)
+                place = self._place(variable, variable.alias_of, root_fd=self._fd, root=self._path)
+                if not link(source, **place):
+                    copy(source, **place)
                 self.digests[variable.name] = self.digests[variable.alias_of]
 
-    def _link_batch(self, batch: list[tuple[PlannedVariable, Stored]]) -> None:
+    def _link_batch(self, batch: list[tuple[PlannedVariable, Stored]]) -> Iterator[Job]:
+        """Link variables of one checkpoint; yield what takes longer: copies across file systems, unknown digests."""
         root = batch[0][1].root
         with open_root(root) as root_fd:
             for variable, stored in batch:
                 self._write_meta(variable)
                 entry = stored.entry
-                self._link_out(variable, entry.folder + "/out", root_fd=root_fd, root=root, name=entry.name)
-                self.digests[variable.name] = entry.digests or self._digest_file(variable)
+                if not link(entry.folder + "/out", **self._place(variable, entry.name, root_fd=root_fd, root=root)):
+                    yield partial(self._copy, variable, stored)
+                elif entry.digests or not entry.nbytes:
+                    self.digests[variable.name] = entry.digests
+                else:
+                    yield partial(self._digest, variable)
 
-    def _link_out(self, variable: PlannedVariable, source: str, *, root_fd: int, root: str, name: str) -> None:
-        link_or_copy(
-            source,
-            variable.folder + "/out",
-            root_fd=root_fd,
-            root=root,
-            dir_fd=self._fd,
-            nbytes=variable.nbytes,
-            variable=name,
-            fsync=self._fsync_each,
-        )
+    def _copy(self, variable: PlannedVariable, stored: Stored) -> None:
+        entry = stored.entry
+        with open_root(stored.root) as root_fd:
+            copy(entry.folder + "/out", **self._place(variable, entry.name, root_fd=root_fd, root=stored.root))
+        self.digests[variable.name] = entry.digests
+        if not entry.digests:
+            self._digest(variable)
 
-    def _digest_file(self, variable: PlannedVariable) -> bytes:
+    def _place(self, variable: PlannedVariable, source: str, *, root_fd: int, root: str) -> dict[str, Any]:
+        """Return what `link` and `copy` want to know beside the file that they begin with."""
+        return {
+            "target": variable.folder + "/out",
+            "root_fd": root_fd,
+            "root": root,
+            "dir_fd": self._fd,
+            "nbytes": variable.nbytes,
+            "variable": source,
+            "fsync": self._fsync_each,
+        }
+
+    def _digest(self, variable: PlannedVariable) -> None:
         with opened_file(self._fd, variable.folder + "/out", root=self._path, variable=variable.name) as (fd, size):
-            return b"".join(digest_file_block(fd, start, stop) for start, stop in spans(size))
+            self.digests[variable.name] = b"".join(digest_file_block(fd, start, stop) for start, stop in spans(size))
 
     def _make_durable(self) -> None:
         if not self._fsync_each:
