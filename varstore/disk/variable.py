@@ -75,7 +75,10 @@ class Variable(Stored):
         Raises:
             UnsupportedDtype: one of OneFlow's types that numpy has not.
         """
-        return dtype_of(self.meta.data_type, path=self.path, variable=self.name)
+        row = self.meta.data_type
+        if row.dtype is not None:
+            return row.dtype
+        return dtype_of(row, path=self.path, variable=self.name)
 
     @property
     def ndim(self) -> int:

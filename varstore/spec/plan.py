@@ -7,6 +7,8 @@ from collections.abc import Hashable, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from varstore.errors import UsageError
 from varstore.spec.arrays import LateArray, Source, Stored, as_source
 from varstore.spec.collector import collector_paused
@@ -98,22 +100,26 @@ def _plan_variable(
     folder = folder_of(name)
     source = as_source(value, variable=name)
     identity = _identity(source)
-    if isinstance(source, Stored):
+    if attributes is not None:
+        attributes_json(attributes, variable=name)
+    if isinstance(source, np.ndarray):
+        shape = source.shape
+    elif isinstance(source, Stored):
+        attributes = source.entry.attributes if attributes is None else attributes
         shape, source = _stored_source(source)
-        attributes = value.entry.attributes if attributes is None else attributes
     else:
         shape = source.shape
-    row = data_type_of(source.dtype, variable=name)
-    attributes_json(attributes, variable=name)
+    dtype = source.dtype
+    row = data_type_of(dtype, variable=name)
     first = name if identity is None else ties.setdefault(identity, name)
     return PlannedVariable(
         name,
         folder,
         Meta(shape, row),
-        nbytes=math.prod(shape) * source.dtype.itemsize,
-        source=source,
-        attributes=attributes or {},
-        alias_of="" if first == name else first,
+        math.prod(shape) * dtype.itemsize,
+        source,
+        attributes or {},
+        "" if first == name else first,
     )
 
 
@@ -135,13 +141,12 @@ def _stored_source(stored: Stored) -> tuple[tuple[int, ...], Stored | LateArray]
 
 def _identity(source: Source) -> Hashable | None:
     """Return what two tied values have in common, None for a value that cannot be tied."""
+    if isinstance(source, np.ndarray):
+        address, _ = source.__array_interface__["data"]
+        return (address, source.shape, source.strides, source.dtype) if source.size else None
     if isinstance(source, Stored):
         return (source.root, source.entry.alias_of or source.entry.name)
-    if source.nbytes == 0:
-        return None
-    if isinstance(source, LateArray):
-        return source.identity
-    return (source.ctypes.data, source.shape, source.strides, source.dtype)
+    return source.identity if source.nbytes else None
 
 
 def _parents(folder: Folder) -> list[str]:
