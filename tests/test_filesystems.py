@@ -80,6 +80,10 @@ def test_a_save_that_cannot_fit_is_refused_before_a_byte(disk):
         assert "free" in str(caught.value)
         assert caught.value.errno == errno.ENOSPC
         assert content(disk) == []
+    elsewhere = vs.save(disk.parent / "elsewhere", values)
+    with pytest.raises(OutOfSpace, match="nothing was written") as caught:  # linked it cannot be, and copied it needs
+        vs.save(disk / "c", elsewhere)
+    assert f"{40 * MIB:,} bytes" in str(caught.value)
     vs.save(disk / "small", {"w": np.ones(3)})
     assert vs.verify(disk / "small").ok
 
@@ -198,38 +202,57 @@ def test_a_read_only_disk_is_read_and_not_written(disk):
     assert content(disk) == ["c"]
 
 
+@contextlib.contextmanager
+def fat(place, size):
+    """A disk with neither hard links nor modes that folds case: vfat where the kernel has it, else exFAT by FUSE."""
+    image = place.with_suffix(".image")
+    with open(image, "wb") as file:
+        file.truncate(size)
+    if "\tvfat\n" in Path("/proc/filesystems").read_text():
+        command("mkfs.vfat", str(image))
+        with mounted(place, "-t", "vfat", "-o", "loop", str(image)):
+            yield place
+    else:
+        command("mkfs.exfat", str(image))
+        with mounted(place, "-t", "exfat-fuse", "-o", "loop", str(image)):
+            yield place
+
+
 def test_names_that_a_disk_takes_for_one(tmp_path):
-    with ext4(tmp_path / "disk", 24 * MIB, "-O", "casefold") as disk:
-        (disk / "folds").mkdir()
-        command("chattr", "+F", str(disk / "folds"))
-        for names in (("A", "a"), ("w/é", "w/e\u0301"), ("a/x", "A")):
+    with fat(tmp_path / "disk", 24 * MIB) as disk:
+        for names in (("A", "a"), ("w/é", "w/É"), ("a/x", "A")):
             with pytest.raises(InvalidName, match="folds case") as caught:
-                vs.save(disk / "folds" / "c", {name: np.ones(3) for name in names})
+                vs.save(disk / "c", {name: np.ones(3) for name in names})
             assert repr(names[1])[1:-1].split("/")[0].lower() in str(caught.value).lower()
-            assert content(disk / "folds") == []
-        vs.save(disk / "folds" / "c", {"A": np.ones(3), "b": np.ones(3)})
-        assert vs.verify(disk / "folds" / "c").ok
+            assert content(disk) == []
+        vs.save(disk / "c", {"A": np.ones(3), "b": np.ones(3)})
+        assert vs.verify(disk / "c").ok
         with pytest.raises(CheckpointExists):
-            vs.save(disk / "folds" / "C", {"A": np.ones(3)})
+            vs.save(disk / "C", {"A": np.ones(3)})
 
 
 def test_a_disk_without_links_or_modes(tmp_path):
-    if "\tvfat\n" not in Path("/proc/filesystems").read_text():
-        pytest.skip("this kernel has no vfat")
-    image = tmp_path / "image"
-    with open(image, "wb") as file:
-        file.truncate(24 * MIB)
-    command("mkfs.vfat", str(image))
     shared = np.arange(5000.0)
-    with mounted(tmp_path / "disk", "-t", "vfat", "-o", "loop", str(image)) as disk:
-        first = vs.save(disk / "c", {"w": shared, "tied": shared})
+    large = np.random.default_rng(0).random(5 * MIB // 2 + 3)  # two blocks
+    with fat(tmp_path / "disk", 256 * MIB) as disk:
+        (disk / "file").touch(mode=0o444)
+        assert os.access(disk / "file", os.X_OK)
+        with pytest.raises(OSError, match="not permitted"):
+            (disk / "link").hardlink_to(disk / "file")
+        (disk / "file").unlink()
+        first = vs.save(disk / "c", {"w": shared, "tied": shared, "large": large})
+        assert first["tied"].entry.alias_of == "w"
         vs.save(disk / "d", first)
-        vs.save(disk / "d", {"w": shared}, overwrite=True, base=first)
-        with pytest.raises(InvalidName, match="folds case"):
-            vs.save(disk / "e", {"A": shared, "a": shared})
-        assert content(disk) == ["c", "d"]
-        assert vs.verify(disk / "c").ok
-        assert vs.verify(disk / "d").ok
+        based = vs.save(disk / "d", {"w": shared, "large": large}, overwrite=True, base=first)
+        bare = vs.save(disk / "bare", {"w": shared, "large": large}, manifest=False)
+        again = vs.save(disk / "again", bare)  # what no digest is known of is copied and hashed
+        assert again["large"].digests == based["large"].digests == first["large"].digests
+        assert content(disk) == ["again", "bare", "c", "d"]
+        for name in content(disk):
+            assert vs.verify(disk / name).ok
+            loaded = vs.load(disk / name)
+            np.testing.assert_array_equal(loaded["large"], large)
+            np.testing.assert_array_equal(loaded["w"], shared)
 
 
 # ---- a kernel, or a sandbox, where calls are missing: a real one, made of a seccomp filter
