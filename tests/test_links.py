@@ -146,3 +146,30 @@ def test_overwrite_from_the_checkpoint_that_is_replaced(tmp_path):
     assert inode(tmp_path / "c/z/out") == kept
     assert vs.verify(tmp_path / "c").ok
     assert os.listdir(tmp_path) == ["c"]
+
+
+def test_meta_is_linked_with_out_where_it_is_what_would_be_written(tmp_path):
+    values = {f"v{i}": np.full(i + 1, i, np.float32) for i in range(9)}
+    one = vs.save(tmp_path / "one", values)
+    damaged, gone, elsewhere, spelt = (tmp_path / "one" / f"v{i}" / "meta" for i in range(4))
+    damaged.unlink()
+    damaged.write_bytes(b"shape {\n")
+    gone.unlink()
+    elsewhere.unlink()
+    elsewhere.symlink_to("out")
+    spelt.unlink()
+    spelt.write_text("data_type: kFloat shape { dim: 4 }")
+    vs.save(tmp_path / "sealed", values)
+    (tmp_path / "sealed/v4/meta").unlink()
+    (tmp_path / "sealed/v4/meta").write_text("data_type: kFloat shape { dim: 5 }")
+    vs.seal(tmp_path / "sealed")
+    sealed = vs.open(tmp_path / "sealed")
+    two = vs.save(tmp_path / "two", {**one, "v4": sealed["v4"], "v8": values["v8"]})
+    assert vs.verify(tmp_path / "two").ok
+    written = {name for name in two if os.stat(two[name].path + "/meta").st_nlink == 1}
+    assert written == {"v0", "v1", "v2", "v3", "v4", "v8"}
+    few = vs.save(tmp_path / "few", {"v7": one["v7"], "v8": one["v8"]})
+    assert vs.verify(tmp_path / "few").ok
+    assert inode(few["v7"].path + "/out") == inode(one["v7"].path + "/out")
+    shutil.rmtree(tmp_path / "one")
+    assert vs.verify(tmp_path / "two").ok

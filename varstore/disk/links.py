@@ -10,7 +10,7 @@ from varstore.disk.beneath import not_regular, open_file, opened_file
 from varstore.disk.outfile import CREATE
 from varstore.errors import SizeMismatch
 
-__all__ = ["copy", "link"]
+__all__ = ["copy", "link", "link_beside"]
 
 _CANNOT_LINK = {errno.EXDEV, errno.EPERM, errno.EMLINK, errno.EOPNOTSUPP, errno.EACCES, errno.ENOSYS}
 _COPY_STEP = 1 << 20
@@ -31,11 +31,7 @@ def link(
         if not stat.S_ISREG(status.st_mode):
             raise not_regular(root, source, variable)
         _check_size(status.st_size, nbytes, source, root, variable)
-        try:
-            os.link(source, target, src_dir_fd=root_fd, dst_dir_fd=dir_fd, follow_symlinks=False)
-        except OSError as error:
-            if error.errno not in _CANNOT_LINK:
-                raise
+        if not _named_again(source, target, root_fd, dir_fd):
             return False
         if not os.path.samestat(os.stat(target, dir_fd=dir_fd, follow_symlinks=False), status):
             os.unlink(target, dir_fd=dir_fd)  # a second name of a symbolic link, not of the file
@@ -45,6 +41,29 @@ def link(
         return True
     finally:
         os.close(fd)
+
+
+def link_beside(source: str, target: str, *, root_fd: int, dir_fd: int, nbytes: int) -> bool:
+    """Link a file of a folder whose other file `link` has opened; False if it is not there, or not of this size."""
+    if not _named_again(source, target, root_fd, dir_fd):
+        return False
+    status = os.stat(target, dir_fd=dir_fd, follow_symlinks=False)
+    if stat.S_ISREG(status.st_mode) and status.st_size == nbytes:
+        return True
+    os.unlink(target, dir_fd=dir_fd)
+    return False
+
+
+def _named_again(source: str, target: str, root_fd: int, dir_fd: int) -> bool:
+    try:
+        os.link(source, target, src_dir_fd=root_fd, dst_dir_fd=dir_fd, follow_symlinks=False)
+    except FileNotFoundError:
+        return False
+    except OSError as error:
+        if error.errno not in _CANNOT_LINK:
+            raise
+        return False
+    return True
 
 
 def copy(

@@ -19,7 +19,7 @@ from varstore.disk import syscalls
 from varstore.disk.beneath import open_root, opened_file
 from varstore.disk.blocks import SMALL, digest_file_block, flat_bytes, spans, write_block
 from varstore.disk.failures import storage_error
-from varstore.disk.links import copy, link
+from varstore.disk.links import copy, link, link_beside
 from varstore.disk.outfile import CREATE, OutFile
 from varstore.disk.progress import Progress, reporting
 from varstore.disk.space import check_space, out_of_space
@@ -28,7 +28,7 @@ from varstore.disk.unchanged import equals_stored, link_unchanged
 from varstore.disk.workers import Job, Lane, in_lanes, run, thread_count
 from varstore.errors import InvalidName, VariableMismatch, VarstoreError
 from varstore.spec.arrays import LateArray, Stored
-from varstore.spec.manifest import Manifest
+from varstore.spec.manifest import Entry, Manifest
 from varstore.spec.meta import encode_meta
 from varstore.spec.plan import PlannedVariable, SavePlan
 
@@ -259,14 +259,32 @@ class _Writer:
         root = batch[0][1].root
         with open_root(root) as root_fd:
             for variable, stored in batch:
-                self._write_meta(variable)
                 entry = stored.entry
-                if not link(entry.folder + "/out", **self._place(variable, entry.name, root_fd=root_fd, root=root)):
+                linked = link(entry.folder + "/out", **self._place(variable, entry.name, root_fd=root_fd, root=root))
+                if not (linked and self._link_meta(variable, entry, root_fd)):
+                    self._write_meta(variable)
+                if not linked:
                     yield partial(self._copy, variable, stored)
                 elif entry.digests or not entry.nbytes:
                     self.digests[variable.name] = entry.digests
                 else:
                     yield partial(self._digest, variable)
+
+    def _link_meta(self, variable: PlannedVariable, entry: Entry, root_fd: int) -> bool:
+        """Link a ``meta`` that the other manifest says is what would be written here; trusted as its ``out`` is."""
+        return (
+            entry.witnessed
+            and not entry.meta_digest
+            and entry.meta == variable.meta
+            and not self._fsync_each
+            and link_beside(
+                entry.folder + "/meta",
+                variable.folder + "/meta",
+                root_fd=root_fd,
+                dir_fd=self._fd,
+                nbytes=len(encode_meta(variable.meta)),
+            )
+        )
 
     def _copy(self, variable: PlannedVariable, stored: Stored) -> None:
         entry = stored.entry
