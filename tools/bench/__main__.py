@@ -31,6 +31,7 @@ TASKS: dict[str, Callable[[Bench], dict[str, measure.Timing]]] = {
     "load gpt2": partial(tasks.load, workload="gpt2"),
     "save lora": partial(tasks.save_with_base, workload="lora"),
     "compose gpt2": partial(tasks.compose, workload="gpt2"),
+    "compose gpt2, not durable": partial(tasks.compose, workload="gpt2", durable=False),
     "load small": partial(tasks.load, workload="small"),
     "open small, read 10": partial(tasks.open_some, workload="small"),
     "ls small": partial(tasks.list_names, workload="small"),

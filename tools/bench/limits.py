@@ -18,6 +18,8 @@ Share = list[tuple[str, int]]
 """Pieces that one thread moves: the file's name and the offset."""
 BLOCK = 16 << 20
 CHUNK = 1 << 20
+DIRECT_CHUNK = 2 << 20
+_META = b"shape {\n  dim: 1024\n}\ndata_type: kFloat\n"
 
 
 def threads() -> int:
@@ -37,21 +39,32 @@ def memory_copy(arrays: Arrays, targets: Arrays) -> None:
 
 def parallel_write(path: str, arrays: Arrays) -> None:
     """Write the same bytes to as many files with all threads: no hashing, nothing else."""
-    _write(path, arrays, os.O_WRONLY | os.O_CREAT, threads(), lambda flat, start: flat[start : start + CHUNK])
+    _write(path, arrays, os.O_WRONLY | os.O_CREAT, threads(), CHUNK, lambda flat, start: flat[start : start + CHUNK])
 
 
 def direct_write(path: str, arrays: Arrays) -> None:
     """Write as many bytes with direct I/O from aligned memory, and make them durable; half of the threads wait."""
-    aligned = np.frombuffer(mmap.mmap(-1, CHUNK), np.uint8)
+    aligned = np.frombuffer(mmap.mmap(-1, DIRECT_CHUNK), np.uint8)
     aligned[:] = 7
     flags = os.O_WRONLY | os.O_CREAT | os.O_DIRECT
-    _write(path, arrays, flags, 2 * threads(), lambda flat, start: aligned[: -(-(flat.nbytes - start) // 4096) * 4096])
+
+    def piece(flat: np.ndarray, start: int) -> np.ndarray:
+        return aligned[: -(-(flat.nbytes - start) // 4096) * 4096]
+
+    _write(path, arrays, flags, 2 * threads(), DIRECT_CHUNK, piece)
     fd = os.open(path, os.O_RDONLY)
     sync_file_system(fd)
     os.close(fd)
 
 
-def _write(path: str, arrays: Arrays, flags: int, workers: int, data: Callable[[np.ndarray, int], np.ndarray]) -> None:
+def _write(
+    path: str,
+    arrays: Arrays,
+    flags: int,
+    workers: int,
+    chunk: int,
+    data: Callable[[np.ndarray, int], np.ndarray],
+) -> None:
     os.mkdir(path)
     fds = {name: os.open(os.path.join(path, name), flags, 0o644) for name in arrays}
     for name, fd in fds.items():
@@ -62,7 +75,7 @@ def _write(path: str, arrays: Arrays, flags: int, workers: int, data: Callable[[
         for name, start in share:
             os.pwrite(fds[name], data(_flat(arrays[name]), start).data, start)
 
-    _run([partial(write, share) for share in _shares(arrays, workers, CHUNK)], workers)
+    _run([partial(write, share) for share in _shares(arrays, workers, chunk)], workers)
     for fd in fds.values():
         os.close(fd)
 
@@ -71,27 +84,48 @@ def bare_calls(path: str, arrays: Arrays) -> None:
     """Make the system calls of the layout, and nothing else: mkdir, then open, write, close twice."""
     os.mkdir(path)
     folder = os.open(path, os.O_RDONLY)
-    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL
-    meta = b"shape {\n  dim: 1024\n}\ndata_type: kFloat\n"
     for name, array in arrays.items():
         os.mkdir(name, dir_fd=folder)
-        for file, data in (("/meta", meta), ("/out", array.data)):
-            fd = os.open(name + file, flags, 0o444, dir_fd=folder)
-            os.write(fd, data)
-            os.close(fd)
+        _bare_write(name + "/meta", _META, folder)
+        _bare_write(name + "/out", array.data, folder)
     os.close(folder)
+
+
+def bare_links(path: str, sources: dict[str, str]) -> None:
+    """Make the system calls of a checkpoint of links, and nothing else: mkdir, then link twice."""
+    os.mkdir(path)
+    folder = os.open(path, os.O_RDONLY)
+    roots = {root: os.open(root, os.O_RDONLY) for root in set(sources.values())}
+    for name, root in sources.items():
+        os.mkdir(name, dir_fd=folder)
+        for file in (name + "/meta", name + "/out"):
+            os.link(file, file, src_dir_fd=roots[root], dst_dir_fd=folder)
+    for fd in (folder, *roots.values()):
+        os.close(fd)
+
+
+def _bare_write(path: str, data: bytes | memoryview, folder: int) -> None:
+    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o444, dir_fd=folder)
+    os.write(fd, data)
+    os.close(fd)
 
 
 def bare_reads(path: str, arrays: Arrays) -> Arrays:
-    """Open, read and close the ``out`` of every variable, and nothing else."""
+    """Open, read and close the ``meta`` and the ``out`` of every variable, and nothing else."""
     folder = os.open(path, os.O_RDONLY)
     targets = {name: np.empty_like(array) for name, array in arrays.items()}
+    meta = bytearray(len(_META) + 1)
     for name, array in targets.items():
-        fd = os.open(f"{name}/out", os.O_RDONLY, dir_fd=folder)
-        os.preadv(fd, [array.data], 0)
-        os.close(fd)
+        _bare_read(name + "/meta", meta, folder)
+        _bare_read(name + "/out", array.data, folder)
     os.close(folder)
     return targets
+
+
+def _bare_read(path: str, target: bytearray | memoryview, folder: int) -> None:
+    fd = os.open(path, os.O_RDONLY, dir_fd=folder)
+    os.preadv(fd, [target], 0)
+    os.close(fd)
 
 
 def parallel_read(path: str, arrays: Arrays) -> Arrays:

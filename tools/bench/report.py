@@ -11,8 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from tools.bench.measure import Timing
-
-_LIMIT = "limit: "
+from tools.bench.targets import LIMIT
 
 
 def print_timings(console: Console, task: str, timings: Mapping[str, Timing]) -> None:
@@ -40,11 +39,13 @@ def print_memory(console: Console, task: str, peaks: Mapping[str, float]) -> Non
 def print_targets(console: Console, rows: list[dict[str, Any]]) -> None:
     """Print what was promised and what was found."""
     table = Table(title="targets", title_justify="left")
-    for column, side in (("", "left"), ("found", "right"), ("at most", "right"), ("", "left")):
+    columns = (("", "left"), ("found", "right"), ("at most", "right"), ("", "left"), ("the limit itself", "right"))
+    for column, side in columns:
         table.add_column(column, justify=side)  # type: ignore[arg-type]
     for row in rows:
         found, most = (f"{row[key]:.2f}{row['unit']}" for key in ("value", "most"))
-        table.add_row(row["what"], found, most, "met" if row["met"] else "[bold red]missed[/]")
+        bound = "" if row["bound"] is None else f"{row['bound']:.2f}{row['unit']}"
+        table.add_row(row["what"], found, most, "met" if row["met"] else "[bold red]missed[/]", bound)
     console.print(table)
 
 
@@ -69,12 +70,12 @@ def draw(path: str, results: Mapping[str, Mapping[str, float]]) -> None:
     for axis in axes.flat[len(timed) :]:
         axis.axis("off")
     for axis, (task, medians) in zip(axes.flat, timed.items(), strict=False):
-        bars = sorted((pair for pair in medians.items() if not pair[0].startswith(_LIMIT)), key=lambda pair: -pair[1])
+        bars = sorted((pair for pair in medians.items() if not pair[0].startswith(LIMIT)), key=lambda pair: -pair[1])
         colours = ["tab:orange" if name.startswith("varstore") else "tab:blue" for name, _ in bars]
         axis.barh([name for name, _ in bars], [seconds for _, seconds in bars], color=colours)
         for name, seconds in medians.items():
-            if name.startswith(_LIMIT):
-                axis.axvline(seconds, color="black", linestyle="--", linewidth=1, label=name.removeprefix(_LIMIT))
+            if name.startswith(LIMIT):
+                axis.axvline(seconds, color="black", linestyle="--", linewidth=1, label=name.removeprefix(LIMIT))
                 axis.legend(fontsize=7)
         axis.set(title=task, xlabel="seconds", xscale="log")
         axis.tick_params(labelsize=8)

@@ -151,7 +151,7 @@ def load(bench: Bench, workload: str) -> dict[str, Timing]:
     }
     if workload == "small":
         layout = bench.saved(Varstore(), workload)
-        candidates["limit: open, read, close"] = lambda: lambda: limits.bare_reads(layout, arrays)
+        candidates["limit: system calls"] = lambda: lambda: limits.bare_reads(layout, arrays)
     else:
         plain = bench.place.fresh(keep=True)
         limits.parallel_write(plain, arrays)
@@ -169,6 +169,10 @@ def load_into(bench: Bench, workload: str) -> dict[str, Timing]:
         for name, (peer, path) in bench.loadable(workload, "load_into").items()
     }
     candidates["limit: memory copy"] = lambda: lambda: limits.memory_copy(arrays, targets)
+    plain = bench.place.fresh(keep=True)
+    limits.parallel_write(plain, arrays)
+    candidates["limit: parallel read"] = lambda: lambda: limits.read_into(plain, targets)
+    _read_all(plain)
     _warm(bench, workload, "load_into")
     return bench.run(candidates, settle=_nothing)
 
@@ -241,16 +245,25 @@ def save_with_base(bench: Bench, workload: str) -> dict[str, Timing]:
     return timings
 
 
-def compose(bench: Bench, workload: str) -> dict[str, Timing]:
+def compose(bench: Bench, workload: str, *, durable: bool = True) -> dict[str, Timing]:
+    """Make a checkpoint of links to two others, and, to compare, one of the same values."""
     arrays = bench.arrays(workload)
     first, second = bench.place.fresh(keep=True), bench.place.fresh(keep=True)
     a, b = (varstore.save(path, arrays, durable=False) for path in (first, second))
     bench.place.settle()
     variables = {name: (a if i % 2 else b)[name] for i, name in enumerate(arrays)}
+    roots = {name: variable.root for name, variable in variables.items()}
+
+    def bare(path: str) -> None:
+        limits.bare_links(path, roots)
+        if durable:
+            os.sync()
+
     return bench.run(
         {
-            "varstore, links": _at_fresh(bench, lambda path: varstore.save(path, variables, durable=False)),
-            "varstore, whole": _at_fresh(bench, lambda path: varstore.save(path, arrays, durable=False)),
+            "varstore, links": _at_fresh(bench, lambda path: varstore.save(path, variables, durable=durable)),
+            "varstore, whole": _at_fresh(bench, lambda path: varstore.save(path, arrays, durable=durable)),
+            "limit: system calls": _at_fresh(bench, bare),
         }
     )
 
