@@ -76,9 +76,10 @@ def test_frozen_variables_are_linked_and_all_others_changed(demo):
     assert set(report.unchanged) == {"dense1-weight", "dense1-bias"}
     assert set(report.added) == TOP
     for name in BASE:
-        out, other = (directory / model / name / "out" for model in ("mlp_models_1", "mlp_ext_models_1"))
-        assert os.path.samefile(out, other) == (name in report.unchanged)
-    assert output.count("(one file in both checkpoints)") == 4
+        for file in ("out", "meta"):
+            one, other = (directory / model / name / file for model in ("mlp_models_1", "mlp_ext_models_1"))
+            assert os.path.samefile(one, other) == (name in report.unchanged)
+    assert output.count("(one file in both checkpoints)") == 8
 
 
 def test_what_it_prints_is_what_lies_there(demo):

@@ -1,6 +1,8 @@
 """What is on disk already is not written again: tied arrays, variables of other checkpoints, unchanged ones."""
 
+import gc
 import os
+import resource
 import shutil
 import stat
 import tempfile
@@ -9,6 +11,7 @@ import numpy as np
 import pytest
 
 import varstore as vs
+from varstore.errors import StorageError
 
 BLOCK = 16 << 20
 
@@ -149,27 +152,73 @@ def test_overwrite_from_the_checkpoint_that_is_replaced(tmp_path):
 
 
 def test_meta_is_linked_with_out_where_it_is_what_would_be_written(tmp_path):
-    values = {f"v{i}": np.full(i + 1, i, np.float32) for i in range(9)}
+    def spoil(meta, text):
+        assert meta.read_text() != text
+        meta.unlink()
+        meta.write_text(text)
+
+    values = {f"v{i}": np.full((i + 1, 2), i, np.float32) for i in range(9)}
     one = vs.save(tmp_path / "one", values)
-    damaged, gone, elsewhere, spelt = (tmp_path / "one" / f"v{i}" / "meta" for i in range(4))
-    damaged.unlink()
-    damaged.write_bytes(b"shape {\n")
+    torn, gone, linked, same_length = (tmp_path / "one" / f"v{i}" / "meta" for i in range(4))
+    spoil(torn, "shape {\n")
     gone.unlink()
-    elsewhere.unlink()
-    elsewhere.symlink_to("out")
-    spelt.unlink()
-    spelt.write_text("data_type: kFloat shape { dim: 4 }")
+    linked.unlink()
+    linked.symlink_to("out")
+    spoil(same_length, "shape {\n  dim: 2\n  dim: 4\n}\ndata_type: kInt32\n")
     vs.save(tmp_path / "sealed", values)
-    (tmp_path / "sealed/v4/meta").unlink()
-    (tmp_path / "sealed/v4/meta").write_text("data_type: kFloat shape { dim: 5 }")
+    spoil(tmp_path / "sealed/v4/meta", "shape {\n  dim: 5\n  dim:2 \n}\ndata_type: kFloat\n")
     vs.seal(tmp_path / "sealed")
-    sealed = vs.open(tmp_path / "sealed")
-    two = vs.save(tmp_path / "two", {**one, "v4": sealed["v4"], "v8": values["v8"]})
-    assert vs.verify(tmp_path / "two").ok
-    written = {name for name in two if os.stat(two[name].path + "/meta").st_nlink == 1}
-    assert written == {"v0", "v1", "v2", "v3", "v4", "v8"}
-    few = vs.save(tmp_path / "few", {"v7": one["v7"], "v8": one["v8"]})
-    assert vs.verify(tmp_path / "few").ok
-    assert inode(few["v7"].path + "/out") == inode(one["v7"].path + "/out")
+    mixed = {**one, "v4": vs.open(tmp_path / "sealed")["v4"], "v8": values["v8"]}
+    for path, options in (("two", {}), ("bare", {"manifest": False})):
+        two = vs.save(tmp_path / path, mixed, **options)
+        written = {name for name in two if os.stat(two[name].path + "/meta").st_nlink == 1}
+        assert written == {"v0", "v1", "v2", "v3", "v4", "v8"}
+    based = vs.save(tmp_path / "based", values, base=one, manifest=False)
+    few = vs.save(tmp_path / "few", {"v3": one["v3"], "v7": one["v7"]})
+    for checkpoint in (two, based, few):
+        for name in checkpoint:
+            assert_same(checkpoint[name].numpy(), values[name])
+    assert inode(few["v7"].path + "/meta") == inode(one["v7"].path + "/meta")
     shutil.rmtree(tmp_path / "one")
-    assert vs.verify(tmp_path / "two").ok
+    assert all(vs.verify(tmp_path / path).ok for path in ("two", "bare", "based", "few"))
+
+
+def test_variables_of_a_checkpoint_and_of_the_one_that_replaced_it_are_not_tied(tmp_path):
+    vs.save(tmp_path / "c", {"w": np.zeros(3)})
+    old = vs.open(tmp_path / "c")["w"]
+    new = vs.save(tmp_path / "c", {"w": np.ones(3)}, overwrite=True)["w"]
+    for mixed in ({"new": new, "old": old}, {"old": old, "new": new}):
+        with pytest.raises(StorageError, match="replaced"):
+            vs.save(tmp_path / "d", mixed)
+        assert os.listdir(tmp_path) == ["c"]
+
+
+def test_one_file_under_two_shapes_is_no_tie(tmp_path):
+    vs.save(tmp_path / "c", {"w": np.arange(6.0)}, manifest=False)
+    (tmp_path / "c/w/meta").unlink()
+    stored = vs.open(tmp_path / "c")["w"]
+    both = vs.save(tmp_path / "d", {"a": stored.known_as((6,), float), "b": stored.known_as((2, 3), float)})
+    assert_same(both["a"].numpy(), np.arange(6.0))
+    assert_same(both["b"].numpy(), np.arange(6.0).reshape(2, 3))
+    assert vs.verify(tmp_path / "d").ok
+
+
+def test_a_failing_copy_leaves_no_descriptor(tmp_path):
+    if not os.path.isdir("/dev/shm") or os.stat("/dev/shm").st_dev == os.stat(tmp_path).st_dev:
+        pytest.skip("/dev/shm is no file system of its own here")
+    with tempfile.TemporaryDirectory(dir="/dev/shm") as other:
+        far = vs.save(os.path.join(other, "far"), {"small": np.ones(9), "large": np.ones(9000)})
+        gc.collect()
+        gc.disable()
+        limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (9000, limits[1]))
+        try:
+            open_before = len(os.listdir("/proc/self/fd"))
+            for _ in range(5):
+                with pytest.raises(StorageError, match="File too large"):
+                    vs.save(tmp_path / "near", far)
+            assert len(os.listdir("/proc/self/fd")) == open_before
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+            gc.enable()
+    assert os.listdir(tmp_path) == []

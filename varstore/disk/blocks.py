@@ -30,8 +30,8 @@ __all__ = [
 
 SMALL = 1 << 20
 """Bytes; smaller variables are moved many to a job, larger ones block by block."""
-WRITE_CHUNK = 1 << 20
-"""Bytes hashed and then written at a time: what was hashed is still in the processor's cache."""
+CHUNK = 1 << 20
+"""Bytes hashed, and written if asked, at a time: what was hashed is still in the processor's cache."""
 READ_CHUNK = 256 << 10
 """Bytes read and then hashed at a time; less, since what was read into memory shares the cache with its source."""
 DIRECT_CHUNK = 2 << 20
@@ -78,7 +78,7 @@ def _pieces(array: np.ndarray, start: int, stop: int, limit: int) -> Iterator[np
 def digest_block(array: np.ndarray, start: int, stop: int) -> bytes:
     """Return the xxh3-128 digest of bytes start to stop of an array's ``out`` form."""
     hasher = xxhash.xxh3_128()
-    for piece in _pieces(array, start, stop, WRITE_CHUNK):
+    for piece in _pieces(array, start, stop, CHUNK):
         hasher.update(piece.data)
     return hasher.digest()
 
@@ -91,12 +91,12 @@ def write_block(fd: int, array: np.ndarray, start: int, stop: int, direct: Align
     """
     hasher = xxhash.xxh3_128()
     if direct is None:
-        for piece in _pieces(array, start, stop, WRITE_CHUNK):
+        for piece in _pieces(array, start, stop, CHUNK):
             hasher.update(piece.data)
             _write_all(fd, piece, start)
             start += piece.nbytes
     else:
-        for filled in direct.refill(_pieces(array, start, stop, WRITE_CHUNK), hasher):
+        for filled in direct.refill(_pieces(array, start, stop, CHUNK), hasher):
             _write_all(fd, filled, start)
             start += filled.nbytes
     return hasher.digest()

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping
 from typing import Any
 
 import numpy as np
 
 from varstore.disk import rows, syscalls
 from varstore.disk.agree import check_files, check_readable, check_size, known_meta
-from varstore.disk.beneath import open_root, opened_file
+from varstore.disk.beneath import Root, open_root, opened_file
 from varstore.disk.failures import translated
 from varstore.disk.values import read_values
 from varstore.spec.arrays import Stored
@@ -38,6 +38,11 @@ class Variable(Stored):
     def root(self) -> str:
         """The directory of the checkpoint."""
         return self._root
+
+    @property
+    def checkpoint(self) -> Hashable:
+        """Equal for variables of one checkpoint, and different for those of a later one at the same path."""
+        return (self._root, self._root.identity if isinstance(self._root, Root) else None)
 
     @property
     def name(self) -> str:

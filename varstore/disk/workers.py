@@ -31,7 +31,7 @@ def thread_count(threads: int | None) -> int:
 
 
 def run(jobs: Iterable[Job], threads: int, *, on_failure: Callable[[], None] | None = None) -> None:
-    """Run all jobs, the caller's thread among the workers.
+    """Run all jobs, the caller's thread among the workers; the others start when there is a job.
 
     Jobs are taken from the iterable one at a time, so a generator may do ordered work between them. The
     first exception, Ctrl-C included, stops the others after their present piece and surfaces as itself;
@@ -39,9 +39,10 @@ def run(jobs: Iterable[Job], threads: int, *, on_failure: Callable[[], None] | N
     """
     crew = _Crew(jobs, on_failure)
     try:
-        for number in range(1, threads):
+        first = crew.take()
+        for number in range(1, threads if first else 1):
             threading.Thread(target=crew.help, name=f"varstore-{number}", daemon=True).start()
-        crew.work()
+        crew.work(first)
     except BaseException as error:  # Ctrl-C between two jobs
         crew.fail(error)
     crew.wait()
@@ -114,7 +115,7 @@ class _Crew:
                 return
             self._helping += 1
         try:
-            self.work()
+            self.work(self.take())
         finally:
             with self._changed:
                 self._helping -= 1
@@ -132,15 +133,22 @@ class _Crew:
             except BaseException as error:
                 self.fail(error)
 
-    def work(self) -> None:
+    def take(self) -> Job | None:
+        """Return the next job, None where there is none, or none is to be begun any more."""
         try:
-            while self.error is None:
-                with self._lock:
-                    job = None if self.error else next(self._jobs, None)
-                if job is None:
-                    return
+            with self._lock:
+                return None if self.error else next(self._jobs, None)
+        except BaseException as error:  # handed to the caller of run
+            self.fail(error)
+            return None
+
+    def work(self, job: Job | None) -> None:
+        """Do this job and then one after the other."""
+        try:
+            while job is not None:
                 while job() and self.error is None:
                     pass
                 job = None  # what it held is free while the next one is made
+                job = self.take()
         except BaseException as error:  # handed to the caller of run
             self.fail(error)

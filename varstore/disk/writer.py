@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import itertools
 import os
 import threading
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Hashable, Iterator, Mapping
 from functools import partial
-from typing import Any
 
 import numpy as np
 import xxhash
@@ -19,14 +19,14 @@ from varstore.disk import syscalls
 from varstore.disk.beneath import open_root, opened_file
 from varstore.disk.blocks import SMALL, digest_file_block, flat_bytes, spans, write_block
 from varstore.disk.failures import storage_error
-from varstore.disk.links import copy, link, link_beside
+from varstore.disk.links import Origin, copy, link
 from varstore.disk.outfile import CREATE, OutFile
 from varstore.disk.progress import Progress, reporting
-from varstore.disk.space import check_space, out_of_space
+from varstore.disk.space import check_space, disk_became_full
 from varstore.disk.staging import Staging, fsync_path
 from varstore.disk.unchanged import equals_stored, link_unchanged
 from varstore.disk.workers import Job, Lane, in_lanes, run, thread_count
-from varstore.errors import InvalidName, VariableMismatch, VarstoreError
+from varstore.errors import FormatError, InvalidName, VariableMismatch, VarstoreError
 from varstore.spec.arrays import LateArray, Stored
 from varstore.spec.manifest import Entry, Manifest
 from varstore.spec.meta import encode_meta
@@ -64,6 +64,7 @@ def write_checkpoint(
         StorageError: the operating system refused.
     """
     workers = thread_count(threads)
+    work: _Writer | None = None
     try:
         staging = Staging(target, overwrite=overwrite)
         plan = link_unchanged(plan, base, workers)
@@ -85,7 +86,7 @@ def write_checkpoint(
         raise
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise out_of_space(plan, os.path.realpath(target), "the disk became full; the save was undone") from error
+            raise disk_became_full(plan, os.path.realpath(target), work.copied if work else 0) from error
         raise storage_error(error, target, "the save failed and was undone") from error
 
 
@@ -113,6 +114,8 @@ class _Writer:
         self._fetched: set[str] = set()
         self._failed = False
         self.digests: dict[str, bytes] = {}
+        self.copied = 0
+        """Bytes of variables that were to be linked and had to be copied."""
 
     def write(self, threads: int) -> None:
         """Write all variables; make them durable where that was asked for."""
@@ -136,7 +139,7 @@ class _Writer:
         file (see `in_lanes`), and threads that make links for the interpreter: so they are made here, one by one.
         """
         batch: list[tuple[PlannedVariable, np.ndarray]] = []
-        links: defaultdict[int, list[tuple[PlannedVariable, Stored]]] = defaultdict(list)
+        links: defaultdict[Hashable, list[tuple[PlannedVariable, Stored]]] = defaultdict(list)
         nbytes = 0
         parents = frozenset(self._plan.parents)
         for variable in self._plan.variables:
@@ -151,9 +154,9 @@ class _Writer:
                     return
                 source = self._fetch(variable, source)
             if isinstance(source, Stored):
-                links[id(source.root)].append((variable, source))
-                if len(links[id(source.root)]) == _BATCH:
-                    yield from self._link_batch(links.pop(id(source.root)))
+                links[source.checkpoint].append((variable, source))
+                if len(links[source.checkpoint]) == _BATCH:
+                    yield from self._link_batch(links.pop(source.checkpoint))
             elif variable.nbytes >= SMALL:
                 if source is not variable.source:
                     self._fetched.add(variable.name)
@@ -166,8 +169,8 @@ class _Writer:
                 batch, nbytes = [], 0
         if batch:
             yield partial(self._write_batch, batch)
-        for of_one_root in links.values():
-            yield from self._link_batch(of_one_root)
+        for of_one_checkpoint in links.values():
+            yield from self._link_batch(of_one_checkpoint)
 
     def _await_fetched(self) -> None:
         """Wait until the values that were fetched before are written, so that one variable's are in memory."""
@@ -248,63 +251,54 @@ class _Writer:
         for variable in self._plan.variables:
             if variable.alias_of:
                 self._write_meta(variable)
-                source = folders[variable.alias_of] + "/out"
-                place = self._place(variable, variable.alias_of, root_fd=self._fd, root=self._path)
-                if not link(source, **place):
-                    copy(source, **place)
+                path = folders[variable.alias_of] + "/out"
+                origin = Origin(self._fd, self._path, path, variable.nbytes, variable.alias_of)
+                if not self._link_out(variable, origin):
+                    self._copy_out(variable, origin)
                 self.digests[variable.name] = self.digests[variable.alias_of]
 
-    def _link_batch(self, batch: list[tuple[PlannedVariable, Stored]]) -> Iterator[Job]:
-        """Link variables of one checkpoint; yield what takes longer: copies across file systems, unknown digests."""
+    def _link_batch(self, batch: list[tuple[PlannedVariable, Stored]]) -> list[Job]:
+        """Link variables of one checkpoint; return what takes longer: copies across file systems, unknown digests."""
+        later: list[Job] = []
         root = batch[0][1].root
         with open_root(root) as root_fd:
             for variable, stored in batch:
                 entry = stored.entry
-                linked = link(entry.folder + "/out", **self._place(variable, entry.name, root_fd=root_fd, root=root))
-                if not (linked and self._link_meta(variable, entry, root_fd)):
+                if not self._link_out(variable, _origin(variable, entry, root_fd, root)):
                     self._write_meta(variable)
-                if not linked:
-                    yield partial(self._copy, variable, stored)
-                elif entry.digests or not entry.nbytes:
+                    later.append(partial(self._copy, variable, stored))
+                    continue
+                if not self._link_meta(variable, entry, root_fd, root):
+                    self._write_meta(variable)
+                if entry.digests or not entry.nbytes:
                     self.digests[variable.name] = entry.digests
                 else:
-                    yield partial(self._digest, variable)
+                    later.append(partial(self._digest, variable))
+        return later
 
-    def _link_meta(self, variable: PlannedVariable, entry: Entry, root_fd: int) -> bool:
-        """Link a ``meta`` that the other manifest says is what would be written here; trusted as its ``out`` is."""
-        return (
-            entry.witnessed
-            and not entry.meta_digest
-            and entry.meta == variable.meta
-            and not self._fsync_each
-            and link_beside(
-                entry.folder + "/meta",
-                variable.folder + "/meta",
-                root_fd=root_fd,
-                dir_fd=self._fd,
-                nbytes=len(encode_meta(variable.meta)),
-            )
-        )
+    def _link_meta(self, variable: PlannedVariable, entry: Entry, root_fd: int, root: str) -> bool:
+        """Link a ``meta`` that is, to the byte, what would be written here."""
+        text = encode_meta(variable.meta)
+        origin = Origin(root_fd, root, f"{entry.folder}/meta", len(text), entry.name)
+        with contextlib.suppress(FormatError):  # damaged or spelt otherwise: it is written anew
+            return link(origin, variable.folder + "/meta", dir_fd=self._fd, fsync=self._fsync_each, content=text)
+        return False
 
     def _copy(self, variable: PlannedVariable, stored: Stored) -> None:
         entry = stored.entry
         with open_root(stored.root) as root_fd:
-            copy(entry.folder + "/out", **self._place(variable, entry.name, root_fd=root_fd, root=stored.root))
+            self._copy_out(variable, _origin(variable, entry, root_fd, stored.root))
         self.digests[variable.name] = entry.digests
         if not entry.digests:
             self._digest(variable)
 
-    def _place(self, variable: PlannedVariable, source: str, *, root_fd: int, root: str) -> dict[str, Any]:
-        """Return what `link` and `copy` want to know beside the file that they begin with."""
-        return {
-            "target": variable.folder + "/out",
-            "root_fd": root_fd,
-            "root": root,
-            "dir_fd": self._fd,
-            "nbytes": variable.nbytes,
-            "variable": source,
-            "fsync": self._fsync_each,
-        }
+    def _link_out(self, variable: PlannedVariable, origin: Origin) -> bool:
+        return link(origin, variable.folder + "/out", dir_fd=self._fd, fsync=self._fsync_each)
+
+    def _copy_out(self, variable: PlannedVariable, origin: Origin) -> None:
+        with self._changed:
+            self.copied += variable.nbytes
+        copy(origin, variable.folder + "/out", dir_fd=self._fd, fsync=self._fsync_each)
 
     def _digest(self, variable: PlannedVariable) -> None:
         with opened_file(self._fd, variable.folder + "/out", root=self._path, variable=variable.name) as (fd, size):
@@ -331,6 +325,10 @@ class _Writer:
                     os.fsync(fd)
                 finally:
                     os.close(fd)
+
+
+def _origin(variable: PlannedVariable, entry: Entry, root_fd: int, root: str) -> Origin:
+    return Origin(root_fd, root, f"{entry.folder}/out", variable.nbytes, entry.name)
 
 
 def _write_small(fd: int, array: np.ndarray) -> bytes:

@@ -33,6 +33,11 @@ class Stored(ABC):
 
     @property
     @abstractmethod
+    def checkpoint(self) -> Hashable:
+        """What tells the variable's checkpoint from every other, a later one at the same path among them."""
+
+    @property
+    @abstractmethod
     def dtype(self) -> np.dtype[Any]:
         """The type of the values in memory."""
 

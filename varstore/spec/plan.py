@@ -145,7 +145,8 @@ def _identity(source: Source) -> Hashable | None:
         address, _ = source.__array_interface__["data"]
         return (address, source.shape, source.strides, source.dtype) if source.size else None
     if isinstance(source, Stored):
-        return (source.root, source.entry.alias_of or source.entry.name)
+        entry = source.entry
+        return (source.checkpoint, entry.alias_of or entry.name, entry.meta)
     return source.identity if source.nbytes else None
 
 
