@@ -39,12 +39,12 @@ def print_memory(console: Console, task: str, peaks: Mapping[str, float]) -> Non
 def print_targets(console: Console, rows: list[dict[str, Any]]) -> None:
     """Print what was promised and what was found."""
     table = Table(title="targets", title_justify="left")
-    columns = (("", "left"), ("found", "right"), ("at most", "right"), ("", "left"), ("the limit itself", "right"))
+    columns = (("", "left"), ("found", "right"), ("at most", "right"), ("", "left"), ("without any library", "left"))
     for column, side in columns:
         table.add_column(column, justify=side)  # type: ignore[arg-type]
     for row in rows:
         found, most = (f"{row[key]:.2f}{row['unit']}" for key in ("value", "most"))
-        bound = "" if row["bound"] is None else f"{row['bound']:.2f}{row['unit']}"
+        bound = f"{row['bound']:.2f}× {row['bound is'].removeprefix(LIMIT)}" if row["bound is"] else ""
         table.add_row(row["what"], found, most, "met" if row["met"] else "[bold red]missed[/]", bound)
     console.print(table)
 

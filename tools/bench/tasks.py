@@ -140,7 +140,7 @@ def _nothing() -> None:
 
 def _calls_and_sync(arrays: Arrays, path: str) -> None:
     limits.bare_calls(path, arrays)
-    os.sync()
+    limits.flush(path)
 
 
 def load(bench: Bench, workload: str) -> dict[str, Timing]:
@@ -257,7 +257,7 @@ def compose(bench: Bench, workload: str, *, durable: bool = True) -> dict[str, T
     def bare(path: str) -> None:
         limits.bare_links(path, roots)
         if durable:
-            os.sync()
+            limits.flush(path)
 
     return bench.run(
         {
