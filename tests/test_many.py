@@ -1,12 +1,14 @@
 """Ten thousand variables: everything works, and opening costs milliseconds."""
 
 import os
+import threading
 import time
 
 import numpy as np
 import pytest
 
 import varstore as vs
+from varstore.disk import writer
 
 COUNT = 10_000
 NAMES = [f"block{i // 100}/layer{i % 100}/weight" for i in range(COUNT)]
@@ -38,6 +40,19 @@ def test_names_and_values(path):
     for name, value in values().items():
         assert np.array_equal(loaded[name], value)
     assert sorted(vs.load(path, include="block7/*")) == sorted(NAMES[700:800])
+
+
+@pytest.mark.parametrize("quick", [0, 1e9])
+def test_threads_help_with_slow_calls_and_change_nothing(path, tmp_path, monkeypatch, quick):
+    monkeypatch.setattr(writer, "_QUICK", quick)
+    batches = []
+    write = writer._Writer._write_batch
+    monkeypatch.setattr(
+        writer._Writer, "_write_batch", lambda self, batch: batches.append(threading.get_ident()) or write(self, batch)
+    )
+    vs.save(tmp_path / "c", values(), durable=False, threads=3)
+    assert (len(set(batches)) > 1) is (quick == 0)
+    assert vs.diff(path, tmp_path / "c").equal
 
 
 def test_opening_takes_milliseconds(path):

@@ -85,6 +85,7 @@ def test_an_empty_mapping_is_a_plan():
 # --- ties --------------------------------------------------------------------------------------------------------
 
 BASE = np.arange(12.0)
+BYTES = bytes(32)
 SQUARE = np.arange(9.0).reshape(3, 3)
 LATE = ArrayLike([1.0, 2.0])
 SCALAR = np.float32(1)
@@ -92,6 +93,10 @@ TIES = {
     "the same array": (BASE, BASE, True),
     "the same view": (BASE[2:6], BASE[2:6], True),
     "the whole as a view": (BASE, BASE[:], True),
+    "a view and then the whole": (BASE[:], BASE, True),
+    "two views of the whole": (BASE[:], BASE[:], True),
+    "two arrays on one buffer": (np.frombuffer(BYTES), np.frombuffer(BYTES), True),
+    "two places in one buffer": (np.frombuffer(BYTES, count=2), np.frombuffer(BYTES, count=2, offset=16), False),
     "a subclass's view": (BASE, BASE.view(np.recarray), True),
     "the same strided view": (BASE[::2], BASE[::2], True),
     "the same array-like": (LATE, LATE, True),

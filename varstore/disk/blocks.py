@@ -22,7 +22,7 @@ __all__ = [
     "DIRECT_ALIGNMENT",
     "AlignedBuffer",
     "digest_block",
-    "flat_bytes",
+    "lies_as_out",
     "read_block",
     "spans",
     "write_block",
@@ -45,16 +45,19 @@ def spans(nbytes: int) -> Iterator[tuple[int, int]]:
         yield start, min(start + BLOCK, nbytes)
 
 
-def flat_bytes(array: np.ndarray) -> np.ndarray | None:
+def lies_as_out(array: np.ndarray) -> bool:
+    """Tell whether the array's own memory is, byte for byte, what ``out`` holds."""
+    return array.flags.c_contiguous and array.dtype.byteorder != ">"
+
+
+def _flat_bytes(array: np.ndarray) -> np.ndarray | None:
     """Return the array's own memory as one row of bytes, None where it is not what ``out`` holds."""
-    if not array.flags.c_contiguous or array.dtype.byteorder == ">":
-        return None
-    return array.reshape(-1).view(np.uint8)
+    return array.reshape(-1).view(np.uint8) if lies_as_out(array) else None
 
 
 def _pieces(array: np.ndarray, start: int, stop: int, limit: int) -> Iterator[np.ndarray]:
     """Yield bytes start to stop of an array's ``out`` form, at most `limit` at a time."""
-    flat = flat_bytes(array)
+    flat = _flat_bytes(array)
     if flat is not None:
         for offset in range(start, stop, limit):
             yield flat[offset : min(offset + limit, stop)]

@@ -11,13 +11,14 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Hashable, Iterator, Mapping
 from functools import partial
+from typing import Any
 
 import numpy as np
 import xxhash
 
 from varstore.disk import syscalls
 from varstore.disk.beneath import open_root, opened_file
-from varstore.disk.blocks import SMALL, digest_file_block, flat_bytes, spans, write_block
+from varstore.disk.blocks import SMALL, digest_file_block, lies_as_out, spans, write_block
 from varstore.disk.failures import storage_error
 from varstore.disk.links import Origin, copy, link
 from varstore.disk.outfile import CREATE, OutFile
@@ -28,6 +29,7 @@ from varstore.disk.unchanged import equals_stored, link_unchanged
 from varstore.disk.workers import Job, Lane, in_lanes, run, thread_count
 from varstore.errors import FormatError, InvalidName, VariableMismatch, VarstoreError
 from varstore.spec.arrays import LateArray, Stored
+from varstore.spec.collector import collector_paused
 from varstore.spec.manifest import Entry, Manifest
 from varstore.spec.meta import encode_meta
 from varstore.spec.plan import PlannedVariable, SavePlan
@@ -36,6 +38,8 @@ __all__ = ["write_checkpoint"]
 
 _BATCH = 64
 _BATCH_BYTES = 8 << 20
+_QUICK = 100e-6
+"""Seconds for the files of one variable; of calls that take longer, the kernel or a server does most."""
 _FSYNC_EACH = 4
 """Variables; a durable save of more flushes the file system once instead of every file."""
 _WAITING = 2
@@ -72,15 +76,7 @@ def write_checkpoint(
         with staging, reporting(progress, plan.nbytes, f"saving {target}") as advance:
             work = _Writer(plan, staging, base, durable=durable, advance=advance)
             work.write(workers if threads or not durable else _WAITING * workers)
-            record = None
-            if manifest:
-                record = Manifest(
-                    writer=writer,
-                    time_ns=time.time_ns(),
-                    attributes=plan.attributes,
-                    tree=plan.tree,
-                    entries={v.name: v.entry(work.digests[v.name]) for v in plan.variables},
-                ).encode()
+            record = _record(plan, work.digests, writer) if manifest else None
             staging.commit(record, durable=durable)
     except VarstoreError:
         raise
@@ -88,6 +84,17 @@ def write_checkpoint(
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise disk_became_full(plan, os.path.realpath(target), work.copied if work else 0) from error
         raise storage_error(error, target, "the save failed and was undone") from error
+
+
+def _record(plan: SavePlan, digests: Mapping[str, bytes], writer: str) -> bytes:
+    with collector_paused():
+        return Manifest(
+            writer=writer,
+            time_ns=time.time_ns(),
+            attributes=plan.attributes,
+            tree=plan.tree,
+            entries={v.name: v.entry(digests[v.name]) for v in plan.variables},
+        ).encode()
 
 
 class _Writer:
@@ -113,6 +120,7 @@ class _Writer:
         self._changed = threading.Condition()
         self._fetched: set[str] = set()
         self._failed = False
+        self._calls_are_slow = False
         self.digests: dict[str, bytes] = {}
         self.copied = 0
         """Bytes of variables that were to be linked and had to be copied."""
@@ -121,10 +129,8 @@ class _Writer:
         """Write all variables; make them durable where that was asked for."""
         for folder in self._plan.parents:
             self._make_folder(folder, folder)
-        variables = self._plan.variables
-        worth_threads = len(variables) > 2 * _BATCH or any(v.nbytes >= SMALL for v in variables)
         try:
-            run(in_lanes(self._jobs()), threads if worth_threads else 1, on_failure=self._fail)
+            run(in_lanes(self._jobs()), threads, on_failure=self._fail)
         finally:
             for out in self._open:
                 out.close()
@@ -165,10 +171,10 @@ class _Writer:
                 batch.append((variable, source))
                 nbytes += variable.nbytes
             if len(batch) == _BATCH or nbytes >= _BATCH_BYTES:
-                yield partial(self._write_batch, batch)
+                yield from self._batch_jobs(batch)
                 batch, nbytes = [], 0
         if batch:
-            yield partial(self._write_batch, batch)
+            yield from self._batch_jobs(batch)
         for of_one_checkpoint in links.values():
             yield from self._link_batch(of_one_checkpoint)
 
@@ -208,6 +214,18 @@ class _Writer:
                 os.fsync(fd)
         finally:
             os.close(fd)
+
+    def _batch_jobs(self, batch: list[tuple[PlannedVariable, np.ndarray]]) -> Iterator[Job]:
+        """Write a batch here, where nothing waits for it, or yield it where threads would help.
+
+        Quick calls are made one by one, since threads that make them wait for the interpreter more than they win.
+        """
+        if self._calls_are_slow or self._open:
+            yield partial(self._write_batch, batch)
+            return
+        start = time.perf_counter()
+        self._write_batch(batch)
+        self._calls_are_slow = time.perf_counter() - start > _QUICK * len(batch)
 
     def _write_batch(self, batch: list[tuple[PlannedVariable, np.ndarray]]) -> None:
         for variable, array in batch:
@@ -335,7 +353,7 @@ def _write_small(fd: int, array: np.ndarray) -> bytes:
     """Write a variable of less than a block, most often in one call; return its digest."""
     if array.nbytes == 0:
         return b""
-    flat = flat_bytes(array)
-    if flat is not None and os.write(fd, flat.data) == array.nbytes:
-        return xxhash.xxh3_128_digest(flat.data)
+    buffer: Any = array  # numpy's types say so from Python 3.12 on
+    if lies_as_out(array) and os.write(fd, buffer) == array.nbytes:
+        return xxhash.xxh3_128_digest(buffer)
     return write_block(fd, array, 0, array.nbytes)

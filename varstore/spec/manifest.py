@@ -41,6 +41,7 @@ __all__ = [
     "BLOCK",
     "DIGEST_SIZE",
     "FORMAT_VERSION",
+    "NO_ATTRIBUTES",
     "RAW",
     "Entry",
     "Manifest",
@@ -57,7 +58,7 @@ DIGEST_SIZE = 16
 VERSION_FIELD = "format_version"
 """Names, in an error, what is wrong with a manifest that is whole, but of a later varstore."""
 _FLOAT32 = np.dtype("<f4")
-_NO_ATTRIBUTES: Mapping[str, Any] = MappingProxyType({})
+NO_ATTRIBUTES: Mapping[str, Any] = MappingProxyType({})
 RAW = "raw"
 
 _HEADER = struct.Struct("<8sIIQ16s")
@@ -125,7 +126,7 @@ class Entry(NamedTuple):
     nbytes: int
     digests: bytes = b""
     encoding: str = RAW
-    attributes: Mapping[str, Any] = _NO_ATTRIBUTES
+    attributes: Mapping[str, Any] = NO_ATTRIBUTES
     alias_of: str = ""
     meta_digest: bytes = b""
     witnessed: bool = False
@@ -201,7 +202,7 @@ class Manifest:
         return cls(
             writer=body.writer,
             time_ns=body.time_ns,
-            attributes=_from_json(body.attributes, path) if body.attributes else _NO_ATTRIBUTES,
+            attributes=_from_json(body.attributes, path) if body.attributes else NO_ATTRIBUTES,
             tree=body.tree,
             entries=entries,
         )
@@ -293,28 +294,27 @@ def _unframe(data: bytes, path: str) -> bytes:
 
 
 def _add_entry(messages: RepeatedCompositeFieldContainer[manifest_pb2.Variable], entry: Entry) -> None:
-    meta = entry.meta
+    name, folder, meta, nbytes, digests, encoding, attributes, alias_of, meta_digest, _ = entry
     if meta is None:
-        raise UsageError("a variable without meta cannot be in a manifest", variable=entry.name)
+        raise UsageError("a variable without meta cannot be in a manifest", variable=name)
+    shape, data_type = meta
     try:
-        message = messages.add(
-            name=entry.name,
-            folder="" if entry.folder == entry.name else entry.folder,
-            shape=meta.shape,
-            data_type=meta.data_type.number,
-            size=entry.nbytes,
-            digests=entry.digests,
-            alias_of=entry.alias_of,
-            meta_digest=entry.meta_digest,
-        )
+        message = messages.add(name=name, data_type=data_type.number, size=nbytes, digests=digests)
+        message.shape.extend(shape)
+        if folder != name:
+            message.folder = folder
+        if alias_of:
+            message.alias_of = alias_of
     except UnicodeEncodeError as error:
         raise InvalidName(
-            "a name that is not valid Unicode cannot be in a manifest", variable=entry.name, hint="rename its folder"
+            "a name that is not valid Unicode cannot be in a manifest", variable=name, hint="rename its folder"
         ) from error
-    if entry.encoding != RAW:
-        message.encoding = entry.encoding
-    if entry.attributes:
-        message.attributes = attributes_json(entry.attributes, variable=entry.name)
+    if meta_digest:
+        message.meta_digest = meta_digest
+    if encoding != RAW:
+        message.encoding = encoding
+    if attributes:
+        message.attributes = attributes_json(attributes, variable=name)
 
 
 def _content(message: manifest_pb2.Variable) -> tuple[Any, ...]:
@@ -350,7 +350,7 @@ def _decode_entry(message: manifest_pb2.Variable, path: str) -> Entry:
         size,
         digests,
         encoding or RAW,
-        _from_json(attributes, path, name) if attributes else _NO_ATTRIBUTES,
+        _from_json(attributes, path, name) if attributes else NO_ATTRIBUTES,
         message.alias_of,
         meta_digest,
         True,

@@ -29,6 +29,7 @@ _EMPTY_PART = "%00"
 _ESCAPED = re.compile(r'[%\\:*?"<>|\x00-\x1f\x7f-\x9f]|[. ]\Z')
 _ESCAPE = re.compile(r"(?:%[0-9A-F]{2})+")
 _UNSAFE = re.compile(r"\0|(?:\A|/)\.{0,2}(?:/|\Z)")
+_ORDINARY = re.compile(r"[A-Za-z0-9_.-]{,62}[A-Za-z0-9_-]\Z")
 _PLAIN = re.compile(r'[^%\\:*?"<>|\x00-\x1f\x7f-\x9f/]+\Z', re.ASCII)
 
 
@@ -45,6 +46,8 @@ def folder_of(name: str) -> Folder:
             found=f"{name!r} ({type(name).__name__})",
             hint="nested state with other keys is saved by save_state",
         )
+    if _ORDINARY.match(name) and name not in _RESERVED_FIRST:
+        return Folder(name)
     if not name:
         raise InvalidName("a variable's name must not be empty")
     if "\0" in name:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Hashable, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -13,11 +14,13 @@ from varstore.errors import UsageError
 from varstore.spec.arrays import LateArray, Source, Stored, as_source
 from varstore.spec.collector import collector_paused
 from varstore.spec.dtypes import data_type_of
-from varstore.spec.manifest import RAW, Entry, attributes_json
+from varstore.spec.manifest import NO_ATTRIBUTES, RAW, Entry, attributes_json
 from varstore.spec.meta import Meta
 from varstore.spec.names import Folder, folder_of
 
 __all__ = ["PlannedVariable", "SavePlan", "plan_save"]
+
+_meta = lru_cache(maxsize=4096)(Meta)
 
 
 class PlannedVariable(NamedTuple):
@@ -38,9 +41,8 @@ class PlannedVariable(NamedTuple):
 
     def entry(self, digests: bytes) -> Entry:
         """Return the manifest's entry once the digests are known."""
-        return Entry(
-            self.name, self.folder, self.meta, self.nbytes, digests, attributes=self.attributes, alias_of=self.alias_of
-        )
+        name, folder, meta, nbytes, _, attributes, alias_of = self
+        return Entry(name, folder, meta, nbytes, digests, RAW, attributes, alias_of)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -110,15 +112,15 @@ def _plan_variable(
     else:
         shape = source.shape
     dtype = source.dtype
-    row = data_type_of(dtype, variable=name)
+    meta = _meta(shape, data_type_of(dtype, variable=name))
     first = name if identity is None else ties.setdefault(identity, name)
     return PlannedVariable(
         name,
         folder,
-        Meta(shape, row),
+        meta,
         math.prod(shape) * dtype.itemsize,
         source,
-        attributes or {},
+        attributes or NO_ATTRIBUTES,
         "" if first == name else first,
     )
 
@@ -142,12 +144,29 @@ def _stored_source(stored: Stored) -> tuple[tuple[int, ...], Stored | LateArray]
 def _identity(source: Source) -> Hashable | None:
     """Return what two tied values have in common, None for a value that cannot be tied."""
     if isinstance(source, np.ndarray):
-        address, _ = source.__array_interface__["data"]
-        return (address, source.shape, source.strides, source.dtype) if source.size else None
+        return _identity_of_memory(source) if source.size else None
     if isinstance(source, Stored):
         entry = source.entry
         return (source.checkpoint, entry.alias_of or entry.name, entry.meta)
     return source.identity if source.nbytes else None
+
+
+def _identity_of_memory(array: np.ndarray) -> Hashable:
+    """Return what equal views of one memory have in common; that of its owner, without asking for its address."""
+    base = array.base
+    if base is None and array.flags.owndata:
+        return id(array)
+    form = (_address(array), array.shape, array.strides, array.dtype)
+    if type(base) is np.ndarray and base.flags.owndata:
+        owner_form = (_address(base), base.shape, base.strides, base.dtype)
+        if form == owner_form:
+            return id(base)
+    return form
+
+
+def _address(array: np.ndarray) -> int:
+    address: int = array.__array_interface__["data"][0]
+    return address
 
 
 def _parents(folder: Folder) -> list[str]:
