@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import enum
 import os
 import re
 import tempfile
@@ -188,3 +189,10 @@ def test_a_folder_that_leads_out_is_not_safe(folder):
 @pytest.mark.parametrize("folder", ["a", "a/b", "...", ".hidden", "a..b", "%2E", "out"])
 def test_any_folder_below_is_safe_whoever_wrote_it(folder):
     assert is_safe_folder(folder)
+
+
+def test_the_folder_of_an_enum_is_plain_text():
+    class Key(str, enum.Enum):  # noqa: UP042  # not StrEnum: its format is its name
+        WEIGHTS = "weights"
+
+    assert f"{folder_of(Key.WEIGHTS)}" == "weights"

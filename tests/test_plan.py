@@ -86,6 +86,7 @@ def test_an_empty_mapping_is_a_plan():
 
 BASE = np.arange(12.0)
 BYTES = bytes(32)
+OWNER = np.ones((2, 3))
 SQUARE = np.arange(9.0).reshape(3, 3)
 LATE = ArrayLike([1.0, 2.0])
 SCALAR = np.float32(1)
@@ -97,6 +98,8 @@ TIES = {
     "two views of the whole": (BASE[:], BASE[:], True),
     "two arrays on one buffer": (np.frombuffer(BYTES), np.frombuffer(BYTES), True),
     "two places in one buffer": (np.frombuffer(BYTES, count=2), np.frombuffer(BYTES, count=2, offset=16), False),
+    "a memoryview of the whole": (SQUARE, np.asarray(memoryview(SQUARE)), True),
+    "an owner and a memoryview of it": (OWNER, np.asarray(memoryview(OWNER)), True),
     "a subclass's view": (BASE, BASE.view(np.recarray), True),
     "the same strided view": (BASE[::2], BASE[::2], True),
     "the same array-like": (LATE, LATE, True),

@@ -220,7 +220,7 @@ class _Writer:
 
         Quick calls are made one by one, since threads that make them wait for the interpreter more than they win.
         """
-        if self._calls_are_slow or self._open:
+        if self._calls_are_slow or self._open or self._failed:
             yield partial(self._write_batch, batch)
             return
         start = time.perf_counter()

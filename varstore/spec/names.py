@@ -46,7 +46,7 @@ def folder_of(name: str) -> Folder:
             found=f"{name!r} ({type(name).__name__})",
             hint="nested state with other keys is saved by save_state",
         )
-    if _ORDINARY.match(name) and name not in _RESERVED_FIRST:
+    if type(name) is str and _ORDINARY.match(name) and name not in _RESERVED_FIRST:
         return Folder(name)
     if not name:
         raise InvalidName("a variable's name must not be empty")

@@ -144,29 +144,16 @@ def _stored_source(stored: Stored) -> tuple[tuple[int, ...], Stored | LateArray]
 def _identity(source: Source) -> Hashable | None:
     """Return what two tied values have in common, None for a value that cannot be tied."""
     if isinstance(source, np.ndarray):
-        return _identity_of_memory(source) if source.size else None
+        return _memory(source) if source.size else None
     if isinstance(source, Stored):
         entry = source.entry
         return (source.checkpoint, entry.alias_of or entry.name, entry.meta)
     return source.identity if source.nbytes else None
 
 
-def _identity_of_memory(array: np.ndarray) -> Hashable:
-    """Return what equal views of one memory have in common; that of its owner, without asking for its address."""
-    base = array.base
-    if base is None and array.flags.owndata:
-        return id(array)
-    form = (_address(array), array.shape, array.strides, array.dtype)
-    if type(base) is np.ndarray and base.flags.owndata:
-        owner_form = (_address(base), base.shape, base.strides, base.dtype)
-        if form == owner_form:
-            return id(base)
-    return form
-
-
-def _address(array: np.ndarray) -> int:
-    address: int = array.__array_interface__["data"][0]
-    return address
+def _memory(array: np.ndarray) -> Hashable:
+    """Return what equal views of one memory have in common."""
+    return (array.__array_interface__["data"][0], array.shape, array.strides, array.dtype)
 
 
 def _parents(folder: Folder) -> list[str]:
