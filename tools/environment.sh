@@ -1,8 +1,8 @@
-# Sourced by the other tools. Sets $root, and $python to the interpreter of .venv, which is made, or brought
-# up to date with pyproject.toml, when it is not. An environment that is there already is never thrown away.
+# Sourced by the other tools. Sets $root, and gives `use_environment FOLDER EXTRA`, which sets $python to the
+# interpreter of an environment below the root that holds varstore and the packages of an extra. It is made, or
+# brought up to date with pyproject.toml, when it is not; one that is there already is never thrown away.
 
 root="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
-python="$root/.venv/bin/python"
 
 is_new_enough() {
     "$1" -c 'import sys; raise SystemExit(sys.version_info < (3, 11))' >/dev/null 2>&1
@@ -20,20 +20,19 @@ find_python() {
     return 1
 }
 
-prepare_environment() {
-    local wanted found
-    wanted="$(cksum <"$root/pyproject.toml")"
-    if is_new_enough "$python" && [ "$(cat "$root/.venv/.complete" 2>/dev/null)" = "$wanted" ]; then
+use_environment() {
+    local folder="$root/$1" extra="$2" wanted found
+    python="$folder/bin/python"
+    wanted="$extra $(cksum <"$root/pyproject.toml")"
+    if is_new_enough "$python" && [ "$(cat "$folder/.complete" 2>/dev/null)" = "$wanted" ]; then
         return
     fi
     if ! is_new_enough "$python"; then
         found="$(find_python)"
-        echo "making .venv with $("$found" --version)" >&2
-        "$found" -m venv "$root/.venv"
+        echo "making $1 with $("$found" --version)" >&2
+        "$found" -m venv "$folder"
     fi
-    echo "installing varstore and its test tools into .venv" >&2
-    "$python" -m pip install --quiet --disable-pip-version-check --editable "$root[test]"
-    echo "$wanted" >"$root/.venv/.complete"
+    echo "installing varstore[$extra] into $1" >&2
+    "$python" -m pip install --quiet --disable-pip-version-check --editable "$root[$extra]"
+    echo "$wanted" >"$folder/.complete"
 }
-
-prepare_environment

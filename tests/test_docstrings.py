@@ -1,0 +1,151 @@
+"""Every example in a public docstring runs and prints what it shows, each docstring's in an empty directory."""
+
+from __future__ import annotations
+
+import doctest
+import importlib
+import inspect
+import io
+import pkgutil
+from collections.abc import Iterator
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import pytest
+
+import varstore as vs
+
+WITHOUT_EXAMPLE = {
+    "AtSteps",
+    "Best",
+    "Checkpoint",
+    "CheckpointConfig",
+    "CheckpointManager",
+    "DiffReport",
+    "EverySeconds",
+    "EverySteps",
+    "KeepEverySteps",
+    "KeepIf",
+    "Latest",
+    "LoadReport",
+    "ModelCheckpoint",
+    "OnePerMinutes",
+    "PendingSave",
+    "Pinned",
+    "SaveIf",
+    "Session",
+    "Variable",
+    "VarstoreError",
+    "VerifyReport",
+    "checkpoint",
+    "clean",
+    "clear_default_session",
+    "constant_initializer",
+    "convert",
+    "diff",
+    "errors",
+    "get_all_variables",
+    "get_variable",
+    "glorot_normal_initializer",
+    "glorot_uniform_initializer",
+    "kaiming_initializer",
+    "load",
+    "load_checkpoint",
+    "load_into",
+    "load_param_into_net",
+    "load_state",
+    "load_variables",
+    "ones_initializer",
+    "open",
+    "random_normal_initializer",
+    "random_uniform_initializer",
+    "read",
+    "save",
+    "save_async",
+    "save_state",
+    "save_state_async",
+    "seal",
+    "truncated_normal",
+    "truncated_normal_initializer",
+    "variance_scaling_initializer",
+    "verify",
+    "write",
+    "xavier_normal_initializer",
+    "xavier_uniform_initializer",
+    "zeros_initializer",
+}
+"""Public names that do not have an example yet. Whoever writes one removes its name here."""
+
+ADAPTERS = sorted(module.name for module in pkgutil.iter_modules(importlib.import_module("varstore.adapters").__path__))
+FINDER = doctest.DocTestFinder(exclude_empty=True)
+
+
+def documented(name: str) -> Any:
+    """Return what carries the docstring of a public name; None for a constant of another package's type."""
+    value = getattr(vs, name)
+    if isinstance(value, ModuleType) or inspect.isclass(value) or inspect.isroutine(value):
+        return value
+    return type(value) if type(value).__module__.startswith("varstore") else None
+
+
+def examples(value: Any, name: str) -> list[doctest.DocTest]:
+    """Return the examples of a docstring and of those within its class or module."""
+    return [test for test in FINDER.find(value, name, globs={"np": np, "vs": vs}) if test.examples]
+
+
+def of_the_face() -> Iterator[doctest.DocTest]:
+    for name in vs.__all__:
+        yield from examples(documented(name), name)
+
+
+def of_the_guides() -> Iterator[doctest.DocTest]:
+    packages = [module.name for module in pkgutil.walk_packages(vs.__path__, "varstore.") if module.ispkg]
+    for name in ("varstore", *packages):
+        text = importlib.import_module(name).__doc__ or ""
+        yield doctest.DocTestParser().get_doctest(text, {"np": np, "vs": vs}, name, None, None)
+
+
+def run(test: doctest.DocTest) -> None:
+    printed = io.StringIO()
+    with vs.Session():
+        result = doctest.DocTestRunner(optionflags=doctest.ELLIPSIS).run(test, out=printed.write)
+    assert result.failed == 0, printed.getvalue()
+
+
+PUBLIC = [test for test in (*of_the_face(), *of_the_guides()) if test.examples]
+
+
+@pytest.mark.parametrize("test", PUBLIC, ids=[test.name for test in PUBLIC])
+def test_an_example_prints_what_it_shows(test, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    run(test)
+
+
+@pytest.mark.parametrize("adapter", ADAPTERS)
+def test_the_examples_of_an_adapter_print_what_they_show(adapter, tmp_path, monkeypatch):
+    module = pytest.importorskip(f"varstore.adapters.{adapter}", reason="its framework is not installed")
+    for test in examples(module, adapter):
+        (tmp_path / test.name).mkdir()
+        monkeypatch.chdir(tmp_path / test.name)
+        run(test)
+
+
+def test_the_list_of_names_without_an_example_is_true():
+    without = {name for name in vs.__all__ if documented(name) is not None and not examples(documented(name), name)}
+    assert without == WITHOUT_EXAMPLE
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (">>> print(1)\n2\n", r"Expected:\s+2\s+Got:\s+1"),
+        (">>> vs.nothing\n", "AttributeError"),
+        (">>> open('file', 'w').close()\n>>> vs.load('file').keys()\n", "CheckpointNotFound"),
+    ],
+)
+def test_an_example_that_is_wrong_fails(text, message, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    test = doctest.DocTestParser().get_doctest(text, {"vs": vs}, "wrong", None, None)
+    with pytest.raises(AssertionError, match=message):
+        run(test)

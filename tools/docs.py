@@ -1,0 +1,137 @@
+"""Build the reference from the docstrings, with pdoc: static pages that need no network.
+
+There is a page for the face, for the errors, for each adapter, and for each package whose docstring is a guide. A
+public name stands there as `varstore.save`, wherever its module is. Names that a docstring cites and the reference
+does not have are errors. Frameworks need not be installed: adapters are read with stand-ins for them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import importlib.abc
+import importlib.machinery
+import importlib.util
+import pkgutil
+import re
+import shutil
+import sys
+from collections.abc import Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from types import ModuleType
+
+import pdoc
+import pdoc.doc
+import pdoc.render
+
+ROOT = Path(__file__).resolve().parent.parent
+FRAMEWORKS = {"jax", "lightning", "onnx", "onnxruntime", "safetensors", "tensorstore", "torch", "transformers", "zarr"}
+NOT_IN_THE_REFERENCE = {"varstore._gen", "varstore.cli", "varstore.view"}
+
+_SEPARATOR = r"(?:\.|</span><span class=(?:\"|\\\")o(?:\"|\\\")>\.</span><span class=(?:\"|\\\")n(?:\"|\\\")>)"
+_CITED = re.compile(r"(?<!\">)<code>(varstore(?:\.\w+)+)(?:\(\))?</code>")
+
+
+class _StandIn(type):
+    """A class in place of whatever a framework that is absent has under this name; so are its attributes."""
+
+    def __getattr__(cls, name: str) -> _StandIn:
+        return _stand_in(f"{cls.__module__}.{cls.__name__}", name)
+
+
+def _stand_in(module: str, name: str) -> _StandIn:
+    if name.startswith("_"):
+        raise AttributeError(name)
+    return _StandIn(name, (), {"__module__": module})
+
+
+class _StandIns(importlib.abc.MetaPathFinder, importlib.abc.Loader):
+    """Imports a module of a framework that is absent as one of stand-ins."""
+
+    def find_spec(
+        self, fullname: str, _path: Sequence[str] | None, _target: ModuleType | None = None, /
+    ) -> importlib.machinery.ModuleSpec | None:
+        if fullname.partition(".")[0] not in FRAMEWORKS:
+            return None
+        return importlib.util.spec_from_loader(fullname, self, is_package=True)
+
+    def exec_module(self, module: ModuleType) -> None:
+        module.__getattr__ = partial(_stand_in, module.__name__)  # type: ignore[method-assign]
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("target", type=Path, help="the folder for the pages; what it holds is removed")
+    target: Path = parser.parse_args().target
+    sys.path.insert(0, str(ROOT))
+    sys.meta_path.append(_StandIns())
+    pages = {name: pdoc.doc.Module(_imported(name)) for name in page_names()}
+    for page in pages.values():
+        page.__dict__["submodules"] = [below for below in page.submodules if below.fullname in pages]
+    files = render(pages)
+    problems = [f"{name}: {problem}" for name, page in pages.items() for problem in faults(page, files[_file(name)])]
+    if problems:
+        print("\n".join(problems), file=sys.stderr)
+        return 1
+    shutil.rmtree(target, ignore_errors=True)
+    for name, text in files.items():
+        (target / name).parent.mkdir(parents=True, exist_ok=True)
+        (target / name).write_text(text, encoding="utf-8")
+    print(f"{len(pages)} pages in {target}: open {target / 'index.html'}")
+    return 0
+
+
+def page_names() -> list[str]:
+    """Return the modules that have a page: the face, the errors, the adapters, and packages with a docstring."""
+    names = ["varstore", "varstore.errors"]
+    for module in pkgutil.walk_packages([str(ROOT / "varstore")], "varstore."):
+        top = ".".join(module.name.split(".")[:2])
+        is_guide = module.ispkg and importlib.import_module(module.name).__doc__ is not None
+        if top not in NOT_IN_THE_REFERENCE and (is_guide or module.name.startswith("varstore.adapters.")):
+            names.append(module.name)
+    return names
+
+
+def _imported(name: str) -> ModuleType:
+    """Import a module, and all its public names, which may be imported only when they are used."""
+    module = importlib.import_module(name)
+    for public in getattr(module, "__all__", ()):
+        getattr(module, public)
+    return module
+
+
+def render(pages: Mapping[str, pdoc.doc.Module]) -> dict[str, str]:
+    """Return the files of the site, by their paths."""
+    pdoc.render.configure(
+        docformat="google", show_source=False, footer_text=f"varstore {importlib.import_module('varstore').__version__}"
+    )
+    files = {_file(name): pdoc.render.html_module(page, pages) for name, page in pages.items()}
+    files |= {"index.html": pdoc.render.html_index(pages), "search.js": pdoc.render.search_index(pages)}
+    return {name: without_inner_modules(text, pages) for name, text in files.items()}
+
+
+def without_inner_modules(text: str, pages: Mapping[str, pdoc.doc.Module]) -> str:
+    """Return a page on which a class of a module without a page stands under its bare name."""
+
+    def bare(match: re.Match[str]) -> str:
+        module = ".".join(re.split(_SEPARATOR, match["module"]))
+        return match[0] if module in pages else match["name"]
+
+    return re.sub(rf"(?P<module>\bvarstore(?:{_SEPARATOR}\w+)+){_SEPARATOR}(?P<name>\w+)", bare, text)
+
+
+def faults(page: pdoc.doc.Module, text: str) -> list[str]:
+    """Return a sentence for each public name that is not on its page, and each dotted one that is cited in vain."""
+    public = {name: getattr(page.obj, name) for name in getattr(page.obj, "__all__", ()) if not name.startswith("__")}
+    shown = [name for name, value in public.items() if not isinstance(value, ModuleType)]
+    missing = [f"`{name}` is not on the page" for name in shown if f'id="{name}"' not in text]
+    return missing + [f"`{name}` is cited and not in the reference" for name in sorted(set(_CITED.findall(text)))]
+
+
+def _file(name: str) -> str:
+    return f"{name.replace('.', '/')}.html"
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
