@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import inspect
+import json
 import types
 
+import face
 import pytest
 
 import varstore as vs
@@ -140,3 +142,92 @@ def test_every_error_is_one_of_ours_and_a_built_in():
     assert all(issubclass(error, bases) for error in tree if error is not vs.VarstoreError)
     drawn = errors.__doc__ or ""
     assert all(error.__name__ in drawn for error in tree)
+
+
+# --- the table of facts in tests/data/face.json, which face.py makes
+
+
+def test_the_face_is_as_it_was_recorded(tmp_path):
+    changes = face.differences(json.loads(face.RECORDED.read_text()), face.facts(tmp_path))
+    advice = f"What is gone or changed breaks programs. If all of this is meant, record it: {face.WRITE}"
+    assert not changes, "\n".join(["the face has changed", *changes, advice])
+
+
+def agreed(path, values, *, durable=True):
+    """Stand for a function of the face."""
+
+
+class Agreed(ValueError):
+    """Stands for a class of the face."""
+
+    def __init__(self, path="."):
+        self.path = path
+
+    def read(self, name):
+        """Stand for a method."""
+
+
+def renamed(path, arrays, *, durable=True):
+    """`agreed` with a parameter of another name."""
+
+
+def swapped(values, path, *, durable=True):
+    """`agreed` with its parameters in another order."""
+
+
+def extended(path, values, *, durable=True, links=True):
+    """`agreed` with one more parameter."""
+
+
+def other_default(path, values, *, durable=False):
+    """`agreed` with another default."""
+
+
+class OtherBase(Exception):
+    """`Agreed` that is no ValueError any more, and has lost its method."""
+
+    def __init__(self, path="."):
+        self.path = path
+
+
+@pytest.mark.parametrize(
+    ("earlier", "later", "expected"),
+    [
+        (agreed, agreed, []),
+        (
+            agreed,
+            renamed,
+            ["gone: f(values), which was 'positional 2: unknown'", "new: f(arrays), which is 'positional 2: unknown'"],
+        ),
+        (
+            agreed,
+            swapped,
+            [
+                "changed: f(path), from 'positional 1: unknown' to 'positional 2: unknown'",
+                "changed: f(values), from 'positional 2: unknown' to 'positional 1: unknown'",
+            ],
+        ),
+        (agreed, extended, ["new: f(links), which is 'keyword: unknown = True'"]),
+        (
+            agreed,
+            other_default,
+            ["changed: f(durable), from 'keyword: unknown = True' to 'keyword: unknown = False'"],
+        ),
+        (Agreed, Agreed, []),
+        (
+            Agreed,
+            OtherBase,
+            [
+                "gone: f.read, which was 'method'",
+                "gone: f.read(), which was '-> unknown'",
+                "gone: f.read(name), which was 'positional 1: unknown'",
+                "changed: f, from 'class < ValueError < Exception < BaseException' to "
+                "'class < Exception < BaseException'",
+            ],
+        ),
+    ],
+    ids=lambda value: getattr(value, "__name__", ""),
+)
+def test_each_change_of_the_face_is_told_in_a_line(earlier, later, expected):
+    recorded, present = face.facts_of("f", earlier), face.facts_of("f", later)
+    assert face.differences(recorded, present) == expected
