@@ -532,3 +532,43 @@ def test_a_changed_out_is_refused(tmp_path):
     assert isinstance(read_checkpoint(tmp_path / "a")[1]["w"], Refused)
     with pytest.raises(vs.errors.DigestMismatch):
         vs.load(tmp_path / "a")
+
+
+def numbered(message: str, **values: int | bytes) -> bytes:
+    """Return a message of these fields; a name ``field_N`` stands for a number that no table has."""
+    numbers = {field: number for number, (field, _) in MESSAGES[message].items()}
+    found = b""
+    for name, value in values.items():
+        number = numbers.get(name) or int(name.removeprefix("field_"))
+        data = value if isinstance(value, bytes) else b""
+        found += _as_varint(number << 3 | (2 if isinstance(value, bytes) else 0))
+        found += _as_varint(len(data)) + data if isinstance(value, bytes) else _as_varint(value)
+    return found
+
+
+def _as_varint(value: int) -> bytes:
+    low, rest = value & 0x7F, value >> 7
+    return bytes([low | 0x80]) + _as_varint(rest) if rest else bytes([low])
+
+
+def write_manifest(root: Path, *variables: bytes, **fields: int | bytes) -> None:
+    body = numbered("Manifest", format_version=1, **fields)
+    body += b"".join(numbered("Manifest", variables=variable) for variable in variables)
+    header = b"varstore" + struct.pack("<IIQ", 1, 0, len(body)) + digest(body)
+    (root / "manifest").unlink()
+    (root / "manifest").write_bytes(header + body)
+
+
+def test_unknown_fields_are_skipped_and_unknown_encodings_refused(tmp_path):
+    vs.save(tmp_path / "a", {"v": np.ones(3), "w": np.ones(3)})
+    known = {"data_type": TYPES["kDouble"][0], "size": 24, "shape": 3}
+    v = numbered("Variable", name=b"v", field_30=b"later", **known)
+    w = numbered("Variable", name=b"w", encoding=b"later", **known)
+    write_manifest(tmp_path / "a", v, w, field_31=7)
+    _, found = read_checkpoint(tmp_path / "a")
+    assert_same(found["v"], np.ones(3))
+    assert isinstance(found["w"], Refused)
+    with vs.open(tmp_path / "a") as checkpoint:
+        assert_same(checkpoint["v"].numpy(), np.ones(3))
+        with pytest.raises(vs.errors.FormatError, match="an encoding that this varstore cannot read: found 'later'"):
+            checkpoint["w"].numpy()
