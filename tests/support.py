@@ -15,7 +15,7 @@ import numpy as np
 from hypothesis import strategies as st
 
 import varstore as vs
-from varstore.spec.dtypes import TABLE
+from varstore.layout.dtypes import TABLE
 
 __all__ = [
     "FIXTURES",

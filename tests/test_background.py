@@ -14,9 +14,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from varstore.disk.check import verify
-from varstore.disk.reader import open_checkpoint
+from varstore.disk.read.checkpoint import open_checkpoint
 from varstore.errors import CheckpointExists, InvalidName, UsageError
+from varstore.inspection.check import verify
 from varstore.model.store import load, save
 from varstore.training.background import BackgroundSaver, save_async, save_state_async
 from varstore.training.state import load_state

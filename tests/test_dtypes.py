@@ -11,7 +11,7 @@ from support import all_dtypes
 
 from varstore._gen import variable_meta_pb2
 from varstore.errors import UnsupportedDtype
-from varstore.spec.dtypes import BY_NAME, BY_NUMBER, TABLE, data_type_of, dtype_of
+from varstore.layout.dtypes import BY_NAME, BY_NUMBER, TABLE, data_type_of, dtype_of
 
 F3 = {
     "kChar": (1, "int8"),
@@ -74,7 +74,7 @@ def test_every_type_of_ml_dtypes_has_a_row():
     scalars = {name for name, value in vars(ml_dtypes).items() if isinstance(value, type) and name[-1].isalnum()}
     types = {name for name in scalars if re.fullmatch(r"b?(float|u?int|complex)\d+(_\w+)?", name)}
     missing = types - {row.dtype.name for row in TABLE if row.dtype is not None} - NEWER_THAN_THE_PINNED_ML_DTYPES
-    assert not missing, f"ml_dtypes {ml_dtypes.__version__} has types without a row in varstore.spec.dtypes: {missing}"
+    assert not missing, f"ml_dtypes {ml_dtypes.__version__} has types without a row in the table: {missing}"
     assert {"bfloat16", "float8_e4m3fn", "float6_e2m3fn", "float4_e2m1fn", "int4", "uint2"} <= types
 
 

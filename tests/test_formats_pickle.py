@@ -22,14 +22,15 @@ from hypothesis import strategies as st
 
 from tests.support import FIXTURES, ROOT, arrays, assert_same, load_facts, load_truth, run_python
 from varstore.errors import FormatError, SizeMismatch, UnsafeContent, UnsupportedDtype, UsageError, VarstoreError
-from varstore.formats import megengine, oneflow, paddle, torch
-from varstore.formats.foreign import BARE, ForeignCheckpoint, LazyArray
-from varstore.formats.source import Source
-from varstore.formats.torch_tensors import Storage, Storages
-from varstore.formats.unpickle import Machine
-from varstore.formats.unpickle_numpy import PLAIN
-from varstore.formats.unpickle_tree import DEEPEST, plain_tree
-from varstore.formats.zipped import Zip
+from varstore.formats import megengine, oneflow, torch
+from varstore.formats.binary.source import Source
+from varstore.formats.binary.zipped import Zip
+from varstore.formats.opened import BARE, ForeignCheckpoint, LazyArray
+from varstore.formats.paddle import states as paddle
+from varstore.formats.pickles.arrays import PLAIN
+from varstore.formats.pickles.machine import Machine
+from varstore.formats.pickles.tree import DEEPEST, plain_tree
+from varstore.formats.torch.tensors import Storage, Storages
 
 READERS: dict[str, ModuleType] = {"torch": torch, "paddle": paddle, "megengine": megengine, "oneflow": oneflow}
 
@@ -249,7 +250,7 @@ def test_a_view_is_within_its_storage_or_refused(shape: list[int], data: st.Data
 
 
 def test_a_large_strided_view_is_read_in_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("varstore.formats.torch_tensors._BLOCK", 64)
+    monkeypatch.setattr("varstore.formats.torch.tensors._BLOCK", 64)
     base = np.arange(40 * 6, dtype=np.float32)
     sizes = []
 

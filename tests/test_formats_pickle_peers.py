@@ -17,7 +17,8 @@ import numpy as np
 import pytest
 
 from tests.support import ROOT, assert_same
-from varstore.formats import megengine, oneflow, paddle, torch
+from varstore.formats import megengine, oneflow, torch
+from varstore.formats.paddle import states as paddle
 
 ENVS = Path(os.environ.get("VARSTORE_ENVS", ROOT / ".envs"))
 REPORT = """

@@ -30,8 +30,12 @@ from varstore.errors import (
     VariableMismatch,
     VariableNotFound,
 )
-from varstore.formats import mindspore, numpy, onnx, packing, registry, safetensors, verbs, zarr
-from varstore.formats.foreign import BARE, LazyArray
+from varstore.formats import numpy, registry, safetensors, verbs
+from varstore.formats.binary import packing
+from varstore.formats.mindspore import messages as mindspore
+from varstore.formats.onnx import model as onnx
+from varstore.formats.opened import BARE, LazyArray
+from varstore.formats.zarr import tree as zarr
 from varstore.training.state import load_state, save_state
 
 ROOT = Path(__file__).parent.parent
@@ -112,7 +116,7 @@ def test_ocdbt_reads_through_tensorstore():
     script = """
 import json, sys, numpy as np
 sys.path.append(sys.argv[2])
-from varstore.formats import orbax
+from varstore.formats.zarr.tree import orbax
 path = sys.argv[1]
 opened = orbax.read(path)
 truth = json.load(open(path + ".expect.json"))["tensors"]

@@ -28,7 +28,11 @@ from varstore.errors import (
     UnsupportedDtype,
     VarstoreError,
 )
-from varstore.formats import mindspore, numpy, onnx, registry, safetensors, verbs, wire, zarr
+from varstore.formats import numpy, registry, safetensors, verbs
+from varstore.formats.binary import wire
+from varstore.formats.mindspore import messages as mindspore
+from varstore.formats.onnx import model as onnx
+from varstore.formats.zarr import tree as zarr
 
 DATA = Path(__file__).parent / "data" / "formats"
 MOST_MEMORY = 32 << 20
@@ -564,7 +568,10 @@ def test_pipes_and_folders_are_no_files(tmp_path):
 def test_no_framework_is_imported():
     script = """
 import sys
-from varstore.formats import mindspore, numpy, onnx, orbax, safetensors, verbs, zarr
+from varstore.formats.mindspore import messages as mindspore
+from varstore.formats import numpy, safetensors, verbs
+from varstore.formats.onnx import model as onnx
+from varstore.formats.zarr.tree import orbax, tree as zarr
 for name in sys.argv[1:]:
     verbs.read(name).state()
 found = {"torch", "onnx", "mindspore", "jax", "safetensors", "zarr", "tensorstore", "cryptography"} & set(sys.modules)

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from varstore.errors import UnsupportedDtype, UsageError, VarstoreError
-from varstore.model import initializers as flow
+from varstore.interfaces.oneflow import initializers as flow
 
 SEEDS = [0, 1, 20210412]
 SHAPES = [(7,), (5, 3), (8, 3, 2, 2), (8, 2, 2, 3), (4, 2, 3, 5, 2), (1, 1)]

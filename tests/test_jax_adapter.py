@@ -20,9 +20,9 @@ import jax.numpy as jnp  # noqa: E402
 from jax.sharding import NamedSharding, PartitionSpec  # noqa: E402
 
 from varstore.adapters import jax as vj  # noqa: E402
-from varstore.disk.check import verify  # noqa: E402
-from varstore.disk.reader import open_checkpoint  # noqa: E402
+from varstore.disk.read.checkpoint import open_checkpoint  # noqa: E402
 from varstore.errors import UnsupportedDtype, UsageError, VariableMismatch  # noqa: E402
+from varstore.inspection.check import verify  # noqa: E402
 from varstore.model.store import save  # noqa: E402
 from varstore.training.background import save_async  # noqa: E402
 

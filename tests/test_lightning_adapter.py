@@ -15,9 +15,9 @@ import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 
 from varstore.adapters.lightning import VarstoreCheckpointIO
-from varstore.disk.check import verify
-from varstore.disk.reader import open_checkpoint
+from varstore.disk.read.checkpoint import open_checkpoint
 from varstore.errors import CheckpointNotFound, UsageError
+from varstore.inspection.check import verify
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # Lightning's advice about loaders and loggers
 

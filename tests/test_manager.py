@@ -19,9 +19,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from varstore.disk.check import verify
-from varstore.disk.reader import open_checkpoint
+from varstore.disk.read.checkpoint import open_checkpoint
 from varstore.errors import CheckpointExists, CheckpointNotFound, UnsupportedDtype, UsageError
+from varstore.inspection.check import verify
 from varstore.model.store import load, save
 from varstore.training.manager import CheckpointManager
 from varstore.training.policies import (

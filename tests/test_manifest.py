@@ -15,8 +15,8 @@ from support import FIXTURES, ROOT, names
 
 from varstore._gen import manifest_pb2
 from varstore.errors import InvalidName, ManifestError, UsageError
-from varstore.spec.dtypes import TABLE
-from varstore.spec.manifest import (
+from varstore.layout.dtypes import TABLE
+from varstore.layout.manifest import (
     BLOCK,
     DIGEST_SIZE,
     FORMAT_VERSION,
@@ -27,8 +27,8 @@ from varstore.spec.manifest import (
     frame,
     to_json,
 )
-from varstore.spec.meta import Meta
-from varstore.spec.names import Folder, folder_of
+from varstore.layout.meta import Meta
+from varstore.layout.names import Folder, folder_of
 
 GOLDEN = FIXTURES / "golden" / "manifest_v1"
 FLOAT, BFLOAT16 = (next(row for row in TABLE if row.name == name) for name in ("kFloat", "kBFloat16"))

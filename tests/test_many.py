@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import varstore as vs
-from varstore.disk import writer
+from varstore.disk.save import writer
 
 COUNT = 10_000
 NAMES = [f"block{i // 100}/layer{i % 100}/weight" for i in range(COUNT)]

@@ -13,8 +13,8 @@ from support import FIXTURES, load_facts
 
 from varstore._gen import variable_meta_pb2
 from varstore.errors import MetaError
-from varstore.spec.dtypes import BY_NAME, BY_NUMBER, TABLE, data_type_of
-from varstore.spec.meta import Meta, encode_meta, parse_meta
+from varstore.layout.dtypes import BY_NAME, BY_NUMBER, TABLE, data_type_of
+from varstore.layout.meta import Meta, encode_meta, parse_meta
 
 shapes = (
     st.lists(st.one_of(st.integers(0, 9), st.integers(0, 1 << 20)), max_size=6)

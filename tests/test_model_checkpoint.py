@@ -12,11 +12,11 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from varstore.disk.check import verify
-from varstore.disk.reader import open_checkpoint
+from varstore.disk.read.checkpoint import open_checkpoint
 from varstore.errors import UsageError, VariableMismatch
+from varstore.inspection.check import verify
+from varstore.interfaces.mindspore import CheckpointConfig, ModelCheckpoint, load_checkpoint, load_param_into_net
 from varstore.model.store import save
-from varstore.training.model_checkpoint import CheckpointConfig, ModelCheckpoint, load_checkpoint, load_param_into_net
 
 ROOT = Path(__file__).resolve().parent.parent
 TABLE = ROOT / "tests/data/mindspore/model_checkpoint_names.json"

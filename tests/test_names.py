@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from support import any_names, names
 
 from varstore.errors import InvalidName
-from varstore.spec.names import folder_of, is_safe_folder, name_of
+from varstore.layout.names import folder_of, is_safe_folder, name_of
 
 ENCODINGS = [
     ("conv1-weight", "conv1-weight"),

@@ -11,9 +11,9 @@ from support import all_dtypes, arrays, assert_same, names
 
 import varstore as vs
 from varstore.errors import InvalidName, UnsupportedDtype, UsageError
-from varstore.spec.arrays import LateArray, as_source
-from varstore.spec.names import folder_of
-from varstore.spec.plan import plan_save
+from varstore.layout.names import folder_of
+from varstore.values.arrays import LateArray, as_source
+from varstore.values.plan import plan_save
 
 
 class ArrayLike:

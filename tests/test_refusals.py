@@ -254,7 +254,7 @@ def test_a_device_in_place_of_out(path, node):
 def test_a_manifest_that_names_a_way_out(path):
     """Even one with a good digest: somebody wrote it so."""
     from varstore._gen import manifest_pb2
-    from varstore.spec.manifest import frame
+    from varstore.layout.manifest import frame
 
     make(path, "with manifest")
     elsewhere(path)
@@ -285,7 +285,7 @@ def test_a_manifest_that_names_a_way_out(path):
 )
 def test_a_manifest_that_contradicts_itself(path, fields, says):
     from varstore._gen import manifest_pb2
-    from varstore.spec.manifest import frame
+    from varstore.layout.manifest import frame
 
     make(path, "with manifest")
     body = manifest_pb2.Manifest(format_version=1)

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from varstore.errors import UsageError, VariableMismatch
 from varstore.model.match import Match, Mismatch, compare
 from varstore.model.report import Cast, LoadReport, Overlap, fold, make_report, suggest_prefixes
-from varstore.spec.select import select
+from varstore.values.select import select
 
 F4, F8 = np.dtype("f4"), np.dtype("f8")
 

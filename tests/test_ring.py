@@ -17,8 +17,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from varstore.disk import ring as module
-from varstore.disk.ring import BATCH, Ring
+from varstore.disk.read import ring as module
+from varstore.disk.read.ring import BATCH, Ring
 from varstore.errors import UsageError
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="io_uring is Linux's")
@@ -283,7 +283,7 @@ prctl = ctypes.CDLL(None, use_errno=True).prctl
 if prctl(38, 1, 0, 0, 0) or prctl(22, 2, ctypes.byref(Program(4, program)), 0, 0):
     sys.exit(3)
 import os
-from varstore.disk.ring import Ring
+from varstore.disk.read.ring import Ring
 before = sorted(os.listdir("/proc/self/fd"))
 print(Ring.open(), sorted(os.listdir("/proc/self/fd")) == before)
 """

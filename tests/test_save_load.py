@@ -15,7 +15,7 @@ from support import run_python
 
 import varstore as vs
 from varstore.errors import CheckpointExists, InvalidName, UnsupportedDtype, UsageError
-from varstore.spec.dtypes import TABLE
+from varstore.layout.dtypes import TABLE
 
 BLOCK = 16 << 20
 DTYPES = [row.dtype for row in TABLE if row.written]
@@ -307,7 +307,7 @@ def test_a_failing_write_wakes_the_thread_that_waits_for_late_values_and_no_more
 import sys, time
 import numpy as np
 import varstore as vs
-from varstore.disk.outfile import OutFile
+from varstore.disk.save.large_file import OutFile
 
 fetched = []
 

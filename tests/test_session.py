@@ -29,8 +29,8 @@ from varstore.errors import (
     VariableMismatch,
     VariableNotFound,
 )
-from varstore.model import initializers as init
-from varstore.model.session import current_session
+from varstore.interfaces.oneflow import initializers as init
+from varstore.interfaces.oneflow.session import current_session
 
 DATA = Path(__file__).parent / "data" / "oneflow"
 

@@ -17,8 +17,8 @@ from support import run_python
 
 import varstore as vs
 from varstore.disk.blocks import digest_file_block, read_block
-from varstore.disk.outfile import OutFile
-from varstore.disk.workers import Lane, in_lanes, run
+from varstore.disk.save.large_file import OutFile
+from varstore.disk.threads import Lane, in_lanes, run
 from varstore.errors import StorageError
 
 NOBODY = 65534

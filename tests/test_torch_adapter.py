@@ -17,14 +17,14 @@ torch = pytest.importorskip("torch")
 from torch import nn  # noqa: E402
 
 from varstore.adapters import torch as vt  # noqa: E402
-from varstore.disk.check import verify  # noqa: E402
-from varstore.disk.reader import open_checkpoint  # noqa: E402
+from varstore.disk.read.checkpoint import open_checkpoint  # noqa: E402
 from varstore.errors import (  # noqa: E402
     ManifestError,
     UnsupportedDtype,
     UsageError,
     VariableMismatch,
 )
+from varstore.inspection.check import verify  # noqa: E402
 from varstore.model.store import load, save  # noqa: E402
 from varstore.training.background import save_async  # noqa: E402
 from varstore.training.manager import CheckpointManager  # noqa: E402

@@ -11,8 +11,8 @@ from support import assert_same, check_checkpoint
 
 import varstore as vs
 from varstore.errors import UnsupportedDtype, UsageError
-from varstore.spec.arrays import as_source
-from varstore.spec.plan import plan_save
+from varstore.values.arrays import as_source
+from varstore.values.plan import plan_save
 
 torch = pytest.importorskip("torch")
 

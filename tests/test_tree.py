@@ -18,9 +18,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from varstore.disk.check import verify
-from varstore.disk.reader import open_checkpoint
+from varstore.disk.read.checkpoint import open_checkpoint
 from varstore.errors import ManifestError, MissingDependency, UnsupportedDtype, UsageError
+from varstore.inspection.check import verify
 from varstore.model.store import save
 from varstore.training.state import load_state, save_state
 from varstore.training.tree import flatten, prune, unflatten

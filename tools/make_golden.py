@@ -11,10 +11,10 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from varstore.spec.dtypes import BY_NAME
-from varstore.spec.manifest import FORMAT_VERSION, Entry, Manifest
-from varstore.spec.meta import Meta
-from varstore.spec.names import Folder
+from varstore.layout.dtypes import BY_NAME
+from varstore.layout.manifest import FORMAT_VERSION, Entry, Manifest
+from varstore.layout.meta import Meta
+from varstore.layout.names import Folder
 
 GOLDEN = Path(__file__).resolve().parent.parent / "tests" / "data" / "golden"
 DIGEST = "00112233445566778899aabbccddeeff"

@@ -7,13 +7,12 @@ from typing import TYPE_CHECKING as _TYPE_CHECKING
 from typing import Any as _Any
 
 from varstore import errors
-from varstore.disk.reader import Checkpoint
-from varstore.disk.reader import open_checkpoint as open
-from varstore.disk.staging import clean_staging as clean
-from varstore.disk.variable import Variable
+from varstore.disk.read.checkpoint import Checkpoint
+from varstore.disk.read.checkpoint import open_checkpoint as open
+from varstore.disk.read.variable import Variable
+from varstore.disk.save.staging import clean_staging as clean
 from varstore.errors import VarstoreError
-from varstore.model.store import load, save
-from varstore.spec.dtype_names import (
+from varstore.interfaces.oneflow.dtypes import (
     bfloat16,
     bool,
     char,
@@ -33,13 +32,20 @@ from varstore.spec.dtype_names import (
     uint32,
     uint64,
 )
-from varstore.spec.version import __version__
+from varstore.model.store import load, save
+from varstore.version import __version__
 
 if _TYPE_CHECKING:
-    from varstore.disk.check import DiffReport, VerifyReport, diff, seal, verify
     from varstore.formats.verbs import convert, read, write
-    from varstore.model.flow_checkpoint import checkpoint
-    from varstore.model.initializers import (
+    from varstore.inspection.check import DiffReport, VerifyReport, diff, seal, verify
+    from varstore.interfaces.mindspore import (
+        CheckpointConfig,
+        ModelCheckpoint,
+        load_checkpoint,
+        load_param_into_net,
+    )
+    from varstore.interfaces.oneflow.checkpoint import checkpoint
+    from varstore.interfaces.oneflow.initializers import (
         constant_initializer,
         glorot_normal_initializer,
         glorot_uniform_initializer,
@@ -54,23 +60,17 @@ if _TYPE_CHECKING:
         xavier_uniform_initializer,
         zeros_initializer,
     )
-    from varstore.model.into import load_into
-    from varstore.model.report import LoadReport
-    from varstore.model.session import (
+    from varstore.interfaces.oneflow.session import (
         Session,
         clear_default_session,
         get_all_variables,
         get_variable,
         load_variables,
     )
+    from varstore.model.into import load_into
+    from varstore.model.report import LoadReport
     from varstore.training.background import PendingSave, save_async, save_state_async
     from varstore.training.manager import CheckpointManager
-    from varstore.training.model_checkpoint import (
-        CheckpointConfig,
-        ModelCheckpoint,
-        load_checkpoint,
-        load_param_into_net,
-    )
     from varstore.training.policies import (
         AtSteps,
         Best,
@@ -165,9 +165,9 @@ __all__ = [
 ]
 
 _LATER = {
-    "varstore.disk.check": "DiffReport VerifyReport diff seal verify",
-    "varstore.model.flow_checkpoint": "checkpoint",
-    "varstore.model.initializers": (
+    "varstore.inspection.check": "DiffReport VerifyReport diff seal verify",
+    "varstore.interfaces.oneflow.checkpoint": "checkpoint",
+    "varstore.interfaces.oneflow.initializers": (
         "constant_initializer glorot_normal_initializer glorot_uniform_initializer kaiming_initializer "
         "ones_initializer random_normal_initializer random_uniform_initializer truncated_normal "
         "truncated_normal_initializer variance_scaling_initializer xavier_normal_initializer "
@@ -175,11 +175,13 @@ _LATER = {
     ),
     "varstore.model.into": "load_into",
     "varstore.model.report": "LoadReport",
-    "varstore.model.session": "Session clear_default_session get_all_variables get_variable load_variables",
+    "varstore.interfaces.oneflow.session": (
+        "Session clear_default_session get_all_variables get_variable load_variables"
+    ),
     "varstore.formats.verbs": "convert read write",
     "varstore.training.background": "PendingSave save_async save_state_async",
     "varstore.training.manager": "CheckpointManager",
-    "varstore.training.model_checkpoint": "CheckpointConfig ModelCheckpoint load_checkpoint load_param_into_net",
+    "varstore.interfaces.mindspore": "CheckpointConfig ModelCheckpoint load_checkpoint load_param_into_net",
     "varstore.training.policies": (
         "AtSteps Best EverySeconds EverySteps KeepEverySteps KeepIf Latest OnePerMinutes Pinned SaveIf"
     ),

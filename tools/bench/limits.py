@@ -16,7 +16,7 @@ from functools import partial
 import numpy as np
 
 from tools.bench.workloads import Arrays
-from varstore.disk.syscalls import preallocate, sync_file_system
+from varstore.storage.syscalls import preallocate, sync_file_system
 
 Share = list[tuple[str, int]]
 """Pieces that one thread moves: the file's name and the offset."""

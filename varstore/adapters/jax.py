@@ -14,13 +14,13 @@ from typing import Any
 import jax
 import numpy as np
 
-from varstore.disk.reader import Checkpoint, open_checkpoint
+from varstore.disk.read.checkpoint import Checkpoint, open_checkpoint
 from varstore.errors import UnsupportedDtype, UsageError, VariableMismatch
 from varstore.model.match import Spec, compare
-from varstore.spec.select import listed
 from varstore.training.state import load_state, save_state
 from varstore.training.tensors import Leaf
 from varstore.training.tree import unflatten
+from varstore.values.select import listed
 
 __all__ = ["load", "save", "state_of"]
 

@@ -12,7 +12,7 @@ from typing import Any
 from lightning.fabric.plugins import CheckpointIO
 
 from varstore.adapters.torch import load, save, state_of
-from varstore.disk.staging import discard
+from varstore.disk.save.staging import discard
 from varstore.errors import UsageError
 from varstore.training.background import BackgroundSaver, PendingSave
 from varstore.training.tensors import MapLocation

@@ -15,16 +15,16 @@ import numpy as np
 import torch
 
 from varstore.disk.progress import Progress
-from varstore.disk.reader import Checkpoint, open_checkpoint
+from varstore.disk.read.checkpoint import Checkpoint, open_checkpoint
 from varstore.errors import UsageError, VariableMismatch
 from varstore.model import into
 from varstore.model.match import Match, Pair, SourceSpec, compare
 from varstore.model.report import LoadReport, make_report
-from varstore.spec.arrays import LateArray, Source, Stored, as_source
-from varstore.spec.select import Patterns, Rename, select
 from varstore.training.state import load_state, restore, save_state
 from varstore.training.tensors import TENSOR, MapLocation
 from varstore.training.tree import flatten
+from varstore.values.arrays import LateArray, Source, Stored, as_source
+from varstore.values.select import Patterns, Rename, select
 
 __all__ = ["load", "load_into", "save", "state_of"]
 

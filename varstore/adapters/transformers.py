@@ -25,7 +25,7 @@ from transformers.trainer import TRAINER_STATE_NAME
 from transformers.utils import SAFE_WEIGHTS_NAME
 
 from varstore.adapters.torch import state_of
-from varstore.disk.reader import Checkpoint, open_checkpoint
+from varstore.disk.read.checkpoint import Checkpoint, open_checkpoint
 from varstore.errors import UsageError
 from varstore.training.manager import CheckpointManager
 from varstore.training.state import restore

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import xxhash
 
-from varstore.spec.manifest import BLOCK
+from varstore.layout.manifest import BLOCK
 
 __all__ = [
     "SMALL",

@@ -17,16 +17,16 @@ import ml_dtypes
 import numpy as np
 
 from varstore.errors import FormatError
-from varstore.formats.atomic import replacing
-from varstore.formats.emit import Emitter, Named
-from varstore.formats.foreign import ForeignCheckpoint, LazyArray
-from varstore.formats.nested import nested_state
-from varstore.formats.source import Source
-from varstore.formats.unpickle import Machine, Opaque
-from varstore.formats.unpickle_names import Constructor
-from varstore.formats.unpickle_numpy import PLAIN, Array
-from varstore.formats.unpickle_tree import DEEPEST, plain_tree
-from varstore.spec.arrays import LateArray
+from varstore.formats.binary.source import Source
+from varstore.formats.opened import ForeignCheckpoint, LazyArray
+from varstore.formats.pickles.arrays import PLAIN, Array
+from varstore.formats.pickles.emit import Emitter, Named
+from varstore.formats.pickles.machine import Machine, Opaque
+from varstore.formats.pickles.names import Constructor
+from varstore.formats.pickles.tree import DEEPEST, plain_tree
+from varstore.formats.state.nested import nested_state
+from varstore.storage.appearing import replacing
+from varstore.values.arrays import LateArray
 
 __all__ = ["read", "write"]
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from varstore.disk.reader import Checkpoint, open_checkpoint
-from varstore.disk.variable import Variable
-from varstore.formats.flat import flat_leaves
-from varstore.formats.foreign import LazyArray
+from varstore.disk.read.checkpoint import Checkpoint, open_checkpoint
+from varstore.disk.read.variable import Variable
+from varstore.formats.opened import LazyArray
+from varstore.formats.state.flat import flat_leaves
 from varstore.model.store import save
 from varstore.training.tree import flatten, unflatten
 

@@ -26,13 +26,13 @@ from varstore.errors import (
     UsageError,
     VarstoreError,
 )
-from varstore.formats.archive import ArrayMember, leads_out, members, opened
-from varstore.formats.atomic import replacing
-from varstore.formats.flat import fetch_plain, flat_arrays
-from varstore.formats.foreign import BARE, ForeignCheckpoint, LazyArray
-from varstore.formats.slices import MemoryContent, array_of_spans, refused_array, stream_of
-from varstore.formats.source import Source, count_elements
-from varstore.spec.arrays import LateArray
+from varstore.formats.binary.archive import ArrayMember, leads_out, members, opened
+from varstore.formats.binary.slices import MemoryContent, array_of_spans, refused_array, stream_of
+from varstore.formats.binary.source import Source, count_elements
+from varstore.formats.opened import BARE, ForeignCheckpoint, LazyArray
+from varstore.formats.state.flat import fetch_plain, flat_arrays
+from varstore.storage.appearing import replacing
+from varstore.values.arrays import LateArray
 
 __all__ = ["read", "write"]
 

@@ -15,19 +15,19 @@ import ml_dtypes
 import numpy as np
 
 from varstore.errors import CheckpointNotFound, FormatError, SizeMismatch, UnsafeContent
-from varstore.formats.atomic import new_folder
-from varstore.formats.emit import Emitter, Named
-from varstore.formats.flat import fetch_plain
-from varstore.formats.foreign import ForeignCheckpoint, LazyArray
-from varstore.formats.nested import nested_state
-from varstore.formats.source import Source, inside, lazy_array
-from varstore.formats.unpickle import Machine, Opaque, Record
-from varstore.formats.unpickle_names import Constructor, show
-from varstore.formats.unpickle_numpy import PLAIN, Array
-from varstore.formats.unpickle_tree import module_state, plain_tree
-from varstore.spec.arrays import LateArray
-from varstore.spec.dtypes import BFLOAT16, BY_NAME, BY_NUMBER, data_type_of, dtype_of
-from varstore.spec.meta import META_LIMIT, Meta, encode_meta, parse_meta
+from varstore.formats.binary.source import Source, inside, lazy_array
+from varstore.formats.opened import ForeignCheckpoint, LazyArray
+from varstore.formats.pickles.arrays import PLAIN, Array
+from varstore.formats.pickles.emit import Emitter, Named
+from varstore.formats.pickles.machine import Machine, Opaque, Record
+from varstore.formats.pickles.names import Constructor, show
+from varstore.formats.pickles.tree import module_state, plain_tree
+from varstore.formats.state.flat import fetch_plain
+from varstore.formats.state.nested import nested_state
+from varstore.layout.dtypes import BFLOAT16, BY_NAME, BY_NUMBER, data_type_of, dtype_of
+from varstore.layout.meta import META_LIMIT, Meta, encode_meta, parse_meta
+from varstore.storage.appearing import new_folder
+from varstore.values.arrays import LateArray
 
 __all__ = ["read", "write"]
 

@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from varstore.errors import UsageError
-from varstore.formats import recognise
-from varstore.formats.recognise import Probe
+from varstore.formats import detect as recognise
+from varstore.formats.detect import Probe
 
 __all__ = ["FORMATS", "Format", "detect", "named", "target_format"]
 
@@ -69,7 +69,7 @@ FORMATS: tuple[Format, ...] = (
 )
 """In the order in which they are tried on what lies on the disk."""
 
-_MODULES = {"varstore": "native"}
+_MODULES = {"varstore": "native", "orbax": "zarr.orbax"}
 _BY_NAME = {format.name: format for format in FORMATS}
 
 

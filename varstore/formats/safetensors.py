@@ -19,13 +19,13 @@ import ml_dtypes
 import numpy as np
 
 from varstore.errors import FormatError, InvalidName, SizeMismatch, UnsafeContent, UnsupportedDtype, UsageError
-from varstore.formats.atomic import replacing
-from varstore.formats.flat import fetch_plain, flat_arrays
-from varstore.formats.foreign import ForeignCheckpoint, LazyArray
-from varstore.formats.packing import bits_of, pack, packed_size
-from varstore.formats.slices import array_of_spans, check_span
-from varstore.formats.source import Source, count_elements
-from varstore.spec.arrays import LateArray
+from varstore.formats.binary.packing import bits_of, pack, packed_size
+from varstore.formats.binary.slices import array_of_spans, check_span
+from varstore.formats.binary.source import Source, count_elements
+from varstore.formats.opened import ForeignCheckpoint, LazyArray
+from varstore.formats.state.flat import fetch_plain, flat_arrays
+from varstore.storage.appearing import replacing
+from varstore.values.arrays import LateArray
 
 __all__ = ["INDEX_SUFFIX", "read", "write"]
 

@@ -11,11 +11,11 @@ import ml_dtypes
 import numpy as np
 
 from varstore.disk.progress import Progress, reporting
-from varstore.disk.reader import Checkpoint
+from varstore.disk.read.checkpoint import Checkpoint
 from varstore.errors import UnsupportedDtype, UsageError
-from varstore.formats.foreign import ForeignCheckpoint, LazyArray, leaves
-from varstore.spec.arrays import Stored
-from varstore.spec.select import Patterns, Rename, select
+from varstore.formats.opened import ForeignCheckpoint, LazyArray, leaves
+from varstore.values.arrays import Stored
+from varstore.values.select import Patterns, Rename, select
 
 __all__ = ["Converted", "convert", "read", "write"]
 
@@ -90,7 +90,7 @@ def convert(
         target: what to write.
         format: the target's format, where its suffix does not tell.
         source_format: the source's, where its content does not tell.
-        include: see `varstore.spec.select.select`; so are `exclude` and `rename`.
+        include: see `varstore.values.select.select`; so are `exclude` and `rename`.
         exclude: patterns of names to leave out.
         rename: how names change.
         dtype: a floating type that all floating tensors are converted to.

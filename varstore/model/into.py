@@ -7,19 +7,19 @@ from typing import Any
 
 import numpy as np
 
-from varstore.disk.agree import check_files, check_readable
 from varstore.disk.progress import Progress, reporting
-from varstore.disk.reader import Checkpoint
-from varstore.disk.rows import row_chunks
-from varstore.disk.values import read_into
-from varstore.disk.variable import Variable
+from varstore.disk.read.checkpoint import Checkpoint
+from varstore.disk.read.checks import check_files, check_readable
+from varstore.disk.read.parts import row_chunks
+from varstore.disk.read.variable import Variable
+from varstore.disk.read.whole import read_into
 from varstore.errors import UsageError
+from varstore.layout.manifest import Entry
 from varstore.model.match import Pair, compare, spec_of
 from varstore.model.report import LoadReport, make_report
 from varstore.model.store import Path, while_it_stands
-from varstore.spec.arrays import LateArray, Source, Stored, as_source
-from varstore.spec.manifest import Entry
-from varstore.spec.select import Patterns, Rename, select
+from varstore.values.arrays import LateArray, Source, Stored, as_source
+from varstore.values.select import Patterns, Rename, select
 
 __all__ = ["load_into"]
 

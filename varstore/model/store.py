@@ -8,17 +8,17 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from varstore.disk.agree import check_readable, check_tied, known_meta
 from varstore.disk.progress import Progress, reporting
-from varstore.disk.reader import Checkpoint, open_checkpoint
-from varstore.disk.values import read_new
-from varstore.disk.writer import write_checkpoint
+from varstore.disk.read.checkpoint import Checkpoint, open_checkpoint
+from varstore.disk.read.checks import check_readable, check_tied, known_meta
+from varstore.disk.read.whole import read_new
+from varstore.disk.save.writer import write_checkpoint
 from varstore.errors import CheckpointNotFound, FormatError, StorageError, UsageError
-from varstore.spec.collector import collector_paused
-from varstore.spec.manifest import Entry
-from varstore.spec.plan import plan_save
-from varstore.spec.select import Patterns, Rename, select
-from varstore.spec.version import __version__
+from varstore.layout.collector import collector_paused
+from varstore.layout.manifest import Entry
+from varstore.values.plan import plan_save
+from varstore.values.select import Patterns, Rename, select
+from varstore.version import __version__
 
 __all__ = ["Path", "load", "save", "while_it_stands"]
 
@@ -110,7 +110,7 @@ def load(
 
     Args:
         include, exclude: glob patterns on whole names, one or several.
-        rename: prefixes, regular expressions or a function; see `varstore.spec.select.select`.
+        rename: prefixes, regular expressions or a function; see `varstore.values.select.select`.
         mmap: map the files read-only instead of reading them; nothing is checked but their sizes.
         verify: compare every byte read with the digests, and ``meta`` with the manifest.
         threads, progress: as for `save`.

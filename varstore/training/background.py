@@ -16,13 +16,13 @@ from typing import Any, Literal, TypeAlias
 
 import numpy as np
 
-from varstore.disk.reader import Checkpoint, open_checkpoint
-from varstore.disk.workers import run, thread_count
+from varstore.disk.read.checkpoint import Checkpoint, open_checkpoint
+from varstore.disk.threads import run, thread_count
 from varstore.errors import UsageError
 from varstore.model.store import save
-from varstore.spec.arrays import LateArray
-from varstore.spec.plan import SavePlan, plan_save
 from varstore.training.tree import flatten
+from varstore.values.arrays import LateArray
+from varstore.values.plan import SavePlan, plan_save
 
 __all__ = ["BackgroundSaver", "PendingSave", "WhenBusy", "save_async", "save_state_async"]
 

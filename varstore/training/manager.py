@@ -17,8 +17,8 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Any
 
-from varstore.disk.reader import is_being_read, open_checkpoint
-from varstore.disk.staging import clean_staging, set_aside
+from varstore.disk.read.checkpoint import is_being_read, open_checkpoint
+from varstore.disk.save.staging import clean_staging, set_aside
 from varstore.errors import CheckpointExists, CheckpointNotFound, UsageError
 from varstore.model.store import save
 from varstore.training.background import BackgroundSaver, PendingSave, WhenBusy

@@ -9,10 +9,10 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
 
-from varstore.disk.reader import Checkpoint, open_checkpoint
-from varstore.disk.staging import is_staging_name
+from varstore.disk.read.checkpoint import Checkpoint, open_checkpoint
+from varstore.disk.save.staging import is_staging_name
 from varstore.errors import VarstoreError
-from varstore.spec.names import MARKER
+from varstore.layout.names import MARKER
 from varstore.training.policies import Saved
 
 __all__ = ["KEY", "Member", "Series", "time_of"]

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from varstore.disk.progress import Progress
-from varstore.disk.reader import Checkpoint, open_checkpoint
+from varstore.disk.read.checkpoint import Checkpoint, open_checkpoint
 from varstore.errors import ManifestError
 from varstore.model.store import load, save
 from varstore.training.tensors import (

@@ -35,10 +35,10 @@ from typing import Any
 import numpy as np
 
 from varstore.errors import InvalidName, ManifestError, UnsupportedDtype, UsageError
-from varstore.spec.arrays import as_source
-from varstore.spec.dtypes import TABLE, data_type_of
-from varstore.spec.names import folder_of
+from varstore.layout.dtypes import TABLE, data_type_of
+from varstore.layout.names import folder_of
 from varstore.training.tensors import Leaf, describe, find_views
+from varstore.values.arrays import as_source
 
 __all__ = ["Flat", "flatten", "prune", "unflatten"]
 

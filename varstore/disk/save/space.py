@@ -1,0 +1,87 @@
+"""Refuse a save that the disk cannot hold, before its first byte; say what is missing where it fills up later."""
+
+from __future__ import annotations
+
+import os
+
+from varstore.errors import OutOfSpace
+from varstore.values.arrays import Stored
+from varstore.values.plan import PlannedVariable, SavePlan
+
+__all__ = ["check_space", "disk_became_full"]
+
+_FILES = 3
+"""Of a variable that is written: its folder, ``out`` and ``meta``; one that is linked needs but the folder."""
+
+
+def check_space(plan: SavePlan, target: str) -> None:
+    """Check free bytes and inodes where the target will lie, as if links were possible within a file system.
+
+    Raises:
+        OutOfSpace: says what is free and what is needed.
+    """
+    status = _file_system_of(target)
+    far = _far(plan, target)
+    files = sum(1 if v.is_linked else _FILES for v in plan.variables) + (_FILES - 1) * len(far)
+    if status.f_files > 0 and status.f_favail < files:
+        raise _too_few_inodes("too few files can be made on this disk; nothing was written", status, target, files)
+    nbytes = plan.nbytes + sum(v.nbytes for v in far)
+    if _free(status) < nbytes:
+        raise _too_few_bytes(
+            "the disk is too full for this save; nothing was written", status, target, f"{nbytes:,} bytes", plan
+        )
+
+
+def disk_became_full(plan: SavePlan, target: str, copied: int) -> OutOfSpace:
+    """Return the error for a save that was undone, when so many bytes of what was to be linked had been copied."""
+    problem = "the disk became full; the save was undone"
+    status = _file_system_of(target)
+    nbytes = plan.nbytes + max(copied, sum(v.nbytes for v in _far(plan, target)))
+    files = _FILES * len(plan.variables)
+    if nbytes <= _free(status) and status.f_files > 0 and status.f_favail < files:
+        return _too_few_inodes(problem, status, target, files)
+    return _too_few_bytes(problem, status, target, f"at least {nbytes:,} bytes", plan)
+
+
+def _far(plan: SavePlan, target: str) -> list[PlannedVariable]:
+    """Return the variables of other file systems, which are copied and not linked."""
+    stored = [(v, v.source.root) for v in plan.variables if isinstance(v.source, Stored) and not v.alias_of]
+    device = os.stat(_place_of(target)).st_dev
+    far = {root for root in {root for _, root in stored} if os.path.isdir(root) and os.stat(root).st_dev != device}
+    return [v for v, root in stored if root in far]
+
+
+def _too_few_inodes(problem: str, status: os.statvfs_result, target: str, files: int) -> OutOfSpace:
+    return OutOfSpace(
+        problem,
+        path=target,
+        found=f"{status.f_favail:,} free inodes",
+        expected=f"{files:,}",
+        hint="remove files that are not needed, or save elsewhere",
+    )
+
+
+def _too_few_bytes(problem: str, status: os.statvfs_result, target: str, needed: str, plan: SavePlan) -> OutOfSpace:
+    base = ", or give base= so that unchanged variables are linked" if plan.nbytes else ""
+    return OutOfSpace(
+        problem,
+        path=target,
+        found=f"{_free(status):,} bytes free",
+        expected=f"{needed} for the values",
+        hint=f"free some space, save elsewhere{base}",
+    )
+
+
+def _free(status: os.statvfs_result) -> int:
+    return status.f_bavail * status.f_frsize
+
+
+def _file_system_of(target: str) -> os.statvfs_result:
+    return os.statvfs(_place_of(target))
+
+
+def _place_of(target: str) -> str:
+    place = target if os.path.isdir(target) else os.path.dirname(target)
+    while not os.path.isdir(place):
+        place = os.path.dirname(place)
+    return place

@@ -1,0 +1,158 @@
+"""Arrays that lie in a file as plain bytes: where they are is checked at once, the bytes are read when asked for.
+
+Nothing here believes a length: a span must lie in the file, and an array's spans must have exactly the
+bytes that its shape and type need, so no allocation is larger than what the file really holds.
+"""
+
+from __future__ import annotations
+
+import errno
+import io
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+import numpy as np
+
+from varstore.errors import SizeMismatch, VarstoreError
+from varstore.formats.binary.packing import packed_size, unpack
+from varstore.formats.binary.source import count_elements
+from varstore.formats.opened import LazyArray
+
+__all__ = ["Content", "MemoryContent", "Span", "array_of_spans", "check_span", "refused_array", "stream_of"]
+
+Span = tuple[int, int]
+"""Where bytes lie: (offset, length)."""
+
+_BUFFER = 1 << 16
+
+
+class Content(Protocol):
+    """Bytes by position: a `Source`, or what had to be unpacked or decrypted into memory."""
+
+    path: str
+    size: int
+
+    def read(self, offset: int, size: int, /) -> np.ndarray:
+        """Return a range as an array of uint8."""
+
+
+class MemoryContent:
+    """Content of a file that had to be unpacked or decrypted."""
+
+    def __init__(self, path: str, data: bytes | memoryview) -> None:
+        self.path = path
+        self.size = len(data)
+        self._data = data
+
+    def read(self, offset: int, size: int) -> np.ndarray:
+        """Return a copy of a range as uint8."""
+        return np.frombuffer(self._data, np.uint8, size, offset).copy()
+
+
+class _Stream(io.RawIOBase):
+    def __init__(self, content: Content) -> None:
+        self._content = content
+        self._position = 0
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        base = {io.SEEK_SET: 0, io.SEEK_CUR: self._position, io.SEEK_END: self._content.size}[whence]
+        if base + offset < 0:
+            raise OSError(errno.EINVAL, f"seek to {base + offset}")
+        self._position = base + offset
+        return self._position
+
+    def readinto(self, buffer: Any) -> int:
+        count = max(min(len(buffer), self._content.size - self._position), 0)
+        if count:
+            buffer[:count] = self._content.read(self._position, count).data
+            self._position += count
+        return count
+
+
+def stream_of(content: Content) -> io.BufferedReader:
+    """Return the content as a file to be read from the beginning."""
+    return io.BufferedReader(_Stream(content), _BUFFER)
+
+
+def check_span(content: Content, span: Span, what: str) -> None:
+    """Refuse a span that does not lie in the file.
+
+    Raises:
+        SizeMismatch: it ends behind the file's end.
+    """
+    offset, length = span
+    if offset < 0 or length < 0 or offset + length > content.size:
+        raise SizeMismatch(
+            f"{what} lies outside the file",
+            path=content.path,
+            found=f"{length} bytes at byte {offset}",
+            expected=f"at most {content.size} bytes in all",
+            hint="the file is cut off or damaged",
+        )
+
+
+def array_of_spans(
+    content: Content,
+    spans: Sequence[Span],
+    shape: Sequence[int],
+    dtype: np.dtype[Any],
+    *,
+    variable: str,
+    fortran: bool = False,
+) -> LazyArray:
+    """Return the array whose bytes are these spans, one behind the other; types under a byte are packed.
+
+    Raises:
+        FormatError: impossible shape.
+        SizeMismatch: the spans leave the file, or have more or fewer bytes than shape and type need.
+    """
+    shape = tuple(shape)
+    count = count_elements(shape, dtype.itemsize, path=content.path, variable=variable)
+    expected, found = packed_size(count, dtype), sum(length for _, length in spans)
+    for span in spans:
+        check_span(content, span, f"tensor {variable!r}")
+    if found != expected:
+        raise SizeMismatch(
+            "the tensor's bytes do not fit its shape and type",
+            path=content.path,
+            variable=variable,
+            found=f"{found} bytes",
+            expected=f"{expected} for {dtype} {list(shape)}",
+            hint="the file is cut off or damaged",
+        )
+    native = dtype if dtype.fields else dtype.newbyteorder("=")
+
+    def fetch() -> np.ndarray:
+        packed = _joined(content, spans, expected)
+        values = packed != 0 if dtype == np.bool_ else unpack(packed, count, dtype)
+        if native != dtype:
+            values = values.byteswap(inplace=True).view(native)
+        return values.reshape(shape[::-1]).T if fortran else values.reshape(shape)
+
+    return LazyArray(shape, native, fetch)
+
+
+def _joined(content: Content, spans: Sequence[Span], size: int) -> np.ndarray:
+    if len(spans) == 1:
+        return content.read(*spans[0])
+    joined = np.empty(size, np.uint8)
+    position = 0
+    for offset, length in spans:
+        joined[position : position + length] = content.read(offset, length)
+        position += length
+    return joined
+
+
+def refused_array(shape: Sequence[int], error: VarstoreError) -> LazyArray:
+    """Return an array that can be listed and not read: reading it raises this error."""
+
+    def fetch() -> np.ndarray:
+        raise error
+
+    return LazyArray(tuple(shape), np.dtype(object), fetch)

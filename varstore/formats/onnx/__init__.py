@@ -1,0 +1,5 @@
+"""ONNX models."""
+
+from varstore.formats.onnx.model import read, write
+
+__all__ = ["read", "write"]

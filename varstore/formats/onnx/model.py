@@ -1,0 +1,259 @@
+"""ONNX models: their initializers read, and replaced in a copy of a given model.
+
+Only the main graph's own initializers are meant; those of the bodies of If, Loop and Scan, and the values of
+Constant nodes, stay what they are. Everything that is not an initializer is copied byte for byte.
+
+Format: https://github.com/onnx/onnx/blob/main/onnx/onnx.proto (ModelProto, GraphProto)
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, BinaryIO
+
+import numpy as np
+
+from varstore.errors import (
+    CheckpointExists,
+    FormatError,
+    UsageError,
+    VariableMismatch,
+    VariableNotFound,
+)
+from varstore.formats.binary.packing import pack, packed_size
+from varstore.formats.binary.slices import Span, stream_of
+from varstore.formats.binary.source import Source
+from varstore.formats.binary.wire import BYTES, Wire, bytes_field, bytes_head, int_field
+from varstore.formats.onnx.tensors import (
+    EXTERNAL,
+    LOCATION,
+    RAW,
+    VALUES,
+    TensorRecord,
+    array_of,
+    parse,
+)
+from varstore.formats.opened import ForeignCheckpoint, LazyArray
+from varstore.formats.state.flat import fetch_plain, flat_arrays
+from varstore.storage.appearing import replacing
+from varstore.values.arrays import LateArray
+from varstore.values.select import nearest
+
+__all__ = ["read", "write"]
+
+_GRAPH, _INITIALIZER, _SPARSE = 7, 5, 15
+_SPARSE_VALUES, _SPARSE_INDICES, _SPARSE_DIMS = 1, 2, 3
+_MOST_MESSAGE = 2**31 - 1
+_SMALL = 1024
+_STEP = 1 << 22
+_ALIGNMENT = 4096
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Model:
+    """Where the graph and its dense initializers lie; the rest of the file is copied as it is."""
+
+    graph: Span
+    graph_whole: Span
+    tensors: list[tuple[Span, TensorRecord]]
+    sparse: list[Span]
+
+
+def read(path: str) -> ForeignCheckpoint:
+    """Open a model's initializers; a sparse one is ``name/values``, ``name/indices`` and its shape in `state`.
+
+    Raises:
+        FormatError: no ONNX model, or two initializers of one name.
+        SizeMismatch: a tensor whose values do not fit its shape and type.
+        UnsafeContent: external data that would be read from outside the model's folder.
+    """
+    source = Source(path)
+    tree: dict[str, Any] = {}
+    with stream_of(source) as stream:
+        wire = Wire(stream, path)
+        model = _parse(wire, source)
+        leaves: list[tuple[str, Any]] = [(record.name, array_of(source, record)) for _, record in model.tensors]
+        leaves += [_sparse(wire, source, span) for span in model.sparse]
+    for name, leaf in leaves:
+        if name in tree:
+            raise FormatError("two initializers have one name", path=path, variable=name)
+        tree[name] = leaf
+    return ForeignCheckpoint(path, "onnx", tree)
+
+
+def write(path: str, state: Any, *, model: str | None = None) -> None:
+    """Write a copy of a model with other values in the initializers that `state` names.
+
+    Tensors stay where the model has them: in the file, or in external data, which becomes one file
+    ``<path>.data``. A copy that would exceed the 2 GiB of a message keeps its large tensors there too.
+
+    Args:
+        path: the copy; may be `model` itself where it has no external data.
+        state: names and arrays, of the shapes and types that the model's graph expects.
+        model: path of the model.
+
+    Raises:
+        UsageError: no model given.
+        VariableNotFound: a name that the model lacks.
+        VariableMismatch: another shape or type than the model's.
+        CheckpointExists: ``<path>.data`` is needed and exists.
+    """
+    if model is None:
+        raise UsageError(
+            "an ONNX file is a program: its values are written into a copy of one",
+            path=path,
+            hint="give the model whose initializers are to be replaced: write(path, state, model=…)",
+        )
+    source = Source(model)
+    arrays = flat_arrays(state, format="onnx")
+    with stream_of(source) as stream:
+        parsed = _parse(Wire(stream, model), source)
+        known = {record.name: array_of(source, record) for _, record in parsed.tensors}
+        for name, array in arrays.items():
+            _check_fits(model, name, array, known)
+        _write_copy(path, stream, source, parsed, {**known, **arrays})
+
+
+def _parse(wire: Wire, source: Source) -> _Model:
+    graph = None
+    for part in wire.fields((0, source.size), "ModelProto"):
+        if part.number == _GRAPH and part.kind == BYTES:
+            if graph is not None:
+                raise FormatError("two graphs in one model", path=source.path)
+            graph = part
+    if graph is None:
+        raise FormatError("this is no ONNX model: it has no graph", path=source.path)
+    tensors, sparse = [], []
+    for part in wire.fields(graph.span, "GraphProto"):
+        if part.number == _INITIALIZER and part.kind == BYTES:
+            tensors.append((part.whole, parse(wire, part.span)))
+        elif part.number == _SPARSE and part.kind == BYTES:
+            sparse.append(part.span)
+    return _Model(graph=graph.span, graph_whole=graph.whole, tensors=tensors, sparse=sparse)
+
+
+def _sparse(wire: Wire, source: Source, span: Span) -> tuple[str, dict[str, Any]]:
+    name, leaves = "", {}
+    dims: list[int] = []
+    for part in wire.fields(span, "SparseTensorProto"):
+        if part.number == _SPARSE_DIMS:
+            dims += wire.integers(part, "SparseTensorProto")
+        elif part.number in (_SPARSE_VALUES, _SPARSE_INDICES) and part.kind == BYTES:
+            record = parse(wire, part.span)
+            leaves["values" if part.number == _SPARSE_VALUES else "indices"] = array_of(source, record)
+            name = record.name if part.number == _SPARSE_VALUES else name
+    return name, {**leaves, "shape": dims}
+
+
+def _check_fits(model: str, name: str, array: LateArray, known: dict[str, LazyArray]) -> None:
+    if name not in known:
+        near = nearest(name, known)
+        raise VariableNotFound(
+            "the model has no initializer of this name",
+            path=model,
+            variable=name,
+            hint=f"did you mean {', '.join(map(repr, near))}?" if near else "leave it out",
+        )
+    expected = known[name]
+    if array.shape != expected.shape or array.dtype.newbyteorder("=") != expected.dtype:
+        raise VariableMismatch(
+            "the model's graph expects another shape or type",
+            path=model,
+            variable=name,
+            found=f"{array.dtype} {list(array.shape)}",
+            expected=f"{expected.dtype} {list(expected.shape)}",
+        )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Plan:
+    """One initializer to be written: what precedes its values, and where they go."""
+
+    replaced: Span
+    name: str
+    head: bytes
+    size: int
+    offset: int | None
+
+
+def _write_copy(path: str, stream: BinaryIO, source: Source, model: _Model, arrays: dict[str, Any]) -> None:
+    location = os.path.basename(path) + ".data"
+    plans = _plans(stream, source, model, location, everything=False)
+    if source.size + sum(plan.size for plan in plans if plan.offset is None) > _MOST_MESSAGE:
+        plans = _plans(stream, source, model, location, everything=True)
+    external = [plan for plan in plans if plan.offset is not None]
+    data_path = os.path.join(os.path.dirname(path), location)
+    if external:
+        if os.path.lexists(data_path):
+            raise CheckpointExists("the file for external data exists", path=data_path, hint="write to another name")
+        with replacing(data_path) as file:
+            for plan in external:
+                file.seek(plan.offset or 0)
+                file.write(_bytes_of(plan.name, arrays[plan.name]).data)
+    with replacing(path) as file:
+        _copy_model(file, stream, source, model, plans, arrays)
+
+
+def _plans(stream: BinaryIO, source: Source, model: _Model, location: str, *, everything: bool) -> list[_Plan]:
+    wire = Wire(stream, source.path)
+    plans: list[_Plan] = []
+    end = 0
+    for whole, record in model.tensors:
+        array = array_of(source, record)
+        if array.dtype.hasobject:
+            continue
+        size = packed_size(int(np.prod(array.shape, dtype=object)), array.dtype)
+        kept = b"".join(
+            source.bytes(*part.whole) for part in wire.fields(record.span, "TensorProto") if part.number not in VALUES
+        )
+        if record.is_external or (everything and size >= _SMALL):
+            offset = -(-end // _ALIGNMENT) * _ALIGNMENT
+            end = offset + size
+            entries = {"location": location, "offset": str(offset), "length": str(size)}
+            kept += b"".join(
+                bytes_field(EXTERNAL, bytes_field(1, key.encode()) + bytes_field(2, text.encode()))
+                for key, text in entries.items()
+            ) + int_field(LOCATION, 1)
+            head = bytes_field(_INITIALIZER, kept)
+            plans.append(_Plan(replaced=whole, name=record.name, head=head, size=size, offset=offset))
+        else:
+            kept += bytes_head(RAW, size)
+            head = bytes_head(_INITIALIZER, len(kept) + size) + kept
+            plans.append(_Plan(replaced=whole, name=record.name, head=head, size=size, offset=None))
+    return plans
+
+
+def _copy_model(
+    file: BinaryIO, stream: BinaryIO, source: Source, model: _Model, plans: list[_Plan], arrays: dict[str, Any]
+) -> None:
+    start, size = model.graph
+    removed = sum(plan.replaced[1] for plan in plans)
+    added = sum(len(plan.head) + (plan.size if plan.offset is None else 0) for plan in plans)
+    for part in _copied(stream, (0, model.graph_whole[0])):
+        file.write(part)
+    file.write(bytes_head(_GRAPH, size - removed + added))
+    position = start
+    for plan in plans:
+        for part in _copied(stream, (position, plan.replaced[0] - position)):
+            file.write(part)
+        file.write(plan.head)
+        if plan.offset is None:
+            file.write(_bytes_of(plan.name, arrays[plan.name]).data)
+        position = sum(plan.replaced)
+    for part in _copied(stream, (position, source.size - position)):
+        file.write(part)
+
+
+def _copied(stream: BinaryIO, span: Span) -> Iterator[bytes]:
+    position, end = span[0], sum(span)
+    while position < end:
+        stream.seek(position)
+        part = stream.read(min(_STEP, end - position))
+        yield part
+        position += len(part)
+
+
+def _bytes_of(name: str, array: LateArray | LazyArray) -> np.ndarray:
+    return pack(fetch_plain(name, array) if isinstance(array, LateArray) else array.read())

@@ -1,0 +1,220 @@
+"""ONNX's TensorProto: name, type, shape, and values in one of four places.
+
+``raw_data`` and external files are read where they lie; the typed fields hold 16-bit floats as bit
+patterns in ``int32_data``, types of four bits and fewer packed into its bytes. Strings have no array.
+
+Format: https://github.com/onnx/onnx/blob/main/onnx/onnx.proto (TensorProto)
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, field
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+
+from varstore.errors import FormatError, SizeMismatch, UnsafeContent, UnsupportedDtype
+from varstore.formats.binary.packing import bits_of, packed_size, unpack
+from varstore.formats.binary.slices import Span, array_of_spans, refused_array, stream_of
+from varstore.formats.binary.source import Source, count_elements
+from varstore.formats.binary.wire import BYTES, FIXED32, FIXED64, VARINT, Wire, varints
+from varstore.formats.opened import LazyArray
+
+__all__ = [
+    "DIMS",
+    "DTYPES",
+    "EXTERNAL",
+    "LOCATION",
+    "NAME",
+    "RAW",
+    "TYPE",
+    "VALUES",
+    "TensorRecord",
+    "array_of",
+    "parse",
+]
+
+DIMS, TYPE, SEGMENT, NAME, RAW, EXTERNAL, LOCATION = 1, 2, 3, 8, 9, 13, 14
+_FLOATS, _INT32S, _STRINGS, _INT64S, _DOUBLES, _UINT64S = 4, 5, 6, 7, 10, 11
+VALUES = frozenset({_FLOATS, _INT32S, _STRINGS, _INT64S, RAW, _DOUBLES, _UINT64S, EXTERNAL, LOCATION})
+"""The fields that hold values or say where they are."""
+
+_IS_EXTERNAL = 1
+_STRING = 8
+_MOST_DIMENSIONS = 64
+
+
+def _row(scalar: Any, typed: int) -> tuple[np.dtype[Any], int]:
+    return np.dtype(scalar), typed
+
+
+_ROWS: dict[int, tuple[np.dtype[Any], int]] = {
+    1: _row(np.float32, _FLOATS),
+    2: _row(np.uint8, _INT32S),
+    3: _row(np.int8, _INT32S),
+    4: _row(np.uint16, _INT32S),
+    5: _row(np.int16, _INT32S),
+    6: _row(np.int32, _INT32S),
+    7: _row(np.int64, _INT64S),
+    9: _row(np.bool_, _INT32S),
+    10: _row(np.float16, _INT32S),
+    11: _row(np.float64, _DOUBLES),
+    12: _row(np.uint32, _UINT64S),
+    13: _row(np.uint64, _UINT64S),
+    14: _row(np.complex64, _FLOATS),
+    15: _row(np.complex128, _DOUBLES),
+    16: _row(ml_dtypes.bfloat16, _INT32S),
+    17: _row(ml_dtypes.float8_e4m3fn, _INT32S),
+    18: _row(ml_dtypes.float8_e4m3fnuz, _INT32S),
+    19: _row(ml_dtypes.float8_e5m2, _INT32S),
+    20: _row(ml_dtypes.float8_e5m2fnuz, _INT32S),
+    21: _row(ml_dtypes.uint4, _INT32S),
+    22: _row(ml_dtypes.int4, _INT32S),
+    23: _row(ml_dtypes.float4_e2m1fn, _INT32S),
+    24: _row(ml_dtypes.float8_e8m0fnu, _INT32S),
+    25: _row(ml_dtypes.uint2, _INT32S),
+    26: _row(ml_dtypes.int2, _INT32S),
+    27: _row(ml_dtypes.float6_e2m3fn, _INT32S),
+    28: _row(ml_dtypes.float6_e3m2fn, _INT32S),
+}
+DTYPES = {number: dtype for number, (dtype, _) in _ROWS.items()}
+
+
+@dataclass(kw_only=True, slots=True)
+class TensorRecord:
+    """One TensorProto, its values not looked at yet."""
+
+    span: Span
+    name: str = ""
+    type: int = 0
+    dims: list[int] = field(default_factory=list)
+    raw: Span | None = None
+    is_external: bool = False
+    external: dict[str, str] = field(default_factory=dict)
+    is_segment: bool = False
+
+
+def parse(wire: Wire, span: Span) -> TensorRecord:
+    """Return what a TensorProto says of itself.
+
+    Raises:
+        FormatError: it is none.
+    """
+    record = TensorRecord(span=span)
+    for part in wire.fields(span, "TensorProto"):
+        if part.number == DIMS:
+            record.dims += wire.integers(part, "TensorProto")
+            if len(record.dims) > _MOST_DIMENSIONS:
+                raise wire.wrong("TensorProto", part.whole[0], f"more than {_MOST_DIMENSIONS} dimensions")
+        elif part.number == TYPE:
+            record.type = part.value
+        elif part.number == NAME:
+            record.name = wire.text(part, "TensorProto")
+        elif part.number == RAW and part.kind == BYTES:
+            record.raw = part.span
+        elif part.number == EXTERNAL and part.kind == BYTES:
+            entry = {item.number: wire.text(item, "TensorProto") for item in wire.fields(part.span, "TensorProto")}
+            record.external[entry.get(1, "")] = entry.get(2, "")
+        elif part.number == LOCATION:
+            record.is_external = part.value == _IS_EXTERNAL
+        elif part.number == SEGMENT:
+            record.is_segment = True
+    return record
+
+
+def array_of(source: Source, record: TensorRecord) -> LazyArray:
+    """Return the tensor; only typed fields of integers and floats have their bytes counted when read.
+
+    Raises:
+        FormatError, SizeMismatch: the values do not fit shape and type, or lie outside their file.
+        UnsafeContent: external data that would be read from outside the model's folder.
+    """
+    row = _ROWS.get(record.type)
+    if row is None or record.is_segment:
+        error = UnsupportedDtype(
+            "text has no array" if record.type == _STRING else "this kind of tensor is not read",
+            path=source.path,
+            variable=record.name,
+            found="a segment" if record.is_segment else f"data type {record.type}",
+            hint="leave it out",
+        )
+        return refused_array(record.dims, error)
+    dtype, typed = row
+    if record.is_external:
+        content, span = _external(source, record, dtype)
+        return array_of_spans(content, [span], record.dims, dtype, variable=record.name)
+    if record.raw is not None:
+        return array_of_spans(source, [record.raw], record.dims, dtype, variable=record.name)
+    shape = tuple(record.dims)
+    count = count_elements(shape, dtype.itemsize, path=source.path, variable=record.name)
+    if packed_size(count, dtype) > 8 * record.span[1]:
+        raise _misfit(source, record, f"{record.span[1]} bytes of message", f"{count} values")
+    return LazyArray(shape, dtype, lambda: _typed(source, record, typed, count, dtype).reshape(shape))
+
+
+def _external(source: Source, record: TensorRecord, dtype: np.dtype[Any]) -> tuple[Source, Span]:
+    location = record.external.get("location", "")
+    folder = os.path.realpath(os.path.dirname(source.path) or ".")
+    path = "" if "\0" in location else os.path.realpath(os.path.join(folder, location))
+    if os.path.isabs(location) or not path.startswith(folder.rstrip(os.sep) + os.sep):
+        raise UnsafeContent(
+            "the external data would be read from outside the model's folder",
+            path=source.path,
+            variable=record.name,
+            found=repr(location),
+        )
+    data = Source(path)
+    count = count_elements(tuple(record.dims), dtype.itemsize, path=source.path, variable=record.name)
+    try:
+        offset = int(record.external.get("offset") or 0)
+        length = int(record.external.get("length") or packed_size(count, dtype))
+    except ValueError:
+        raise FormatError(
+            "offset and length of external data must be integers",
+            path=source.path,
+            variable=record.name,
+            found=str(record.external)[:120],
+        ) from None
+    return data, (offset, length)
+
+
+def _typed(source: Source, record: TensorRecord, typed: int, count: int, dtype: np.dtype[Any]) -> np.ndarray:
+    """Collect a typed field, whose elements may stand one by one, packed, or in several packed parts."""
+    width = {_FLOATS: FIXED32, _DOUBLES: FIXED64}.get(typed)
+    collected = bytearray()
+    with stream_of(source) as stream:
+        wire = Wire(stream, source.path)
+        for part in wire.fields(record.span, "TensorProto"):
+            if part.number != typed:
+                continue
+            if part.kind not in (BYTES, VARINT if width is None else width):
+                raise wire.wrong("TensorProto", part.whole[0], f"wire type {part.kind} for values")
+            collected += wire.read(part)
+    if width is not None:
+        raw = np.frombuffer(bytes(collected), np.uint8)
+        if raw.size != count * dtype.itemsize:
+            raise _misfit(source, record, f"{raw.size} bytes", f"{count * dtype.itemsize} for {count} values")
+        return raw.copy().view(dtype)
+    values = varints(bytes(collected))
+    narrow = bits_of(dtype) in (2, 4)
+    expected = packed_size(count, dtype) if narrow else count
+    if values is None or values.size != expected:
+        found = "a cut off integer" if values is None else f"{values.size} integers"
+        raise _misfit(source, record, found, f"{expected} for {count} values")
+    if narrow:
+        return unpack(values.astype(np.uint8), count, dtype)
+    bits: np.ndarray = values != 0 if dtype == np.bool_ else values.astype(f"u{dtype.itemsize}")
+    return bits.view(dtype)
+
+
+def _misfit(source: Source, record: TensorRecord, found: str, expected: str) -> SizeMismatch:
+    return SizeMismatch(
+        "the tensor's values do not fit its shape and type",
+        path=source.path,
+        variable=record.name,
+        found=found,
+        expected=expected,
+        hint="the file is damaged",
+    )

@@ -1,0 +1,155 @@
+"""PaddlePaddle's raw variables, and the programs beside them that name them.
+
+A variable is ``uint32 0, uint64 levels, levels x (uint64 size, bytes), uint32 0, int32 n``, n bytes of the
+message TensorDesc (framework.proto: 1 data_type, 2 dims) and the values. Several follow each other without
+names, in the lexicographic order of the parameter names that the program has.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import struct
+from collections.abc import Iterator
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+
+from varstore.errors import FormatError, SizeMismatch, UnsupportedDtype
+from varstore.formats.binary.slices import stream_of
+from varstore.formats.binary.source import Source, count_elements, lazy_array
+from varstore.formats.binary.wire import BYTES, Field, Wire
+from varstore.formats.opened import LazyArray
+
+__all__ = ["is_stream", "parameter_names", "read_streams"]
+
+_DTYPES: dict[int, np.dtype[Any]] = {
+    0: np.dtype(np.bool_),
+    1: np.dtype(np.int16),
+    2: np.dtype(np.int32),
+    3: np.dtype(np.int64),
+    4: np.dtype(np.float16),
+    5: np.dtype(np.float32),
+    6: np.dtype(np.float64),
+    20: np.dtype(np.uint8),
+    21: np.dtype(np.int8),
+    22: np.dtype(ml_dtypes.bfloat16),
+    23: np.dtype(np.complex64),
+    24: np.dtype(np.complex128),
+    32: np.dtype(ml_dtypes.float8_e4m3fn),
+    33: np.dtype(ml_dtypes.float8_e5m2),
+}
+_TENSOR_KINDS = frozenset({7, 8})
+"""VarType of dense and sparse-row tensors: others (feed, fetch, raw) have no values."""
+
+_LONGEST_DESCRIPTION = 4096
+_MOST_LEVELS = 64
+_LONGEST_PROGRAM = 1 << 28
+
+
+def is_stream(source: Source) -> bool:
+    """Tell whether the file begins as a raw variable does: no pickle begins with zeros."""
+    return source.size >= 20 and source.bytes(0, 4) == bytes(4)
+
+
+def read_streams(source: Source) -> list[LazyArray]:
+    """Return the variables that follow each other in the file.
+
+    Raises:
+        FormatError: a header is damaged, or the values are fewer than it states.
+    """
+    arrays = []
+    position = 0
+    with stream_of(source) as stream:
+        wire = Wire(stream, source.path)
+        while position < source.size:
+            array, position = _stream(source, wire, position)
+            arrays.append(array)
+    return arrays
+
+
+def _stream(source: Source, wire: Wire, start: int) -> tuple[LazyArray, int]:
+    version, levels = struct.unpack("<IQ", source.bytes(start, 12))
+    position = start + 12
+    if version != 0 or levels > _MOST_LEVELS:
+        raise _damaged(source, start, "the header of a variable", f"version {version}, {levels} levels")
+    for _ in range(levels):
+        position += 8 + int(struct.unpack("<Q", source.bytes(position, 8))[0])
+    version, size = struct.unpack("<Ii", source.bytes(position, 8))
+    position += 8
+    if version != 0 or not 0 <= size <= min(_LONGEST_DESCRIPTION, source.size - position):
+        raise _damaged(source, start, "the description of a variable", f"version {version}, {size} bytes")
+    number, shape = 0, []
+    for field in wire.fields((position, size), "TensorDesc"):
+        if field.number == 1:
+            number = field.value
+        elif field.number == 2:
+            shape += wire.integers(field, "TensorDesc")
+    position += size
+    dtype = _DTYPES.get(number)
+    if dtype is None:
+        raise UnsupportedDtype("this type of PaddlePaddle is not known", path=source.path, found=number)
+    count = count_elements(tuple(shape), dtype.itemsize, path=source.path)
+    end = position + count * dtype.itemsize
+    if end > source.size:
+        raise SizeMismatch(
+            "the file ends within a variable", path=source.path, found=f"{source.size} bytes", expected=f"{end} bytes"
+        )
+    return lazy_array(source.read, position, tuple(shape), dtype), end
+
+
+def parameter_names(source: Source) -> list[str] | None:
+    """Return the names of a ``.pdiparams`` file's variables in their order, None where no program is beside it."""
+    stem = source.path.removesuffix(".pdiparams")
+    if stem == source.path:
+        return None
+    for suffix, names in ((".json", _names_in_json), (".pdmodel", _names_in_protobuf)):
+        if os.path.isfile(stem + suffix):
+            program = Source(stem + suffix)
+            if program.size > _LONGEST_PROGRAM:
+                raise _damaged(program, 0, "this program", f"{program.size} bytes")
+            return sorted(names(program))
+    return None
+
+
+def _names_in_json(program: Source) -> list[str]:
+    """Return the names of the operations ``p`` of a PIR program."""
+    try:
+        text = json.loads(program.bytes(0, program.size))
+        operations = text["program"]["regions"][0]["blocks"][0]["ops"]
+        names = [operation["A"][3] for operation in operations if operation["#"] == "p"]
+    except (ValueError, LookupError, TypeError, RecursionError) as error:
+        raise _damaged(program, 0, "this program", str(error)[:100]) from None
+    if not all(isinstance(name, str) for name in names):
+        raise _damaged(program, 0, "this program", "a parameter without a name")
+    return names
+
+
+def _names_in_protobuf(program: Source) -> list[str]:
+    """Return the names of the persistable tensors of a ProgramDesc.
+
+    Fields: blocks 1, of which vars 3; of a variable name 1, type 2 (its kind 1) and persistable 3.
+    """
+    names = []
+    with stream_of(program) as stream:
+        wire = Wire(stream, program.path)
+        for block in _messages(wire, (0, program.size), 1, "ProgramDesc"):
+            for variable in _messages(wire, block.span, 3, "BlockDesc"):
+                fields = {field.number: field for field in wire.fields(variable.span, "VarDesc")}
+                kinds = (
+                    []
+                    if 2 not in fields
+                    else [f.value for f in wire.fields(fields[2].span, "VarType") if f.number == 1]
+                )
+                if 1 in fields and 3 in fields and fields[3].value == 1 and kinds and kinds[0] in _TENSOR_KINDS:
+                    names.append(wire.text(fields[1], "VarDesc"))
+    return names
+
+
+def _messages(wire: Wire, span: tuple[int, int], number: int, message: str) -> Iterator[Field]:
+    return (field for field in wire.fields(span, message) if field.number == number and field.kind == BYTES)
+
+
+def _damaged(source: Source, position: int, what: str, found: str) -> FormatError:
+    return FormatError(f"{what} is damaged", path=source.path, field=f"byte {position}", found=found)

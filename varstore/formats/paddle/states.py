@@ -1,0 +1,235 @@
+"""PaddlePaddle's files: pickled state dicts and checkpoints, and streams of raw variables.
+
+The pickles hold numpy arrays; which of them are tensors is told by a table of names
+(``StructuredToParameterName@@``) or by pairs made with `tuple`. Paddle keeps bfloat16 as uint16 without a
+word, so tensors of uint16 are bfloat16 here, as in `paddle.load` (paddle/framework/io.py, 3.3).
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections import OrderedDict
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+
+from varstore.errors import FormatError, SizeMismatch, UsageError
+from varstore.formats.binary.source import Source, count_elements
+from varstore.formats.opened import ForeignCheckpoint, LazyArray
+from varstore.formats.paddle.program import is_stream, parameter_names, read_streams
+from varstore.formats.pickles.arrays import PLAIN, Array
+from varstore.formats.pickles.emit import Emitter, Named
+from varstore.formats.pickles.machine import Machine, Record
+from varstore.formats.pickles.names import Constructor, show
+from varstore.formats.pickles.tree import plain_tree
+from varstore.formats.state.nested import SCALARS, nested_state
+from varstore.storage.appearing import replacing
+from varstore.values.arrays import LateArray
+
+__all__ = ["read", "write"]
+
+_SCALARS = tuple(kind for kind in SCALARS if kind is not bytes)
+_NAMES = "StructuredToParameterName@@"
+_SLICES = "UnpackBigParamInfor@@"
+_BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
+_WRITTEN = frozenset(
+    map(np.dtype, [np.bool_, np.uint8, np.int8, np.int16, np.int32, np.int64, np.float16, np.float32, np.float64])
+) | {np.dtype(np.complex64), np.dtype(np.complex128), _BFLOAT16}
+
+
+def read(path: str | os.PathLike[str]) -> ForeignCheckpoint:
+    """Read a file of `paddle.save`, `paddle.jit.save` (``.pdiparams``) or raw variables.
+
+    A ``.pdiparams`` has no names: they come from the ``.json`` or ``.pdmodel`` beside it, the structured
+    ones from ``.pdiparams.info`` where that is there; without any, tensors are numbered.
+
+    Raises:
+        UnsafeContent: the file asks for code.
+        FormatError: it is torn, or no PaddlePaddle file.
+    """
+    source = Source(path)
+    if is_stream(source):
+        return _read_streams(source)
+    data = source.map()
+    machine = Machine(data, path=source.path, table=_TABLE)
+    value = machine.run()
+    attributes: dict[str, Any] = {} if machine.stop == len(data) else {"bytes_behind": len(data) - machine.stop}
+    if type(value) in (dict, OrderedDict):
+        value = _join_slices(value, source)
+        names = value.pop(_NAMES, None)
+        if isinstance(names, dict):
+            plain = {str(key): machine.plain(name) for key, name in names.items()}
+            attributes["parameter_names"] = {key: name for key, name in plain.items() if isinstance(name, str)}
+            tensors = {id(value[key]): _Tensor(value[key]) for key in names if isinstance(value.get(key), Array)}
+            value.update((key, tensors[id(value[key])]) for key in names if id(value.get(key)) in tensors)
+
+    def leaf(record: Any) -> Any:
+        if isinstance(record, _Tensor):
+            return record.array.lazy(source.read, _meaning(record.array))
+        if isinstance(record, _Joined):
+            return record.lazy(source)
+        return record.lazy(source.read) if isinstance(record, Array) else NotImplemented
+
+    return ForeignCheckpoint(source.path, "paddle", plain_tree(value, machine, leaf), attributes)
+
+
+def write(path: str | os.PathLike[str], state: Any) -> None:
+    """Write a mapping or nested state as `paddle.save` does, for `paddle.load` and `set_state_dict`.
+
+    Raises:
+        UsageError: a value that is neither tensor, scalar nor container of them; a ``.pdiparams`` path.
+        UnsupportedDtype: a tensor of a type that Paddle lacks, or would read back as another: uint16, float8.
+        StorageError: the operating system refused.
+    """
+    if os.fspath(path).endswith(".pdiparams"):
+        raise UsageError("raw variables without their program are not written", path=path, hint="write .pdparams")
+    tree = nested_state(state, format="paddle", accept=_accept, scalars=_SCALARS)
+    is_flat = isinstance(tree, dict) and any(isinstance(value, LateArray) for value in tree.values())
+    is_flat = is_flat and not any(_holds_array(value) for value in tree.values() if not isinstance(value, LateArray))
+    if is_flat:
+        tree = tree | {_NAMES: {key: str(key) for key, value in tree.items() if isinstance(value, LateArray)}}
+    count = 0
+
+    def array(emitter: Emitter, array: LateArray) -> None:
+        nonlocal count
+        count += 1
+        view = np.dtype(np.uint16) if array.dtype == _BFLOAT16 else array.dtype
+        if is_flat:
+            emitter.numpy(array, view)
+        else:
+            emitter.pair(Named("builtins", "tuple"), f"varstore_{count}", lambda: emitter.numpy(array, view))
+
+    with replacing(os.fspath(path)) as file:
+        Emitter(file, 4, array).pickle(tree)
+
+
+def _accept(dtype: np.dtype[Any]) -> bool:
+    return dtype.newbyteorder("=") in _WRITTEN
+
+
+def _holds_array(node: Any) -> bool:
+    if isinstance(node, dict):
+        return any(map(_holds_array, node.values()))
+    return any(map(_holds_array, node)) if isinstance(node, (list, tuple)) else isinstance(node, LateArray)
+
+
+class _Tensor(Record):
+    """An array that stands for a tensor."""
+
+    __slots__ = ("array",)
+
+    def __init__(self, array: Array) -> None:
+        self.array = array
+
+
+class _Joined(Record):
+    """A tensor that was too big for one pickled array: flat parts, one after the other."""
+
+    __slots__ = ("parts", "shape")
+
+    def __init__(self, parts: list[Array], shape: tuple[int, ...]) -> None:
+        self.parts = parts
+        self.shape = shape
+
+    def lazy(self, source: Source) -> LazyArray:
+        parts = [part.lazy(source.read, _meaning(part)) for part in self.parts]
+
+        def fetch() -> np.ndarray:
+            values = np.empty(math.prod(self.shape), parts[0].dtype)
+            start = 0
+            for part in parts:
+                values[start : start + part.shape[0]] = part.read()
+                start += part.shape[0]
+            return values.reshape(self.shape)
+
+        return LazyArray(self.shape, parts[0].dtype, fetch)
+
+
+def _meaning(array: Array) -> np.dtype[Any] | None:
+    return _BFLOAT16 if array.dtype.dtype == np.uint16 else None
+
+
+def _join_slices(value: dict[Any, Any], source: Source) -> dict[Any, Any]:
+    """Put tensors together that protocols 2 and 3 cannot hold in one piece."""
+    slices = value.pop(_SLICES, {})
+    joined = {}
+    for name, about in slices.items() if isinstance(slices, dict) else ():
+        shape: Any = about.get("OriginShape") if isinstance(about, dict) else None
+        keys: Any = about.get("slices") if isinstance(about, dict) else None
+        is_named = isinstance(keys, list) and all(type(key) is str for key in keys)
+        parts = [value.get(key) for key in keys] if is_named else []
+        if type(shape) not in (tuple, list) or not parts or not all(_is_flat(part, parts[0]) for part in parts):
+            raise FormatError("the parts of this tensor are not there", path=source.path, variable=str(name))
+        arrays: list[Array] = [part for part in parts if isinstance(part, Array)]
+        count = count_elements(tuple(shape), arrays[0].dtype.dtype.itemsize, path=source.path, variable=str(name))
+        if sum(part.shape[0] for part in arrays) != count:
+            raise SizeMismatch("the parts do not make up this tensor", path=source.path, variable=str(name))
+        joined[keys[0]] = (name, _Joined(arrays, tuple(shape)))
+        for key in keys[1:]:
+            value.pop(key, None)
+    whole = type(value)()
+    for key, item in value.items():
+        name, item = joined.get(key, (key, item))
+        whole[name] = item
+    return whole
+
+
+def _is_flat(part: Any, first: Any) -> bool:
+    return isinstance(part, Array) and len(part.shape) == 1 and part.dtype.dtype == first.dtype.dtype
+
+
+def _read_streams(source: Source) -> ForeignCheckpoint:
+    arrays = read_streams(source)
+    names = parameter_names(source)
+    if names is None:
+        tree: Any = arrays[0] if len(arrays) == 1 else arrays
+        return ForeignCheckpoint(source.path, "paddle", tree)
+    if len(names) != len(arrays):
+        raise FormatError(
+            "the program beside this file names another number of tensors",
+            path=source.path,
+            found=f"{len(arrays)} tensors",
+            expected=f"{len(names)}",
+        )
+    structured = _structured_names(source)
+    tree = {structured.get(name, name): array for name, array in zip(names, arrays, strict=True)}
+    return ForeignCheckpoint(source.path, "paddle", tree, {"parameter_names": dict(zip(tree, names, strict=True))})
+
+
+def _structured_names(source: Source) -> dict[str, str]:
+    """Return parameter name -> structured name, as `paddle.load` takes it from ``.pdiparams.info``."""
+    if not os.path.isfile(source.path + ".info"):
+        return {}
+    info = Source(source.path + ".info")
+    machine = Machine(info.map(), path=info.path, table={})
+    value = plain_tree(machine.run(), machine, lambda _: NotImplemented)
+    return {
+        name: about["structured_name"]
+        for name, about in (value.items() if isinstance(value, dict) else ())
+        if isinstance(about, dict) and isinstance(about.get("structured_name"), str)
+    }
+
+
+def _tuple(machine: Machine, items: Any = ()) -> Any:
+    if type(items) in (tuple, list) and len(items) == 2 and type(items[0]) is str and isinstance(items[1], Array):
+        return _Tensor(items[1])
+    machine.charge(len(items))
+    return tuple(items)
+
+
+def _eval(machine: Machine, *arguments: Any) -> _Tensor:
+    """Give the array of exactly the call that stands for a DenseTensor: ``eval("data", {"data": array})``."""
+    is_dense = len(arguments) == 2 and arguments[0] == "data" and type(arguments[1]) is dict
+    array = arguments[1].get("data") if is_dense and len(arguments[1]) == 1 else None
+    if not isinstance(array, Array):
+        machine.refuse(f"would evaluate builtins.eval{show(arguments, most=4)}")
+    return _Tensor(array)
+
+
+_TABLE = {
+    **PLAIN,
+    **{(module, "tuple"): Constructor(call=_tuple) for module in ("builtins", "__builtin__")},
+    **{(module, "eval"): Constructor(call=_eval) for module in ("builtins", "__builtin__")},
+}

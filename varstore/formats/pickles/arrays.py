@@ -1,0 +1,245 @@
+"""The names that every format's pickles may mention: numpy's arrays and the standard containers.
+
+`PLAIN` is the allow-list; formats add their own names to it. Arrays stay where they are in the file: an
+`Array` is read only when its `lazy` array is.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import OrderedDict
+from typing import Any
+
+import numpy as np
+
+from varstore.errors import FormatError, SizeMismatch, UnsupportedDtype
+from varstore.formats.binary.source import Read, count_elements, lazy_array
+from varstore.formats.opened import LazyArray
+from varstore.formats.pickles.machine import Machine, Record
+from varstore.formats.pickles.names import Constructor, Global, Span, Table, show
+from varstore.layout.dtypes import TABLE
+
+__all__ = ["PLAIN", "Array", "Dtype"]
+
+_DTYPE = re.compile(r"[<>|=]?(?:\?|b1|[iu][1248]|f(?:2|4|8|16)|c(?:8|16|32)|[SUV][1-9][0-9]{0,8})\Z")
+
+
+class Dtype(Record):
+    """A numpy type; `metadata` is what its owner attached to it."""
+
+    __slots__ = ("dtype", "metadata")
+
+    def __init__(self, dtype: np.dtype[Any]) -> None:
+        self.dtype = dtype
+        self.metadata: Any = None
+
+    def build(self, machine: Machine, state: Any) -> None:
+        """Take numpy's state of a type: (version, byte order, subtype, names, fields, …[, metadata])."""
+        if type(state) is not tuple or len(state) < 5 or any(part is not None for part in state[2:5]):
+            machine.fail("structured numpy types are not read", found=show(state, most=9))
+        if state[1] in ("<", ">") and self.dtype.itemsize > 1:
+            self.dtype = self.dtype.newbyteorder(state[1])
+        if len(state) > 8:
+            self.metadata = state[8]
+
+
+class Array(Record):
+    """A numpy array of the pickle, values not read."""
+
+    __slots__ = ("data", "dtype", "fortran", "path", "shape")
+
+    def __init__(self) -> None:
+        self.shape: tuple[int, ...] = (0,)
+        self.dtype = Dtype(np.dtype(np.uint8))
+        self.fortran = False
+        self.data: Any = b""
+        self.path = ""
+
+    def build(self, machine: Machine, state: Any) -> None:
+        """Take numpy's state of an array: ([version,] shape, type, Fortran order, values)."""
+        shape, dtype, fortran, data = state[-4:]
+        self.fill(machine, shape, dtype, fortran, data)
+
+    def fill(self, machine: Machine, shape: Any, dtype: Any, fortran: Any, data: Any) -> None:
+        """Set everything, and check that the values are as many as the shape says."""
+        if type(dtype) is not Dtype or type(shape) is not tuple:
+            machine.fail("a numpy array without a shape or a type", found=show((shape, dtype)))
+        if type(data) is str or (type(data) is Span and data.text == "latin-1"):  # Python 2 wrote bytes so
+            data = _encode(machine, data, "latin-1")
+        if type(data) is not bytes and (type(data) is not Span or (data.text and not data.recoded)):
+            machine.fail("a numpy array's values are no bytes", found=show(data))
+        size = count_elements(shape, dtype.dtype.itemsize, path=machine.path) * dtype.dtype.itemsize
+        given = data.size if isinstance(data, Span) else len(data)
+        most = 2 * size if type(data) is Span and data.recoded else size
+        if not size <= given <= most:
+            raise SizeMismatch(
+                "an array's values are not as many as its shape says",
+                path=machine.path,
+                found=f"{given} bytes for {dtype.dtype} of shape {shape}",
+                expected=f"{size} bytes",
+            )
+        self.shape, self.dtype, self.fortran, self.data, self.path = shape, dtype, bool(fortran), data, machine.path
+
+    def lazy(self, read: Read, dtype: np.dtype[Any] | None = None) -> LazyArray:
+        """Return the array; `read` fetches ranges of the pickle, `dtype` says what its bytes mean otherwise."""
+        data, kind = self.data, dtype or self.dtype.dtype
+        if type(data) is not Span:
+            return lazy_array(_reader_of(data), 0, self.shape, kind, fortran=self.fortran)
+        if data.recoded:
+            return lazy_array(_recoded_reader(read, data, self.path), 0, self.shape, kind, fortran=self.fortran)
+        return lazy_array(read, data.offset, self.shape, kind, fortran=self.fortran)
+
+
+def _reader_of(data: bytes) -> Read:
+    return lambda offset, size: np.frombuffer(data, np.uint8, size, offset).copy()
+
+
+def _recoded_reader(read: Read, span: Span, path: str) -> Read:
+    def fetch(_offset: int, size: int) -> np.ndarray:
+        raw = read(span.offset, span.size).tobytes()
+        try:
+            values = raw.decode().encode("latin-1")
+        except UnicodeError as error:
+            raise FormatError("an array's values are not bytes as text", path=path, found=str(error)) from None
+        if len(values) != size:
+            raise SizeMismatch(
+                "an array's values are not as many as its shape says", path=path, found=len(values), expected=size
+            )
+        return np.frombuffer(values, np.uint8).copy()
+
+    return fetch
+
+
+def _dtype(machine: Machine, spec: Any, *_: Any) -> Dtype:
+    if type(spec) is Global and isinstance(spec.entry, np.dtype):
+        return Dtype(spec.entry)
+    if type(spec) is not str or not _DTYPE.match(spec):
+        raise UnsupportedDtype(
+            "the pickle has an array of a type that holds no plain values",
+            path=machine.path,
+            found=f"numpy type {show(spec)}",
+            expected="a boolean, integer, floating, complex or text type",
+        )
+    return Dtype(np.dtype(spec))
+
+
+def _reconstruct(machine: Machine, kind: Any, *_: Any) -> Array:
+    if type(kind) is not Global or kind.entry is not np.ndarray:
+        machine.refuse(f"would make an array of class {show(kind)}")
+    return Array()
+
+
+def _from_buffer(machine: Machine, data: Any, dtype: Any, shape: Any, order: Any) -> Array:
+    array = Array()
+    array.fill(machine, shape, dtype, order == "F", data)
+    return array
+
+
+def _scalar(machine: Machine, dtype: Any, data: Any = b"") -> Any:
+    if type(data) is str or (type(data) is Span and data.text is not None and not data.recoded):
+        data = _encode(machine, data, "latin-1")
+    data = machine.plain(data)
+    if type(dtype) is not Dtype or type(data) is not bytes or len(data) != dtype.dtype.itemsize:
+        machine.fail("a numpy scalar's bytes do not fit its type", found=show((dtype, data)))
+    return np.frombuffer(data, dtype.dtype)[0]
+
+
+def _encode(machine: Machine, text: Any, encoding: Any = "utf-8") -> Any:
+    if encoding not in ("latin1", "latin-1"):
+        machine.refuse(f"would encode text as {show(encoding)}")
+    if type(text) is Span and text.text == "utf-8" and not text.recoded:
+        return Span(text.offset, text.size, "utf-8", recoded=True)
+    if type(text) is Span and text.text == "latin-1":
+        return Span(text.offset, text.size)
+    if type(text) is not str:
+        machine.fail("what is encoded is no text", found=show(text))
+    machine.charge(len(text))
+    return text.encode("latin-1")
+
+
+def _ordered_dict(machine: Machine, items: Any = ()) -> OrderedDict[Any, Any]:
+    return OrderedDict(_pairs(machine, items))
+
+
+def _dict(machine: Machine, items: Any = ()) -> dict[Any, Any]:
+    return dict(_pairs(machine, items))
+
+
+def _pairs(machine: Machine, items: Any) -> list[tuple[Any, Any]]:
+    if type(items) in (dict, OrderedDict):
+        items = list(items.items())
+    if type(items) not in (list, tuple):
+        machine.fail("a dict is made of no list", found=show(items))
+    machine.charge(len(items))
+    return [(machine.key(key), value) for key, value in items]
+
+
+def _default_dict(machine: Machine, _factory: Any = None, items: Any = ()) -> dict[Any, Any]:
+    return _dict(machine, items)
+
+
+def _set(machine: Machine, items: Any = ()) -> set[Any]:
+    machine.charge(len(items))
+    return {machine.key(item) for item in items}
+
+
+def _frozenset(machine: Machine, items: Any = ()) -> frozenset[Any]:
+    return frozenset(_set(machine, items))
+
+
+def _complex(_machine: Machine, real: Any, imaginary: Any = 0.0) -> complex:
+    return complex(float(real), float(imaginary))
+
+
+def _bytes(machine: Machine, data: Any = b"", encoding: Any = None) -> Any:
+    if encoding is not None:
+        return _encode(machine, data, encoding)
+    if type(data) not in (bytes, Span):
+        machine.refuse(f"would make bytes of {show(data)}")
+    return data
+
+
+def _slice(machine: Machine, start: Any, stop: Any, step: Any = None) -> slice:
+    if any(type(part) not in (int, type(None)) for part in (start, stop, step)):
+        machine.fail("a slice of no integers", found=show((start, stop, step), most=3))
+    return slice(start, stop, step)
+
+
+def _reconstructor(machine: Machine, kind: Any, base: Any, state: Any) -> Any:
+    """Make an object as protocols 0 and 1 do."""
+    if type(base) is not Global or base.entry != "builtins.object" or state is not None:
+        machine.refuse(f"would make an object by copyreg._reconstructor{show((kind, base, state), most=3)}")
+    return machine.opaque(kind)
+
+
+_BUILTINS: dict[str, Any] = {
+    "bytearray": Constructor(call=_bytes),
+    "bytes": Constructor(call=_bytes),
+    "complex": Constructor(call=_complex),
+    "frozenset": Constructor(call=_frozenset),
+    "set": Constructor(call=_set),
+    "slice": Constructor(call=_slice),
+    **{name: f"builtins.{name}" for name in ("bool", "dict", "float", "int", "list", "long", "object", "str")},
+}
+
+_NUMPY: dict[tuple[str, str], Any] = {
+    ("multiarray", "_reconstruct"): Constructor(call=_reconstruct),
+    ("multiarray", "scalar"): Constructor(call=_scalar),
+    ("numeric", "_frombuffer"): Constructor(call=_from_buffer),
+}
+
+_ML_DTYPES = tuple(row.dtype for row in TABLE if row.dtype is not None and row.dtype.type.__module__ == "ml_dtypes")
+
+PLAIN: Table = {
+    **{(module, name): entry for module in ("builtins", "__builtin__") for name, entry in _BUILTINS.items()},
+    **{(f"numpy.{core}.{m}", name): entry for core in ("core", "_core") for (m, name), entry in _NUMPY.items()},
+    **{("ml_dtypes", dtype.name): dtype for dtype in _ML_DTYPES},
+    ("numpy", "ndarray"): np.ndarray,
+    ("numpy", "memmap"): np.ndarray,
+    ("numpy", "dtype"): Constructor(call=_dtype),
+    **{(module, "_reconstructor"): Constructor(call=_reconstructor) for module in ("copyreg", "copy_reg")},
+    ("_codecs", "encode"): Constructor(call=_encode),
+    ("collections", "OrderedDict"): Constructor(call=_ordered_dict),
+    ("collections", "defaultdict"): Constructor(call=_default_dict),
+    ("collections", "Counter"): Constructor(call=_dict),
+}

@@ -1,0 +1,400 @@
+"""Our own pickle machine: data in, data out (the opcodes are those of the standard library's pickletools).
+
+A pickle is a program for a small stack machine. This one runs it without the half that is dangerous: a name
+in the file is looked up in the format's table and nowhere else, nothing is imported, no attribute of
+anything is fetched, and calls reach only the table's constructors, which turn data into data. A name that
+the table lacks becomes an inert `Global`; calling it is `UnsafeContent`, and so is leaving it unclaimed.
+
+Memory and time are bounded by the size of the file. Long strings stay where they are, as a `Span`. Keys of
+dicts are plain, so that no hash is slow. Constructors that copy pay for it with `Machine.charge`.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections import OrderedDict
+from collections.abc import Callable
+from typing import Any, NoReturn
+
+import numpy as np
+
+from varstore.errors import FormatError, UnsafeContent, VarstoreError
+from varstore.formats.binary.source import Mapped
+from varstore.formats.pickles.names import SPAN_FROM, Constructor, Global, Span, Table, shorten, show
+from varstore.formats.pickles.tape import Tape
+
+__all__ = ["Machine", "Opaque", "Record"]
+
+_LONGEST_INT = 1024
+_KEY_LIMIT = 1 << 61
+_HINT = "varstore runs nothing that a file names; where its author is trusted, load it with its own framework"
+
+
+class Record:
+    """A value under construction that takes a state; what formats make of tensors derives from it."""
+
+    __slots__ = ()
+
+    def build(self, machine: Machine, state: Any) -> None:
+        """Take the state that BUILD gives."""
+        machine.fail("a state for what has none", found=show(state))
+
+
+class Opaque(Record):
+    """An object of a class that is not known here: its name and its state, inert."""
+
+    __slots__ = ("offset", "state", "type")
+
+    def __init__(self, type: Global | None, offset: int) -> None:
+        self.type = type
+        self.offset = offset
+        self.state: Any = None
+
+    def __str__(self) -> str:
+        return f"an object of {self.type}"
+
+    def build(self, _machine: Machine, state: Any) -> None:
+        """Keep the state."""
+        self.state = state
+
+
+class Machine(Tape):
+    """Run one pickle at `start`; `stop` is then the byte behind it, `foreign` the names it could not resolve.
+
+    `persistent` gives the values of persistent ids. With `opaque`, objects of unknown classes that are made
+    without arguments become `Opaque`; the caller accounts for each of them.
+    """
+
+    def __init__(
+        self,
+        data: Mapped,
+        *,
+        path: str,
+        table: Table,
+        persistent: Callable[[Any], Any] | None = None,
+        opaque: bool = False,
+        start: int = 0,
+    ) -> None:
+        super().__init__(data, path, start)
+        self.foreign: list[Global] = []
+        self._table = table
+        self._persistent = persistent
+        self._opaque = opaque
+        self._stack: list[Any] = []
+        self._below: list[list[Any]] = []
+        self._memo: dict[int, Any] = {}
+        self._budget = 65536 + 2 * (len(data) - start)
+
+    def run(self) -> Any:
+        """Return the object that the pickle describes.
+
+        Raises:
+            UnsafeContent: it asks for a call, an object or an extension that the table does not have.
+            FormatError: it is torn, or no pickle.
+        """
+        data, end = self.data, len(self.data)
+        if self.stop >= end:
+            self.fail("the file is empty here, where a pickle should begin")
+        try:
+            while True:
+                self.at = self.stop
+                if self.at >= end:
+                    self.fail("the pickle ends early: it has no STOP")
+                code = data[self.at]
+                self.stop += 1
+                if code == 0x2E:
+                    if self._below or len(self._stack) != 1:
+                        self.fail("the pickle ends with an unbalanced stack")
+                    return self._stack[0]
+                operation = _OPERATIONS.get(code)
+                if operation is None:
+                    self.fail("this is no pickle, or a damaged one", found=f"byte 0x{code:02x} as an opcode")
+                operation(self)
+        except VarstoreError:
+            raise
+        except (ArithmeticError, LookupError, RecursionError, TypeError, ValueError, struct.error) as error:
+            raise FormatError(
+                "the pickle is damaged", path=self.path, field=f"byte {self.at}", found=shorten(str(error))
+            ) from error
+
+    def refuse(self, deed: str, *, offset: int | None = None) -> NoReturn:
+        """Raise the UnsafeContent that says what the file would have done."""
+        byte = self.at if offset is None else offset
+        raise UnsafeContent(f"this pickle {deed}", path=self.path, field=f"byte {byte}", hint=_HINT)
+
+    def opaque(self, kind: Any) -> Opaque:
+        """Return an inert object of an unknown class, where the format takes such."""
+        if not self._opaque or type(kind) is not Global or kind.entry is not None:
+            self.refuse(f"would make an object by {show(kind)}()")
+        return Opaque(kind, self.at)
+
+    def refuse_unclaimed(self) -> None:
+        """Refuse a pickle that named something unknown which nothing accounted for."""
+        for unknown in self.foreign:
+            if not unknown.claimed:
+                self.refuse(f"would import {unknown}", offset=unknown.offset)
+
+    def charge(self, work: int) -> None:
+        """Pay for a copy of so many elements; a pickle that copies out of proportion is a bomb."""
+        self._budget -= work
+        if self._budget < 0:
+            self.refuse("would grow out of all proportion to its size")
+
+    def plain(self, value: Any) -> Any:
+        """Return a long string's value, and any other value as it is."""
+        if type(value) is not Span:
+            return value
+        self.charge(value.size)
+        return value.value(self.data)
+
+    def key(self, value: Any) -> Any:
+        """Return a value as a key of a dict or member of a set, hashed in constant time."""
+        value = self.plain(value)
+        kind = type(value)
+        if kind in (str, float, bool, bytes, type(None)) or isinstance(value, _HASHED_SOON):
+            return value
+        if kind is int and -_KEY_LIMIT < value < _KEY_LIMIT:
+            return value
+        if kind is tuple and len(value) <= 64 and not any(type(item) is tuple for item in value):
+            return tuple([self.key(item) for item in value])
+        return self.fail("this cannot be a key", found=show(value), expected="a string, a number or a tuple of them")
+
+    # --- stack ---
+
+    def _push(self, value: Any) -> None:
+        self._stack.append(value)
+
+    def _mark(self) -> None:
+        self._below.append(self._stack)
+        self._stack = []
+
+    def _to_mark(self) -> list[Any]:
+        items = self._stack
+        self._stack = self._below.pop()
+        return items
+
+    def _pop(self) -> None:
+        if self._stack:
+            self._stack.pop()
+        else:
+            self._to_mark()
+
+    def _tuple(self, size: int) -> None:
+        if len(self._stack) < size:
+            self.fail("the pickle takes more than its stack holds")
+        self._stack[-size:] = [tuple(self._stack[-size:])]
+
+    def _put(self, index: int) -> None:
+        self._memo[index] = self._stack[-1]
+
+    # --- scalars and containers ---
+
+    def _long(self, size: int) -> None:
+        if size > _LONGEST_INT:
+            self.fail("an integer of this length is no data", found=f"{size} bytes")
+        self._push(self.number(size, signed=True))
+
+    def _string(self, size: int, text: str | None) -> None:
+        start = self.skip(size)
+        span = Span(start, size, text)
+        self._push(span if size >= SPAN_FROM else span.value(self.data))
+
+    def _set_items(self, items: list[Any]) -> None:
+        target = self._stack[-1]
+        if type(target) not in (dict, OrderedDict):
+            self.refuse(f"would set items of {show(target)}")
+        if len(items) % 2:
+            self.fail("a dict has a key without a value")
+        for index in range(0, len(items), 2):
+            target[self.key(items[index])] = items[index + 1]
+
+    def _set_item(self) -> None:
+        value = self._stack.pop()
+        self._set_items([self._stack.pop(), value])
+
+    def _dict(self) -> None:
+        items = self._to_mark()
+        self._push({})
+        self._set_items(items)
+
+    def _append(self, items: list[Any]) -> None:
+        target = self._stack[-1]
+        if type(target) is not list:
+            self.refuse(f"would append to {show(target)}")
+        target.extend(items)
+
+    def _add_items(self) -> None:
+        items = self._to_mark()
+        target = self._stack[-1]
+        if type(target) is not set:
+            self.refuse(f"would add to {show(target)}")
+        target.update([self.key(item) for item in items])
+
+    # --- names and calls ---
+
+    def _global(self, module: Any, name: Any) -> Global:
+        if type(module) is not str or type(name) is not str:
+            self.fail("a name in the pickle is no text", found=f"{show(module)}, {show(name)}")
+        found = Global(module, name, self._table.get((module, name)), self.at)
+        if found.entry is None:
+            self.foreign.append(found)
+        return found
+
+    def _global_of_lines(self) -> Global:
+        module = self.line().decode()
+        return self._global(module, self.line().decode())
+
+    def _stack_global(self) -> None:
+        name = self._stack.pop()
+        self._push(self._global(self._stack.pop(), name))
+
+    def call(self, function: Any, arguments: Any) -> Any:
+        """Call one of the table's constructors."""
+        if type(arguments) is not tuple:
+            self.fail("a call's arguments are no tuple", found=show(arguments))
+        entry = function.entry if type(function) is Global else None
+        if type(entry) is not Constructor or entry.call is None:
+            self.refuse(f"would call {show(function)}{show(arguments, most=4)}")
+        return entry.call(self, *arguments)
+
+    def _reduce(self) -> None:
+        arguments = self._stack.pop()
+        self._push(self.call(self._stack.pop(), arguments))
+
+    def _instance(self) -> None:
+        function = self._global_of_lines()
+        self._push(self.call(function, tuple(self._to_mark())))
+
+    def _object(self) -> None:
+        function, *arguments = self._to_mark()
+        self._push(self.call(function, tuple(arguments)))
+
+    def _new_object(self, keywords: Any = None) -> None:
+        arguments = self._stack.pop()
+        kind = self._stack.pop()
+        if type(arguments) is not tuple:
+            self.fail("an object's arguments are no tuple", found=show(arguments))
+        entry = kind.entry if type(kind) is Global else None
+        if type(entry) is Constructor and entry.new is not None and not keywords:
+            self._push(entry.new(self, *arguments))
+        elif arguments == () and not keywords:
+            self._push(self.opaque(kind))
+        else:
+            self.refuse(f"would make an object by {show(kind)}{show(arguments, most=4)}")
+
+    def _new_object_with_keywords(self) -> None:
+        self._new_object(self._stack.pop())
+
+    def _build(self) -> None:
+        state = self._stack.pop()
+        target = self._stack[-1]
+        if isinstance(target, Record):
+            target.build(self, state)
+        elif type(target) is not OrderedDict:  # whose attributes, such as torch's _metadata, are not data
+            self.refuse(f"would set the state of {show(target)} to {show(state)}")
+
+    def _persist(self, identity: Any) -> None:
+        if self._persistent is None:
+            self.refuse(f"asks for the outside object {show(identity)}")
+        self._push(self._persistent(identity))
+
+    def _extension(self, size: int) -> None:
+        self.refuse(f"would call the extension registered as number {self.number(size)}")
+
+    def _buffer(self) -> None:
+        self.fail("the pickle needs buffers that are kept outside of it")
+
+    def _protocol(self) -> None:
+        version = self.number(1)
+        if version > 5:
+            self.fail("this pickle protocol is not known", found=version, expected="at most 5")
+
+    def _frame(self) -> None:
+        size = self.number(8)
+        if size > len(self.data) - self.stop:
+            self.fail("the pickle ends early", found=f"a frame of {size} bytes")
+
+
+def _int(m: Machine) -> None:
+    text = m.number_text()
+    m._push(text == b"01" if text in (b"00", b"01") else int(text))
+
+
+def _quoted(m: Machine) -> None:
+    line = m.line().strip()
+    if len(line) < 2 or line[:1] != line[-1:] or line[:1] not in (b"'", b'"'):
+        m.fail("a string in the pickle has no quotes")
+    m._push(line[1:-1].decode("unicode-escape"))
+
+
+_HASHED_SOON = (Record, Global, np.integer, np.floating, np.bool_, np.character)
+
+_OPERATIONS: dict[int, Callable[[Machine], None]] = {
+    ord("("): Machine._mark,
+    ord("0"): Machine._pop,
+    ord("1"): lambda m: m._to_mark().clear(),
+    ord("2"): lambda m: m._push(m._stack[-1]),
+    ord("F"): lambda m: m._push(float(m.number_text())),
+    ord("G"): lambda m: m._push(struct.unpack(">d", m.take(8))[0]),
+    ord("I"): _int,
+    ord("J"): lambda m: m._push(m.number(4, signed=True)),
+    ord("K"): lambda m: m._push(m.number(1)),
+    ord("L"): lambda m: m._push(int(m.number_text().rstrip(b"L"))),
+    ord("M"): lambda m: m._push(m.number(2)),
+    0x8A: lambda m: m._long(m.number(1)),
+    0x8B: lambda m: m._long(m.number(4)),
+    ord("N"): lambda m: m._push(None),
+    0x88: lambda m: m._push(True),
+    0x89: lambda m: m._push(False),
+    ord("S"): _quoted,
+    ord("T"): lambda m: m._string(m.number(4), "latin-1"),
+    ord("U"): lambda m: m._string(m.number(1), "latin-1"),
+    ord("V"): lambda m: m._push(m.line().decode("raw-unicode-escape")),
+    ord("X"): lambda m: m._string(m.number(4), "utf-8"),
+    0x8C: lambda m: m._string(m.number(1), "utf-8"),
+    0x8D: lambda m: m._string(m.number(8), "utf-8"),
+    ord("B"): lambda m: m._string(m.number(4), None),
+    ord("C"): lambda m: m._string(m.number(1), None),
+    0x8E: lambda m: m._string(m.number(8), None),
+    0x96: lambda m: m._string(m.number(8), None),
+    ord("]"): lambda m: m._push([]),
+    ord("l"): lambda m: m._push(m._to_mark()),
+    ord("a"): lambda m: m._append([m._stack.pop()]),
+    ord("e"): lambda m: m._append(m._to_mark()),
+    ord("}"): lambda m: m._push({}),
+    ord("d"): Machine._dict,
+    ord("s"): Machine._set_item,
+    ord("u"): lambda m: m._set_items(m._to_mark()),
+    ord(")"): lambda m: m._push(()),
+    ord("t"): lambda m: m._push(tuple(m._to_mark())),
+    0x85: lambda m: m._tuple(1),
+    0x86: lambda m: m._tuple(2),
+    0x87: lambda m: m._tuple(3),
+    0x8F: lambda m: m._push(set()),
+    0x90: Machine._add_items,
+    0x91: lambda m: m._push(frozenset([m.key(item) for item in m._to_mark()])),
+    ord("g"): lambda m: m._push(m._memo[int(m.number_text())]),
+    ord("h"): lambda m: m._push(m._memo[m.number(1)]),
+    ord("j"): lambda m: m._push(m._memo[m.number(4)]),
+    ord("p"): lambda m: m._put(int(m.number_text())),
+    ord("q"): lambda m: m._put(m.number(1)),
+    ord("r"): lambda m: m._put(m.number(4)),
+    0x94: lambda m: m._put(len(m._memo)),
+    ord("c"): lambda m: m._push(m._global_of_lines()),
+    0x93: Machine._stack_global,
+    ord("R"): Machine._reduce,
+    ord("i"): Machine._instance,
+    ord("o"): Machine._object,
+    0x81: Machine._new_object,
+    0x92: Machine._new_object_with_keywords,
+    ord("b"): Machine._build,
+    ord("P"): lambda m: m._persist(m.line().decode()),
+    ord("Q"): lambda m: m._persist(m._stack.pop()),
+    0x82: lambda m: m._extension(1),
+    0x83: lambda m: m._extension(2),
+    0x84: lambda m: m._extension(4),
+    0x80: Machine._protocol,
+    0x95: Machine._frame,
+    0x97: Machine._buffer,
+    0x98: Machine._buffer,
+}

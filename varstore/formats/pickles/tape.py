@@ -1,0 +1,59 @@
+"""The bytes of a pickle, read forward; no length that they state leads behind their end."""
+
+from __future__ import annotations
+
+from typing import Any, NoReturn
+
+from varstore.errors import FormatError
+from varstore.formats.binary.source import Mapped
+
+__all__ = ["Tape"]
+
+_LONGEST_NUMBER_TEXT = 4096
+
+
+class Tape:
+    """A pickle from `start` on: `stop` is the next byte, `at` where the current opcode stands."""
+
+    def __init__(self, data: Mapped, path: str, start: int) -> None:
+        self.data = data
+        self.path = path
+        self.at = start
+        self.stop = start
+
+    def fail(self, problem: str, **facts: Any) -> NoReturn:
+        """Raise a FormatError that names the file and the byte."""
+        raise FormatError(problem, path=self.path, field=f"byte {self.at}", **facts)
+
+    def skip(self, size: int) -> int:
+        """Pass over so many bytes and return where they begin."""
+        start = self.stop
+        if size > len(self.data) - start:
+            self.fail("the pickle ends early", found=f"{size} bytes announced, {len(self.data) - start} there")
+        self.stop = start + size
+        return start
+
+    def take(self, size: int) -> bytes:
+        """Return the next bytes."""
+        start = self.skip(size)
+        return self.data[start : start + size]
+
+    def number(self, size: int, *, signed: bool = False) -> int:
+        """Return the next bytes as a little-endian integer."""
+        return int.from_bytes(self.take(size), "little", signed=signed)
+
+    def line(self) -> bytes:
+        """Return the next line, without its end."""
+        end = self.data.find(b"\n", self.stop)
+        if end < 0:
+            self.fail("the pickle ends within a line")
+        line = self.take(end - self.stop)
+        self.stop += 1
+        return line
+
+    def number_text(self) -> bytes:
+        """Return the next line, which is to be a number."""
+        line = self.line().strip()
+        if len(line) > _LONGEST_NUMBER_TEXT:
+            self.fail("a number of this length is no data", found=f"{len(line)} digits")
+        return line

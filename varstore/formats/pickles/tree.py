@@ -1,0 +1,172 @@
+"""From what the pickle machine left to the tree that readers return: plain containers, arrays at the leaves.
+
+Everything that is walked later is bounded here: the tree is not deeper than `DEEPEST`, has no cycle, and
+has no more nodes than its pickle has bytes even where the same list stands in it a thousand times. Shared
+objects stay shared. What is not plain data and not the format's own is refused by name.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable, Iterator
+from typing import Any, NoReturn
+
+import numpy as np
+
+from varstore.errors import FormatError
+from varstore.formats.opened import LazyArray
+from varstore.formats.pickles.machine import Machine, Opaque, Record
+from varstore.formats.pickles.names import Global, Span, show
+
+__all__ = ["DEEPEST", "Leaf", "module_state", "plain_tree"]
+
+DEEPEST = 100
+_FEWEST = 65536
+_SCALARS = (type(None), bool, int, float, complex, str, bytes, slice, np.generic, LazyArray)
+
+Leaf = Callable[[Any], Any]
+"""Turn a format's `Record` into an array, plain data or more records; NotImplemented for what it does not know."""
+
+
+def plain_tree(root: Any, machine: Machine, leaf: Leaf) -> Any:
+    """Return the tree under `root`, what `machine` built.
+
+    Raises:
+        UnsafeContent: an object of an unknown class is in it, or the pickle named something unknown.
+        FormatError: it is deeper than 100, has a cycle, or repeats itself out of proportion.
+    """
+    tree = _Walk(machine, leaf).node(root, 0)[0]
+    machine.refuse_unclaimed()
+    return tree
+
+
+class _Walk:
+    """One conversion; `node` returns the converted value, its number of nodes and its height."""
+
+    def __init__(self, machine: Machine, leaf: Leaf) -> None:
+        self._machine = machine
+        self._leaf = leaf
+        self._most = max(_FEWEST, len(machine.data))
+        self._done: dict[int, tuple[Any, int, int]] = {}
+        self._kept: list[Any] = []
+        self._open: set[int] = set()
+        self._claimed: set[int] = set()
+
+    def node(self, value: Any, depth: int) -> tuple[Any, int, int]:
+        if isinstance(value, _SCALARS):
+            return value, 1, 0
+        identity = id(value)
+        known = self._done.get(identity)
+        if known is None:
+            if identity in self._open:
+                self._fail("the object contains itself")
+            self._open.add(identity)
+            known = self._done[identity] = self._convert(value, depth)
+            self._open.discard(identity)
+            self._kept.append(value)  # so that no other object takes its identity
+        if depth + known[2] > DEEPEST:
+            self._fail(f"the object is nested deeper than {DEEPEST}")
+        if known[1] > self._most:
+            self._fail("the object repeats itself out of proportion to its file")
+        return known
+
+    def _convert(self, value: Any, depth: int) -> tuple[Any, int, int]:
+        if depth > DEEPEST:
+            self._fail(f"the object is nested deeper than {DEEPEST}")
+        if isinstance(value, Span):
+            return self._machine.plain(value), 1, 0
+        if isinstance(value, dict):
+            return self._dict(value, depth)
+        if isinstance(value, (list, tuple)):
+            items, count, height = self._items(value, depth)
+            return (items if isinstance(value, list) else tuple(items)), count, height
+        if isinstance(value, (set, frozenset)):
+            items, count, height = self._items(sorted(value, key=repr), depth)
+            return type(value)(items), count, height
+        if isinstance(value, Global) and value.entry is not None:
+            return str(value), 1, 0
+        return self._record(value, depth)
+
+    def _record(self, value: Any, depth: int) -> tuple[Any, int, int]:
+        plain = self._leaf(value)
+        if plain is NotImplemented:
+            if isinstance(value, Opaque):
+                self._machine.refuse(f"would make {show(value)}", offset=value.offset)
+            if isinstance(value, Global):
+                self._machine.refuse(f"would import {value}", offset=value.offset)
+            self._machine.refuse(f"has {show(value)} where data should be")
+        if isinstance(value, Opaque):
+            self._claim(value)
+        return self.node(plain, depth + 1)
+
+    def _dict(self, value: dict[Any, Any], depth: int) -> tuple[Any, int, int]:
+        for key in value:
+            if any(isinstance(part, (Record, Global)) for part in (key if isinstance(key, tuple) else (key,))):
+                self._fail(f"a dict has {show(key)} as a key")
+        items, count, height = self._items(value.values(), depth)
+        kind = OrderedDict if isinstance(value, OrderedDict) else dict
+        return kind(zip(value, items, strict=True)), count, height
+
+    def _items(self, values: Any, depth: int) -> tuple[list[Any], int, int]:
+        items, count, height = [], 1, 0
+        for value in values:
+            item, item_count, item_height = self.node(value, depth + 1)
+            items.append(item)
+            count += item_count
+            height = max(height, item_height + 1)
+        return items, count, height
+
+    def _claim(self, module: Opaque) -> None:
+        """Claim every name below a module: they were classes and functions of its code, and stay inert."""
+        waiting: list[Any] = [module]
+        while waiting:
+            value = waiting.pop()
+            if isinstance(value, _SCALARS) or id(value) in self._claimed:
+                continue
+            self._claimed.add(id(value))
+            if isinstance(value, Global):
+                value.claimed = True
+            elif isinstance(value, Opaque):
+                waiting += [value.type, value.state]
+            elif isinstance(value, dict):
+                waiting += [*value, *value.values()]
+            elif isinstance(value, (list, tuple, set, frozenset)):
+                waiting += value
+
+    def _fail(self, problem: str) -> NoReturn:
+        raise FormatError(problem, path=self._machine.path, hint="this is no checkpoint that a framework writes")
+
+
+def module_state(module: Opaque, machine: Machine) -> OrderedDict[str, Any] | None:
+    """Return the state dict of a pickled torch or oneflow module, None when it is none.
+
+    Its parameters, buffers and submodules in their order, as `Module.state_dict` does.
+    """
+    if not _is_module(module):
+        return None
+    return OrderedDict(_variables(module, "", machine, 0))
+
+
+def _is_module(value: Any) -> bool:
+    state = value.state if isinstance(value, Opaque) else None
+    return isinstance(state, dict) and all(
+        isinstance(state.get(part), dict) for part in ("_parameters", "_buffers", "_modules")
+    )
+
+
+def _variables(module: Opaque, prefix: str, machine: Machine, depth: int) -> Iterator[tuple[str, Any]]:
+    if depth > DEEPEST:
+        machine.fail(f"modules are nested deeper than {DEEPEST}")
+    state = module.state
+    temporary = state.get("_non_persistent_buffers_set", ())
+    for part in ("_parameters", "_buffers"):
+        for name, value in state[part].items():
+            machine.charge(1 + len(prefix))
+            if value is not None and not (part == "_buffers" and name in temporary):
+                yield f"{prefix}{name}", value
+    for name, child in state["_modules"].items():
+        machine.charge(1 + len(prefix))
+        if _is_module(child):
+            yield from _variables(child, f"{prefix}{name}.", machine, depth + 1)
+        elif child is not None:
+            machine.refuse(f"has {show(child)} among the modules of {module.type}")

@@ -1,0 +1,170 @@
+"""What PyTorch's pickles may name, and what becomes of it (torch/_utils.py and torch/storage.py, 2.13)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from varstore.errors import UnsafeContent, UnsupportedDtype
+from varstore.formats.binary.source import Read
+from varstore.formats.opened import LazyArray
+from varstore.formats.pickles.arrays import PLAIN, Array
+from varstore.formats.pickles.machine import Machine, Opaque
+from varstore.formats.pickles.names import Constructor, Global, Table, show
+from varstore.formats.pickles.tree import module_state
+from varstore.formats.torch.tensors import DTYPES, STORAGES, Storage, StorageClass, Storages, whole_storage
+
+__all__ = ["storage_identity", "torch_leaf", "torch_table"]
+
+_OTHER_NAMES = {
+    "half": "float16",
+    "float": "float32",
+    "double": "float64",
+    "short": "int16",
+    "int": "int32",
+    "long": "int64",
+    "cfloat": "complex64",
+    "cdouble": "complex128",
+    "chalf": "complex32",
+}
+
+
+def storage_identity(identity: Any, size: int, path: str) -> Any:
+    """Return the parts of a persistent id, which can only be a storage's.
+
+    Raises:
+        UnsafeContent: it is something else.
+    """
+    if type(identity) is not tuple or len(identity) != size or identity[0] != "storage":
+        raise UnsafeContent("this persistent id is no storage's", path=path, found=show(identity, most=6))
+    return identity
+
+
+def torch_leaf(machine: Machine, read: Read) -> Callable[[Any], Any]:
+    """Return what turns the records of a torch pickle into arrays and state dicts, for `plain_tree`."""
+
+    def leaf(value: Any) -> Any:
+        if type(value) is Storage:
+            return whole_storage(value)
+        if type(value) is Array:
+            return value.lazy(read)
+        if type(value) is Opaque and (state := module_state(value, machine)) is not None:
+            return state
+        return NotImplemented
+
+    return leaf
+
+
+def torch_table(storages: Storages) -> Table:
+    """Return the allow-list of PyTorch's pickles, whose tensors view these storages."""
+
+    def tensor(_m: Machine, storage: Any, offset: Any, shape: Any, stride: Any, *rest: Any) -> LazyArray:
+        return storages.view(storage, offset, shape, stride, None, rest[2] if len(rest) > 2 else None)
+
+    def typed(_m: Machine, storage: Any, offset: Any, shape: Any, stride: Any, *rest: Any) -> LazyArray:
+        return storages.view(storage, offset, shape, stride, _dtype_of(_m, rest[2]), rest[3] if rest[3:] else None)
+
+    def quantised(_m: Machine, storage: Any, offset: Any, shape: Any, stride: Any, scheme: Any, *_: Any) -> LazyArray:
+        values = storages.view(storage, offset, shape, stride, None)
+        names = {3: ("qscheme", "scale", "zero_point"), 4: ("qscheme", "scales", "zero_points", "axis")}[len(scheme)]
+        if any(type(part) not in (int, float, LazyArray) for part in scheme[1:]):
+            _m.fail("a scheme of quantisation is numbers", found=show(scheme, most=4))
+        attributes = dict(zip(names, (show(scheme[0]), *scheme[1:]), strict=True))
+        return LazyArray(values.shape, values.dtype, values.read, attributes)
+
+    utils: dict[str, Callable[..., Any]] = {
+        "_rebuild_tensor": tensor,
+        "_rebuild_tensor_v2": tensor,
+        "_rebuild_tensor_v3": typed,
+        "_rebuild_qtensor": quantised,
+        "_rebuild_sparse_tensor": _sparse,
+        "_rebuild_parameter": _first,
+        "_rebuild_parameter_with_state": _first,
+    }
+    return _TABLE | {("torch._utils", name): Constructor(call=call) for name, call in utils.items()}
+
+
+def _dtype_of(machine: Machine, value: Any) -> np.dtype[Any]:
+    if type(value) is Global and isinstance(value.entry, np.dtype):
+        return value.entry
+    raise UnsupportedDtype(
+        "numpy has no such type", path=machine.path, found=show(value), hint="convert the tensor before saving it"
+    )
+
+
+def _first(_m: Machine, tensor: Any, *_: Any) -> Any:
+    return tensor
+
+
+def _subclass(machine: Machine, function: Any, kind: Any, arguments: Any, _state: Any = None) -> Any:
+    if isinstance(kind, Global):
+        kind.claimed = True  # the class of the tensor; its values are all that is kept
+    return machine.call(function, arguments)
+
+
+_SPARSE = {
+    "torch.sparse_coo": ("indices", "values", "size", "is_coalesced"),
+    "torch.sparse_csr": ("crow_indices", "col_indices", "values", "size"),
+    "torch.sparse_csc": ("ccol_indices", "row_indices", "values", "size"),
+    "torch.sparse_bsr": ("crow_indices", "col_indices", "values", "size"),
+    "torch.sparse_bsc": ("ccol_indices", "row_indices", "values", "size"),
+}
+
+
+def _sparse(machine: Machine, layout: Any, data: Any) -> dict[str, Any]:
+    names = _SPARSE.get(layout) if isinstance(layout, str) else None
+    if names is None or type(data) is not tuple or len(data) > len(names):
+        machine.fail("a sparse tensor of an unknown layout", found=show(layout))
+    return {"layout": layout, **dict(zip(names, data, strict=False))}
+
+
+def _size(machine: Machine, extents: Any = ()) -> tuple[Any, ...]:
+    machine.charge(len(extents))
+    return tuple(extents)
+
+
+def _device(_m: Machine, kind: Any, index: Any = None) -> str:
+    return show(kind).strip("'") if index is None else f"{show(kind)}:{show(index)}".replace("'", "")
+
+
+def _layout(machine: Machine, name: Any) -> str:
+    if type(name) is not str:
+        machine.fail("a layout without a name", found=show(name))
+    return name
+
+
+_TABLE: dict[tuple[str, str], Any] = {
+    **PLAIN,
+    **{("torch", name): dtype for name, dtype in DTYPES.items()},
+    **{("torch", name): DTYPES[other] for name, other in _OTHER_NAMES.items()},
+    **{
+        (module, name): StorageClass(DTYPES[dtype] if dtype else None)
+        for name, dtype in STORAGES.items()
+        for module in ("torch", "torch.storage", "torch.cuda")
+    },
+    **{
+        ("torch", name): f"torch.{name}"
+        for name in (
+            *(
+                "strided",
+                "sparse_coo",
+                "sparse_csr",
+                "sparse_csc",
+                "sparse_bsr",
+                "sparse_bsc",
+                "qint8",
+                "quint8",
+                "qint32",
+            ),
+            *("per_tensor_affine", "per_channel_affine", "per_tensor_symmetric", "per_channel_symmetric", "Tensor"),
+        )
+    },
+    ("torch.nn.parameter", "Parameter"): "torch.nn.parameter.Parameter",
+    ("torch.nn.parameter", "Buffer"): "torch.nn.parameter.Buffer",
+    ("torch", "Size"): Constructor(call=_size),
+    ("torch", "device"): Constructor(call=_device),
+    ("torch.serialization", "_get_layout"): Constructor(call=_layout),
+    ("torch._tensor", "_rebuild_from_type_v2"): Constructor(call=_subclass),
+}

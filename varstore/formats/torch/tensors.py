@@ -1,0 +1,232 @@
+"""PyTorch's storages, and tensors as lazy views of them.
+
+A tensor is a storage, an offset, a shape and strides in elements. Reading one fetches the bytes between its
+first and its last element, in blocks where they are not in order, and returns them in C order. Equal views
+are one array, so that tied tensors stay tied.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+
+from varstore.errors import FormatError, SizeMismatch, UnsafeContent
+from varstore.formats.binary.source import MOST_DIMENSIONS, Read, count_elements
+from varstore.formats.opened import LazyArray
+from varstore.formats.pickles.machine import Record
+from varstore.formats.pickles.names import Global, show
+
+__all__ = ["DTYPES", "STORAGES", "Complex32", "Storage", "StorageClass", "Storages", "whole_storage"]
+
+_BLOCK = 1 << 26
+_EXPANDED = 1 << 26
+_LONGEST = 1 << 58
+
+Complex32 = np.dtype((np.float16, (2,)))
+"""torch's complex32: two halves, read as float16 with a last axis (real, imaginary)."""
+
+DTYPES: dict[str, np.dtype[Any]] = {
+    **{
+        dtype.name: dtype
+        for dtype in (
+            *map(np.dtype, (np.uint8, np.uint16, np.uint32, np.uint64, np.int8, np.int16, np.int32, np.int64)),
+            *map(np.dtype, (np.float16, np.float32, np.float64, np.complex64, np.complex128, np.bool_)),
+            *map(np.dtype, (ml_dtypes.bfloat16, ml_dtypes.float8_e4m3fn, ml_dtypes.float8_e4m3fnuz)),
+            *map(np.dtype, (ml_dtypes.float8_e5m2, ml_dtypes.float8_e5m2fnuz, ml_dtypes.float8_e8m0fnu)),
+        )
+    },
+    "complex32": Complex32,
+}
+"""torch's name of a type -> numpy's."""
+
+STORAGES: dict[str, str | None] = {
+    "FloatStorage": "float32",
+    "DoubleStorage": "float64",
+    "HalfStorage": "float16",
+    "BFloat16Storage": "bfloat16",
+    "LongStorage": "int64",
+    "IntStorage": "int32",
+    "ShortStorage": "int16",
+    "CharStorage": "int8",
+    "ByteStorage": "uint8",
+    "BoolStorage": "bool",
+    "ComplexFloatStorage": "complex64",
+    "ComplexDoubleStorage": "complex128",
+    "QInt8Storage": "int8",
+    "QUInt8Storage": "uint8",
+    "QInt32Storage": "int32",
+    "UntypedStorage": None,
+}
+"""Class of storage -> torch's name of its type; the untyped one counts bytes."""
+
+
+class Storage(Record):
+    """Memory that a file keeps: `size` bytes, read through `read` once it is known where they lie."""
+
+    __slots__ = ("dtype", "key", "path", "read", "size", "swapped")
+
+    def __init__(self, path: str, key: str, dtype: np.dtype[Any] | None, count: int) -> None:
+        self.path = path
+        self.key = key
+        self.dtype = dtype
+        self.size = count * (1 if dtype is None else dtype.itemsize)
+        self.swapped = False
+        self.read: Read = self._missing
+
+    def _missing(self, _offset: int, _size: int) -> np.ndarray:
+        raise FormatError("the file does not hold this storage", path=self.path, field=f"storage {self.key}")
+
+
+class Storages:
+    """The storages that one file's pickle mentions; `find` makes each of them once."""
+
+    def __init__(self, path: str, most: int) -> None:
+        self.path = path
+        self.most = max(_EXPANDED, 4 * most)
+        self.found: dict[tuple[str, Any, int], Storage] = {}
+        self._views: dict[tuple[Any, ...], LazyArray] = {}
+
+    def find(self, kind: Any, key: Any, count: Any) -> Storage:
+        """Return the storage of this class, key and number of elements.
+
+        Raises:
+            FormatError: they are not a class of storage, text and a natural number.
+        """
+        name = kind.entry if type(kind) is Global else None
+        if (
+            type(name) is not StorageClass
+            or type(key) is not str
+            or type(count) is not int
+            or not 0 <= count < _LONGEST
+        ):
+            raise UnsafeContent(
+                "this persistent id is no storage's", path=self.path, found=show((kind, key, count), most=3)
+            )
+        identity = (key, name.dtype, count)
+        if identity not in self.found:
+            self.found[identity] = Storage(self.path, key, name.dtype, count)
+        return self.found[identity]
+
+    def view(
+        self, storage: Any, offset: Any, shape: Any, stride: Any, dtype: np.dtype[Any] | None, marks: Any = None
+    ) -> LazyArray:
+        """Return a tensor; `dtype` None is the storage's own, `marks` are torch's lazy {"conj", "neg"}.
+
+        Raises:
+            SizeMismatch: an element lies outside of the storage.
+            FormatError: shape, strides or offset are not natural numbers.
+        """
+        kind = storage.dtype if type(storage) is Storage and dtype is None else dtype
+        if type(storage) is not Storage or kind is None or type(shape) is not tuple or type(stride) is not tuple:
+            raise FormatError("this tensor has no storage, type or shape", path=self.path, found=show(storage))
+        numbers = (offset, *shape, *stride)
+        if len(shape) != len(stride) or any(type(part) is not int or part < 0 for part in numbers):
+            raise FormatError(
+                "a tensor's shape and strides are natural numbers, one a dimension",
+                path=self.path,
+                found=show((offset, shape, stride), most=3),
+            )
+        todo = tuple(mark for mark in _LATE if isinstance(marks, dict) and marks.get(mark))
+        identity = (id(storage), offset, shape, stride, kind, todo)
+        if identity not in self._views:
+            self._check(storage, offset, shape, stride, kind)
+            self._views[identity] = _lazy_view(storage, offset, shape, stride, kind, todo)
+        return self._views[identity]
+
+    def _check(
+        self, storage: Storage, offset: int, shape: tuple[int, ...], stride: tuple[int, ...], kind: np.dtype[Any]
+    ) -> None:
+        count = count_elements(shape, kind.itemsize, path=self.path)
+        reach = offset + sum((extent - 1) * step for extent, step in zip(shape, stride, strict=True)) + 1
+        if count and reach * kind.itemsize > storage.size:
+            raise SizeMismatch(
+                "a tensor reaches out of its storage",
+                path=self.path,
+                field=f"storage {storage.key[:40]!r}",
+                found=f"{show((offset, shape, stride), most=MOST_DIMENSIONS)} (offset, shape, strides) of {kind}",
+                expected=f"at most {storage.size} bytes",
+            )
+        if count * kind.itemsize > max(self.most, storage.size):
+            raise UnsafeContent(
+                "a tensor repeats its storage out of proportion to the file",
+                path=self.path,
+                field=f"storage {storage.key[:40]!r}",
+                found=f"{show((shape, stride), most=MOST_DIMENSIONS)} (shape, strides)",
+            )
+
+
+_LATE: dict[str, Callable[..., np.ndarray]] = {"conj": np.conjugate, "neg": np.negative}
+
+
+def _lazy_view(
+    storage: Storage,
+    offset: int,
+    shape: tuple[int, ...],
+    stride: tuple[int, ...],
+    kind: np.dtype[Any],
+    todo: tuple[str, ...],
+) -> LazyArray:
+    plain = kind.base
+    stride = tuple(step if extent > 1 else 0 for extent, step in zip(shape, stride, strict=True))
+    if kind.shape:
+        shape, stride, offset = (*shape, *kind.shape), (*(2 * step for step in stride), 1), 2 * offset
+
+    def fetch() -> np.ndarray:
+        dtype = plain.newbyteorder(">") if storage.swapped else plain
+        values = _gather(storage.read, offset, shape, stride, dtype)
+        for mark in todo:
+            values = _LATE[mark](values)
+        return values
+
+    return LazyArray(shape, plain, fetch)
+
+
+def _gather(
+    read: Read, offset: int, shape: tuple[int, ...], stride: tuple[int, ...], dtype: np.dtype[Any]
+) -> np.ndarray:
+    """Return a strided view in C order, reading at most its own size plus a block of 64 MiB."""
+    if 0 in shape:
+        return np.empty(shape, dtype)
+    reach = sum((extent - 1) * step for extent, step in zip(shape, stride, strict=True)) + 1
+    start, size = offset * dtype.itemsize, reach * dtype.itemsize
+    if _in_order(shape, stride):
+        return read(start, size).view(dtype).reshape(shape)
+    axis = max(range(len(shape)), key=stride.__getitem__)
+    rows = max(1, _BLOCK // (stride[axis] * dtype.itemsize or 1))
+    if rows >= shape[axis] or size <= _BLOCK:
+        raw = read(start, size).view(dtype)
+        view = np.lib.stride_tricks.as_strided(raw, shape, [step * dtype.itemsize for step in stride])
+        return np.ascontiguousarray(view)
+    values = np.empty(shape, dtype)
+    for row in range(0, shape[axis], rows):
+        part = min(rows, shape[axis] - row)
+        piece = _gather(read, offset + row * stride[axis], (*shape[:axis], part, *shape[axis + 1 :]), stride, dtype)
+        values[(slice(None),) * axis + (slice(row, row + part),)] = piece
+    return values
+
+
+def _in_order(shape: tuple[int, ...], stride: tuple[int, ...]) -> bool:
+    expected = 1
+    for extent, step in zip(reversed(shape), reversed(stride), strict=True):
+        if extent != 1 and step != expected:
+            return False
+        expected *= extent
+    return True
+
+
+class StorageClass:
+    """What a storage's class stands for; `dtype` is None for the untyped one."""
+
+    __slots__ = ("dtype",)
+
+    def __init__(self, dtype: np.dtype[Any] | None) -> None:
+        self.dtype = dtype
+
+
+def whole_storage(storage: Storage) -> LazyArray:
+    """Return a storage that stands alone as a flat array of its type, bytes where it has none."""
+    kind = storage.dtype or np.dtype(np.uint8)
+    return _lazy_view(storage, 0, (storage.size // kind.itemsize,), (1,), kind, ())

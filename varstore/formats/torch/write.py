@@ -1,0 +1,94 @@
+"""Write PyTorch's zip format: a pickle of protocol 2 and a stored member for each storage, 64-byte aligned.
+
+That is what `torch.load` takes with weights_only and with mmap (torch/serialization.py, 2.13). Tensors are
+fetched one at a time; tensors that share memory share a storage.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import struct
+import zipfile
+from collections import OrderedDict
+from typing import Any, BinaryIO
+
+import numpy as np
+
+from varstore.formats.pickles.emit import Emitter, Named, Persistent
+from varstore.formats.state.flat import fetch_plain
+from varstore.formats.state.nested import nested_state
+from varstore.formats.torch.tensors import DTYPES, STORAGES
+from varstore.storage.appearing import replacing
+from varstore.values.arrays import LateArray
+
+__all__ = ["write"]
+
+_ALIGNMENT = 64
+_PADDING = 0x4246  # the extra field that torch itself pads with
+_LOCAL_HEADER = 30
+_WIDE_EXTRA = 20
+_BLOCK = 1 << 22
+_DATE = (1980, 1, 1, 0, 0, 0)
+
+_NAMES = {dtype: name for name, dtype in DTYPES.items()}
+_CLASSES = {DTYPES[dtype]: name for name, dtype in STORAGES.items() if dtype and not name.startswith("Q")}
+
+
+def write(path: str | os.PathLike[str], state: Any) -> None:
+    """Write a mapping or nested state as a file that `torch.load` reads; the file appears whole or not at all.
+
+    Raises:
+        UsageError: a value that is neither tensor, scalar nor container of them.
+        UnsupportedDtype: a tensor of a type that torch lacks.
+        StorageError: the operating system refused.
+    """
+    tree = nested_state(state, format="torch", accept=lambda dtype: _native(dtype) in _NAMES)
+    storages: list[LateArray] = []
+    pickled = io.BytesIO()
+
+    def tensor(emitter: Emitter, array: LateArray) -> None:
+        _emit_tensor(emitter, array, str(len(storages)))
+        storages.append(array)
+
+    Emitter(pickled, 2, tensor).pickle(tree)
+    with replacing(os.fspath(path)) as file, zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:
+        _member(archive, file, "data.pkl", np.frombuffer(pickled.getvalue(), np.uint8))
+        for name, text in ((".format_version", "1"), (".storage_alignment", str(_ALIGNMENT)), ("byteorder", "little")):
+            _member(archive, file, name, np.frombuffer(text.encode(), np.uint8))
+        for key, array in enumerate(storages):
+            _member(archive, file, f"data/{key}", fetch_plain(f"storage {key}", array).reshape(-1).view(np.uint8))
+        _member(archive, file, "version", np.frombuffer(b"3\n", np.uint8))
+
+
+def _native(dtype: np.dtype[Any]) -> np.dtype[Any]:
+    return dtype.newbyteorder("=")
+
+
+def _emit_tensor(emitter: Emitter, array: LateArray, key: str) -> None:
+    dtype = _native(array.dtype)
+    strides, step = [], 1
+    for extent in reversed(array.shape):
+        strides.append(step)
+        step *= max(extent, 1)
+    view: tuple[Any, ...] = (0, tuple(array.shape), tuple(reversed(strides)), False, OrderedDict())
+    count = array.nbytes // dtype.itemsize
+    if dtype in _CLASSES:
+        storage = Persistent(("storage", Named("torch", _CLASSES[dtype]), key, "cpu", count))
+        emitter.call(Named("torch._utils", "_rebuild_tensor_v2"), storage, *view)
+    else:
+        storage = Persistent(("storage", Named("torch.storage", "UntypedStorage"), key, "cpu", array.nbytes))
+        emitter.call(Named("torch._utils", "_rebuild_tensor_v3"), storage, *view, Named("torch", _NAMES[dtype]))
+
+
+def _member(archive: zipfile.ZipFile, file: BinaryIO, name: str, data: np.ndarray) -> None:
+    """Write one stored member whose content begins at a multiple of 64 bytes."""
+    info = zipfile.ZipInfo(f"archive/{name}", _DATE)
+    info.file_size = data.size
+    wide = data.size * 1.05 > zipfile.ZIP64_LIMIT
+    position = file.tell() + _LOCAL_HEADER + len(info.filename) + (_WIDE_EXTRA if wide else 0) + 4
+    fill = -position % _ALIGNMENT
+    info.extra = struct.pack("<2H", _PADDING, fill) + b"Z" * fill
+    with archive.open(info, "w", force_zip64=wide) as member:
+        for start in range(0, data.size, _BLOCK):
+            member.write(data[start : start + _BLOCK].data)

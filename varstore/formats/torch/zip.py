@@ -1,0 +1,79 @@
+"""PyTorch's zip format: ``data.pkl`` and a member for each storage, below one folder of any name.
+
+Members may be deflated, and their CRCs wrong, as in files that `torch.load` takes.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from varstore.errors import FormatError, UnsafeContent
+from varstore.formats.binary.source import Read, Source
+from varstore.formats.binary.zipped import Zip
+from varstore.formats.opened import ForeignCheckpoint
+from varstore.formats.pickles.machine import Machine
+from varstore.formats.pickles.tree import plain_tree
+from varstore.formats.torch.names import storage_identity, torch_leaf, torch_table
+from varstore.formats.torch.tensors import Storage, Storages
+
+__all__ = ["read_zip"]
+
+_FREE, _MOST_EXPANSION = 1 << 20, 64
+"""Pickles above `_FREE` bytes may be no more than so many times what they are packed into."""
+
+
+def read_zip(source: Source, base: int = 0, size: int | None = None) -> ForeignCheckpoint:
+    """Read the zip format where it lies in a file."""
+    archive = Zip(source, base, size)
+    roots = [
+        name[: -len("data.pkl")] for name in archive.members if name.count("/") == 1 and name.endswith("/data.pkl")
+    ]
+    if len(roots) != 1:
+        raise FormatError(
+            "this zip file is not PyTorch's", path=source.path, found=f"{len(roots)} data.pkl", expected="one"
+        )
+    root = roots[0]
+    if f"{root}constants.pkl" in archive.members:
+        raise FormatError(
+            "this is a TorchScript program, which is not read",
+            path=source.path,
+            hint="save its state_dict() with torch.save",
+        )
+    pickled = archive.members[f"{root}data.pkl"]
+    if pickled.size > _FREE + _MOST_EXPANSION * pickled.packed:
+        raise UnsafeContent("the pickle in this file is a bomb", path=source.path, found=f"{pickled.size} bytes")
+    data = archive.read(pickled.name).tobytes()
+    storages = Storages(source.path, source.size)
+
+    def persistent(identity: Any) -> Storage:
+        _kind, kind, key, _location, count = storage_identity(identity, 5, source.path)
+        return storages.find(kind, key, count)
+
+    machine = Machine(data, path=source.path, table=torch_table(storages), persistent=persistent, opaque=True)
+    root_object = machine.run()
+    order = f"{root}byteorder"
+    swapped = order in archive.members and archive.read(order, 0, 3).tobytes() == b"big"
+    for storage in storages.found.values():
+        _locate(storage, archive, f"{root}data/{storage.key}", swapped)
+    tree = plain_tree(root_object, machine, torch_leaf(machine, _reader(data)))
+    return ForeignCheckpoint(source.path, "torch", tree)
+
+
+def _locate(storage: Storage, archive: Zip, name: str, swapped: bool) -> None:
+    member = archive.members.get(name)
+    if member is None or member.size != storage.size:
+        raise FormatError(
+            "a storage is not of the size that its tensors state",
+            path=storage.path,
+            field=f"storage {storage.key[:40]!r}",
+            found="none" if member is None else f"{member.size} bytes",
+            expected=f"{storage.size} bytes",
+        )
+    storage.swapped = swapped
+    storage.read = lambda offset, size: archive.read(name, offset, size)
+
+
+def _reader(data: bytes) -> Read:
+    return lambda offset, size: np.frombuffer(data, np.uint8, size, offset).copy()

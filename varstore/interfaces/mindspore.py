@@ -1,0 +1,338 @@
+"""MindSpore's checkpoint interface, with its exact semantics (mindspore/train/callback/_checkpoint.py, 2.10).
+
+What differs is what lies on the disk: a complete checkpoint directory ``PREFIX-EPOCH_STEP`` in place of a file of
+that name, and the one that has to go is deleted after the new one is complete, not before.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import numpy as np
+
+from varstore.disk.read.checkpoint import open_checkpoint
+from varstore.disk.save.staging import discard
+from varstore.errors import UsageError, VariableMismatch, VarstoreError
+from varstore.model.store import load, save
+from varstore.training.series import KEY, time_of
+
+__all__ = ["CheckpointConfig", "ModelCheckpoint", "load_checkpoint", "load_param_into_net"]
+
+_MINUTE = 60
+_FLOATS = {"float16", "float32", "float64", "bfloat16"}
+_INTS = {"int8", "int16", "int32", "int64"}
+
+
+class WrongType(UsageError, TypeError):
+    """An argument of another type, which MindSpore calls a TypeError."""
+
+
+class CheckpointConfig:
+    """When `ModelCheckpoint` saves, and how many it keeps.
+
+    Steps win over seconds and the maximum over minutes; None is 0. Without a maximum or minutes one is kept;
+    without steps and seconds nothing is ever saved.
+
+    Args:
+        save_checkpoint_steps: save when so many steps have passed since the last save, and at the end.
+        save_checkpoint_seconds: save when more than so many seconds have passed, and at the end.
+        keep_checkpoint_max: keep so many, the youngest.
+        keep_checkpoint_per_n_minutes: keep the oldest of each so many minutes.
+
+    Raises:
+        UsageError: all are None or 0, or one is negative or no int.
+    """
+
+    def __init__(
+        self,
+        save_checkpoint_steps: int | None = 1,
+        save_checkpoint_seconds: int | None = 0,
+        keep_checkpoint_max: int | None = 5,
+        keep_checkpoint_per_n_minutes: int | None = 0,
+    ) -> None:
+        given = {
+            "save_checkpoint_steps": save_checkpoint_steps,
+            "save_checkpoint_seconds": save_checkpoint_seconds,
+            "keep_checkpoint_max": keep_checkpoint_max,
+            "keep_checkpoint_per_n_minutes": keep_checkpoint_per_n_minutes,
+        }
+        for name, value in given.items():
+            _check_number(name, value)
+        if not any(given.values()):
+            raise UsageError("all settings are None or 0", field="CheckpointConfig", hint="set at least one")
+        self.save_checkpoint_steps = save_checkpoint_steps
+        self.save_checkpoint_seconds = None if save_checkpoint_steps else save_checkpoint_seconds
+        self.keep_checkpoint_max = keep_checkpoint_max
+        self.keep_checkpoint_per_n_minutes = None if keep_checkpoint_max else keep_checkpoint_per_n_minutes
+        if not keep_checkpoint_max and not keep_checkpoint_per_n_minutes:
+            self.keep_checkpoint_max = 1
+
+    def get_checkpoint_policy(self) -> dict[str, int | None]:
+        """Return the settings that hold, by name."""
+        return dict(vars(self))
+
+
+def _check_number(name: str, value: object) -> None:
+    if value is None:
+        return
+    if not isinstance(value, int) or isinstance(value, bool):
+        raise WrongType("must be an int or None", field=name, found=repr(value))
+    if value < 0:
+        raise UsageError("must not be negative", field=name, found=value)
+
+
+class ModelCheckpoint:
+    """Saves the variables of a loop: call `begin`, `step_end` after each step, and `end`.
+
+    A second run with the same prefix in the same directory saves as ``PREFIX_1-…``, a third as ``PREFIX_2-…``.
+
+    Args:
+        prefix: how the checkpoints' names begin.
+        directory: where they are; the working directory unless given.
+        config: `CheckpointConfig()` unless given.
+        clock: seconds since the epoch.
+
+    Raises:
+        UsageError: the prefix is no string or holds a ``/``; the config is none.
+    """
+
+    def __init__(
+        self,
+        prefix: str = "CKP",
+        directory: str | os.PathLike[str] | None = None,
+        config: CheckpointConfig | None = None,
+        *,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        if not isinstance(prefix, str) or "/" in prefix:
+            raise UsageError("must be a string without '/'", field="prefix", found=repr(prefix))
+        if config is not None and not isinstance(config, CheckpointConfig):
+            raise WrongType("must be a CheckpointConfig", field="config", found=type(config).__name__)
+        self._directory = os.path.abspath(os.curdir if directory is None else directory)
+        os.makedirs(self._directory, exist_ok=True)
+        self._prefix = _free_prefix(self._directory, prefix)
+        self._config = config or CheckpointConfig()
+        self._clock = clock
+        self._last_time = self._last_time_for_keep = clock()
+        self._last_triggered_step = 0
+        self._latest = ""
+        self.begin()
+
+    @property
+    def latest_ckpt_file_name(self) -> str:
+        """The path of the checkpoint that was saved last; empty before."""
+        return self._latest
+
+    def begin(self) -> None:
+        """Begin a run: its steps count from one."""
+        self._steps = 0
+        self._epoch_and_step = (0, 0)
+        self._variables: Mapping[str, Any] = {}
+
+    def step_end(self, epoch: int, step: int, variables: Mapping[str, Any]) -> None:
+        """Save if it is due.
+
+        Args:
+            epoch, step: the number of the epoch and of the step in it, from one, as the checkpoint is named.
+            variables: as for `varstore.save`; `end` saves those of the last call.
+        """
+        if (epoch, step) != self._epoch_and_step:
+            earlier = self._epoch_and_step[1]
+            self._steps += step - earlier if step > earlier else step
+        self._epoch_and_step, self._variables = (epoch, step), variables
+        self._save(is_last=False)
+
+    def end(self) -> None:
+        """Save the last step, unless it was; without steps and seconds nothing is saved."""
+        self._save(is_last=True)
+
+    def _save(self, *, is_last: bool) -> None:
+        if self._steps == self._last_triggered_step or not self._is_due(is_last):
+            return
+        epoch, step = self._epoch_and_step
+        path = os.path.join(self._directory, f"{self._prefix}-{epoch}_{step}")
+        unwanted = self._unwanted()
+        now = self._clock()
+        attributes = {KEY: {"epoch": epoch, "step": step, "time": now}}
+        save(path, self._variables, attributes=attributes, overwrite=True)
+        for old in unwanted:
+            if old != path:
+                discard(old)
+        self._last_time_for_keep = now
+        self._last_triggered_step = self._steps
+        self._latest = path
+
+    def _is_due(self, is_last: bool) -> bool:
+        if self._config.save_checkpoint_steps:
+            return is_last or self._steps >= self._last_triggered_step + self._config.save_checkpoint_steps
+        if self._config.save_checkpoint_seconds:
+            now = self._clock()
+            if is_last or now - self._last_time > self._config.save_checkpoint_seconds:
+                self._last_time = now
+                return True
+        return False
+
+    def _unwanted(self) -> list[str]:
+        """Return what has to go once the new one is there: the oldest, or all but the oldest of the window."""
+        times = self._present()
+        by_age = sorted(times, key=lambda path: times[path])
+        if self._config.keep_checkpoint_max:
+            return by_age[:1] if len(by_age) >= self._config.keep_checkpoint_max else []
+        now = self._clock()
+        window = (self._config.keep_checkpoint_per_n_minutes or 0) * _MINUTE
+        if now - self._last_time_for_keep >= window:
+            return []
+        return [path for path in by_age if now - times[path] < window][1:]
+
+    def _present(self) -> dict[str, float]:
+        present = {}
+        for name in os.listdir(self._directory):
+            numbers = name.removeprefix(self._prefix + "-")
+            if numbers == name or any(map(str.isalpha, numbers)):
+                continue
+            try:
+                with open_checkpoint(os.path.join(self._directory, name)) as checkpoint:
+                    present[checkpoint.path] = time_of(checkpoint)
+            except VarstoreError:  # not complete: none of ours to count or delete
+                continue
+        return present
+
+
+def _free_prefix(directory: str, prefix: str) -> str:
+    """Return the prefix, or with the next number where names begin with it; MindSpore's own rule, oddities and all."""
+    number = 0
+    for name in os.listdir(directory):
+        rest = name[len(prefix) :]
+        if not name.startswith(prefix) or rest[:1].isalpha():
+            continue
+        dash = rest.find("-")
+        if dash == 0:
+            number = max(number, 1)
+        elif rest[1 : max(dash, 0)].isdigit():
+            number = max(number, int(rest[1:dash]) + 1)
+    return f"{prefix}_{number}" if number else prefix
+
+
+def load_checkpoint(
+    ckpt_file_name: str | os.PathLike[str],
+    net: Any = None,
+    strict_load: bool = False,
+    filter_prefix: str | Iterable[str] | None = None,
+    specify_prefix: str | Iterable[str] | None = None,
+    choice_func: Callable[[str], bool] | None = None,
+) -> dict[str, np.ndarray]:
+    """Load the variables of a checkpoint by name, and into `net` if one is given.
+
+    Args:
+        net, strict_load: see `load_param_into_net`.
+        filter_prefix: leave out names that begin with one of these.
+        specify_prefix: take only names that begin with one of these.
+        choice_func: takes a name or not; without effect beside the two prefixes.
+
+    Raises:
+        UsageError: nothing is left to load.
+    """
+    specify, filtered = _prefixes(specify_prefix), _prefixes(filter_prefix)
+    checkpoint = open_checkpoint(ckpt_file_name)
+    names = [
+        name
+        for name in checkpoint
+        if (not specify or name.startswith(specify)) and not (filtered and name.startswith(filtered))
+    ]
+    if choice_func is not None and specify_prefix is None and filter_prefix is None:
+        names = [name for name in names if choice_func(name)]
+    if not names:
+        raise UsageError("nothing is left to load", path=checkpoint.path, hint="check the prefixes, or choice_func")
+    chosen = set(names)
+    parameters = load(checkpoint, rename=lambda name: name if name in chosen else None)
+    if net is not None:
+        load_param_into_net(net, parameters, strict_load)
+    return parameters
+
+
+def _prefixes(given: str | Iterable[str] | None) -> tuple[str, ...]:
+    prefixes = (given,) if isinstance(given, str) else tuple(given or ())
+    if given is not None and not (prefixes and all(isinstance(prefix, str) and prefix for prefix in prefixes)):
+        raise UsageError("a prefix must be a non-empty string, or several", found=repr(given))
+    return prefixes
+
+
+def load_param_into_net(
+    net: Any, parameter_dict: Mapping[str, Any], strict_load: bool = False
+) -> tuple[list[str], list[str]]:
+    """Copy parameters into a network in place, and return what was not loaded: of the net, and of the dict.
+
+    Unless `strict_load` is set, values are converted among floating types and among signed integers, and names
+    that the net lacks are tried without the prefix that they have before the net's; these count as not loaded in
+    the dict, as in MindSpore.
+
+    Args:
+        net: a dict of writeable arrays, or a MindSpore Cell.
+        parameter_dict: arrays by name.
+
+    Raises:
+        VariableMismatch: shapes or types differ; nothing has changed.
+    """
+    targets = _targets(net)
+    pairs = {name: name for name in targets if name in parameter_dict}
+    unfed = [name for name in targets if name not in pairs]
+    unused = [name for name in parameter_dict if name not in pairs]
+    if not strict_load:
+        while prefix := _missing_prefix(unfed, parameter_dict):
+            found = [name for name in unfed if prefix + name in parameter_dict]
+            pairs.update((name, prefix + name) for name in found)
+            unfed = [name for name in unfed if name not in pairs]
+    fitting = {
+        name: _fitting(name, np.asarray(parameter_dict[source]), targets[name][0], strict_load)
+        for name, source in pairs.items()
+    }
+    for name, values in fitting.items():
+        targets[name][1](values)
+    return unfed, unused
+
+
+def _missing_prefix(unfed: list[str], parameter_dict: Mapping[str, Any]) -> str:
+    for name in unfed:
+        for longer in parameter_dict:
+            if longer.endswith(name):
+                return longer.removesuffix(name)
+    return ""
+
+
+def _targets(net: Any) -> dict[str, tuple[Any, Callable[[np.ndarray], None]]]:
+    """Return for each parameter something with shape and dtype, and what sets it."""
+    if isinstance(net, Mapping):
+        return {name: (array, _setter(array)) for name, array in net.items()}
+    if hasattr(net, "parameters_and_names"):
+        return {
+            parameter.name: (parameter.asnumpy(), _cell_setter(parameter))
+            for _, parameter in net.parameters_and_names()
+        }
+    raise WrongType(
+        "not a network",
+        found=type(net).__name__,
+        expected="a dict of arrays, or a MindSpore Cell",
+        hint="varstore.adapters.torch.load_into loads into modules of torch",
+    )
+
+
+def _setter(array: np.ndarray) -> Callable[[np.ndarray], None]:
+    return lambda values: np.copyto(array, values)
+
+
+def _cell_setter(parameter: Any) -> Callable[[np.ndarray], None]:
+    return lambda values: parameter.set_data(type(parameter.data)(values))
+
+
+def _fitting(name: str, values: np.ndarray, target: Any, strict: bool) -> np.ndarray:
+    shape, dtype = tuple(target.shape), np.dtype(target.dtype)
+    extra = values.shape[len(shape) :]
+    if values.shape != shape and not (extra and set(extra) == {1}):
+        raise VariableMismatch("the shapes differ", variable=name, found=values.shape, expected=shape)
+    convertible = any({values.dtype.name, dtype.name} <= kind for kind in (_FLOATS, _INTS))
+    if values.dtype != dtype and (strict or not convertible):
+        raise VariableMismatch("the types differ", variable=name, found=values.dtype, expected=dtype)
+    return values.reshape(shape).astype(dtype, copy=False)

@@ -1,0 +1,388 @@
+"""The ``manifest``: index and witness of a checkpoint (FORMAT F5).
+
+A fixed header (magic, format version, length, xxh3-128 digest of the body) stands before a protobuf
+body, so that a torn or edited manifest is always noticed::
+
+    offset  bytes
+         0      8  b"varstore"
+         8      4  format version, little-endian
+        12      4  zero
+        16      8  length of the body, little-endian
+        24     16  xxh3-128 of the body
+        40         the body: a varstore.Manifest message
+"""
+
+from __future__ import annotations
+
+import json
+import struct
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+import xxhash
+
+from varstore.errors import InvalidName, ManifestError, UsageError
+from varstore.layout.collector import collector_paused
+from varstore.layout.dtypes import BFLOAT16, BY_NUMBER
+from varstore.layout.meta import Meta, shape_problem
+from varstore.layout.names import Folder, is_safe_folder
+
+if TYPE_CHECKING:
+    from google.protobuf.internal.containers import RepeatedCompositeFieldContainer
+
+    from varstore._gen import manifest_pb2
+
+__all__ = [
+    "BLOCK",
+    "DIGEST_SIZE",
+    "FORMAT_VERSION",
+    "NO_ATTRIBUTES",
+    "RAW",
+    "Entry",
+    "Manifest",
+    "attributes_json",
+    "block_count",
+    "frame",
+    "to_json",
+]
+
+FORMAT_VERSION = 1
+BLOCK = 16 << 20
+"""Bytes of ``out`` that one digest covers."""
+DIGEST_SIZE = 16
+VERSION_FIELD = "format_version"
+"""Names, in an error, what is wrong with a manifest that is whole, but of a later varstore."""
+_FLOAT32 = np.dtype("<f4")
+NO_ATTRIBUTES: Mapping[str, Any] = MappingProxyType({})
+RAW = "raw"
+
+_HEADER = struct.Struct("<8sIIQ16s")
+_MAGIC = b"varstore"
+
+
+def block_count(nbytes: int) -> int:
+    """Return how many digests an ``out`` of this size has; an empty one has none."""
+    return -(-nbytes // BLOCK)
+
+
+def to_json(value: Any, *, what: str, variable: str | None = None) -> str:
+    """Return a JSON text that reads back as it was given (tuples as lists; nan and inf as Python spells them).
+
+    Raises:
+        UsageError: the value holds something that JSON does not, keys that are not strings, or lone surrogates.
+    """
+    try:
+        _check_keys(value)
+        text = json.dumps(value, ensure_ascii=False, separators=(",", ":"))
+        text.encode()
+        return text
+    except (TypeError, ValueError, RecursionError) as error:
+        raise UsageError(f"{what} must be JSON", variable=variable, found=str(error)) from error
+
+
+def attributes_json(attributes: Mapping[str, Any] | None, *, variable: str | None = None) -> str:
+    """Return attributes as a manifest holds them: a JSON object, or nothing for none.
+
+    Raises:
+        UsageError: they are not a mapping, or not JSON.
+    """
+    if attributes is not None and not isinstance(attributes, Mapping):
+        raise UsageError(
+            "attributes must be a mapping of strings to JSON", variable=variable, found=type(attributes).__name__
+        )
+    if not attributes:
+        return ""
+    return to_json(dict(attributes), what="attributes", variable=variable)
+
+
+def _check_keys(value: Any) -> None:
+    if isinstance(value, dict):
+        for key, item in value.items():
+            if not isinstance(key, str):
+                raise TypeError(f"the key {key!r}, which is not a string")
+            _check_keys(item)
+    elif isinstance(value, (list, tuple)):
+        for item in value:
+            _check_keys(item)
+
+
+class Entry(NamedTuple):
+    """One variable of a checkpoint, as its manifest tells it; a tuple, of which 10,000 are made in a few ms.
+
+    `nbytes` is the size of ``out``. `digests` holds 16 bytes for each 16 MiB block of it, or is empty
+    where nothing is known of the bytes. `meta_digest` is given where ``meta`` is not in canonical form.
+    `meta` is None for a folder without one, as OneFlow's oldest snapshots have them. `witnessed` entries come
+    from a manifest, which the folder must agree with.
+    """
+
+    name: str
+    folder: Folder
+    meta: Meta | None
+    nbytes: int
+    digests: bytes = b""
+    encoding: str = RAW
+    attributes: Mapping[str, Any] = NO_ATTRIBUTES
+    alias_of: str = ""
+    meta_digest: bytes = b""
+    witnessed: bool = False
+
+    @property
+    def form(self) -> str:
+        """Shape and type, for people."""
+        if self.meta is None:
+            return "no meta"
+        dtype = self.meta.data_type.dtype
+        return f"{list(self.meta.shape)} {self.meta.data_type.name if dtype is None else dtype}"
+
+    @property
+    def stored_dtype(self) -> np.dtype[Any] | None:
+        """The numpy type of the values in ``out``: float32 where OneFlow wrote bfloat16 in four bytes."""
+        if self.meta is None:
+            return None
+        if self.meta.data_type is BFLOAT16 and self.nbytes == 4 * self.meta.elements != 0:
+            return _FLOAT32
+        return self.meta.data_type.dtype
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Manifest:
+    """All that a checkpoint says of itself beside its variables' values."""
+
+    writer: str
+    time_ns: int
+    attributes: Mapping[str, Any]
+    tree: str
+    entries: Mapping[str, Entry]
+
+    def encode(self) -> bytes:
+        """Return the bytes of the manifest file."""
+        from varstore._gen import manifest_pb2  # here, since loading protobuf is a sixth of `import varstore`
+
+        body = manifest_pb2.Manifest(
+            format_version=FORMAT_VERSION,
+            writer=self.writer,
+            time_ns=self.time_ns,
+            attributes=attributes_json(self.attributes),
+            tree=self.tree,
+        )
+        with collector_paused():
+            for entry in self.entries.values():
+                _add_entry(body.variables, entry)
+        return frame(body.SerializeToString())
+
+    @classmethod
+    def decode(cls, data: bytes, *, path: str) -> Manifest:
+        """Return the manifest in these bytes; entries are checked one by one when they are first asked for.
+
+        Raises:
+            ManifestError: torn, edited, of another version, or contradicting itself.
+        """
+        from google.protobuf.message import DecodeError
+
+        from varstore._gen import manifest_pb2
+
+        body = manifest_pb2.Manifest()
+        try:
+            body.ParseFromString(_unframe(data, path))
+        except DecodeError as error:
+            raise ManifestError("the body is not a manifest", path=path, found=str(error)) from error
+        if body.format_version != FORMAT_VERSION:
+            raise ManifestError(
+                "the body is of another format version than its header",
+                path=path,
+                found=body.format_version,
+                expected=FORMAT_VERSION,
+            )
+        entries = _LazyEntries(body.variables, path)
+        return cls(
+            writer=body.writer,
+            time_ns=body.time_ns,
+            attributes=_from_json(body.attributes, path) if body.attributes else NO_ATTRIBUTES,
+            tree=body.tree,
+            entries=entries,
+        )
+
+
+class _LazyEntries(Mapping[str, Entry]):
+    """Entries by name, made from their messages when asked for: opening costs nothing per variable but its name."""
+
+    def __init__(self, messages: Sequence[manifest_pb2.Variable], path: str) -> None:
+        self._path = path
+        with collector_paused():
+            self._messages = {message.name: message for message in messages}
+        self._made: dict[str, Entry] = {}
+        self._lies_in: dict[str, str] = {}
+        if len(self._messages) != len(messages):
+            (twice, _), *_ = Counter(message.name for message in messages).most_common(1)
+            raise ManifestError("a variable is listed twice", path=path, variable=twice)
+
+    def __getitem__(self, name: str) -> Entry:
+        entry = self._made.get(name)
+        if entry is None:
+            message = self._messages[name]
+            entry = _decode_entry(message, self._path)
+            if message.alias_of:
+                self._check_alias(message)
+            self._check_folder(entry)
+            self._made[name] = entry
+        return entry
+
+    def _check_folder(self, entry: Entry) -> None:
+        """Refuse a folder that is another variable's: one asked for before, or the one of this very name."""
+        first = self._lies_in.setdefault(entry.folder, entry.name)
+        own = self._messages.get(entry.folder) if entry.folder != entry.name else None
+        if first != entry.name or (own is not None and not own.folder):
+            raise ManifestError(
+                "two variables are said to lie in one folder", path=self._path, variable=entry.name, found=entry.folder
+            )
+
+    def _check_alias(self, message: manifest_pb2.Variable) -> None:
+        """Refuse an alias that is not the variable it names: readers read only one of the two."""
+        first = self._messages.get(message.alias_of)
+        if first is None or first.alias_of or _content(first) != _content(message):
+            raise ManifestError(
+                f"the manifest contradicts itself: an alias of {message.alias_of!r}, which is not the same values",
+                path=self._path,
+                variable=message.name,
+            )
+
+    def __iter__(self) -> Any:
+        return iter(self._messages)
+
+    def __len__(self) -> int:
+        return len(self._messages)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._messages
+
+
+def frame(body: bytes) -> bytes:
+    """Return the body behind its header."""
+    digest = xxhash.xxh3_128_digest(body)
+    return _HEADER.pack(_MAGIC, FORMAT_VERSION, 0, len(body), digest) + body
+
+
+def _unframe(data: bytes, path: str) -> bytes:
+    torn = "open with allow_incomplete=True to salvage, or seal the folder after checking it"
+    if len(data) < _HEADER.size:
+        raise ManifestError("the manifest is torn", path=path, found=f"{len(data)} bytes", hint=torn)
+    magic, version, zero, length, digest = _HEADER.unpack_from(data)
+    if magic != _MAGIC or zero:
+        raise ManifestError("not a varstore manifest", path=path, found=data[:16].hex(), hint=torn)
+    if version != FORMAT_VERSION:
+        raise ManifestError(
+            "a format version that this varstore cannot read",
+            path=path,
+            field=VERSION_FIELD,
+            found=version,
+            expected=FORMAT_VERSION,
+            hint="upgrade varstore",
+        )
+    body = data[_HEADER.size :]
+    if len(body) != length:
+        raise ManifestError(
+            "the manifest is torn", path=path, found=f"{len(body)} bytes", expected=f"{length} bytes", hint=torn
+        )
+    if xxhash.xxh3_128_digest(body) != digest:
+        raise ManifestError("the manifest was damaged or edited: its digest differs", path=path, hint=torn)
+    return body
+
+
+def _add_entry(messages: RepeatedCompositeFieldContainer[manifest_pb2.Variable], entry: Entry) -> None:
+    name, folder, meta, nbytes, digests, encoding, attributes, alias_of, meta_digest, _ = entry
+    if meta is None:
+        raise UsageError("a variable without meta cannot be in a manifest", variable=name)
+    shape, data_type = meta
+    try:
+        message = messages.add(name=name, data_type=data_type.number, size=nbytes, digests=digests)
+        message.shape.extend(shape)
+        if folder != name:
+            message.folder = folder
+        if alias_of:
+            message.alias_of = alias_of
+    except UnicodeEncodeError as error:
+        raise InvalidName(
+            "a name that is not valid Unicode cannot be in a manifest", variable=name, hint="rename its folder"
+        ) from error
+    if meta_digest:
+        message.meta_digest = meta_digest
+    if encoding != RAW:
+        message.encoding = encoding
+    if attributes:
+        message.attributes = attributes_json(attributes, variable=name)
+
+
+def _content(message: manifest_pb2.Variable) -> tuple[Any, ...]:
+    return (tuple(message.shape), message.data_type, message.size, message.encoding, message.digests)
+
+
+def _decode_entry(message: manifest_pb2.Variable, path: str) -> Entry:
+    name, size, digests, encoding = message.name, message.size, message.digests, message.encoding
+    folder = message.folder or name
+    if not is_safe_folder(folder):
+        raise ManifestError("the folder would lead out of the checkpoint", path=path, variable=name, found=folder)
+    form = _form_of(tuple(message.shape[:]), message.data_type)
+    if form.meta is None:
+        raise ManifestError("an unknown data type", path=path, variable=name, found=message.data_type)
+    attributes, meta_digest = message.attributes, message.meta_digest
+    problem = None
+    if form.problem is not None:
+        problem = form.problem
+    elif not name:
+        problem = "a variable has no name"
+    elif form.sizes and size not in form.sizes and not encoding:
+        problem = f"{size} bytes do not hold shape {list(form.meta.shape)} of {form.meta.data_type.name}"
+    elif digests and len(digests) != DIGEST_SIZE * block_count(size):
+        problem = f"{len(digests)} bytes of digests do not cover {size} bytes"
+    elif meta_digest and len(meta_digest) != DIGEST_SIZE:
+        problem = f"{len(meta_digest)} bytes are not the digest of a meta"
+    if problem is not None:
+        raise ManifestError(f"the manifest contradicts itself: {problem}", path=path, variable=name)
+    return Entry(
+        name,
+        folder,
+        form.meta,
+        size,
+        digests,
+        encoding or RAW,
+        _from_json(attributes, path, name) if attributes else NO_ATTRIBUTES,
+        message.alias_of,
+        meta_digest,
+        True,
+    )
+
+
+class _Form(NamedTuple):
+    """What all entries of one shape and type have in common; `sizes` are those that ``out`` may have."""
+
+    meta: Meta | None
+    problem: str | None = None
+    sizes: tuple[int, ...] = ()
+
+
+@lru_cache(maxsize=4096)
+def _form_of(shape: tuple[int, ...], number: int) -> _Form:
+    row = BY_NUMBER.get(number)
+    if row is None:
+        return _Form(None)
+    meta = Meta(shape=shape, data_type=row)
+    problem = shape_problem(meta)
+    if problem is not None or row.dtype is None:
+        return _Form(meta, problem)
+    widths = (2, 4) if row is BFLOAT16 else (row.dtype.itemsize,)
+    return _Form(meta, None, tuple(meta.elements * width for width in widths))
+
+
+def _from_json(text: str, path: str, variable: str | None = None) -> Mapping[str, Any]:
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise ManifestError("attributes that are not JSON", path=path, variable=variable, found=str(error)) from error
+    if not isinstance(value, dict):
+        raise ManifestError("attributes that are not a JSON object", path=path, variable=variable)
+    return MappingProxyType(value)

@@ -1,0 +1,187 @@
+"""What a caller may hand to `save`: array-likes of every kind, told apart without importing a framework.
+
+A value becomes an ndarray at once where that costs nothing; a tensor on a device, or in a file, becomes
+a `LateArray`, whose values are fetched when its turn to be written comes.
+"""
+
+from __future__ import annotations
+
+import sys
+from abc import abstractmethod
+from collections.abc import Callable, Hashable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from varstore.errors import UnsupportedDtype, UsageError
+from varstore.layout.dtypes import TABLE
+from varstore.layout.manifest import Entry
+
+__all__ = ["LateArray", "Source", "Stored", "as_source"]
+
+
+class Stored:
+    """Values that lie in a checkpoint already; saving them elsewhere links their file.
+
+    No `abc.ABC`, of which `isinstance` takes ten times as long: it is asked of every variable of a save.
+    """
+
+    entry: Entry
+
+    @property
+    @abstractmethod
+    def root(self) -> str:
+        """The directory of the checkpoint."""
+
+    @property
+    @abstractmethod
+    def checkpoint(self) -> Hashable:
+        """What tells the variable's checkpoint from every other, a later one at the same path among them."""
+
+    @property
+    @abstractmethod
+    def dtype(self) -> np.dtype[Any]:
+        """The type of the values in memory."""
+
+    @abstractmethod
+    def numpy(self) -> np.ndarray:
+        """Read the values."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LateArray:
+    """Values that are fetched when they are needed, one variable at a time.
+
+    Two values with equal `identity` share memory.
+    """
+
+    shape: tuple[int, ...]
+    dtype: np.dtype[Any]
+    fetch: Callable[[], np.ndarray]
+    identity: Hashable
+
+    @property
+    def nbytes(self) -> int:
+        """Size of the values in bytes."""
+        count = 1
+        for extent in self.shape:
+            count *= extent
+        return count * self.dtype.itemsize
+
+
+Source = np.ndarray | LateArray | Stored
+
+_BY_NUMPY_NAME = {row.dtype.name: row.dtype for row in TABLE if row.dtype is not None}
+
+
+def as_source(value: Any, *, variable: str) -> Source:
+    """Return the value as something that can be written.
+
+    Raises:
+        UnsupportedDtype: a tensor whose type numpy and ml_dtypes lack, or a sparse, quantised or empty one.
+        UsageError: not an array at all.
+    """
+    if type(value) is np.ndarray or isinstance(value, Stored):
+        return value
+    if isinstance(value, np.ma.MaskedArray):
+        raise UsageError(
+            "a masked array would lose its mask", variable=variable, hint="save .filled(), or .data and .mask apart"
+        )
+    if isinstance(value, np.ndarray):
+        return np.asarray(value)
+    if isinstance(value, (bool, int, float, complex, np.generic)):
+        return _scalar(value, variable)
+    for base in type(value).__mro__:
+        reader = _FRAMEWORKS.get(base.__module__.partition(".")[0])
+        if reader is not None and hasattr(value, "dtype"):
+            return reader(value, variable)
+    if hasattr(value, "__array__") and hasattr(value, "shape") and hasattr(value, "dtype"):
+        return _late(value, variable, lambda: np.asarray(value))
+    raise UsageError(
+        "not an array, a scalar or a variable of a checkpoint",
+        variable=variable,
+        found=type(value).__name__,
+        hint="make it an array with numpy.asarray, or use save_state for nested state",
+    )
+
+
+def _scalar(value: Any, variable: str) -> np.ndarray:
+    array = np.asarray(value)
+    if array.dtype == object:
+        raise UnsupportedDtype(
+            "the integer does not fit 64 bits", variable=variable, found=value, hint="keep it in attributes"
+        )
+    return array
+
+
+def _late(value: Any, variable: str, fetch: Callable[[], np.ndarray], identity: Hashable = None) -> LateArray:
+    shape = tuple(int(extent) for extent in value.shape)
+    dtype = _numpy_type(value.dtype, variable)
+    return LateArray(shape=shape, dtype=dtype, fetch=fetch, identity=id(value) if identity is None else identity)
+
+
+def _numpy_type(dtype: Any, variable: str) -> np.dtype[Any]:
+    if isinstance(dtype, np.dtype):
+        return dtype
+    name = str(getattr(dtype, "name", dtype)).rpartition(".")[2].lower().removesuffix("_")
+    known = _BY_NUMPY_NAME.get(name)
+    if known is not None:
+        return known
+    raise UnsupportedDtype(
+        "this tensor's type has no place on disk", variable=variable, found=str(dtype), hint="convert it first"
+    )
+
+
+def _torch(tensor: Any, variable: str) -> Source:
+    torch = sys.modules["torch"]
+    refusals = (
+        (torch.nn.parameter.is_lazy(tensor), "a parameter that is not initialized yet", "run its module once first"),
+        (tensor.is_nested, "a nested tensor", "save its values() and offsets() apart"),
+        (tensor.layout is not torch.strided, "a sparse tensor", "save its indices and values apart"),
+        (tensor.is_quantized, "a quantised tensor", "save int_repr() and its scales apart, or dequantize() it"),
+        (tensor.device.type == "meta", "a tensor on the meta device, which has no values", "materialise it first"),
+    )
+    for refused, what, hint in refusals:
+        if refused:
+            raise UnsupportedDtype(f"{what} cannot be saved", variable=variable, hint=hint)
+    tensor = tensor.detach()
+    identity = ("torch", str(tensor.device), tensor.data_ptr(), tuple(tensor.shape), tensor.stride(), str(tensor.dtype))
+    late = _late(tensor, variable, lambda: _torch_values(tensor, late.dtype), identity)
+    return late.fetch() if tensor.device.type == "cpu" else late
+
+
+def _torch_values(tensor: Any, dtype: np.dtype[Any]) -> np.ndarray:
+    torch = sys.modules["torch"]
+    tensor = tensor.resolve_conj().resolve_neg().cpu()
+    if dtype.type.__module__ != "numpy":
+        tensor = tensor.view({1: torch.uint8, 2: torch.int16}[dtype.itemsize])
+    values: np.ndarray = tensor.numpy()
+    return values.view(dtype)
+
+
+def _by_method(method: str) -> Callable[[Any, str], Source]:
+    def read(tensor: Any, variable: str) -> Source:
+        late = _late(tensor, variable, lambda: _same_type(getattr(tensor, method)(), late.dtype))
+        return late
+
+    return read
+
+
+def _same_type(values: Any, dtype: np.dtype[Any]) -> np.ndarray:
+    """Undo the stand-ins that frameworks use for bfloat16: its bits as uint16, or its values as float32."""
+    array = np.asarray(values)
+    if array.dtype != dtype and array.dtype.itemsize == dtype.itemsize:
+        return array.view(dtype)
+    return array if array.dtype == dtype else array.astype(dtype)
+
+
+_FRAMEWORKS: dict[str, Callable[[Any, str], Source]] = {
+    "jax": _by_method("__array__"),
+    "jaxlib": _by_method("__array__"),
+    "megengine": _by_method("numpy"),
+    "mindspore": _by_method("asnumpy"),
+    "oneflow": _by_method("numpy"),
+    "paddle": _by_method("numpy"),
+    "torch": _torch,
+}

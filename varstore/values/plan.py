@@ -1,0 +1,161 @@
+"""Variables -> SavePlan: every folder, size and link is known, and everything refused, before any byte moves."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Hashable, Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from varstore.errors import UsageError
+from varstore.layout.collector import collector_paused
+from varstore.layout.dtypes import data_type_of
+from varstore.layout.manifest import NO_ATTRIBUTES, RAW, Entry, attributes_json
+from varstore.layout.meta import Meta
+from varstore.layout.names import Folder, folder_of
+from varstore.values.arrays import LateArray, Source, Stored, as_source
+
+__all__ = ["PlannedVariable", "SavePlan", "plan_save"]
+
+_meta = lru_cache(maxsize=4096)(Meta)
+
+
+class PlannedVariable(NamedTuple):
+    """One variable to be written: `nbytes` of ``out`` from `source`, or a link to `alias_of`'s."""
+
+    name: str
+    folder: Folder
+    meta: Meta
+    nbytes: int
+    source: Source
+    attributes: Mapping[str, Any]
+    alias_of: str = ""
+
+    @property
+    def is_linked(self) -> bool:
+        """Whether ``out`` exists already: in this checkpoint under another name, or in another one."""
+        return bool(self.alias_of) or isinstance(self.source, Stored)
+
+    def entry(self, digests: bytes) -> Entry:
+        """Return the manifest's entry once the digests are known."""
+        name, folder, meta, nbytes, _, attributes, alias_of = self
+        return Entry(name, folder, meta, nbytes, digests, RAW, attributes, alias_of)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SavePlan:
+    """A whole save; `parents` are the folders that hold other folders, outermost first."""
+
+    variables: tuple[PlannedVariable, ...]
+    parents: tuple[str, ...]
+    attributes: Mapping[str, Any]
+    tree: str
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of values to be written, links not counted."""
+        return sum(variable.nbytes for variable in self.variables if not variable.is_linked)
+
+
+def plan_save(
+    variables: Mapping[str, Any],
+    *,
+    attributes: Mapping[str, Any] | None = None,
+    variable_attributes: Mapping[str, Mapping[str, Any]] | None = None,
+    tree: str = "",
+) -> SavePlan:
+    """Return the plan, or refuse.
+
+    Raises:
+        InvalidName, UnsupportedDtype, UsageError: see `folder_of`, `data_type_of` and `as_source`.
+    """
+    if not isinstance(variables, Mapping):
+        raise UsageError(
+            "variables must be a mapping of names to arrays",
+            found=type(variables).__name__,
+            hint="give a dict, or use save_state for nested state",
+        )
+    own_attributes = variable_attributes or {}
+    if unknown := [name for name in own_attributes if name not in variables]:
+        raise UsageError("variable_attributes names what is not saved", found=unknown[:5])
+    attributes_json(attributes)
+    planned: list[PlannedVariable] = []
+    parents: dict[str, None] = {}
+    ties: dict[Hashable, str] = {}
+    with collector_paused():
+        for name, value in variables.items():
+            variable = _plan_variable(name, value, own_attributes.get(name), ties)
+            planned.append(variable)
+            if "/" in variable.folder:
+                parents.update(dict.fromkeys(_parents(variable.folder)))
+    return SavePlan(
+        variables=tuple(planned), parents=tuple(sorted(parents)), attributes=dict(attributes or {}), tree=tree
+    )
+
+
+def _plan_variable(
+    name: str, value: Any, attributes: Mapping[str, Any] | None, ties: dict[Hashable, str]
+) -> PlannedVariable:
+    folder = folder_of(name)
+    source = as_source(value, variable=name)
+    identity = _identity(source)
+    if attributes is not None:
+        attributes_json(attributes, variable=name)
+    if isinstance(source, np.ndarray):
+        shape = source.shape
+    elif isinstance(source, Stored):
+        attributes = source.entry.attributes if attributes is None else attributes
+        shape, source = _stored_source(source)
+    else:
+        shape = source.shape
+    dtype = source.dtype
+    meta = _meta(shape, data_type_of(dtype, variable=name))
+    first = name if identity is None else ties.setdefault(identity, name)
+    return PlannedVariable(
+        name,
+        folder,
+        meta,
+        math.prod(shape) * dtype.itemsize,
+        source,
+        attributes or NO_ATTRIBUTES,
+        "" if first == name else first,
+    )
+
+
+def _stored_source(stored: Stored) -> tuple[tuple[int, ...], Stored | LateArray]:
+    """Return the variable itself where its file can be linked as it is, else what reads and writes it anew."""
+    entry = stored.entry
+    if entry.meta is None:
+        raise UsageError(
+            "the variable has no meta, so its shape and type are not known",
+            path=stored.root,
+            variable=entry.name,
+            hint="load it with load_variables or load_into, which know them, and save that",
+        )
+    shape = entry.meta.shape
+    if entry.encoding == RAW and entry.stored_dtype == stored.dtype:
+        return shape, stored
+    return shape, LateArray(shape=shape, dtype=stored.dtype, fetch=stored.numpy, identity=None)
+
+
+def _identity(source: Source) -> Hashable | None:
+    """Return what two tied values have in common, None for a value that cannot be tied."""
+    if isinstance(source, np.ndarray):
+        return _memory(source) if source.size else None
+    if isinstance(source, Stored):
+        entry = source.entry
+        return (source.checkpoint, entry.alias_of or entry.name, entry.meta)
+    return source.identity if source.nbytes else None
+
+
+def _memory(array: np.ndarray) -> Hashable:
+    """Return what equal views of one memory have in common."""
+    return (array.__array_interface__["data"][0], array.shape, array.strides, array.dtype)
+
+
+def _parents(folder: Folder) -> list[str]:
+    parts = folder.split("/")
+    return ["/".join(parts[:depth]) for depth in range(1, len(parts))]
