@@ -16,7 +16,7 @@ import pytest
 
 from varstore.disk.read.checkpoint import open_checkpoint
 from varstore.errors import CheckpointExists, InvalidName, UsageError
-from varstore.inspection.check import verify
+from varstore.inspection.verify import verify
 from varstore.model.store import load, save
 from varstore.training.background import BackgroundSaver, save_async, save_state_async
 from varstore.training.state import load_state

@@ -1,4 +1,4 @@
-"""The house of DESIGN: a module imports only from floors below, and in its folder only from files listed above it."""
+"""A module imports only from floors below its own, and in its folder only from what is listed before it."""
 
 from __future__ import annotations
 
@@ -11,81 +11,41 @@ import pytest
 from support import ROOT, run_python
 
 import varstore
+from tools.house import FLOORS, ORDER
 
 PACKAGE = ROOT / "varstore"
 
-FLOORS = {
-    "errors": 0,
-    "_gen": 0,
-    "spec": 1,
-    "disk": 2,
-    "model": 3,
-    "training": 4,
-    "formats": 5,
-    "adapters": 5,
-    "__init__": 6,
-    "cli": 7,
-    "view": 7,
-    "__main__": 8,
-}
-
-# Every file of these folders, each importing only from those before it. To add a file, add it here.
-ORDER = {
-    "spec": (
-        *("version", "collector", "names", "dtypes", "dtype_names", "html", "select"),
-        *("meta", "manifest", "arrays", "plan"),
-    ),
-    "disk": (
-        *(
-            "syscalls",
-            "failures",
-            "workers",
-            "progress",
-            "ring",
-            "beneath",
-            "blocks",
-            "staging",
-            "outfile",
-            "links",
-            "space",
-        ),
-        *("unchanged", "writer", "agree", "small", "values", "rows", "variable", "walk", "reader", "check"),
-    ),
-    "training": (
-        *("tensors", "tree", "state", "background"),
-        *("policies", "series", "manager", "model_checkpoint"),
-    ),
-    "adapters": ("torch", "jax", "lightning", "transformers"),
-    "model": ("match", "report", "initializers", "store", "into", "session", "flow_checkpoint"),
-}
-
 # Packages that a folder's modules may import, the standard library aside; the core is what pyproject requires.
-ALLOWED = {
+ALLOWED: dict[str, set[str]] = {
     "errors": set(),
     "_gen": {"google"},
-    "spec": {"google", "ml_dtypes", "numpy", "xxhash"},
+    "version": set(),
+    "text": set(),
+    "layout": {"google", "ml_dtypes", "numpy", "xxhash"},
+    "values": {"ml_dtypes", "numpy"},
+    "storage": set(),
     "disk": {"numpy", "rich", "xxhash"},
-    "model": {"ml_dtypes", "numpy", "xxhash"},
+    "model": {"numpy"},
     "training": {"ml_dtypes", "numpy"},
+    "interfaces": {"ml_dtypes", "numpy", "xxhash"},
     "formats": {"ml_dtypes", "numpy"},
+    "inspection": {"numpy"},
     "adapters": {"ml_dtypes", "numpy"},
     "__init__": set(),
     "__main__": set(),
     "cli": {"click", "numpy", "rich"},
-    "view": {"numpy", "rich"},
 }
 # One module, one framework: these import more than that, and an adapter what it is named for.
 OWN_FRAMEWORK = {
     "adapters/transformers": {"safetensors", "torch"},
     "cli/demo": {"sklearn"},
-    "formats/cipher": {"cryptography"},
-    "formats/orbax": {"tensorstore"},
-    "formats/zarr": {"zarr"},
-    "formats/zarr_store": {"zarr"},
+    "formats/mindspore/cipher": {"cryptography"},
+    "formats/zarr/orbax": {"tensorstore"},
+    "formats/zarr/tree": {"zarr"},
+    "formats/zarr/store": {"zarr"},
 }
 IMPURE = {"asyncio", "fcntl", "multiprocessing", "os", "pathlib", "shutil", "socket", "subprocess", "threading", "time"}
 FORBIDDEN_NAMES = {"utils", "util", "common", "helpers", "helper", "misc"}
-LINES = 400
 
 MODULES = sorted(
     path.relative_to(PACKAGE).with_suffix("").as_posix()
@@ -116,83 +76,85 @@ def _named(parts: tuple[str, ...], name: str) -> tuple[str, ...]:
     return (*parts, name) if is_module else parts
 
 
-def place_of(module: str) -> tuple[str, str]:
-    """Return folder and file of a module; a file of the top level is its own folder."""
-    folder, _, file = module.partition("/")
-    return folder, file
+def top_of(module: str) -> str:
+    """Return the folder or file of the package's top level that a module is, or is in."""
+    return module.partition("/")[0]
 
 
-def own_imports(module: str) -> list[tuple[str, str]]:
-    """Return (folder, file) of everything that a module imports from varstore; the face is ``("__init__", "")``."""
+def own_imports(module: str) -> list[str]:
+    """Return every module or folder of varstore that a module imports; the face is ``__init__``."""
     places = [parts[1:] or ("__init__",) for parts in imports_of(module) if parts[0] == "varstore"]
-    return [(parts[0], "/".join(parts[1:])) for parts in places]
+    return ["/".join(parts) for parts in places]
+
+
+def parting(module: str, other: str) -> tuple[str, str, str]:
+    """Return the folder in which the ways to two modules part, and the file or folder in it that leads to each."""
+    ways = (module.split("/"), other.split("/"))
+    shared = next((i for i, (a, b) in enumerate(zip(*ways, strict=False)) if a != b), min(map(len, ways)))
+    heads = ["".join(way[shared : shared + 1]) or "__init__" for way in ways]
+    return "/".join(ways[0][:shared]), heads[0], heads[1]
 
 
 def test_every_module_has_a_floor():
-    assert {place_of(module)[0] for module in MODULES} <= set(FLOORS)
-    assert {place_of(module)[0] for module in MODULES} <= set(ALLOWED)
+    assert {top_of(module) for module in MODULES} <= set(FLOORS)
+    assert {top_of(module) for module in MODULES} <= set(ALLOWED)
+
+
+@pytest.mark.parametrize("folder", sorted({path.rpartition("/")[0] for path in MODULES} - {"", "_gen"}))
+def test_every_folder_is_listed_whole(folder):
+    below = {
+        module.removeprefix(f"{folder}/").partition("/")[0] for module in MODULES if module.startswith(folder + "/")
+    }
+    assert sorted(ORDER[folder]) == sorted(below - {"__init__"})
 
 
 @pytest.mark.parametrize("module", MODULES)
 def test_imports_go_down(module):
-    folder, _ = place_of(module)
-    for other, file in own_imports(module):
-        if other != folder:
-            assert FLOORS[other] < FLOORS[folder], f"{module} imports {other}/{file} from a floor that is not below it"
-
-
-@pytest.mark.parametrize("folder", ORDER)
-def test_a_listed_folder_is_listed_whole(folder):
-    files = {place_of(module)[1] for module in MODULES if module.startswith(f"{folder}/")} - {"__init__"}
-    assert files == set(ORDER[folder])
-    assert len(ORDER[folder]) == len(files)
-
-
-@pytest.mark.parametrize("module", [module for module in MODULES if place_of(module)[0] in ORDER])
-def test_imports_go_up_the_list_of_their_folder(module):
-    folder, file = place_of(module)
-    order = ("__init__", *ORDER[folder])
-    for other, other_file in own_imports(module):
-        if other == folder and other_file:
-            assert order.index(other_file) < order.index(file), f"{module} imports {other_file}, listed below it"
+    for other in own_imports(module):
+        folder, here, there = parting(module, other)
+        if not folder:
+            assert FLOORS[there] < FLOORS[here], f"{module} imports {other} from a floor that is not below it"
+        elif here != "__init__":  # the face of a folder shows what the folder holds
+            order = ORDER[folder]
+            assert there in order, f"{module} imports the face of its own folder, {folder}"
+            assert order.index(there) < order.index(here), f"{module} imports {other}, which is listed after it"
 
 
 def test_writer_and_reader_never_meet():
     def reached(module: str, seen: set[str]) -> set[str]:
-        for folder, file in own_imports(module):
-            path = f"{folder}/{file}" if file else folder
+        for path in own_imports(module):
             if path in MODULES and path not in seen:
                 seen.add(path)
                 reached(path, seen)
         return seen
 
-    assert "disk/reader" not in reached("disk/writer", set())
-    assert "disk/writer" not in reached("disk/reader", set())
-    assert {"spec/manifest", "disk/beneath"} <= reached("disk/writer", set()) & reached("disk/reader", set())
+    saving, reading = (reached(module, set()) for module in ("disk/save/writer", "disk/read/checkpoint"))
+    assert not any(module.startswith("disk/read/") for module in saving)
+    assert not any(module.startswith("disk/save/") for module in reading)
+    assert {"layout/manifest", "storage/beneath"} <= saving & reading
 
 
 @pytest.mark.parametrize("module", MODULES)
 def test_other_packages_only_where_they_belong(module):
-    folder, file = place_of(module)
-    own = OWN_FRAMEWORK.get(module, set()) | ({file} if folder == "adapters" else set())
+    folder = top_of(module)
+    own = OWN_FRAMEWORK.get(module, set()) | ({Path(module).name} if folder == "adapters" else set())
     imported = {parts[0] for parts in imports_of(module)} - sys.stdlib_module_names - {"varstore"}
     assert imported <= ALLOWED[folder] | own
 
 
-@pytest.mark.parametrize("module", [module for module in MODULES if module.startswith("spec/")])
-def test_spec_is_pure(module):
+@pytest.mark.parametrize("module", [module for module in MODULES if top_of(module) in ("layout", "text")])
+def test_layout_is_pure(module):
     assert not {parts[0] for parts in imports_of(module)} & IMPURE
 
 
 def test_only_meta_and_manifest_read_the_generated_code():
-    readers = {module for module in MODULES if any(folder == "_gen" for folder, _ in own_imports(module))}
-    assert {module for module in readers if not module.startswith("_gen/")} == {"spec/manifest", "spec/meta"}
+    readers = {module for module in MODULES if any(top_of(other) == "_gen" for other in own_imports(module))}
+    assert {module for module in readers if not module.startswith("_gen/")} == {"layout/manifest", "layout/meta"}
 
 
-@pytest.mark.parametrize("module", [module for module in MODULES if place_of(module)[0] in ("cli", "view")])
+@pytest.mark.parametrize("module", [module for module in MODULES if top_of(module) in ("cli", "view")])
 def test_the_windows_see_only_what_a_user_sees(module):
-    folder, _ = place_of(module)
-    assert {other for other, _ in own_imports(module)} <= {"__init__", "errors", folder}
+    assert {top_of(other) for other in own_imports(module)} <= {"__init__", "errors", top_of(module)}
     tree = tree_of(module)
     imported = [alias for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names]
     faces = {alias.asname or alias.name for alias in imported if alias.name == "varstore"}
@@ -205,10 +167,9 @@ def test_the_windows_see_only_what_a_user_sees(module):
 
 
 @pytest.mark.parametrize("module", [module for module in MODULES if not module.startswith("_gen/")])
-def test_a_file_is_one_idea(module):
+def test_a_file_states_its_law(module):
     assert Path(module).name not in FORBIDDEN_NAMES
     lines = (PACKAGE / f"{module}.py").read_text().splitlines()
-    assert len(lines) <= LINES, f"{module} has {len(lines)} lines: it is two ideas"
     assert not lines or ast.get_docstring(tree_of(module)), f"{module} does not state its law"
 
 

@@ -116,7 +116,7 @@ def test_ocdbt_reads_through_tensorstore():
     script = """
 import json, sys, numpy as np
 sys.path.append(sys.argv[2])
-from varstore.formats.zarr.tree import orbax
+from varstore.formats.zarr import orbax
 path = sys.argv[1]
 opened = orbax.read(path)
 truth = json.load(open(path + ".expect.json"))["tensors"]

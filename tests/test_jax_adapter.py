@@ -22,7 +22,7 @@ from jax.sharding import NamedSharding, PartitionSpec  # noqa: E402
 from varstore.adapters import jax as vj  # noqa: E402
 from varstore.disk.read.checkpoint import open_checkpoint  # noqa: E402
 from varstore.errors import UnsupportedDtype, UsageError, VariableMismatch  # noqa: E402
-from varstore.inspection.check import verify  # noqa: E402
+from varstore.inspection.verify import verify  # noqa: E402
 from varstore.model.store import save  # noqa: E402
 from varstore.training.background import save_async  # noqa: E402
 

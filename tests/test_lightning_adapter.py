@@ -17,7 +17,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from varstore.adapters.lightning import VarstoreCheckpointIO
 from varstore.disk.read.checkpoint import open_checkpoint
 from varstore.errors import CheckpointNotFound, UsageError
-from varstore.inspection.check import verify
+from varstore.inspection.verify import verify
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # Lightning's advice about loaders and loggers
 

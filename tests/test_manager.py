@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 
 from varstore.disk.read.checkpoint import open_checkpoint
 from varstore.errors import CheckpointExists, CheckpointNotFound, UnsupportedDtype, UsageError
-from varstore.inspection.check import verify
+from varstore.inspection.verify import verify
 from varstore.model.store import load, save
 from varstore.training.manager import CheckpointManager
 from varstore.training.policies import (

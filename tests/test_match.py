@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 
 from varstore.errors import UsageError, VariableMismatch, VariableNotFound
 from varstore.model.match import Match, Mismatch, Pair, compare, is_same_type
-from varstore.values.select import nearest, select
+from varstore.text.hints import nearest
+from varstore.values.select import select
 
 F4, F8, I4 = np.dtype("f4"), np.dtype("f8"), np.dtype("i4")
 

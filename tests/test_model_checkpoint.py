@@ -14,7 +14,7 @@ import pytest
 
 from varstore.disk.read.checkpoint import open_checkpoint
 from varstore.errors import UsageError, VariableMismatch
-from varstore.inspection.check import verify
+from varstore.inspection.verify import verify
 from varstore.interfaces.mindspore import CheckpointConfig, ModelCheckpoint, load_checkpoint, load_param_into_net
 from varstore.model.store import save
 

@@ -280,7 +280,7 @@ class TestInitialization:
 
     def test_values_are_the_same_in_another_process(self):
         script = (
-            "from varstore.model.session import get_variable; import hashlib;"
+            "from varstore.interfaces.oneflow.session import get_variable; import hashlib;"
             "print(hashlib.sha256(get_variable('dense1-weight', (30, 20)).numpy().tobytes()).hexdigest())"
         )
         here = hashlib.sha256(flow.get_variable("dense1-weight", (30, 20)).numpy().tobytes()).hexdigest()

@@ -24,7 +24,7 @@ from varstore.errors import (  # noqa: E402
     UsageError,
     VariableMismatch,
 )
-from varstore.inspection.check import verify  # noqa: E402
+from varstore.inspection.verify import verify  # noqa: E402
 from varstore.model.store import load, save  # noqa: E402
 from varstore.training.background import save_async  # noqa: E402
 from varstore.training.manager import CheckpointManager  # noqa: E402

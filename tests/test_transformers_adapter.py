@@ -23,7 +23,7 @@ from transformers import (
 from varstore.adapters.transformers import VarstoreCallback
 from varstore.disk.read.checkpoint import open_checkpoint
 from varstore.errors import UsageError
-from varstore.inspection.check import verify
+from varstore.inspection.verify import verify
 from varstore.training.manager import CheckpointManager
 from varstore.training.policies import AtSteps, Best, EverySteps, Latest
 

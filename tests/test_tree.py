@@ -20,7 +20,7 @@ from hypothesis.extra import numpy as hnp
 
 from varstore.disk.read.checkpoint import open_checkpoint
 from varstore.errors import ManifestError, MissingDependency, UnsupportedDtype, UsageError
-from varstore.inspection.check import verify
+from varstore.inspection.verify import verify
 from varstore.model.store import save
 from varstore.training.state import load_state, save_state
 from varstore.training.tree import flatten, prune, unflatten

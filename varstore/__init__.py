@@ -36,8 +36,10 @@ from varstore.model.store import load, save
 from varstore.version import __version__
 
 if _TYPE_CHECKING:
+    from varstore.disk.seal import seal
     from varstore.formats.verbs import convert, read, write
-    from varstore.inspection.check import DiffReport, VerifyReport, diff, seal, verify
+    from varstore.inspection.diff import DiffReport, diff
+    from varstore.inspection.verify import VerifyReport, verify
     from varstore.interfaces.mindspore import (
         CheckpointConfig,
         ModelCheckpoint,
@@ -165,7 +167,9 @@ __all__ = [
 ]
 
 _LATER = {
-    "varstore.inspection.check": "DiffReport VerifyReport diff seal verify",
+    "varstore.disk.seal": "seal",
+    "varstore.inspection.diff": "DiffReport diff",
+    "varstore.inspection.verify": "VerifyReport verify",
     "varstore.interfaces.oneflow.checkpoint": "checkpoint",
     "varstore.interfaces.oneflow.initializers": (
         "constant_initializer glorot_normal_initializer glorot_uniform_initializer kaiming_initializer "

@@ -17,10 +17,10 @@ import numpy as np
 from varstore.disk.read.checkpoint import Checkpoint, open_checkpoint
 from varstore.errors import UnsupportedDtype, UsageError, VariableMismatch
 from varstore.model.match import Spec, compare
+from varstore.text.hints import listed
 from varstore.training.state import load_state, save_state
 from varstore.training.tensors import Leaf
 from varstore.training.tree import unflatten
-from varstore.values.select import listed
 
 __all__ = ["load", "save", "state_of"]
 

@@ -12,8 +12,8 @@ from typing import Any, Literal, TypeAlias
 import numpy as np
 
 from varstore.errors import UsageError, VariableMismatch
+from varstore.text.hints import listed
 from varstore.values.arrays import Source, Stored
-from varstore.values.select import listed
 
 __all__ = ["Match", "Mismatch", "Pair", "Shape", "SourceSpec", "Spec", "compare", "is_same_type", "spec_of"]
 

@@ -17,8 +17,9 @@ import numpy as np
 
 from varstore.errors import UsageError, VariableMismatch
 from varstore.model.match import Match, Mismatch, Shape, is_same_type
+from varstore.text.hints import nearest
 from varstore.text.html import html_table
-from varstore.values.select import SEPARATOR, nearest, select
+from varstore.values.select import SEPARATOR, select
 
 __all__ = ["Cast", "LoadReport", "Overlap", "fold", "make_report", "suggest_prefixes"]
 

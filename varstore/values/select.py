@@ -7,14 +7,14 @@ A name has parts, and a boundary lies at every ``/``, ``.`` and ``-`` (OneFlow w
 from __future__ import annotations
 
 import fnmatch
-import heapq
 import re
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, TypeAlias
 
 from varstore.errors import UsageError, VariableMismatch, VariableNotFound
+from varstore.text.hints import listed, nearest
 
-__all__ = ["Patterns", "Rename", "SEPARATOR", "listed", "nearest", "select"]
+__all__ = ["Patterns", "Rename", "SEPARATOR", "select"]
 
 Patterns: TypeAlias = str | Iterable[str]
 Rename: TypeAlias = Mapping[str, str | None] | Iterable[tuple[str | re.Pattern[str], str]] | Callable[[str], str | None]
@@ -23,8 +23,6 @@ SEPARATOR = re.compile(r"[/.\-]")
 """What stands between the parts of a name."""
 
 _WILDCARD = re.compile(r"[*?]|\[.*?\]")
-_CUTOFF = 0.6
-_CANDIDATES = 32
 
 
 def select(
@@ -81,31 +79,6 @@ def select(
             )
         selected[target] = source
     return selected
-
-
-def nearest(name: str, names: Iterable[str], count: int = 3) -> tuple[str, ...]:
-    """Return the names that look most like this one, best first; few or none where nothing is near."""
-    import difflib
-
-    wanted = _letter_pairs(name)
-    plausible = (
-        other
-        for other in names
-        if 2 * min(len(name), len(other)) >= _CUTOFF * (len(name) + len(other))  # difflib's bound, without its cost
-    )
-
-    def shared(other: str) -> float:
-        theirs = _letter_pairs(other)
-        return len(wanted & theirs) / (len(wanted) + len(theirs))
-
-    candidates = heapq.nlargest(_CANDIDATES, plausible, key=shared)
-    return tuple(difflib.get_close_matches(name, candidates, n=count, cutoff=_CUTOFF))
-
-
-def listed(items: list[str], limit: int = 3, between: str = ", ") -> str:
-    """Return the first few items as text, and how many more there are."""
-    more = [f"and {len(items) - limit} more"] if len(items) > limit else []
-    return between.join([*items[:limit], *more])
 
 
 def _chosen(names: list[str], include: Patterns | None, exclude: Patterns | None, path: str | None) -> list[str]:
@@ -232,8 +205,3 @@ def _substitution(item: Any) -> tuple[re.Pattern[str], str]:
 
 def _described(value: object) -> str:
     return f"{value!r} ({type(value).__name__})"
-
-
-def _letter_pairs(name: str) -> set[str]:
-    text = f" {name.casefold()} "
-    return {text[i : i + 2] for i in range(len(text) - 1)}

@@ -27,8 +27,9 @@ from varstore.layout.manifest import Entry, Manifest
 from varstore.layout.names import MANIFEST, MARKER
 from varstore.storage.beneath import Root, identity_of, open_root, read_small
 from varstore.storage.failures import translated
+from varstore.text.hints import nearest
 from varstore.text.html import html_table
-from varstore.values.select import Patterns, Rename, nearest, select
+from varstore.values.select import Patterns, Rename, select
 
 __all__ = ["Checkpoint", "is_being_read", "open_checkpoint", "open_variable"]
 

@@ -38,8 +38,8 @@ from varstore.formats.onnx.tensors import (
 from varstore.formats.opened import ForeignCheckpoint, LazyArray
 from varstore.formats.state.flat import fetch_plain, flat_arrays
 from varstore.storage.appearing import replacing
+from varstore.text.hints import nearest
 from varstore.values.arrays import LateArray
-from varstore.values.select import nearest
 
 __all__ = ["read", "write"]
 

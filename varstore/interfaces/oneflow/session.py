@@ -31,8 +31,8 @@ from varstore.layout.names import folder_of
 from varstore.model.into import load_into
 from varstore.model.match import Mismatch, compare, spec_of
 from varstore.model.report import LoadReport, make_report
+from varstore.text.hints import listed, nearest
 from varstore.values.arrays import as_source
-from varstore.values.select import listed, nearest
 
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike, DTypeLike

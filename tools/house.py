@@ -1,0 +1,62 @@
+"""The house: which folder stands on which floor, and the order of the files in a folder.
+
+A module imports only from floors below its own, and within a folder only from what is listed before it.
+``tests/test_floors.py`` holds the code to these tables.
+"""
+
+from __future__ import annotations
+
+__all__ = ["FLOORS", "ORDER"]
+
+FLOORS: dict[str, int] = {
+    "errors": 0,
+    "_gen": 0,
+    "version": 0,
+    "text": 1,
+    "layout": 1,
+    "values": 2,
+    "storage": 2,
+    "disk": 3,
+    "model": 4,
+    "training": 5,
+    "interfaces": 6,
+    "formats": 6,
+    "inspection": 7,
+    "adapters": 7,
+    "__init__": 9,
+    "cli": 10,
+    "view": 10,
+    "__main__": 11,
+}
+"""Folders and files of the package's top level; those of one floor do not import each other."""
+
+ORDER: dict[str, tuple[str, ...]] = {
+    "text": ("hints", "html"),
+    "layout": ("collector", "names", "dtypes", "meta", "manifest", "difference"),
+    "values": ("select", "arrays", "plan"),
+    "storage": ("syscalls", "failures", "beneath", "appearing"),
+    "disk": ("progress", "threads", "blocks", "save", "read", "seal"),
+    "disk/save": ("staging", "large_file", "links", "space", "incremental", "writer"),
+    "disk/read": ("ring", "checks", "digests", "batches", "whole", "parts", "variable", "scan", "checkpoint"),
+    "model": ("match", "report", "store", "into"),
+    "training": ("tensors", "tree", "state", "background", "policies", "series", "manager"),
+    "interfaces": ("oneflow", "mindspore"),
+    "interfaces/oneflow": ("dtypes", "initializers", "session", "checkpoint"),
+    "formats": (
+        *("opened", "binary", "state", "pickles"),
+        *("safetensors", "torch", "numpy", "oneflow", "paddle", "megengine", "mindspore", "onnx", "zarr", "native"),
+        *("detect", "registry", "verbs"),
+    ),
+    "formats/binary": ("source", "packing", "slices", "wire", "zipped", "archive"),
+    "formats/pickles": ("names", "tape", "machine", "arrays", "tree", "emit"),
+    "formats/state": ("flat", "nested"),
+    "formats/torch": ("tensors", "names", "legacy", "zip", "distributed", "write"),
+    "formats/paddle": ("program", "states"),
+    "formats/mindspore": ("cipher", "messages"),
+    "formats/onnx": ("tensors", "model"),
+    "formats/zarr": ("store", "tree", "orbax"),
+    "inspection": ("verify", "diff"),
+    "adapters": ("torch", "jax", "lightning", "transformers"),
+    "cli": ("output", "statistics", "listing", "show", "check", "repair", "convert", "demo"),
+}
+"""Every file and folder of each folder, `__init__` aside; each imports only from those before it."""

@@ -1,0 +1,121 @@
+"""Seal a checkpoint: write a manifest that records what lies in its folders now."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import time
+from collections.abc import Mapping
+
+from varstore.disk.progress import Progress, reporting
+from varstore.disk.read.checkpoint import open_checkpoint
+from varstore.disk.read.checks import check_readable
+from varstore.disk.read.digests import all_digests
+from varstore.disk.read.scan import WalkedEntries
+from varstore.disk.save.staging import fsync_path
+from varstore.errors import FormatError, InvalidName, ManifestError, MetaError
+from varstore.layout.difference import DiffReport, compare
+from varstore.layout.manifest import VERSION_FIELD, Entry, Manifest
+from varstore.layout.names import MANIFEST
+from varstore.storage.beneath import open_root
+from varstore.storage.failures import translated
+
+__all__ = ["seal"]
+
+
+def seal(path: str | os.PathLike[str], *, writer: str = "varstore", progress: Progress = None) -> DiffReport:
+    """Write a manifest that records what lies in the folders now; return what that changes.
+
+    For a checkpoint without a manifest, and after a change by hand. Attributes and true names are kept for
+    the folders that the present manifest lists.
+
+    Raises:
+        IncompleteCheckpoint: there is no marker; nothing vouches that the folders are whole.
+        MetaError, SizeMismatch: a folder that is no variable as it stands; nothing is written.
+        StorageError: the operating system refused; nothing is written.
+    """
+    root = os.fspath(path)
+    before = _present_manifest(root)
+    listed = _decodable(before.entries) if before else {}
+    known = {entry.folder: entry for entry in listed.values()}
+    order = {folder: place for place, folder in enumerate(known)}
+    with translated(root, "sealing failed"), open_root(root) as root_fd:
+        walked = WalkedEntries(root_fd, root)
+        entries: dict[str, Entry] = {}
+        with reporting(progress, sum(e.nbytes for e in walked.values()), f"sealing {root}") as advance:
+            for found in sorted(walked.values(), key=lambda entry: order.get(entry.folder, len(order))):
+                entry = _sealed(root_fd, root, found, known.get(found.folder))
+                if entry.name in entries:
+                    raise InvalidName(
+                        "two folders would have this name", path=root, variable=entry.name, found=entry.folder
+                    )
+                entries[entry.name] = entry
+                if advance:
+                    advance(entry.nbytes)
+        entries = {name: _tied(entry, known.get(entry.folder), entries) for name, entry in entries.items()}
+        after = Manifest(
+            writer=writer,
+            time_ns=time.time_ns(),
+            attributes=before.attributes if before else {},
+            tree=before.tree if before else "",
+            entries=entries,
+        )
+        _replace_manifest(root_fd, root, after.encode())
+    return compare(root, root, listed, entries)
+
+
+def _present_manifest(root: str) -> Manifest | None:
+    """Return the manifest if it is whole; a torn one is what sealing replaces, one of a later version is not."""
+    try:
+        return open_checkpoint(root).manifest
+    except FormatError as error:
+        if error.field == VERSION_FIELD:
+            raise
+        return None
+
+
+def _decodable(entries: Mapping[str, Entry]) -> dict[str, Entry]:
+    """Return the entries that do not contradict themselves; sealing replaces the others."""
+    decoded = {}
+    for name in entries:
+        with contextlib.suppress(ManifestError):
+            decoded[name] = entries[name]
+    return decoded
+
+
+def _sealed(root_fd: int, root: str, found: Entry, known: Entry | None) -> Entry:
+    if found.meta is None:
+        raise MetaError(
+            "a variable without meta cannot be sealed",
+            path=os.path.join(root, found.folder),
+            variable=found.name,
+            hint="load it with load_variables, which knows shape and type, and save that",
+        )
+    check_readable(root, found)
+    entry = found._replace(digests=all_digests(root_fd, root, found))
+    if known is None:
+        return entry
+    return entry._replace(name=known.name, attributes=known.attributes)
+
+
+def _tied(entry: Entry, known: Entry | None, entries: Mapping[str, Entry]) -> Entry:
+    """Return the entry as an alias of the one that it was an alias of, where both still hold the same values."""
+    first = entries.get(known.alias_of) if known else None
+    if first is None or (first.meta, first.digests) != (entry.meta, entry.digests):
+        return entry
+    return entry._replace(alias_of=first.name)
+
+
+def _replace_manifest(root_fd: int, root: str, data: bytes) -> None:
+    temporary = f".{MANIFEST}.{os.urandom(4).hex()}"
+    fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o444, dir_fd=root_fd)
+    try:
+        with open(fd, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(fd)
+        os.rename(temporary, MANIFEST, src_dir_fd=root_fd, dst_dir_fd=root_fd)
+    except BaseException:
+        os.unlink(temporary, dir_fd=root_fd)
+        raise
+    fsync_path(root)

@@ -1,0 +1,34 @@
+"""Compare two checkpoints."""
+
+from __future__ import annotations
+
+import os
+
+from varstore.disk.read.checkpoint import Checkpoint, open_checkpoint
+from varstore.disk.read.digests import all_digests
+from varstore.layout.difference import DiffReport, compare
+from varstore.layout.manifest import Entry
+from varstore.storage.beneath import open_root
+from varstore.storage.failures import translated
+
+__all__ = ["DiffReport", "diff"]
+
+
+def diff(a: str | os.PathLike[str] | Checkpoint, b: str | os.PathLike[str] | Checkpoint) -> DiffReport:
+    """Compare two checkpoints by name, shape, type and digest; values are read only where a digest is missing.
+
+    Raises:
+        CheckpointNotFound, IncompleteCheckpoint, ManifestError: one of them cannot be opened.
+    """
+    first, second = (c if isinstance(c, Checkpoint) else open_checkpoint(c) for c in (a, b))
+    return compare(first.path, second.path, _with_digests(first), _with_digests(second))
+
+
+def _with_digests(checkpoint: Checkpoint) -> dict[str, Entry]:
+    with translated(checkpoint.root, "reading failed"), open_root(checkpoint.root) as root_fd:
+        return {
+            name: variable.entry
+            if variable.entry.digests
+            else variable.entry._replace(digests=all_digests(root_fd, checkpoint.root, variable.entry))
+            for name, variable in checkpoint.items()
+        }

@@ -1,0 +1,53 @@
+"""How two sets of entries differ: by name, shape, type and digest."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from varstore.layout.manifest import Entry
+
+__all__ = ["DiffReport", "compare"]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class DiffReport:
+    """How checkpoint `b` differs from `a`: names of variables; `changed` says in what."""
+
+    a: str
+    b: str
+    added: tuple[str, ...]
+    removed: tuple[str, ...]
+    changed: Mapping[str, str]
+    unchanged: tuple[str, ...]
+
+    @property
+    def equal(self) -> bool:
+        """Whether both hold the same variables with the same values."""
+        return not (self.added or self.removed or self.changed)
+
+    def __str__(self) -> str:
+        lines = [f"{self.a} -> {self.b}: {len(self.unchanged)} unchanged"]
+        lines += [f"  added    {name}" for name in self.added]
+        lines += [f"  removed  {name}" for name in self.removed]
+        lines += [f"  changed  {name}: {what}" for name, what in self.changed.items()]
+        return "\n".join(lines)
+
+
+def compare(a: str, b: str, first: Mapping[str, Entry], second: Mapping[str, Entry]) -> DiffReport:
+    """Return how the second set of entries differs from the first; `a` and `b` are their paths, for people."""
+    changed = {name: _difference(first[name], second[name]) for name in first if name in second}
+    return DiffReport(
+        a=a,
+        b=b,
+        added=tuple(name for name in second if name not in first),
+        removed=tuple(name for name in first if name not in second),
+        changed={name: what for name, what in changed.items() if what},
+        unchanged=tuple(name for name, what in changed.items() if not what),
+    )
+
+
+def _difference(a: Entry, b: Entry) -> str:
+    if a.meta is None or a.meta != b.meta:
+        return f"{a.form} -> {b.form}"
+    return "" if a.digests == b.digests else "values"
