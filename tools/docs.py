@@ -68,7 +68,9 @@ def main() -> int:
     sys.meta_path.append(_StandIns())
     pages = {name: pdoc.doc.Module(_imported(name)) for name in page_names()}
     for page in pages.values():
-        page.__dict__["submodules"] = [below for below in page.submodules if below.fullname in pages]
+        page.__dict__["submodules"] = [
+            below for name, below in pages.items() if name.rpartition(".")[0] == page.fullname
+        ]
     files = render(pages)
     problems = [f"{name}: {problem}" for name, page in pages.items() for problem in faults(page, files[_file(name)])]
     if problems:
@@ -84,13 +86,10 @@ def main() -> int:
 
 def page_names() -> list[str]:
     """Return the modules that have a page: the face, the errors, the adapters, and packages with a docstring."""
-    names = ["varstore", "varstore.errors"]
-    for module in pkgutil.walk_packages([str(ROOT / "varstore")], "varstore."):
-        top = ".".join(module.name.split(".")[:2])
-        is_guide = module.ispkg and importlib.import_module(module.name).__doc__ is not None
-        if top not in NOT_IN_THE_REFERENCE and (is_guide or module.name.startswith("varstore.adapters.")):
-            names.append(module.name)
-    return names
+    packages = {module.name for module in pkgutil.iter_modules([str(ROOT / "varstore")], "varstore.") if module.ispkg}
+    guides = [name for name in sorted(packages - NOT_IN_THE_REFERENCE) if importlib.import_module(name).__doc__]
+    adapters = [module.name for module in pkgutil.iter_modules([str(ROOT / "varstore/adapters")], "varstore.adapters.")]
+    return sorted({"varstore", "varstore.errors", "varstore.adapters", *guides, *adapters})
 
 
 def _imported(name: str) -> ModuleType:
