@@ -1,4 +1,4 @@
-"""A run that begins again in the directory of a longer one, and clocks that are set: saving goes on, no step is lost."""
+"""A run that begins again in the directory of a longer one, and clocks that are set: saving goes on, none is lost."""
 
 import logging
 import warnings
