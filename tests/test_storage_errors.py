@@ -212,3 +212,29 @@ def test_every_piece_of_every_lane_is_done_once_and_its_values_may_go_then():
     assert sorted(done) == sorted([(-1, -1), *((i, i + 1) for count in (1, 40, 7) for i in range(count))])
     assert [lane.left for lane in lanes] == [0, 0, 0]
     assert alive() is None
+
+
+@pytest.mark.parametrize("durable", [False, True])
+def test_calls_that_write_less_than_asked_are_made_again(tmp_path, monkeypatch, durable):
+    values = {
+        "a/w": np.arange(700),
+        "big": np.arange(300_000),
+        "swapped": np.arange(9, dtype=">i4"),
+        "empty": np.ones(0),
+    }
+    whole = vs.save(tmp_path / "whole", values)
+    for name in ("write", "pwrite"):
+        real = getattr(os, name)
+
+        def short(fd, data, *offset, real=real):
+            return real(fd, memoryview(data).cast("B")[: max(1, memoryview(data).nbytes * 2 // 3)], *offset)
+
+        monkeypatch.setattr(os, name, short)
+    vs.save(tmp_path / "c", values, durable=durable)
+    vs.save(tmp_path / "linked", vs.open(tmp_path / "c"), manifest=False, durable=durable)
+    vs.seal(tmp_path / "linked")
+    for name in ("c", "linked"):
+        assert vs.verify(tmp_path / name).ok
+        for path in (tmp_path / "whole").rglob("*/*"):
+            if path.is_file():
+                assert path.read_bytes() == (tmp_path / name / path.relative_to(whole.path)).read_bytes(), path

@@ -25,6 +25,7 @@ __all__ = [
     "lies_as_out",
     "read_block",
     "spans",
+    "write_all",
     "write_block",
 ]
 
@@ -96,19 +97,21 @@ def write_block(fd: int, array: np.ndarray, start: int, stop: int, direct: Align
     if direct is None:
         for piece in _pieces(array, start, stop, CHUNK):
             hasher.update(piece.data)
-            _write_all(fd, piece, start)
+            write_all(fd, piece.data, start)
             start += piece.nbytes
     else:
         for filled in direct.refill(_pieces(array, start, stop, CHUNK), hasher):
-            _write_all(fd, filled, start)
+            write_all(fd, filled.data, start)
             start += filled.nbytes
     return hasher.digest()
 
 
-def _write_all(fd: int, data: np.ndarray, offset: int) -> None:
-    done = os.pwrite(fd, data.data, offset)
-    while done < data.nbytes:
-        done += os.pwrite(fd, data[done:].data, offset + done)
+def write_all(fd: int, data: bytes | memoryview, offset: int = 0) -> None:
+    """Write all these bytes at their place, in as many calls as it takes: one may write fewer than it was given."""
+    view = memoryview(data)
+    while view:
+        done = os.pwrite(fd, view, offset)
+        view, offset = view[done:], offset + done
 
 
 class AlignedBuffer:

@@ -15,6 +15,7 @@ import stat
 from collections.abc import Iterator
 from types import TracebackType
 
+from varstore.disk.blocks import write_all
 from varstore.errors import CheckpointExists, CheckpointNotFound, InvalidName
 from varstore.layout.names import MANIFEST, MARKER
 from varstore.storage import syscalls
@@ -164,9 +165,7 @@ class Staging:
     def _write(self, name: str, data: bytes, durable: bool) -> None:
         fd = os.open(name, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o444, dir_fd=self.fd)
         try:
-            view = memoryview(data)
-            while view:
-                view = view[os.write(fd, view) :]
+            write_all(fd, data)
             if durable:
                 os.fsync(fd)
         finally:

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import xxhash
 
-from varstore.disk.blocks import SMALL, digest_file_block, lies_as_out, spans, write_block
+from varstore.disk.blocks import SMALL, digest_file_block, lies_as_out, spans, write_all, write_block
 from varstore.disk.progress import Progress, reporting
 from varstore.disk.save.incremental import equals_stored, link_unchanged
 from varstore.disk.save.large_file import CREATE, OutFile
@@ -209,7 +209,7 @@ class _Writer:
     def _write_meta(self, variable: PlannedVariable) -> None:
         fd = os.open(variable.folder + "/meta", CREATE, 0o444, dir_fd=self._fd)
         try:
-            os.write(fd, encode_meta(variable.meta))
+            write_all(fd, encode_meta(variable.meta))
             if self._fsync_each:
                 os.fsync(fd)
         finally:
