@@ -17,8 +17,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 import xxhash
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 from support import FIXTURES, ROOT, arrays, assert_same, load_truth, names
 
 import varstore as vs

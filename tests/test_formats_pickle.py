@@ -17,8 +17,7 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 
 from tests.support import FIXTURES, ROOT, arrays, assert_same, load_facts, load_truth, run_python
 from varstore.errors import FormatError, SizeMismatch, UnsafeContent, UnsupportedDtype, UsageError, VarstoreError

@@ -14,8 +14,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 import zarr as zarr_library
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 from hypothesis.extra import numpy as hnp
 from safetensors.numpy import load_file, save_file
 

@@ -6,8 +6,7 @@ import math
 import ml_dtypes
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 
 from varstore.errors import UnsupportedDtype, UsageError, VarstoreError
 from varstore.interfaces.oneflow import initializers as flow

@@ -16,8 +16,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
+from hypothesis import HealthCheck, given, settings, strategies as st
 
 from varstore.disk.read.checkpoint import open_checkpoint
 from varstore.errors import CheckpointExists, CheckpointNotFound, UnsupportedDtype, UsageError

@@ -9,8 +9,7 @@ import sys
 
 import pytest
 import xxhash
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 from support import FIXTURES, ROOT, names
 
 from varstore._gen import manifest_pb2

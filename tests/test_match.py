@@ -9,8 +9,7 @@ import re
 import ml_dtypes
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 
 from varstore.errors import UsageError, VariableMismatch, VariableNotFound
 from varstore.model.match import Match, Mismatch, Pair, compare, is_same_type

@@ -7,8 +7,7 @@ import math
 import numpy as np
 import pytest
 from google.protobuf import text_format
-from hypothesis import example, given, settings
-from hypothesis import strategies as st
+from hypothesis import example, given, settings, strategies as st
 from support import FIXTURES, load_facts
 
 from varstore._gen import variable_meta_pb2

@@ -8,8 +8,7 @@ import re
 import tempfile
 
 import pytest
-from hypothesis import example, given
-from hypothesis import strategies as st
+from hypothesis import example, given, strategies as st
 from support import any_names, names
 
 from varstore.errors import InvalidName

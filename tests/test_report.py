@@ -7,8 +7,7 @@ from html.parser import HTMLParser
 
 import numpy as np
 import pytest
-from hypothesis import assume, given
-from hypothesis import strategies as st
+from hypothesis import assume, given, strategies as st
 
 from varstore.errors import UsageError, VariableMismatch
 from varstore.model.match import Match, Mismatch, compare

@@ -38,7 +38,7 @@ ORDER: dict[str, tuple[str, ...]] = {
     "disk": ("progress", "threads", "blocks", "save", "read", "seal"),
     "disk/save": ("staging", "large_file", "links", "space", "incremental", "writer"),
     "disk/read": ("ring", "checks", "digests", "batches", "whole", "parts", "variable", "scan", "checkpoint"),
-    "model": ("match", "report", "store", "into"),
+    "model": ("options", "match", "report", "store", "into"),
     "training": ("tensors", "tree", "state", "background", "policies", "series", "manager"),
     "interfaces": ("oneflow", "mindspore"),
     "interfaces/oneflow": ("dtypes", "initializers", "session", "checkpoint"),

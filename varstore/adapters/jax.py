@@ -6,10 +6,9 @@ itself again when it is restored into one like it. Arrays move between the host 
 
 from __future__ import annotations
 
-import os
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Any, Unpack
 
 import jax
 import numpy as np
@@ -17,6 +16,7 @@ import numpy as np
 from varstore.disk.read.checkpoint import Checkpoint, open_checkpoint
 from varstore.errors import UnsupportedDtype, UsageError, VariableMismatch
 from varstore.model.match import Spec, compare
+from varstore.model.options import Path, StateOptions
 from varstore.text.hints import listed
 from varstore.training.state import load_state, save_state
 from varstore.training.tensors import Leaf
@@ -24,10 +24,8 @@ from varstore.training.tree import unflatten
 
 __all__ = ["load", "save", "state_of"]
 
-Path = str | os.PathLike[str]
 
-
-def save(path: Path, tree: Any, **save_options: Any) -> Checkpoint:
+def save(path: Path, tree: Any, **save_options: Unpack[StateOptions]) -> Checkpoint:
     """Save a pytree; variables are named by their path, such as ``params/Dense_0/kernel``.
 
     Arrays that are sharded over the devices of this process are saved whole.

@@ -7,13 +7,14 @@ are, and a path that ends in ``.ckpt`` is a directory.
 from __future__ import annotations
 
 import os
-from typing import Any
+from typing import Any, Unpack
 
 from lightning.fabric.plugins import CheckpointIO
 
 from varstore.adapters.torch import load, save, state_of
 from varstore.disk.save.staging import discard
 from varstore.errors import UsageError
+from varstore.model.options import StateOptions, check_options
 from varstore.training.background import BackgroundSaver, PendingSave
 from varstore.training.tensors import MapLocation
 from varstore.training.tree import flatten
@@ -29,9 +30,10 @@ class VarstoreCheckpointIO(CheckpointIO):  # type: ignore[misc, unused-ignore]  
         save_options: those of `varstore.save`, for every save.
     """
 
-    def __init__(self, *, background: bool = False, **save_options: Any) -> None:
+    def __init__(self, *, background: bool = False, **save_options: Unpack[StateOptions]) -> None:
+        check_options(save_options, StateOptions, "VarstoreCheckpointIO()")
         self._saver = BackgroundSaver() if background else None
-        self._save_options = {"overwrite": True, **save_options}
+        self._save_options: StateOptions = {"overwrite": True, **save_options}
         self._pending: PendingSave | None = None
 
     def save_checkpoint(

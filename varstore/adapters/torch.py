@@ -6,10 +6,9 @@ what lies on a device moves one tensor at a time, both ways. Nothing is pickled.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any
+from typing import Any, Unpack
 
 import numpy as np
 import torch
@@ -18,7 +17,8 @@ from varstore.disk.progress import Progress
 from varstore.disk.read.checkpoint import Checkpoint, open_checkpoint
 from varstore.errors import UsageError, VariableMismatch
 from varstore.model import into
-from varstore.model.match import Match, Pair, SourceSpec, compare
+from varstore.model.match import Match, OnMismatch, Pair, SourceSpec, compare
+from varstore.model.options import LoadOptions, Path, StateOptions
 from varstore.model.report import LoadReport, make_report
 from varstore.training.state import load_state, restore, save_state
 from varstore.training.tensors import TENSOR, MapLocation
@@ -28,10 +28,8 @@ from varstore.values.select import Patterns, Rename, select
 
 __all__ = ["load", "load_into", "save", "state_of"]
 
-Path = str | os.PathLike[str]
 
-
-def save(path: Path, state: Any, **save_options: Any) -> Checkpoint:
+def save(path: Path, state: Any, **save_options: Unpack[StateOptions]) -> Checkpoint:
     """Save a module, an optimizer, a state dict, or nested state that holds them.
 
     Whatever has a ``state_dict`` is saved as that: ``save(path, {"model": model, "optimizer": optimizer,
@@ -78,7 +76,7 @@ def load(
         CheckpointNotFound, IncompleteCheckpoint, DigestMismatch, SizeMismatch: see `varstore.load`.
     """
     checkpoint = path if isinstance(path, Checkpoint) else open_checkpoint(path)
-    options: dict[str, Any] = {"verify": verify, "threads": threads, "progress": progress}
+    options: LoadOptions = {"verify": verify, "threads": threads, "progress": progress}
     if checkpoint.manifest is not None and checkpoint.manifest.tree:
         return load_state(checkpoint, map_location=map_location, **options)
     tree = {
@@ -96,7 +94,7 @@ def load_into(
     exclude: Patterns | None = None,
     rename: Rename | None = None,
     strict: bool = True,
-    on_mismatch: str = "error",
+    on_mismatch: OnMismatch = "error",
     cast: bool = False,
     verify: bool = True,
     threads: int | None = None,
@@ -195,7 +193,9 @@ def _identity(tensor: torch.Tensor) -> Any:
     return str(tensor.device), tensor.data_ptr(), tuple(tensor.shape), tensor.stride(), alone
 
 
-def _load_optimizer(optimizer: torch.optim.Optimizer, given: Mapping[str, Any], **load_options: Any) -> LoadReport:
+def _load_optimizer(
+    optimizer: torch.optim.Optimizer, given: Mapping[str, Any], **load_options: Unpack[LoadOptions]
+) -> LoadReport:
     where = given.path if isinstance(given, Checkpoint) else type(given).__name__
     if isinstance(given, Checkpoint):
         state = restore(given, _optimizer_state(given.tree, where), map_location="cpu", **load_options)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Unpack
 
 from varstore.disk.read.checkpoint import Checkpoint, open_checkpoint
 from varstore.disk.read.variable import Variable
 from varstore.formats.opened import LazyArray
 from varstore.formats.state.flat import flat_leaves
+from varstore.model.options import SaveOptions
 from varstore.model.store import save
 from varstore.training.tree import flatten, unflatten
 
@@ -31,8 +32,8 @@ def nested(checkpoint: Checkpoint) -> Any:
     return unflatten(checkpoint.tree, lambda leaf: _lazy(checkpoint[leaf.name]), path=checkpoint.path)
 
 
-def write(path: str, state: Any, **options: Any) -> None:
-    """Save names and arrays as a checkpoint directory, nested state as `varstore.save_state` does.
+def write(path: str, state: Any, **options: Unpack[SaveOptions]) -> None:
+    """Write names and arrays as a checkpoint directory, nested state as `varstore.save_state` does.
 
     What a file said of one array, such as the scale of quantised values, becomes the variable's attributes.
     """
@@ -40,9 +41,12 @@ def write(path: str, state: Any, **options: Any) -> None:
         variables = state if isinstance(state, Checkpoint) else flat_leaves(state)
     else:
         flat = flatten(state)
-        variables, options = flat.variables, {"tree": flat.tree, **options}
+        variables = flat.variables
+        options.setdefault("tree", flat.tree)
     said = {name: _plain(leaf) for name, leaf in variables.items() if isinstance(leaf, LazyArray) and leaf.attributes}
-    save(path, variables, **{"variable_attributes": said or None, **options})
+    if said:
+        options.setdefault("variable_attributes", said)
+    save(path, variables, **options)
 
 
 def _lazy(variable: Variable) -> LazyArray:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypedDict, Unpack
 
 import ml_dtypes
 import numpy as np
@@ -14,10 +14,39 @@ from varstore.disk.progress import Progress, reporting
 from varstore.disk.read.checkpoint import Checkpoint
 from varstore.errors import UnsupportedDtype, UsageError
 from varstore.formats.opened import ForeignCheckpoint, LazyArray, leaves
+from varstore.model.options import StoreOptions
 from varstore.values.arrays import Stored
 from varstore.values.select import Patterns, Rename, select
 
-__all__ = ["Converted", "convert", "read", "write"]
+__all__ = ["ConvertOptions", "Converted", "ReadOptions", "WriteOptions", "convert", "read", "write"]
+
+
+class ReadOptions(TypedDict, total=False):
+    """What one format's `read` takes beside the path."""
+
+    key: bytes | None
+    """MindSpore: the key of an encrypted file."""
+    crc_check: bool
+    """MindSpore: compare the checksum at the end of the file."""
+
+
+class ConvertOptions(StoreOptions, total=False):
+    """What one format's `write` takes beside the path and the values."""
+
+    model: str | None
+    """ONNX: the model whose initializers are replaced in a copy."""
+    metadata: Mapping[str, str] | None
+    """safetensors: the file's own metadata."""
+    shard_bytes: int
+    """safetensors: the size from which a file is split in several."""
+    zarr_format: int
+    """Zarr: 3, or 2."""
+
+
+class WriteOptions(ConvertOptions, total=False):
+    """All options of `write`."""
+
+    progress: Progress
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -31,7 +60,9 @@ class Converted:
     left_out: tuple[str, ...]
 
 
-def read(path: str | os.PathLike[str], format: str | None = None, **options: Any) -> Mapping[str, Any]:
+def read(
+    path: str | os.PathLike[str], format: str | None = None, **options: Unpack[ReadOptions]
+) -> Checkpoint | ForeignCheckpoint:
     """Open a file or folder of any format as a lazy mapping of names to arrays.
 
     Args:
@@ -47,11 +78,13 @@ def read(path: str | os.PathLike[str], format: str | None = None, **options: Any
     from varstore.formats.registry import detect, named
 
     row = detect(path) if format is None else named(format)
-    opened: Mapping[str, Any] = row.module.read(os.fspath(path), **options)
+    opened: Checkpoint | ForeignCheckpoint = row.module.read(os.fspath(path), **options)
     return opened
 
 
-def write(path: str | os.PathLike[str], variables_or_state: Any, format: str | None = None, **options: Any) -> None:
+def write(
+    path: str | os.PathLike[str], variables_or_state: Any, format: str | None = None, **options: Unpack[WriteOptions]
+) -> None:
     """Write names and arrays, or nested state, in any format that can be written.
 
     Args:
@@ -79,7 +112,7 @@ def convert(
     rename: Rename | None = None,
     dtype: Any = None,
     progress: Progress = None,
-    **options: Any,
+    **options: Unpack[ConvertOptions],
 ) -> Converted:
     """Write what one file or folder holds as another, one tensor at a time.
 
@@ -118,18 +151,19 @@ def convert(
     is_whole = chosen == {name: name for name in opened}
     keeps_tree = row.is_nested and is_whole
     tree = opened.tree if isinstance(opened, ForeignCheckpoint) else {}
+    kept: dict[str, str] = {}
     is_linked = row is source_row and row.name == "varstore"
     if isinstance(opened, Checkpoint):
         tree = nested(opened) or {}
         if is_linked and is_whole and opened.manifest is not None:
-            options = {"tree": opened.manifest.tree, **options}  # the state around the variables, as it stands
+            kept = {"tree": opened.manifest.tree}  # the state around the variables, as it stands
     with reporting(progress, total, f"writing {target}") as advance:
         wrapped = _Wrapped(cast, advance)
         if keeps_tree and tree and not is_linked:
             state = wrapped.tree(tree)
         else:
             state = {name: wrapped.array(array) for name, array in arrays.items()}
-        row.module.write(target, state, **options)
+        row.module.write(target, state, **kept, **options)
     left_out = () if keeps_tree else tuple(name for name, leaf in leaves(tree) if not isinstance(leaf, LazyArray))
     return Converted(
         source_format=source_row.name, format=row.name, names=tuple(arrays), nbytes=total, left_out=left_out

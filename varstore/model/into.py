@@ -15,9 +15,10 @@ from varstore.disk.read.variable import Variable
 from varstore.disk.read.whole import read_into
 from varstore.errors import UsageError
 from varstore.layout.manifest import Entry
-from varstore.model.match import Pair, compare, spec_of
+from varstore.model.match import OnMismatch, Pair, compare, spec_of
+from varstore.model.options import Path
 from varstore.model.report import LoadReport, make_report
-from varstore.model.store import Path, while_it_stands
+from varstore.model.store import while_it_stands
 from varstore.values.arrays import LateArray, Source, Stored, as_source
 from varstore.values.select import Patterns, Rename, select
 
@@ -31,7 +32,7 @@ def load_into(
     include: Patterns | None = None,
     exclude: Patterns | None = None,
     rename: Rename | None = None,
-    on_mismatch: str = "error",
+    on_mismatch: OnMismatch = "error",
     cast: bool = False,
     verify: bool = True,
     threads: int | None = None,

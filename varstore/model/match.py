@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal, TypeAlias, get_args
 
 import numpy as np
 
@@ -15,14 +15,26 @@ from varstore.errors import UsageError, VariableMismatch
 from varstore.text.hints import listed
 from varstore.values.arrays import Source, Stored
 
-__all__ = ["Match", "Mismatch", "Pair", "Shape", "SourceSpec", "Spec", "compare", "is_same_type", "spec_of"]
+__all__ = [
+    "Match",
+    "Mismatch",
+    "OnMismatch",
+    "Pair",
+    "Shape",
+    "SourceSpec",
+    "Spec",
+    "compare",
+    "is_same_type",
+    "spec_of",
+]
 
+OnMismatch: TypeAlias = Literal["error", "skip", "overlap"]
 How: TypeAlias = Literal["exact", "cast", "overlap"]
 Shape: TypeAlias = tuple[int, ...]
 Spec: TypeAlias = tuple[Shape, np.dtype[Any]]
 SourceSpec: TypeAlias = tuple[Shape | None, np.dtype[Any] | None]
 
-_MODES = ("error", "skip", "overlap")
+_MODES = get_args(OnMismatch)
 _KINDS = "buifc"
 _ML_KINDS = (("uint", "u"), ("int", "i"), ("float", "f"), ("bfloat", "f"))
 _LINES = 10
@@ -88,7 +100,7 @@ def compare(
     sources: Mapping[str, SourceSpec],
     selected: Mapping[str, str],
     *,
-    on_mismatch: str = "error",
+    on_mismatch: OnMismatch = "error",
     cast: bool = False,
     path: str | None = None,
 ) -> Match:
@@ -158,7 +170,7 @@ def _common(source: Shape, target: Shape, *, allow_corner: bool) -> Shape | None
     return corner if allow_corner and len(source) == len(target) and 0 not in corner else None
 
 
-def _ways_out(mismatched: list[Mismatch], on_mismatch: str, *, cast: bool) -> str:
+def _ways_out(mismatched: list[Mismatch], on_mismatch: OnMismatch, *, cast: bool) -> str:
     """Return what would let at least one of these be loaded, or left alone."""
     missing = {_missing_modes(mismatch, on_mismatch, cast=cast) for mismatch in mismatched if _would_load(mismatch)}
     ways = []
@@ -172,7 +184,7 @@ def _ways_out(mismatched: list[Mismatch], on_mismatch: str, *, cast: bool) -> st
     return "pass " + (", ".join([*ways[:-1], f"or {ways[-1]}"]) if len(ways) > 1 else ways[0])
 
 
-def _missing_modes(mismatch: Mismatch, on_mismatch: str, *, cast: bool) -> tuple[str, ...]:
+def _missing_modes(mismatch: Mismatch, on_mismatch: OnMismatch, *, cast: bool) -> tuple[str, ...]:
     needs_cast = not cast and not is_same_type(mismatch.source_dtype, mismatch.target_dtype)
     needs_overlap = on_mismatch != "overlap" and mismatch.source_shape != mismatch.target_shape
     return ("cast",) * needs_cast + ("overlap",) * needs_overlap

@@ -16,13 +16,13 @@ from varstore.disk.save.writer import write_checkpoint
 from varstore.errors import CheckpointNotFound, FormatError, StorageError, UsageError
 from varstore.layout.collector import collector_paused
 from varstore.layout.manifest import Entry
+from varstore.model.options import Path
 from varstore.values.plan import plan_save
 from varstore.values.select import Patterns, Rename, select
 from varstore.version import __version__
 
-__all__ = ["Path", "load", "save", "while_it_stands"]
+__all__ = ["load", "save", "while_it_stands"]
 
-Path = str | os.PathLike[str]
 Result = TypeVar("Result")
 
 _ATTEMPTS = 100

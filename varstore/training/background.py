@@ -12,21 +12,31 @@ import threading
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future
 from functools import partial
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal, TypeAlias, Unpack
 
 import numpy as np
 
 from varstore.disk.read.checkpoint import Checkpoint, open_checkpoint
 from varstore.disk.threads import run, thread_count
 from varstore.errors import UsageError
+from varstore.model.options import SaveOptions, StateOptions, check_options
 from varstore.model.store import save
 from varstore.training.tree import flatten
 from varstore.values.arrays import LateArray
 from varstore.values.plan import SavePlan, plan_save
 
-__all__ = ["BackgroundSaver", "PendingSave", "WhenBusy", "save_async", "save_state_async"]
+__all__ = ["AsyncOptions", "BackgroundSaver", "PendingSave", "WhenBusy", "save_async", "save_state_async"]
 
 WhenBusy: TypeAlias = Literal["wait", "refuse"]
+
+
+class AsyncOptions(StateOptions, total=False):
+    """All options of `save_state_async`."""
+
+    copy: bool
+    when_busy: WhenBusy
+    budget: int | None
+
 
 _ALIGNMENT = 64
 _PIECE = 4 << 20
@@ -89,7 +99,7 @@ class BackgroundSaver:
         when_busy: WhenBusy = "wait",
         budget: int | None = None,
         after: Callable[[], object] | None = None,
-        **save_options: Any,
+        **save_options: Unpack[SaveOptions],
     ) -> PendingSave:
         """Copy the variables, begin to write them, and return; see `save_async`.
 
@@ -97,6 +107,7 @@ class BackgroundSaver:
         """
         if when_busy not in ("wait", "refuse"):
             raise UsageError("no such mode", field="when_busy", found=repr(when_busy), expected="'wait' or 'refuse'")
+        check_options(save_options, SaveOptions, "save_async()")
         plan = plan_save(variables)
         pending = PendingSave(os.fspath(path))
         if not self._turn.acquire(blocking=when_busy == "wait"):
@@ -179,7 +190,7 @@ def _save(
     path: str | os.PathLike[str],
     variables: Mapping[str, Any],
     after: Callable[[], object] | None,
-    options: Mapping[str, Any],
+    options: SaveOptions,
 ) -> None:
     save(path, variables, **options)
     if after is not None:
@@ -196,7 +207,7 @@ def save_async(
     copy: bool = True,
     when_busy: WhenBusy = "wait",
     budget: int | None = None,
-    **save_options: Any,
+    **save_options: Unpack[SaveOptions],
 ) -> PendingSave:
     """Copy the variables, begin to save them, and return; the arrays may change at once.
 
@@ -217,7 +228,7 @@ def save_async(
     return _shared.save(path, variables, copy=copy, when_busy=when_busy, budget=budget, **save_options)
 
 
-def save_state_async(path: str | os.PathLike[str], state: Any, **options: Any) -> PendingSave:
+def save_state_async(path: str | os.PathLike[str], state: Any, **options: Unpack[AsyncOptions]) -> PendingSave:
     """Save nested state as `varstore.save_state` does, in the background as `save_async` does.
 
     Raises:

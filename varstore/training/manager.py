@@ -15,14 +15,15 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Any
+from typing import Any, Unpack, cast
 
 from varstore.disk.read.checkpoint import is_being_read, open_checkpoint
 from varstore.disk.save.staging import clean_staging, set_aside
 from varstore.errors import CheckpointExists, CheckpointNotFound, UsageError
+from varstore.model.options import LoadOptions, RunOptions, SaveOptions, check_options
 from varstore.model.store import save
 from varstore.training.background import BackgroundSaver, PendingSave, WhenBusy
-from varstore.training.policies import Best, EverySteps, Keep, Saved, When, policies_of, retain
+from varstore.training.policies import Best, BestMode, EverySteps, Keep, Saved, When, policies_of, retain
 from varstore.training.series import KEY, Member, Series
 from varstore.training.state import load_state
 from varstore.training.tensors import MapLocation
@@ -68,7 +69,7 @@ class CheckpointManager:
         when_busy, budget: see `varstore.save_async`.
         prefix: of the folders' names; the step follows.
         clock: seconds since the epoch.
-        save_options: those of `varstore.save`, for every save.
+        save_options: `durable`, `threads`, `progress` and `variable_attributes` of `varstore.save`, for every save.
     """
 
     def __init__(
@@ -84,8 +85,9 @@ class CheckpointManager:
         budget: int | None = None,
         prefix: str = "step-",
         clock: Callable[[], float] = time.time,
-        **save_options: Any,
+        **save_options: Unpack[RunOptions],
     ) -> None:
+        check_options(save_options, RunOptions, "CheckpointManager()")
         if "/" in prefix or prefix.startswith("."):
             raise UsageError("the prefix begins a folder's name", field="prefix", found=repr(prefix))
         self._series = Series(os.path.abspath(directory), prefix)
@@ -118,7 +120,7 @@ class CheckpointManager:
         """Return the complete checkpoint of the highest step, None where there is none."""
         return next(reversed(self.all()), None)
 
-    def best(self, metric: str | None = None, mode: str = "min") -> Saved | None:
+    def best(self, metric: str | None = None, mode: BestMode = "min") -> Saved | None:
         """Return the best checkpoint by a metric, of `keep`'s own `Best` unless one is named; None where none has it.
 
         Raises:
@@ -171,13 +173,14 @@ class CheckpointManager:
         if not overwrite and os.path.lexists(path):
             raise CheckpointExists("this step is saved already", path=path, hint="overwrite=True replaces it")
         base = self.latest() if self._link_unchanged else None
-        options: dict[str, Any] = {
-            **self._save_options,
-            "attributes": {**(attributes or {}), KEY: {"step": step, "time": saved.time, "metrics": numbers}},
+        steps_own = {"step": step, "time": saved.time, "metrics": numbers}
+        options: SaveOptions = {
+            "attributes": {**(attributes or {}), KEY: steps_own},
             "tree": flat.tree,
             "base": base and base.path,
             "overwrite": overwrite,
         }
+        options |= cast(SaveOptions, self._save_options)
         if self._saver is None:
             save(path, flat.variables, **options)
             self._last = saved
@@ -191,7 +194,9 @@ class CheckpointManager:
         self._pending, self._last = pending, saved
         return pending
 
-    def restore(self, step: int | Saved | None = None, *, map_location: MapLocation = None, **load_options: Any) -> Any:
+    def restore(
+        self, step: int | Saved | None = None, *, map_location: MapLocation = None, **load_options: Unpack[LoadOptions]
+    ) -> Any:
         """Load the state of a step, of the latest unless one is given; see `varstore.load_state`.
 
         Raises:

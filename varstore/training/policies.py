@@ -11,12 +11,14 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import MappingProxyType
+from typing import Literal, TypeAlias, get_args
 
 from varstore.errors import UsageError
 
 __all__ = [
     "AtSteps",
     "Best",
+    "BestMode",
     "EverySeconds",
     "EverySteps",
     "Keep",
@@ -31,6 +33,8 @@ __all__ = [
     "policies_of",
     "retain",
 ]
+
+BestMode: TypeAlias = Literal["min", "max"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -155,12 +159,12 @@ class Best(Keep):
 
     metric: str
     n: int = 1
-    mode: str = "min"
+    mode: BestMode = "min"
     without_metric: bool = False
 
     def __post_init__(self) -> None:
         _require_positive("Best", self.n)
-        if self.mode not in ("min", "max"):
+        if self.mode not in get_args(BestMode):
             raise UsageError("no such mode", field="Best.mode", found=repr(self.mode), expected="'min' or 'max'")
 
     def ranked(self, saves: Sequence[Saved]) -> list[Saved]:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
-from typing import Any
+from typing import Any, Unpack
 
 import numpy as np
 
 from varstore.disk.progress import Progress
 from varstore.disk.read.checkpoint import Checkpoint, open_checkpoint
 from varstore.errors import ManifestError
+from varstore.model.options import LoadOptions, StateOptions
 from varstore.model.store import load, save
 from varstore.training.tensors import (
     JAX,
@@ -28,7 +29,7 @@ from varstore.training.tree import flatten, unflatten
 __all__ = ["load_state", "save_state"]
 
 
-def save_state(path: str | os.PathLike[str], state: Any, **save_options: Any) -> Checkpoint:
+def save_state(path: str | os.PathLike[str], state: Any, **save_options: Unpack[StateOptions]) -> Checkpoint:
     """Save nested state: all of it, or nothing.
 
     Dicts with keys of any plain kind, OrderedDicts, Counters, lists, tuples, named tuples, sets, None, bools,
@@ -72,13 +73,15 @@ def load_state(
         CheckpointNotFound, IncompleteCheckpoint, DigestMismatch, SizeMismatch: see `varstore.load`.
     """
     checkpoint = path if isinstance(path, Checkpoint) else open_checkpoint(path)
-    options: dict[str, Any] = {"verify": verify, "threads": threads, "progress": progress}
+    options: LoadOptions = {"verify": verify, "threads": threads, "progress": progress}
     if checkpoint.manifest is None or not checkpoint.manifest.tree:
         return load(checkpoint, **options)
     return restore(checkpoint, checkpoint.tree, map_location=map_location, **options)
 
 
-def restore(checkpoint: Checkpoint, tree: Any, *, map_location: MapLocation, **load_options: Any) -> Any:
+def restore(
+    checkpoint: Checkpoint, tree: Any, *, map_location: MapLocation, **load_options: Unpack[LoadOptions]
+) -> Any:
     """Put the state of a tree together from a checkpoint's variables; see `load_state`."""
     restoring = _Restoring(checkpoint, map_location)
     unflatten(tree, restoring.note, path=checkpoint.path)
@@ -106,7 +109,7 @@ class _Restoring:
                 )
         self._leaves[leaf.name] = leaf
 
-    def load(self, **options: Any) -> None:
+    def load(self, **options: Unpack[LoadOptions]) -> None:
         """Read all that stays in the host's memory."""
         here = [name for name, leaf in self._leaves.items() if leaf.view is None and self._stays(leaf)]
         if here:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Unpack
 
 from varstore.disk.read.checkpoint import Checkpoint, open_checkpoint, open_variable
 from varstore.disk.read.variable import Variable
 from varstore.interfaces.oneflow.session import SessionVariable, get_all_variables
 from varstore.layout.names import MARKER
+from varstore.model.options import SaveOptions
 from varstore.model.store import save
 
 __all__ = ["checkpoint"]
@@ -19,7 +20,7 @@ class _CheckpointNamespace:
     """OneFlow's ``checkpoint``: `save` and `get`."""
 
     def save(
-        self, path: str | os.PathLike[str], var_dict: Mapping[str, Any] | None = None, **options: Any
+        self, path: str | os.PathLike[str], var_dict: Mapping[str, Any] | None = None, **options: Unpack[SaveOptions]
     ) -> Checkpoint:
         """Save variables as a checkpoint: those of `var_dict`, or else all of the current session.
 

@@ -1,0 +1,181 @@
+"""The names of the face: where each is defined, and what ``import *`` gives.
+
+Type checkers read this file, and ``__init__.py`` reads it to import each name at its first use. ``bool``, ``float``
+and ``open`` are public but not in ``__all__``, so that ``import *`` replaces nothing of Python's own.
+"""
+
+from varstore import errors
+from varstore.disk.read.checkpoint import Checkpoint, open_checkpoint
+from varstore.disk.read.variable import Variable
+from varstore.disk.save.staging import clean_staging as clean
+from varstore.disk.seal import seal
+from varstore.errors import VarstoreError
+from varstore.formats.verbs import (
+    convert,
+    read,
+    write,
+)
+from varstore.inspection.diff import (
+    DiffReport,
+    diff,
+)
+from varstore.inspection.verify import (
+    VerifyReport,
+    verify,
+)
+from varstore.interfaces.mindspore import (
+    CheckpointConfig,
+    ModelCheckpoint,
+    load_checkpoint,
+    load_param_into_net,
+)
+from varstore.interfaces.oneflow.checkpoint import checkpoint
+from varstore.interfaces.oneflow.dtypes import (
+    bfloat16,
+    bool as bool,
+    char,
+    complex64,
+    complex128,
+    double,
+    float as float,
+    float16,
+    float32,
+    float64,
+    int8,
+    int16,
+    int32,
+    int64,
+    uint8,
+    uint16,
+    uint32,
+    uint64,
+)
+from varstore.interfaces.oneflow.initializers import (
+    constant_initializer,
+    glorot_normal_initializer,
+    glorot_uniform_initializer,
+    kaiming_initializer,
+    ones_initializer,
+    random_normal_initializer,
+    random_uniform_initializer,
+    truncated_normal,
+    truncated_normal_initializer,
+    variance_scaling_initializer,
+    xavier_normal_initializer,
+    xavier_uniform_initializer,
+    zeros_initializer,
+)
+from varstore.interfaces.oneflow.session import (
+    Session,
+    clear_default_session,
+    get_all_variables,
+    get_variable,
+    load_variables,
+)
+from varstore.model.into import load_into
+from varstore.model.report import LoadReport
+from varstore.model.store import (
+    load,
+    save,
+)
+from varstore.training.background import (
+    PendingSave,
+    save_async,
+    save_state_async,
+)
+from varstore.training.manager import CheckpointManager
+from varstore.training.policies import (
+    AtSteps,
+    Best,
+    EverySeconds,
+    EverySteps,
+    KeepEverySteps,
+    KeepIf,
+    Latest,
+    OnePerMinutes,
+    Pinned,
+    SaveIf,
+)
+from varstore.training.state import (
+    load_state,
+    save_state,
+)
+from varstore.version import __version__
+
+open = open_checkpoint
+
+__all__ = [
+    "AtSteps",
+    "Best",
+    "Checkpoint",
+    "CheckpointConfig",
+    "CheckpointManager",
+    "DiffReport",
+    "EverySeconds",
+    "EverySteps",
+    "KeepEverySteps",
+    "KeepIf",
+    "Latest",
+    "LoadReport",
+    "ModelCheckpoint",
+    "OnePerMinutes",
+    "PendingSave",
+    "Pinned",
+    "SaveIf",
+    "Session",
+    "Variable",
+    "VarstoreError",
+    "VerifyReport",
+    "__version__",
+    "bfloat16",
+    "char",
+    "checkpoint",
+    "clean",
+    "clear_default_session",
+    "complex128",
+    "complex64",
+    "constant_initializer",
+    "convert",
+    "diff",
+    "double",
+    "errors",
+    "float16",
+    "float32",
+    "float64",
+    "get_all_variables",
+    "get_variable",
+    "glorot_normal_initializer",
+    "glorot_uniform_initializer",
+    "int16",
+    "int32",
+    "int64",
+    "int8",
+    "kaiming_initializer",
+    "load",
+    "load_checkpoint",
+    "load_into",
+    "load_param_into_net",
+    "load_state",
+    "load_variables",
+    "ones_initializer",
+    "random_normal_initializer",
+    "random_uniform_initializer",
+    "read",
+    "save",
+    "save_async",
+    "save_state",
+    "save_state_async",
+    "seal",
+    "truncated_normal",
+    "truncated_normal_initializer",
+    "uint16",
+    "uint32",
+    "uint64",
+    "uint8",
+    "variance_scaling_initializer",
+    "verify",
+    "write",
+    "xavier_normal_initializer",
+    "xavier_uniform_initializer",
+    "zeros_initializer",
+]
