@@ -424,7 +424,7 @@ def written(drawn: Input) -> None:
         drawn.attempt(vs.convert, drawn.folder / target, drawn.folder / f"from-{target}", format="varstore")
     drawn.attempt(vs.write, drawn.folder / "x.zarr", {f"g/{name}": drawn.array(types[0]) for name in "abc"})
     model = drawn.random.choice(sorted(FOREIGN.glob("onnx/*.onnx")))
-    doubled = {name: values * 2 for name, values in vs.read(model).items() if values.dtype == np.float32}
+    doubled = {name: np.asarray(values) * 2 for name, values in vs.read(model).items() if values.dtype == np.float32}
     drawn.attempt(vs.write, drawn.folder / "x.onnx", doubled, model=os.fspath(model))
 
 
