@@ -13,6 +13,7 @@ from hypothesis.extra import numpy as hnp
 from support import run_python
 
 import varstore as vs
+from varstore.disk.save.staging import discard
 from varstore.errors import CheckpointExists, InvalidName, UnsupportedDtype, UsageError
 from varstore.layout.dtypes import TABLE
 
@@ -254,17 +255,56 @@ def test_a_taken_target_is_not_touched(tmp_path):
     assert sorted(os.listdir(tmp_path)) == ["c", "file", "notes"]
 
 
-def test_an_empty_directory_a_link_and_a_missing_parent_are_good_targets(tmp_path):
+def test_an_empty_directory_a_missing_parent_and_one_that_is_a_link_are_good_targets(tmp_path, monkeypatch):
     (tmp_path / "empty").mkdir()
     (tmp_path / "real").mkdir()
     (tmp_path / "link").symlink_to("real")
-    (tmp_path / "dangling").symlink_to("later")
-    for name in ("empty", "empty2/", "link", "dangling", "a/b/c"):
+    for name in ("empty", "empty2/", "link/c", "empty/../link/e", "a/b/c"):
         vs.save(str(tmp_path / name), {"w": np.ones(3)})
         assert vs.verify(tmp_path / name).ok
-    assert (tmp_path / "link").is_symlink()
-    assert (tmp_path / "real" / "w" / "out").exists()
-    assert (tmp_path / "later" / "w" / "out").exists()
+    assert sorted(os.listdir(tmp_path / "real")) == ["c", "e"]
+    (tmp_path / "here").mkdir()
+    (tmp_path / "way").symlink_to("here")
+    monkeypatch.chdir(tmp_path / "way")
+    vs.save(".", {"w": np.ones(3)})
+    assert vs.verify(tmp_path / "here").ok
+
+
+@pytest.mark.parametrize("to", ["real", "empty", "file", "later", "link"])
+def test_a_symbolic_link_is_no_target(tmp_path, to):
+    for name in ("real", "source"):
+        vs.save(tmp_path / name, {"w": np.ones(3)})
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "file").write_text("mine")
+    before = [(path, path.read_bytes() if path.is_file() else b"") for path in sorted(tmp_path.rglob("*"))]
+    for name, use in {
+        "link": vs.save,
+        "link/": vs.save,
+        "link//": lambda path, values: vs.save(path, values, overwrite=True),
+        "link.npz": vs.write,
+        "link.safetensors": vs.write,
+        "link.pt": vs.write,
+        "link.onnx.data/": vs.write,
+        "link.zarr": vs.write,
+        "step-3": lambda path, values: vs.CheckpointManager(tmp_path).save(3, values, overwrite=True),
+        "link.mge": lambda path, values: vs.convert(tmp_path / "source", path),
+    }.items():
+        link = tmp_path / name.rstrip("/")
+        link.symlink_to(to)
+        with pytest.raises(CheckpointExists, match="symbolic link"):
+            use(f"{tmp_path}/{name}", {"w": np.zeros(3)})
+        assert link.is_symlink()
+        link.unlink()
+        assert [(path, path.read_bytes() if path.is_file() else b"") for path in sorted(tmp_path.rglob("*"))] == before
+
+
+def test_what_a_link_leads_to_is_not_removed_with_it(tmp_path):
+    vs.save(tmp_path / "elsewhere" / "real", {"w": np.ones(3)})
+    (tmp_path / "link").symlink_to("elsewhere/real")
+    discard(str(tmp_path / "link"))
+    assert os.listdir(tmp_path) == ["elsewhere"]
+    assert os.listdir(tmp_path / "elsewhere") == ["real"]
+    assert vs.verify(tmp_path / "elsewhere" / "real").ok
 
 
 def test_files_are_written_once(tmp_path):

@@ -50,7 +50,7 @@ def save(
     across file systems. Arrays that are one in memory are written once.
 
     Args:
-        path: does not exist, or is an empty directory.
+        path: does not exist, or is an empty directory; not a symbolic link, though its parents may be.
         attributes: JSON for the whole checkpoint.
         variable_attributes: JSON for single variables, by name.
         tree: the JSON text that nested state was flattened from; see `varstore.save_state`.

@@ -12,7 +12,29 @@ from typing import BinaryIO
 
 from varstore.errors import CheckpointExists, OutOfSpace, StorageError, VarstoreError
 
-__all__ = ["new_folder", "replacing"]
+__all__ = ["new_folder", "replacing", "target_of"]
+
+
+def target_of(path: str) -> str:
+    """Return the absolute path at which something new may appear: its directory is resolved, its own name is not.
+
+    Whoever may write to the directory could plant a link there, which would turn what is written elsewhere.
+
+    Raises:
+        CheckpointExists: there is a symbolic link at `path`.
+    """
+    folder, name = os.path.split(path.rstrip("/") or "/")
+    if name in ("", os.curdir, os.pardir):  # no name of its own, so nobody planted it
+        return os.path.realpath(path)
+    target = os.path.join(os.path.realpath(folder), name)
+    if os.path.islink(target):
+        raise CheckpointExists(
+            "there is a symbolic link at this path, and what is written never follows one",
+            path=path,
+            found=f"a link to {os.readlink(target)!r}",
+            hint="remove the link, or name the place that it leads to",
+        )
+    return target
 
 
 @contextlib.contextmanager
@@ -20,16 +42,17 @@ def replacing(path: str) -> Iterator[BinaryIO]:
     """Open a new file beside `path`; it becomes `path` when the block ends well and is removed otherwise.
 
     Raises:
+        CheckpointExists: there is a symbolic link at `path`.
         OutOfSpace, StorageError: the operating system refused; what stood at `path` is untouched.
     """
-    folder, name = os.path.split(os.path.abspath(path))
-    temporary = os.path.join(folder, f".{name[:200]}.{secrets.token_hex(4)}.tmp")
+    target = target_of(path)
+    temporary = _beside(target)
     try:
         with open(temporary, "xb") as file:
             yield file
             file.flush()
             os.fsync(file.fileno())
-        os.replace(temporary, path)
+        os.replace(temporary, target)
     except OSError as error:
         _remove(temporary)
         if isinstance(error, StorageError):
@@ -39,6 +62,11 @@ def replacing(path: str) -> Iterator[BinaryIO]:
     except BaseException:
         _remove(temporary)
         raise
+
+
+def _beside(target: str) -> str:
+    folder, name = os.path.split(target)
+    return os.path.join(folder, f".{name[:200]}.{secrets.token_hex(4)}.tmp")
 
 
 def _remove(path: str) -> None:
@@ -51,17 +79,17 @@ def new_folder(path: str) -> Iterator[str]:
     """Make a folder beside `path`; it becomes `path` when the block ends well and is removed otherwise.
 
     Raises:
-        CheckpointExists: there is something at `path` other than an empty folder.
+        CheckpointExists: there is something at `path` other than an empty folder, a symbolic link too.
         OutOfSpace, StorageError: the operating system refused.
     """
-    parent, name = os.path.split(os.path.abspath(path))
-    temporary = os.path.join(parent, f".{name[:200]}.{secrets.token_hex(4)}.tmp")
+    target = target_of(path)
+    temporary = _beside(target)
     try:
-        if os.path.lexists(path) and (not os.path.isdir(path) or os.listdir(path)):
+        if os.path.lexists(target) and (not os.path.isdir(target) or os.listdir(target)):
             raise CheckpointExists("the path is taken", path=path, hint="choose another, or remove what is there")
         os.mkdir(temporary)
         yield temporary
-        os.rename(temporary, path)
+        os.rename(temporary, target)
     except OSError as error:
         shutil.rmtree(temporary, ignore_errors=True)
         if isinstance(error, VarstoreError):

@@ -19,6 +19,7 @@ from varstore.disk.blocks import write_all
 from varstore.errors import CheckpointExists, CheckpointNotFound, InvalidName
 from varstore.layout.names import MANIFEST, MARKER
 from varstore.storage import syscalls
+from varstore.storage.appearing import target_of
 from varstore.storage.failures import storage_error
 
 __all__ = ["Staging", "clean_staging", "discard", "fsync_path", "is_staging_name", "set_aside"]
@@ -38,7 +39,7 @@ class Staging:
     """
 
     def __init__(self, target: str, *, overwrite: bool) -> None:
-        self.target = os.path.realpath(target)
+        self.target = target_of(target)
         self._shown = target
         self._overwrite = overwrite
         directory, name = os.path.split(self.target)
@@ -238,14 +239,20 @@ def clean_staging(directory: str | os.PathLike[str], *, name: str | None = None)
 
 
 def set_aside(path: str) -> None:
-    """Take its name from a checkpoint that is to go, in one step; `clean_staging` removes what is left."""
-    os.rename(path, _beside(os.path.realpath(path), _INFIX))
+    """Take its name from a checkpoint that is to go, in one step; `clean_staging` removes what is left.
+
+    Of a symbolic link only the link goes.
+    """
+    if os.path.islink(path):
+        os.unlink(path)
+    else:
+        os.rename(path, _beside(path, _INFIX))
 
 
 def discard(path: str) -> None:
     """Remove a checkpoint: first its name, in one step, then the rest."""
-    directory, name = os.path.split(os.path.realpath(path))
-    set_aside(path)
+    directory, name = os.path.split(os.path.abspath(path))
+    set_aside(os.path.join(directory, name))
     clean_staging(directory, name=name)
 
 
@@ -322,7 +329,11 @@ def _remove_tree(path: str) -> None:
     import shutil
 
     with contextlib.suppress(OSError):
-        os.unlink(os.path.join(path, MARKER))
+        fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)  # a link in its place is not followed
+        try:
+            os.unlink(MARKER, dir_fd=fd)
+        finally:
+            os.close(fd)
     shutil.rmtree(path, ignore_errors=True)
 
 
