@@ -2,95 +2,82 @@
 
 Every ratio comes from one run, its candidates in turn. The peers that are installed take part:
 pip install safetensors torch zarr tensorstore orbax-checkpoint jax matplotlib
+
+With ``--against PYTHON`` the varstore of another environment does the same tasks in turn with this one.
 """
 
 from __future__ import annotations
 
 import argparse
-import gc
+import datetime
 import os
+import shutil
 import sys
-from collections.abc import Callable
-from functools import partial
+from contextlib import ExitStack
+from pathlib import Path
 
 from rich.console import Console
 
-from tools.bench import measure, report, targets, tasks
-from tools.bench.peers import PEERS
-from tools.bench.tasks import Bench
-
-TASKS: dict[str, Callable[[Bench], dict[str, measure.Timing]]] = {
-    "import": partial(tasks.import_time, workload=""),
-    "save large": partial(tasks.save, workload="large"),
-    "save large, durable": partial(tasks.save_durable, workload="large"),
-    "save_async large": partial(tasks.save_async, workload="large"),
-    "load large": partial(tasks.load, workload="large"),
-    "load large into arrays": partial(tasks.load_into, workload="large"),
-    "row of large": partial(tasks.row, workload="large"),
-    "save gpt2": partial(tasks.save, workload="gpt2"),
-    "load gpt2": partial(tasks.load, workload="gpt2"),
-    "save lora": partial(tasks.save_with_base, workload="lora"),
-    "compose gpt2": partial(tasks.compose, workload="gpt2"),
-    "compose gpt2, not durable": partial(tasks.compose, workload="gpt2", durable=False),
-    "load small": partial(tasks.load, workload="small"),
-    "open small, read 10": partial(tasks.open_some, workload="small"),
-    "ls small": partial(tasks.list_names, workload="small"),
-    "save small": partial(tasks.save, workload="small"),
-    "save small, durable": partial(tasks.save_durable, workload="small"),
-    "save large, durable, new memory": partial(tasks.save_durable, workload="large", memory_is_new=True),
-    "load large, cold": partial(tasks.load_cold, workload="large"),
-}
-MEMORY = {
-    "memory, save large": partial(tasks.memory, workload="large", verb="save"),
-    "memory, load large": partial(tasks.memory, workload="large", verb="load"),
-}
+from tools.bench import measure, report, targets
+from tools.bench.records import Record, Row, machine
+from tools.bench.sides import BEFORE, Side, run
+from tools.bench.tasks import TASKS
 
 
 def main() -> int:
     """Run the tasks asked for and print, write and draw what was found."""
     options = _options()
     console = Console(width=None if sys.stdout.isatty() else 120)
-    peers = []
-    for peer in PEERS:
-        missing = peer.missing()
-        if missing:
-            console.print(f"left out: {peer.name}: {missing} is not installed")
-        elif not options.peer or peer.name in ["varstore", *options.peer]:
-            peers.append(peer())
-    place = measure.Place(options.directory)
-    bench = Bench(
-        place=place,
-        scale=options.scale,
-        rounds=options.rounds,
-        peers=peers,
-        readies_memory=not options.quick,
-        log=console.print,
+    with ExitStack() as stack:
+        place = stack.enter_context(measure.temporary_folder(options.directory))
+        sides = [stack.enter_context(side) for side in _sides(options, place, console)]
+        facts = [side.call("facts") for side in sides]
+        for side, fact in zip(sides, facts, strict=True):
+            console.print(f"varstore{side.suffix}: {fact['version']}, Python {fact['python']}, {fact['path']}")
+        rows: dict[str, Row] = {}
+        for task in TASKS:
+            if _wanted(task, options.task):
+                row = run(task, sides, options.rounds)
+                if row.figures:
+                    rows[task] = row
+                    report.print_row(console, task, row)
+        facts_of_machine = machine(place)
+    found = targets.check(
+        {task: {name: figure.median for name, figure in r.figures.items()} for task, r in rows.items()}
     )
-    results: dict[str, dict[str, float]] = {}
-    spread: dict[str, dict[str, list[float]]] = {}
-    try:
-        for name, task in TASKS.items():
-            if _wanted(name, options.task):
-                timings = task(bench)
-                report.print_timings(console, name, timings)
-                results[name] = {candidate: timing.median for candidate, timing in timings.items()}
-                spread[name] = {candidate: timing.seconds for candidate, timing in timings.items()}
-                gc.collect()
-        for name, peaks in MEMORY.items():
-            if _wanted(name, options.task):
-                results[name] = peaks(bench)
-                report.print_memory(console, name, results[name])
-    finally:
-        place.remove()
-    rows = targets.check(results)
-    if not options.quick:
-        report.print_targets(console, rows)
+    if options.against:
+        report.print_comparison(console, rows)
+    elif not options.quick:
+        report.print_targets(console, found)
     if options.json:
-        record = {"median": results, "rounds": spread}
-        report.write_json(options.json, record, rows, options.scale)
+        own, *other = ({key: value for key, value in fact.items() if key != "path"} for fact in facts)
+        record = Record(
+            **own,
+            date=datetime.date.today().isoformat(),
+            scale=options.scale,
+            rounds=options.rounds,
+            machine=facts_of_machine,
+            rows=rows,
+            targets=found,
+            against=other[0] if other else None,
+        )
+        Path(options.json).write_text(record.as_json(), encoding="utf-8")
     if options.chart:
-        report.draw(options.chart, results)
+        report.draw(options.chart, rows)
     return 0
+
+
+def _sides(options: argparse.Namespace, place: str, console: Console) -> list[Side]:
+    """Start the environments; the earlier one never has peers."""
+    shared = {"scale": options.scale, "readies_memory": not options.quick}
+    chosen = ["varstore", *options.peer] if options.peer or options.against else None
+    own_only = options.against is not None and not options.peer
+    sides = [Side(None, os.path.join(place, "now"), console.print, own_only=own_only, peers=chosen, **shared)]
+    if options.against:
+        path = os.path.join(place, "before")
+        shared |= {"own_only": True, "peers": ["varstore"], "suffix": BEFORE}
+        sides.append(Side(options.against, path, console.print, **shared))
+    return sides
 
 
 def _options() -> argparse.Namespace:
@@ -101,14 +88,23 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--scale", type=float, help="size of the workloads (1: large is 1 GiB)")
     parser.add_argument("--rounds", type=int, help="how often each candidate runs at each task")
     parser.add_argument("--task", action="append", help="only tasks whose name holds this text; may be repeated")
-    parser.add_argument("--peer", action="append", help="only this peer beside varstore; may be repeated")
+    parser.add_argument("--peer", action="append", default=[], help="only this peer beside varstore; may be repeated")
+    parser.add_argument(
+        "--against",
+        metavar="PYTHON",
+        help="an interpreter whose varstore does the same tasks in turn; peers and limits only where --peer names one",
+    )
     parser.add_argument("--directory", help="where to write (default: the system's temporary folder)")
-    parser.add_argument("--json", help="write all figures to this file")
-    parser.add_argument("--chart", help="draw them to this PNG file")
+    parser.add_argument("--json", metavar="FILE", help="write all figures to this file, as in tools/bench/results")
+    parser.add_argument("--chart", metavar="FILE", help="draw them to this PNG file")
     options = parser.parse_args()
+    if options.against:
+        python = shutil.which(options.against)
+        if python is None:
+            parser.error(f"--against: no such program: {options.against}")
+        options.against = os.path.abspath(python)
     options.scale = options.scale or (0.125 if options.quick else 1.0)
-    options.rounds = options.rounds or (1 if options.quick else 5)
-    os.environ.setdefault("JAX_PLATFORMS", "cpu")
+    options.rounds = options.rounds or (5 if not options.quick else 3 if options.against else 1)
     return options
 
 

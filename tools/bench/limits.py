@@ -6,7 +6,7 @@ thread, in turn, as a plain program would.
 
 from __future__ import annotations
 
-import contextlib
+import ctypes
 import mmap
 import os
 from collections.abc import Callable, Sequence
@@ -16,13 +16,13 @@ from functools import partial
 import numpy as np
 
 from tools.bench.workloads import Arrays
-from varstore.storage.syscalls import preallocate, sync_file_system
 
 Share = list[tuple[str, int]]
 """Pieces that one thread moves: the file's name and the offset."""
 BLOCK = 16 << 20
 CHUNK = 1 << 20
 DIRECT_CHUNK = 2 << 20
+_libc = ctypes.CDLL(None)
 _META = b"shape {\n  dim: 1024\n}\ndata_type: kFloat\n"
 
 
@@ -62,7 +62,7 @@ def direct_write(path: str, arrays: Arrays) -> None:
 def flush(path: str) -> None:
     """Make all of a file system durable."""
     fd = os.open(path, os.O_RDONLY)
-    sync_file_system(fd)
+    _libc.syncfs(fd)
     os.close(fd)
 
 
@@ -77,8 +77,7 @@ def _write(
     os.mkdir(path)
     fds = {name: os.open(os.path.join(path, name), flags, 0o644) for name in arrays}
     for name, fd in fds.items():
-        with contextlib.suppress(OSError):
-            preallocate(fd, arrays[name].nbytes)
+        _libc.fallocate(fd, 0, ctypes.c_int64(0), ctypes.c_int64(arrays[name].nbytes))
 
     def write(share: Share) -> None:
         for name, start in share:
@@ -96,7 +95,7 @@ def bare_calls(path: str, arrays: Arrays) -> None:
     for name, array in arrays.items():
         os.mkdir(name, dir_fd=folder)
         _bare_write(name + "/meta", _META, folder)
-        _bare_write(name + "/out", array.data, folder)
+        _bare_write(name + "/out", _flat(array).data, folder)
     os.close(folder)
 
 
@@ -126,7 +125,7 @@ def bare_reads(path: str, arrays: Arrays) -> Arrays:
     meta = bytearray(len(_META) + 1)
     for name, array in targets.items():
         _bare_read(name + "/meta", meta, folder)
-        _bare_read(name + "/out", array.data, folder)
+        _bare_read(name + "/out", _flat(array).data, folder)
     os.close(folder)
     return targets
 

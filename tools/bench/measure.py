@@ -19,7 +19,6 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -30,30 +29,15 @@ _SPARE = 512 << 20
 """Bytes of free memory that are left alone, for whatever else the machine does."""
 TOLD_AFTER = 2.5
 """Seconds of free memory until a virtual machine's host knows, and some."""
-
-
-@dataclass(kw_only=True)
-class Timing:
-    """Seconds of one candidate at one task, a figure a round."""
-
-    seconds: list[float] = field(default_factory=list)
-
-    @property
-    def median(self) -> float:
-        """The figure to quote."""
-        return statistics.median(self.seconds)
-
-    @property
-    def spread(self) -> str:
-        """The fastest and slowest round."""
-        return f"{min(self.seconds):.3f}-{max(self.seconds):.3f}"
+_LONG_ENOUGH = 0.05
+_REPEATS = 9
 
 
 class Place:
-    """A folder on the disk to be measured that hands out fresh paths and goes away with all at the end."""
+    """A folder on the disk to be measured that hands out fresh paths."""
 
-    def __init__(self, directory: str | None) -> None:
-        self.path = tempfile.mkdtemp(prefix="varstore-bench-", dir=directory)
+    def __init__(self, path: str) -> None:
+        self.path = path
         self._count = 0
         self._passing: list[str] = []
 
@@ -76,43 +60,52 @@ class Place:
         self._passing.clear()
         os.sync()
 
-    def remove(self) -> None:
-        """Delete everything."""
-        shutil.rmtree(self.path, ignore_errors=True)
+
+@contextlib.contextmanager
+def temporary_folder(directory: str | None) -> Iterator[str]:
+    """Make a folder on the disk to be measured, and delete it with all that is in it at the end."""
+    path = os.path.abspath(tempfile.mkdtemp(prefix="varstore-bench-", dir=directory))
+    try:
+        yield path
+    finally:
+        shutil.rmtree(path, ignore_errors=True)
 
 
-def alternate(
-    candidates: dict[str, Callable[[], Prepared]],
-    rounds: int,
-    settle: Callable[[], None],
-    log: Callable[[str], None],
-) -> dict[str, Timing]:
-    """Time each candidate once a round, in another order each round: some profit from what the one before freed.
+def alternate(candidates: dict[str, Callable[[], float | None]], rounds: int) -> dict[str, list[float]]:
+    """Measure each candidate once per round, in another order each round: some profit from what the one before freed.
 
-    A candidate is a function that prepares, outside the clock, and returns what is timed. One that raises is
-    left out by name.
+    A candidate returns what it measured, or None to be left out.
     """
-    timings: dict[str, Timing] = {name: Timing() for name in candidates}
+    values: dict[str, list[float]] = {name: [] for name in candidates}
     names = list(candidates)
     shuffled = random.Random(0)
     for round_ in range(rounds):
         names = names[::-1] if round_ % 2 else shuffled.sample(names, len(names))
         for name in names:
-            if name not in timings:
+            if name not in values:
                 continue
-            try:
-                timed = candidates[name]()
-                start = time.perf_counter()
-                kept = timed()
-                timings[name].seconds.append(time.perf_counter() - start)
-                del kept
-            except NotImplementedError:
-                del timings[name]
-            except Exception as error:
-                log(f"left out: {name}: {type(error).__name__}: {error}")
-                del timings[name]
-            settle()
-    return timings
+            value = candidates[name]()
+            if value is None:
+                del values[name]
+            else:
+                values[name].append(value)
+    return values
+
+
+def seconds(prepare: Callable[[], Prepared], *, repeats: bool) -> float:
+    """Return the seconds that what `prepare` returns takes.
+
+    What takes no time is repeated and its median returned, if that is allowed: a single call of a millisecond says
+    more about the machine's moment than about the candidate.
+    """
+    found: list[float] = []
+    while not found or (repeats and sum(found) < _LONG_ENOUGH and len(found) < _REPEATS):
+        timed = prepare()
+        start = time.perf_counter()
+        kept = timed()
+        found.append(time.perf_counter() - start)
+        del kept
+    return statistics.median(found)
 
 
 def ready_memory(nbytes: int) -> None:
@@ -180,8 +173,26 @@ def _peak() -> int:
     return int(line.split()[1]) * 1024
 
 
-def whole_process(*arguments: str) -> float:
-    """Return the seconds that a fresh Python takes from start to exit."""
+def bytes_read(read: Callable[[], object]) -> float:
+    """Return the bytes that read calls fetched meanwhile; what is mapped and touched does not show in it."""
+    before = _read_so_far()
+    read()
+    return float(_read_so_far() - before)
+
+
+def _read_so_far() -> int:
+    with open("/proc/self/io") as counters:
+        return next(int(line.split()[1]) for line in counters if line.startswith("rchar:"))
+
+
+def whole_process(cache: str, *arguments: str) -> float:
+    """Return the seconds that a fresh Python takes from start to exit.
+
+    Bytecode is kept in the folder `cache`, wherever modules lie and whatever the caller's environment says of it: a
+    process that compiles what it imports measures the compiler. So the first run of a command is for filling it.
+    """
+    environment = {**os.environ, "PYTHONPYCACHEPREFIX": cache}
+    environment.pop("PYTHONDONTWRITEBYTECODE", None)
     start = time.perf_counter()
-    subprocess.run([sys.executable, *arguments], check=True, stdout=subprocess.DEVNULL)
+    subprocess.run([sys.executable, *arguments], check=True, stdout=subprocess.DEVNULL, env=environment)
     return time.perf_counter() - start

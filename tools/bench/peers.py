@@ -59,6 +59,14 @@ class Peer:
         """Read one row of one array."""
         raise NotImplementedError
 
+    def foreign_names(self, path: str) -> list[str]:
+        """Open a safetensors file and list its names."""
+        raise NotImplementedError
+
+    def foreign_row(self, path: str, name: str, index: int) -> np.ndarray:
+        """Read one row of one array of a safetensors file."""
+        raise NotImplementedError
+
 
 def _tree(path: str) -> Iterator[str]:
     if os.path.isdir(path):
@@ -104,6 +112,16 @@ class Varstore(Peer):
 
         return varstore.open(path)[name][index]
 
+    def foreign_names(self, path: str) -> list[str]:
+        import varstore
+
+        return list(varstore.read(path))
+
+    def foreign_row(self, path: str, name: str, index: int) -> np.ndarray:
+        import varstore
+
+        return np.asarray(varstore.read(path)[name][index])
+
 
 class Safetensors(Peer):
     name = "safetensors"
@@ -135,6 +153,15 @@ class Safetensors(Peer):
         with safe_open(path, "np") as file:
             return file.get_slice(name)[index]
 
+    def foreign_names(self, path: str) -> list[str]:
+        from safetensors import safe_open
+
+        with safe_open(path, "np") as file:
+            return list(file.keys())
+
+    def foreign_row(self, path: str, name: str, index: int) -> np.ndarray:
+        return np.asarray(self.row(path, name, index))
+
 
 class Savez(Peer):
     name = "numpy.savez"
@@ -152,6 +179,18 @@ class Savez(Peer):
             return [file[name] for name in names]
 
 
+def _tensors(arrays: Arrays) -> dict[str, Any]:
+    """Return tensors that share the arrays' memory; torch takes the bits of a bfloat16 alone."""
+    import torch
+
+    return {
+        name: torch.from_numpy(array.view(np.int16)).view(torch.bfloat16)
+        if array.dtype.name == "bfloat16"
+        else torch.from_numpy(array)
+        for name, array in arrays.items()
+    }
+
+
 class Torch(Peer):
     name = "torch.save"
     needs = ("torch",)
@@ -160,7 +199,7 @@ class Torch(Peer):
     def save(self, path: str, arrays: Arrays) -> None:
         import torch
 
-        torch.save({name: torch.from_numpy(array) for name, array in arrays.items()}, path)
+        torch.save(_tensors(arrays), path)
 
     def load(self, path: str) -> Any:
         import torch
@@ -196,19 +235,15 @@ class TorchDistributed(Peer):
     needs = ("torch",)
 
     def save(self, path: str, arrays: Arrays) -> None:
-        import torch
         import torch.distributed.checkpoint as dcp
 
         writer = dcp.FileSystemWriter(path, sync_files=False, single_file_per_rank=True, thread_count=1)
-        state = {name: torch.from_numpy(array) for name, array in arrays.items()}
-        dcp.save(state, storage_writer=writer, no_dist=True)
+        dcp.save(_tensors(arrays), storage_writer=writer, no_dist=True)
 
     def load_into(self, path: str, targets: Arrays) -> Any:
-        import torch
         import torch.distributed.checkpoint as dcp
 
-        state = {name: torch.from_numpy(array) for name, array in targets.items()}
-        dcp.load(state, storage_reader=dcp.FileSystemReader(path), no_dist=True)
+        dcp.load(_tensors(targets), storage_reader=dcp.FileSystemReader(path), no_dist=True)
 
 
 class Zarr(Peer):
@@ -282,6 +317,9 @@ class Orbax(Peer):
         return ocp.PyTreeCheckpointer().restore(os.path.abspath(path))
 
 
+_ONEFLOW_TYPES = {"float32": "kFloat", "bfloat16": "kBFloat16", "int64": "kInt64"}
+
+
 class PlainLoop(Peer):
     """OneFlow's layout as OneFlow itself writes and reads it."""
 
@@ -293,7 +331,7 @@ class PlainLoop(Peer):
             os.mkdir(os.path.join(path, name))
             with open(os.path.join(path, name, "meta"), "w") as meta:
                 dims = "".join(f"  dim: {extent}\n" for extent in array.shape)
-                meta.write(f"shape {{\n{dims}}}\ndata_type: kFloat\n")
+                meta.write(f"shape {{\n{dims}}}\ndata_type: {_ONEFLOW_TYPES[array.dtype.name]}\n")
             with open(os.path.join(path, name, "out"), "wb") as out:
                 out.write(array.tobytes())
         with open(os.path.join(path, "snapshot_done"), "w"):
@@ -301,10 +339,10 @@ class PlainLoop(Peer):
 
     def load(self, path: str) -> Any:
         folders = [entry.path for entry in os.scandir(path) if entry.is_dir()]
-        return {folder: np.fromfile(os.path.join(folder, "out"), np.float32) for folder in folders}
+        return {folder: np.fromfile(os.path.join(folder, "out"), np.uint8) for folder in folders}
 
     def load_some(self, path: str, names: list[str]) -> Any:
-        return [np.fromfile(os.path.join(path, name, "out"), np.float32) for name in names]
+        return [np.fromfile(os.path.join(path, name, "out"), np.uint8) for name in names]
 
 
 PEERS: tuple[type[Peer], ...] = (

@@ -1,69 +1,105 @@
-"""Print the figures as tables, write them as JSON, draw them as a chart with the limits as lines."""
+"""Print the figures as tables, and draw them as a chart with the limits as lines."""
 
 from __future__ import annotations
 
-import json
-import platform
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
-from tools.bench.measure import Timing
+from tools.bench.records import Figure, Row
+from tools.bench.sides import BEFORE
 from tools.bench.targets import LIMIT
 
+SLOWER = 1.10
+"""From which ratio to the earlier version on a row is named."""
 
-def print_timings(console: Console, task: str, timings: Mapping[str, Timing]) -> None:
-    """Print one task's candidates, fastest first, with varstore's ratio to each."""
-    table = Table(title=task, title_justify="left")
-    for column, side in (("", "left"), ("median s", "right"), ("spread", "right"), ("varstore / it", "right")):
-        table.add_column(column, justify=side)  # type: ignore[arg-type]
-    own = next((timing.median for name, timing in timings.items() if name.startswith("varstore")), None)
-    for name, timing in sorted(timings.items(), key=lambda pair: pair[1].median):
-        ratio = f"{own / timing.median:.2f}" if own and not name.startswith("varstore") else ""
-        table.add_row(name, f"{timing.median:.4f}", timing.spread, ratio)
+
+def print_row(console: Console, task: str, row: Row) -> None:
+    """Print one task's candidates, lowest first, with varstore's ratio to each."""
+    columns = ("median s", "spread") if row.unit == "s" else ("MiB", "spread")
+    table = _table(task, ("", *columns, "varstore / it"), "lrrr")
+    for name, figure in sorted(row.figures.items(), key=lambda pair: pair[1].median):
+        ratio = f"{row.ratios[name]:.2f}" if name in row.ratios else ""
+        table.add_row(name, _amount(figure.median, row.unit), _spread(figure, row.unit), ratio)
     console.print(table)
 
 
-def print_memory(console: Console, task: str, peaks: Mapping[str, float]) -> None:
-    """Print one task's peaks of extra memory."""
-    table = Table(title=task, title_justify="left")
-    table.add_column("")
-    table.add_column("MiB", justify="right")
-    for name, peak in sorted(peaks.items(), key=lambda pair: pair[1]):
-        table.add_row(name, f"{peak / (1 << 20):.0f}")
+def print_comparison(console: Console, rows: Mapping[str, Row]) -> None:
+    """Print per row what varstore takes now over what the earlier version took, and name the rows that got slower."""
+    columns = ("", "now", "before", "now / before", "lowest / lowest", "")
+    table = _table("now and before, in one run", columns, "lrrrrl")
+    compared = slower = 0
+    for task, row in rows.items():
+        for name, now in row.figures.items():
+            before = row.figures.get(name + BEFORE)
+            if before is None:
+                continue
+            compared += 1
+            least = _TOO_LITTLE[row.unit]
+            ratio, lowest = (
+                max(mine or 0.0, least) / max(theirs or 0.0, least)
+                for mine, theirs in ((now.median, before.median), (now.min, before.min))
+            )
+            slower += ratio > SLOWER
+            amounts = (_amount(figure.median, row.unit) + f" {_UNITS[row.unit]}" for figure in (now, before))
+            what = task if name == "varstore" else f"{task}: {name}"
+            mark = "[bold red]slower[/]" if ratio > SLOWER else ""
+            table.add_row(what, *amounts, f"{ratio:.2f}", f"{lowest:.2f}", mark)
     console.print(table)
+    console.print(f"{slower} of {compared} rows more than {SLOWER - 1:.0%} above the earlier version's")
+
+
+_UNITS = {"s": "s", "B": "MiB"}
+_TOO_LITTLE = {"s": 1e-6, "B": float(1 << 20)}
+"""Amounts below which nobody cares for a ratio."""
+
+
+def _amount(value: float, unit: str) -> str:
+    """Return seconds with three digits that say something, or MiB."""
+    if unit == "B":
+        return f"{value / (1 << 20):.2f}"
+    return f"{value:.{min(6, max(3, 2 - math.floor(math.log10(value))))}f}" if value > 0 else "0"
+
+
+def _spread(figure: Figure, unit: str) -> str:
+    if figure.min is None or figure.max is None:
+        return ""
+    return f"{_amount(figure.min, unit)}-{_amount(figure.max, unit)}"
+
+
+def _table(title: str, columns: Sequence[str], sides: str) -> Table:
+    """Return an empty table; `sides` has an "l" or "r" for each column."""
+    table = Table(title=title, title_justify="left")
+    for column, side in zip(columns, sides, strict=True):
+        table.add_column(column, justify="left" if side == "l" else "right")
+    return table
 
 
 def print_targets(console: Console, rows: list[dict[str, Any]]) -> None:
     """Print what was promised and what was found."""
-    table = Table(title="targets", title_justify="left")
-    columns = (("", "left"), ("found", "right"), ("at most", "right"), ("", "left"), ("without any library", "left"))
-    for column, side in columns:
-        table.add_column(column, justify=side)  # type: ignore[arg-type]
+    table = _table("targets", ("", "found", "at most", "", "without any library"), "lrrll")
     for row in rows:
         found, most = (f"{row[key]:.2f}{row['unit']}" for key in ("value", "most"))
-        bound = f"{row['bound']:.2f}× {row['bound is'].removeprefix(LIMIT)}" if row["bound is"] else ""
+        bound = f"{row['bound']:.2f}× {row['bound is'].removeprefix(LIMIT)}" if row["bound"] else ""
         table.add_row(row["what"], found, most, "met" if row["met"] else "[bold red]missed[/]", bound)
     console.print(table)
 
 
-def write_json(path: str, results: Mapping[str, Any], targets: list[dict[str, Any]], scale: float) -> None:
-    """Write every figure of the run."""
-    record = {"machine": platform.platform(), "scale": scale, "results": results, "targets": targets}
-    with open(path, "w") as file:
-        json.dump(record, file, indent=1)
-
-
-def draw(path: str, results: Mapping[str, Mapping[str, float]]) -> None:
+def draw(path: str, results: Mapping[str, Row]) -> None:
     """Draw one row of bars a task, on a logarithmic axis, limits as dashed lines."""
     import matplotlib
 
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    timed = {task: medians for task, medians in results.items() if not task.startswith("memory")}
+    timed = {
+        task: {name: figure.median for name, figure in row.figures.items()}
+        for task, row in results.items()
+        if row.unit == "s"
+    }
     columns = 3
     rows = -(-len(timed) // columns)
     figure, axes = plt.subplots(rows, columns, figsize=(16, 2.6 * rows), squeeze=False, layout="constrained")

@@ -1,14 +1,18 @@
-"""What is measured: a function a task, each returning the timings of all candidates and limits."""
+"""What is measured: a function per task, each returning the race of all candidates and limits.
+
+Only the public face of varstore is used: the same tasks run with an earlier version.
+"""
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
@@ -16,9 +20,9 @@ import numpy as np
 
 import varstore
 from tools.bench import limits, measure
-from tools.bench.measure import Place, Prepared, Timing, alternate
+from tools.bench.measure import Place, Prepared
 from tools.bench.peers import Peer, PlainLoop, Varstore
-from tools.bench.workloads import WORKLOADS, Arrays
+from tools.bench.workloads import MOSTLY_CALLS, WORKLOADS, Arrays
 
 Candidates = dict[str, Callable[[], Prepared]]
 _MEMORY_MATTERS_FROM = 64 << 20
@@ -27,20 +31,37 @@ _MEMORY_USED = 3
 """By a candidate, in sizes of the workload: the arrays, the page cache and a copy."""
 
 
+def _nothing() -> None:
+    """Leave things as they are."""
+
+
+@dataclass(frozen=True, slots=True)
+class Race:
+    """The candidates of one task, each a function that prepares, outside the clock, and returns what is timed.
+
+    Where `unit` is "B", what is returned gives the number of bytes itself, and once is enough. `settle` runs after
+    each; by default it gives back the space of what was written.
+    """
+
+    candidates: Candidates
+    settle: Callable[[], None] | None = None
+    unit: str = "s"
+    readies_memory: bool = True
+    repeats: bool = True
+    afterwards: Callable[[], None] = _nothing
+
+
 @dataclass(kw_only=True)
 class Bench:
-    """One run: where, how large, how often, and who takes part."""
+    """What the tasks of one run share: where, how large, and who takes part."""
 
     place: Place
     scale: float
-    rounds: int
     peers: list[Peer]
     readies_memory: bool
     log: Callable[[str], None]
-
-    def __post_init__(self) -> None:
-        self._arrays: dict[str, Arrays] = {}
-        self._saved: dict[tuple[str, str], str] = {}
+    _arrays: dict[str, Arrays] = field(default_factory=dict)
+    _saved: dict[tuple[str, str], str] = field(default_factory=dict)
 
     def arrays(self, workload: str) -> Arrays:
         """Return a workload, of which one is kept in memory at a time."""
@@ -58,15 +79,19 @@ class Bench:
             self.place.settle()
         return self._saved[key]
 
-    def run(
-        self, candidates: Candidates, settle: Callable[[], None] | None = None, *, ready: bool = True
-    ) -> dict[str, Timing]:
-        """Time the candidates in turn, each with memory made ready, unless quick or told otherwise."""
-        nbytes = sum(array.nbytes for arrays in self._arrays.values() for array in arrays.values())
-        if ready and self.readies_memory and nbytes >= _MEMORY_MATTERS_FROM:
-            step = partial(measure.ready_memory, _MEMORY_USED * nbytes)
-            candidates = {name: _then(candidate, step) for name, candidate in candidates.items()}
-        return alternate(candidates, self.rounds, settle or self.place.settle, self.log)
+    def measure(self, race: Race, name: str) -> float:
+        """Measure one candidate once, with memory made ready where the workload is large."""
+        prepare = race.candidates[name]
+        if race.unit == "B":
+            value = float(prepare()())
+        else:
+            if race.readies_memory and self.readies_memory:
+                nbytes = sum(array.nbytes for arrays in self._arrays.values() for array in arrays.values())
+                if nbytes >= _MEMORY_MATTERS_FROM:
+                    prepare = _then_once(prepare, partial(measure.ready_memory, _MEMORY_USED * nbytes))
+            value = measure.seconds(prepare, repeats=race.repeats)
+        (race.settle or self.place.settle)()
+        return value
 
     def forget(self) -> None:
         """Drop the page cache."""
@@ -77,15 +102,17 @@ class Bench:
         self.forget()
         time.sleep(measure.TOLD_AFTER)
 
+    def able(self, verb: str) -> list[Peer]:
+        """Return the peers that have a verb."""
+        return [peer for peer in self.peers if getattr(type(peer), verb) is not getattr(Peer, verb)]
+
     def loadable(self, workload: str, verb: str) -> dict[str, tuple[Peer, str]]:
         """Return the peers that have a verb, with what they saved."""
         able = {}
-        for peer in self.peers:
-            if getattr(type(peer), verb) is getattr(Peer, verb):
-                continue
+        for peer in self.able(verb):
             try:
                 able[peer.name] = (peer, self.saved(peer, workload))
-            except Exception as error:
+            except Exception as error:  # a peer that cannot hold the workload
                 self.log(f"left out: {peer.name}: {type(error).__name__}: {error}")
         return able
 
@@ -94,19 +121,19 @@ def _at_fresh(bench: Bench, write: Callable[[str], Any]) -> Callable[[], Prepare
     return lambda: partial(write, bench.place.fresh())
 
 
-def save(bench: Bench, workload: str) -> dict[str, Timing]:
+def save(bench: Bench, workload: str) -> Race:
     arrays = bench.arrays(workload)
     candidates: Candidates = {
         peer.name: _at_fresh(bench, partial(lambda p, path: p.save(path, arrays), peer)) for peer in bench.peers
     }
-    if workload == "small":
+    if workload in MOSTLY_CALLS:
         candidates["limit: system calls"] = _at_fresh(bench, lambda path: limits.bare_calls(path, arrays))
     else:
         candidates["limit: parallel write"] = _at_fresh(bench, lambda path: limits.parallel_write(path, arrays))
-    return bench.run(candidates)
+    return Race(candidates)
 
 
-def save_durable(bench: Bench, workload: str, *, memory_is_new: bool = False) -> dict[str, Timing]:
+def save_durable(bench: Bench, workload: str, *, memory_is_new: bool = False) -> Race:
     """Save and flush; if asked, while the host has taken back all free memory, as after long idling."""
     arrays = bench.arrays(workload)
     candidates: Candidates = {
@@ -114,13 +141,13 @@ def save_durable(bench: Bench, workload: str, *, memory_is_new: bool = False) ->
         for peer in bench.peers
         if workload != "small" or isinstance(peer, Varstore)
     }
-    if workload == "small":
+    if workload in MOSTLY_CALLS:
         candidates["limit: system calls + one sync"] = _at_fresh(bench, partial(_calls_and_sync, arrays))
     else:
         candidates["limit: direct write"] = _at_fresh(bench, lambda path: limits.direct_write(path, arrays))
     if memory_is_new:
         candidates = {name: _then(candidate, bench.unready_memory) for name, candidate in candidates.items()}
-    return bench.run(candidates, ready=not memory_is_new)
+    return Race(candidates, readies_memory=not memory_is_new, repeats=not memory_is_new)
 
 
 def _then(candidate: Callable[[], Prepared], step: Callable[[], None]) -> Callable[[], Prepared]:
@@ -134,8 +161,10 @@ def _then(candidate: Callable[[], Prepared], step: Callable[[], None]) -> Callab
     return prepare
 
 
-def _nothing() -> None:
-    """Leave things as they are after what only read."""
+def _then_once(candidate: Callable[[], Prepared], step: Callable[[], None]) -> Callable[[], Prepared]:
+    """Return the candidate such that a step follows its first preparation only."""
+    steps = [step]
+    return _then(candidate, lambda: steps.pop()() if steps else None)
 
 
 def _calls_and_sync(arrays: Arrays, path: str) -> None:
@@ -143,13 +172,13 @@ def _calls_and_sync(arrays: Arrays, path: str) -> None:
     limits.flush(path)
 
 
-def load(bench: Bench, workload: str) -> dict[str, Timing]:
+def load(bench: Bench, workload: str) -> Race:
     arrays = bench.arrays(workload)
     candidates: Candidates = {
         name: partial(lambda p, at: lambda: p.load(at), peer, path)
         for name, (peer, path) in bench.loadable(workload, "load").items()
     }
-    if workload == "small":
+    if workload in MOSTLY_CALLS:
         layout = bench.saved(Varstore(), workload)
         candidates["limit: system calls"] = lambda: lambda: limits.bare_reads(layout, arrays)
     else:
@@ -158,12 +187,12 @@ def load(bench: Bench, workload: str) -> dict[str, Timing]:
         candidates["limit: parallel read"] = lambda: lambda: limits.parallel_read(plain, arrays)
         _read_all(plain)
     _warm(bench, workload, "load")
-    return bench.run(candidates, settle=_nothing)
+    return Race(candidates, settle=_nothing)
 
 
-def load_into(bench: Bench, workload: str) -> dict[str, Timing]:
+def load_into(bench: Bench, workload: str) -> Race:
     arrays = bench.arrays(workload)
-    targets = {name: np.zeros_like(array) for name, array in arrays.items()}
+    targets = _used_like(arrays)
     candidates: Candidates = {
         name: partial(lambda p, at: lambda: p.load_into(at, targets), peer, path)
         for name, (peer, path) in bench.loadable(workload, "load_into").items()
@@ -174,15 +203,15 @@ def load_into(bench: Bench, workload: str) -> dict[str, Timing]:
     candidates["limit: parallel read"] = lambda: lambda: limits.read_into(plain, targets)
     _read_all(plain)
     _warm(bench, workload, "load_into")
-    return bench.run(candidates, settle=_nothing)
+    return Race(candidates, settle=_nothing)
 
 
-def load_cold(bench: Bench, workload: str) -> dict[str, Timing]:
+def load_cold(bench: Bench, workload: str) -> Race:
     arrays = bench.arrays(workload)
     plain = bench.place.fresh(keep=True)
     limits.parallel_write(plain, arrays)
     bench.place.settle()
-    targets = {name: np.zeros_like(array) for name, array in arrays.items()}
+    targets = _used_like(arrays)
     aligned = limits.aligned_like(arrays)
 
     def cold(timed: Prepared) -> Callable[[], Prepared]:
@@ -196,30 +225,29 @@ def load_cold(bench: Bench, workload: str) -> dict[str, Timing]:
     candidates["limit: buffered read"] = cold(lambda: limits.read_into(plain, targets))
     candidates["limit: one thread's read"] = cold(lambda: limits.read_into(plain, targets, workers=1))
     candidates["limit: direct read"] = cold(lambda: limits.read_into(plain, aligned, direct=True))
-    return bench.run(candidates, settle=_nothing)
+    return Race(candidates, settle=_nothing, repeats=False)
 
 
-def open_some(bench: Bench, workload: str) -> dict[str, Timing]:
+def open_some(bench: Bench, workload: str) -> Race:
     names = list(bench.arrays(workload))
     chosen = names[:: max(1, len(names) // 10)][:10]
     candidates: Candidates = {
         name: partial(lambda p, at: lambda: p.load_some(at, chosen), peer, path)
         for name, (peer, path) in bench.loadable(workload, "load_some").items()
     }
-    return bench.run(candidates, settle=_nothing)
+    return Race(candidates, settle=_nothing)
 
 
-def row(bench: Bench, workload: str) -> dict[str, Timing]:
+def row(bench: Bench, workload: str) -> Race:
     name = next(iter(bench.arrays(workload)))
     candidates: Candidates = {
         peer_name: partial(lambda p, at: lambda: p.row(at, name, 1000), peer, path)
         for peer_name, (peer, path) in bench.loadable(workload, "row").items()
     }
-    return bench.run(candidates, settle=_nothing)
+    return Race(candidates, settle=_nothing)
 
 
-def save_with_base(bench: Bench, workload: str) -> dict[str, Timing]:
-    del workload
+def save_with_base(bench: Bench) -> Race:
     before = bench.place.fresh(keep=True)
     varstore.save(before, bench.arrays("gpt2"))
     arrays = bench.arrays("lora")
@@ -231,35 +259,37 @@ def save_with_base(bench: Bench, workload: str) -> dict[str, Timing]:
     def whole(path: str) -> None:
         varstore.save(path, arrays)
 
-    timings = bench.run({"varstore, base=": _at_fresh(bench, with_base), "varstore, whole": _at_fresh(bench, whole)})
-    path = bench.place.fresh()
-    with_base(path)
-    written = sum(
-        os.stat(os.path.join(path, name, "out")).st_size
-        for name in arrays
-        if os.stat(os.path.join(path, name, "out")).st_nlink == 1
-    )
-    unchanged = varstore.diff(before, path).unchanged
-    changed = sum(array.nbytes for name, array in arrays.items() if name not in unchanged)
-    bench.log(f"base=: {written:,} bytes written of {changed:,} changed")
-    return timings
+    def count() -> None:
+        path = bench.place.fresh()
+        with_base(path)
+        written = sum(
+            os.stat(os.path.join(path, name, "out")).st_size
+            for name in arrays
+            if os.stat(os.path.join(path, name, "out")).st_nlink == 1
+        )
+        unchanged = varstore.diff(before, path).unchanged
+        changed = sum(array.nbytes for name, array in arrays.items() if name not in unchanged)
+        bench.log(f"base=: {written:,} bytes written of {changed:,} changed")
+
+    candidates = {"varstore, base=": _at_fresh(bench, with_base), "varstore, whole": _at_fresh(bench, whole)}
+    return Race(candidates, afterwards=count)
 
 
-def compose(bench: Bench, workload: str, *, durable: bool = True) -> dict[str, Timing]:
+def compose(bench: Bench, workload: str, *, durable: bool = True) -> Race:
     """Make a checkpoint of links to two others, and, to compare, one of the same values."""
     arrays = bench.arrays(workload)
     first, second = bench.place.fresh(keep=True), bench.place.fresh(keep=True)
     a, b = (varstore.save(path, arrays, durable=False) for path in (first, second))
     bench.place.settle()
     variables = {name: (a if i % 2 else b)[name] for i, name in enumerate(arrays)}
-    roots = {name: variable.root for name, variable in variables.items()}
+    roots = {name: first if i % 2 else second for i, name in enumerate(arrays)}
 
     def bare(path: str) -> None:
         limits.bare_links(path, roots)
         if durable:
             limits.flush(path)
 
-    return bench.run(
+    return Race(
         {
             "varstore, links": _at_fresh(bench, lambda path: varstore.save(path, variables, durable=durable)),
             "varstore, whole": _at_fresh(bench, lambda path: varstore.save(path, arrays, durable=durable)),
@@ -268,9 +298,10 @@ def compose(bench: Bench, workload: str, *, durable: bool = True) -> dict[str, T
     )
 
 
-def save_async(bench: Bench, workload: str) -> dict[str, Timing]:
+def save_async(bench: Bench, workload: str) -> Race:
+    """Time until `save_async` returns, with its buffer there already, as it is at every save but the first."""
     arrays = bench.arrays(workload)
-    targets = {name: np.zeros_like(array) for name, array in arrays.items()}
+    targets = _used_like(arrays)
     pending: list[Any] = []
 
     def start(path: str) -> None:
@@ -281,44 +312,90 @@ def save_async(bench: Bench, workload: str) -> dict[str, Timing]:
             pending.pop().wait()
         bench.place.settle()
 
-    return bench.run(
-        {
-            "varstore": _at_fresh(bench, start),
-            "limit: memory copy": lambda: lambda: limits.memory_copy(arrays, targets),
-        },
-        settle,
-    )
+    start(bench.place.fresh())
+    settle()
+    candidates: Candidates = {
+        "varstore": _at_fresh(bench, start),
+        "limit: memory copy": lambda: lambda: limits.memory_copy(arrays, targets),
+    }
+    return Race(candidates, settle=settle, repeats=False)
 
 
-def import_time(bench: Bench, workload: str) -> dict[str, Timing]:
-    del workload
-    commands = {"varstore": "import varstore", "limit: numpy": "import numpy"}
-    return bench.run(
-        {name: partial(lambda c: lambda: measure.whole_process("-c", c), code) for name, code in commands.items()},
-        settle=_nothing,
-    )
+def import_time(bench: Bench) -> Race:
+    commands = {"varstore": ("-c", "import varstore"), "limit: numpy": ("-c", "import numpy")}
+    return _processes(bench, commands)
 
 
-def list_names(bench: Bench, workload: str) -> dict[str, Timing]:
+def list_names(bench: Bench, workload: str) -> Race:
     path = bench.saved(Varstore(), workload)
-    command = partial(measure.whole_process, "-m", "varstore", "ls", path)
-    return bench.run({"varstore ls": lambda: command}, settle=_nothing)
+    return _processes(bench, {"varstore ls": ("-m", "varstore", "ls", path)})
 
 
-def memory(bench: Bench, workload: str, verb: str) -> dict[str, float]:
-    """Return the peak of extra bytes of each peer, each in a process of its own; a load's result not counted."""
-    peaks: dict[str, float] = {}
-    for peer in bench.peers:
-        if isinstance(peer, PlainLoop) or getattr(type(peer), verb) is getattr(Peer, verb):
-            continue
+def _processes(bench: Bench, commands: Mapping[str, tuple[str, ...]]) -> Race:
+    """Time whole processes whose modules are compiled."""
+    cache = os.path.join(bench.place.path, "bytecode")
+    runs = {name: partial(measure.whole_process, cache, *command) for name, command in commands.items()}
+    for run in runs.values():
+        run()
+    return Race({name: partial(partial, run) for name, run in runs.items()}, settle=_nothing)
+
+
+def open_foreign(bench: Bench, names: int) -> Race:
+    """Open a safetensors file of many names and list them."""
+    path = _foreign(bench, {f"layer{i:06d}.weight": (8,) for i in range(max(10, round(names * bench.scale)))})
+    peers = bench.able("foreign_names")
+    for peer in peers:  # imports what it needs
+        peer.foreign_names(_foreign(bench, _TINY))
+    return Race({peer.name: partial(partial, peer.foreign_names, path) for peer in peers}, settle=_nothing)
+
+
+def foreign_row(bench: Bench, *, reads: bool = False) -> Race:
+    """Read 4 KiB of a tensor of 1 GiB in a safetensors file; if asked, count what is read for it."""
+    path = _foreign(bench, {"weight": (max(1001, round(262_144 * bench.scale)), 1024)})
+    peers = bench.able("foreign_row")
+    for peer in peers:
+        peer.foreign_row(_foreign(bench, _TINY), "weight", 0)
+    rows = {peer.name: partial(peer.foreign_row, path, "weight", 1000) for peer in peers}
+    if reads:
+        counted: Candidates = {name: partial(partial, measure.bytes_read, row) for name, row in rows.items()}
+        return Race(counted, settle=_nothing, unit="B")
+    return Race({name: partial(partial, row) for name, row in rows.items()}, settle=_nothing)
+
+
+_TINY = {"weight": (1, 8)}
+
+
+def _foreign(bench: Bench, shapes: Mapping[str, tuple[int, ...]]) -> str:
+    """Return a safetensors file of float32 values that repeat, written without the library: it may be missing."""
+    path = bench.place.fresh(keep=True)
+    block = np.random.default_rng(0).standard_normal(1 << 20, np.float32)
+    header, offset = {}, 0
+    for name, shape in shapes.items():
+        end = offset + 4 * int(np.prod(shape))
+        header[name] = {"dtype": "F32", "shape": list(shape), "data_offsets": [offset, end]}
+        offset = end
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)
+    with open(path, "wb") as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        for start in range(0, offset, block.nbytes):
+            file.write(block.data.cast("B")[: offset - start])
+    return path
+
+
+def memory(bench: Bench, workload: str, verb: str) -> Race:
+    """Find the peak of extra bytes of each peer, each in a process of its own; a load's result not counted."""
+
+    def peak(peer: Peer) -> float:
         path = bench.place.fresh() if verb == "save" else bench.saved(peer, workload)
         command = [sys.executable, "-m", "tools.bench.peak", peer.name, verb, workload, str(bench.scale), path]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
-        if done.returncode == 0:
-            peaks[peer.name] = float(done.stdout.split()[-1])
-        else:
-            bench.log(f"left out: {peer.name}: {done.stderr.strip().splitlines()[-1:]}")
-    return peaks
+        if done.returncode:
+            raise RuntimeError(done.stderr.strip().splitlines()[-1:])
+        return float(done.stdout.split()[-1])
+
+    peers = [peer for peer in bench.able(verb) if not isinstance(peer, PlainLoop)]
+    return Race({peer.name: partial(partial, peak, peer) for peer in peers}, unit="B")
 
 
 def _warm(bench: Bench, workload: str, verb: str) -> None:
@@ -342,3 +419,43 @@ def _read_all(path: str) -> None:
         worker.start()
     for worker in workers:
         worker.join()
+
+
+def _used_like(arrays: Arrays) -> Arrays:
+    """Return arrays of the same shapes and types, each page of which has been written: memory that is there."""
+    return {name: np.full_like(array, 1) for name, array in arrays.items()}
+
+
+TASKS: dict[str, Callable[[Bench], Race]] = {
+    "import": import_time,
+    "save large": partial(save, workload="large"),
+    "save large, durable": partial(save_durable, workload="large"),
+    "save_async large": partial(save_async, workload="large"),
+    "load large": partial(load, workload="large"),
+    "load large into arrays": partial(load_into, workload="large"),
+    "row of large": partial(row, workload="large"),
+    "save gpt2": partial(save, workload="gpt2"),
+    "load gpt2": partial(load, workload="gpt2"),
+    "save lora": save_with_base,
+    "compose gpt2": partial(compose, workload="gpt2"),
+    "compose gpt2, not durable": partial(compose, workload="gpt2", durable=False),
+    "save lm": partial(save, workload="lm"),
+    "save lm, durable": partial(save_durable, workload="lm"),
+    "load lm": partial(load, workload="lm"),
+    "load resnet": partial(load, workload="resnet"),
+    "save resnet": partial(save, workload="resnet"),
+    "save resnet, durable": partial(save_durable, workload="resnet"),
+    "load small": partial(load, workload="small"),
+    "open small, read 10": partial(open_some, workload="small"),
+    "ls small": partial(list_names, workload="small"),
+    "save small": partial(save, workload="small"),
+    "save small, durable": partial(save_durable, workload="small"),
+    "open safetensors, 20,000 names": partial(open_foreign, names=20_000),
+    "open safetensors, 200,000 names": partial(open_foreign, names=200_000),
+    "4 KiB of safetensors": foreign_row,
+    "4 KiB of safetensors, bytes read": partial(foreign_row, reads=True),
+    "save large, durable, new memory": partial(save_durable, workload="large", memory_is_new=True),
+    "load large, cold": partial(load_cold, workload="large"),
+    "memory, save large": partial(memory, workload="large", verb="save"),
+    "memory, load large": partial(memory, workload="large", verb="load"),
+}
