@@ -1,0 +1,199 @@
+"""The bench: what it keeps and prints, and that it measures what it says."""
+
+import io
+import stat
+import subprocess
+import sys
+
+import pytest
+from hypothesis import given, strategies as st
+from rich.console import Console
+from support import ROOT
+
+import varstore as vs
+
+sys.path.insert(0, str(ROOT))
+
+from tools.bench import figures, measure, records, report, targets, tasks, workloads
+from tools.bench.peers import PEERS, Safetensors, Varstore
+from tools.bench.records import Figure, Record, Row
+
+KEPT = sorted(records.RESULTS.glob("*.json"))
+FACTS = {"system", "processor", "processors", "memory GiB", "file system"}
+
+
+def test_readme_has_the_figures_of_the_newest_record():
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert figures.quoted(readme) == figures.figures(records.newest()), "run `python -m tools.bench.figures --write`"
+
+
+@pytest.mark.parametrize("path", KEPT, ids=lambda path: path.stem)
+def test_a_kept_record_is_of_a_whole_run(path):
+    record = Record.parse(path.read_text(encoding="utf-8"))
+    assert record.version == path.stem
+    assert record.scale == 1
+    assert record.rounds >= 3
+    assert set(record.machine) <= FACTS
+    assert set(record.rows) <= set(tasks.TASKS)
+
+
+def test_every_row_and_column_of_readme_is_measured():
+    assert set(figures.ROWS) <= set(tasks.TASKS)
+    assert set(figures.BESIDE) <= {target.what for target in targets.TARGETS}
+    assert set(figures.COLUMNS) <= {peer.name for peer in PEERS}
+
+
+def test_the_newest_record_is_that_of_the_highest_version(tmp_path):
+    for version in ("0.9.0", "0.10.0", "0.2.11"):
+        (tmp_path / f"{version}.json").write_text(a_record(version=version).as_json())
+    assert records.newest(tmp_path).version == "0.10.0"
+
+
+def a_record(**fields):
+    row = Row(unit="s", figures={"varstore": Figure.of([1.0, 3.0, 2.0])})
+    given = {"version": "1.0.0", "date": "2026-01-01", "scale": 1.0, "rounds": 3, "machine": {}, "python": "3.11.7"}
+    return Record(**{**given, "packages": {}, "rows": {"save large": row}, "targets": [], **fields})
+
+
+seconds = st.floats(1e-7, 1e4)
+names = st.text(max_size=8)
+rows = st.builds(
+    Row,
+    unit=st.sampled_from(["s", "B"]),
+    figures=st.dictionaries(names, st.lists(seconds, min_size=1, max_size=5).map(Figure.of), max_size=4),
+)
+
+
+@given(st.dictionaries(names, rows, max_size=3), st.dictionaries(names, names | st.integers(), max_size=3))
+def test_a_record_survives_json(rows, machine):
+    record = a_record(rows=rows, machine=machine)
+    assert Record.parse(record.as_json()) == record
+
+
+def test_a_record_with_an_unknown_field_is_refused():
+    with pytest.raises(TypeError, match="host"):
+        Record.parse(a_record().as_json().replace('"date"', '"host": "x", "date"', 1))
+
+
+def test_a_row_that_got_slower_is_named():
+    def row(now, before, unit="s"):
+        return Row(unit=unit, figures={"varstore": Figure.of([now]), "varstore, before": Figure.of([before])})
+
+    printed = io.StringIO()
+    rows = {"save a": row(1.2, 1.0), "load b": row(1.05, 1.0), "memory c": row(2000.0, 1.0, "B")}
+    report.print_comparison(Console(file=printed, width=120), rows)
+    lines = {line.split("│")[1].strip(): line for line in printed.getvalue().splitlines() if line.startswith("│")}
+    assert "1.20" in lines["save a"]
+    assert [name for name, line in lines.items() if "slower" in line] == ["save a"]
+    assert "1 of 3 rows more than 10% above" in printed.getvalue()
+
+
+def test_what_takes_no_time_is_repeated_and_what_takes_long_is_not():
+    calls = []
+    measure.seconds(lambda: lambda: calls.append("short"), repeats=True)
+    assert len(calls) > 1
+    calls.clear()
+    measure.seconds(lambda: lambda: calls.append("once"), repeats=False)
+    assert len(calls) == 1
+
+
+def test_bytes_are_counted_as_they_are_read(tmp_path):
+    (tmp_path / "file").write_bytes(bytes(300_000))
+    assert 300_000 <= measure.bytes_read((tmp_path / "file").read_bytes) < 310_000
+
+
+def test_a_process_that_is_timed_finds_its_modules_compiled(tmp_path, monkeypatch):
+    (tmp_path / "module.py").write_text("")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    monkeypatch.setenv("PYTHONDONTWRITEBYTECODE", "1")
+    cache = tmp_path / "cache"
+    measure.whole_process(str(cache), "-c", "import module")
+    assert list(cache.rglob("module.*.pyc"))
+    (tmp_path / "was_compiled.py").write_text("import os, module\nos.stat(module.__cached__)")
+    measure.whole_process(str(cache), "-m", "was_compiled")
+
+
+@pytest.fixture
+def bench(tmp_path):
+    place = measure.Place(str(tmp_path))
+    return tasks.Bench(place=place, scale=0.01, peers=[Varstore()], readies_memory=False, log=print)
+
+
+def test_save_async_has_its_buffer_before_the_clock_runs(bench, monkeypatch):
+    bench._arrays["large"] = {"a": workloads.small(0.01)["layer00000.weight"]}
+    begun, save_async = [], vs.save_async
+    monkeypatch.setattr(vs, "save_async", lambda *a, **k: begun.append(save_async(*a, **k)) or begun[-1])
+    race = tasks.save_async(bench, "large")
+    assert [pending.done() for pending in begun] == [True]
+    bench.measure(race, "varstore")
+    assert len(begun) == 2
+
+
+def test_four_kibibytes_of_a_foreign_tensor_are_what_they_are_called(bench):
+    pytest.importorskip("safetensors")
+    path = tasks._foreign(bench, {"a": (3, 2), "weight": (1001, 1024)})
+    ours, theirs = (peer.foreign_row(path, "weight", 1000) for peer in (Varstore(), Safetensors()))
+    assert ours.nbytes == 4096
+    assert ours.tobytes() == theirs.tobytes()
+    assert Varstore().foreign_names(path) == ["a", "weight"]
+
+
+def test_the_models_are_as_large_as_is_said():
+    arrays = workloads.resnet(1.0)
+    assert len(arrays) == 626
+    assert round(sum(array.nbytes for array in arrays.values()) / 1e6) == 16
+    assert {name for name, array in arrays.items() if array.shape == ()} == {
+        name for name in arrays if name.endswith("num_batches_tracked")
+    }
+
+
+AN_EARLIER_VARSTORE = """
+import os
+__version__ = "0.0.9"
+def save(path, arrays, durable=True): os.mkdir(path)
+def load(path): return os.listdir(path)
+"""
+
+
+def test_an_earlier_version_does_the_same_tasks_in_turn(tmp_path):
+    """The other side uses its own varstore, although this checkout's lies beside the bench that it runs."""
+    package = tmp_path / "site" / "varstore"
+    package.mkdir(parents=True)
+    (package / "__init__.py").write_text(AN_EARLIER_VARSTORE)
+    python = tmp_path / "python"
+    python.write_text(f'#!/bin/sh\nPYTHONPATH="$PYTHONPATH:{tmp_path}/site" exec {sys.executable} "$@"\n')
+    python.chmod(python.stat().st_mode | stat.S_IXUSR)
+    printed = run_bench(tmp_path, "--against", str(python), "--task", "load resnet", "--task", "4 KiB")
+    record = Record.parse((tmp_path / "run.json").read_text())
+    assert record.version == vs.__version__
+    assert record.against is not None
+    assert record.against["version"] == "0.0.9"
+    assert set(record.rows["load resnet"].figures) == {"varstore", "varstore, before"}
+    assert set(record.rows["4 KiB of safetensors, bytes read"].figures) == {"varstore"}
+    assert "left out: 4 KiB of safetensors: AttributeError" in printed
+    assert "of 1 rows more than 10% above the earlier version's" in printed
+
+
+def test_a_first_look_runs_with_limits_and_peers(tmp_path):
+    run_bench(tmp_path, "--peer", "numpy.savez", "--peer", "plain loop", "--task", "resnet", "--task", "ls small")
+    record = Record.parse((tmp_path / "run.json").read_text())
+    limits = {"save resnet": "system calls", "save resnet, durable": "system calls + one sync"}
+    limits["load resnet"] = "system calls"
+    for task, limit in limits.items():
+        assert set(record.rows[task].figures) == {"varstore", "numpy.savez", "plain loop", f"limit: {limit}"}
+    assert set(record.rows["ls small"].figures) == {"varstore ls"}
+    assert {target["what"] for target in record.targets} == {
+        "save resnet / limit: system calls",
+        "varstore ls of small, whole process",
+    }
+    assert set(record.machine) == FACTS
+    assert record.packages["numpy"]
+    assert not list(tmp_path.glob("varstore-bench-*"))
+
+
+def run_bench(directory, *arguments):
+    options = ["--quick", "--scale", "0.01", "--directory", str(directory), "--json", str(directory / "run.json")]
+    command = [sys.executable, "-m", "tools.bench", *options, *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT)
+    assert done.returncode == 0, done.stderr
+    return done.stdout

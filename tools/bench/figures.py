@@ -1,0 +1,133 @@
+"""Print README's figures from the newest record: ``python -m tools.bench.figures``; with ``--write`` into README.
+
+They stand between two comments there, and a test holds that they are what this prints.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+from tools.bench.records import Record, newest
+from tools.bench.targets import LIMIT
+
+README = Path(__file__).resolve().parents[2] / "README.md"
+BEGIN, END = "<!-- bench:begin -->\n", "<!-- bench:end -->\n"
+
+ROWS = {
+    "save large": "save `large` (1 GiB), not durable",
+    "save large, durable": "save `large`, durable",
+    "save large, durable, new memory": "save `large`, durable, memory taken back",
+    "load large": "load `large` into new memory",
+    "load large into arrays": "load `large` into arrays",
+    "load large, cold": "load `large`, page cache dropped",
+    "save gpt2": "save `gpt2` (0.5 GB, 148 variables), not durable",
+    "load gpt2": "load `gpt2`",
+    "save lm, durable": "save `lm` (1.0 GB in bfloat16, 291 variables), durable",
+    "load lm": "load `lm`",
+    "save resnet, durable": "save `resnet` (16 MB, 626 variables), durable",
+    "load resnet": "load `resnet`",
+    "save small": "save `small` (10,000 of 4 KiB), not durable",
+    "load small": "load `small`",
+    "open small, read 10": "open `small`, read 10",
+    "open safetensors, 20,000 names": "open a safetensors file of 20,000 names",
+    "open safetensors, 200,000 names": "open a safetensors file of 200,000 names",
+    "4 KiB of safetensors": "read 4 KiB of 1 GiB in a safetensors file",
+}
+"""Task -> what README calls it."""
+COLUMNS = {
+    "varstore": "varstore",
+    "safetensors": "safetensors",
+    "numpy.savez": "numpy.savez",
+    "torch.save": "torch.save",
+    "TensorStore zarr3": "TensorStore",
+    "zarr-python": "zarr-python",
+    "Orbax": "Orbax",
+    "plain loop": "plain loop",
+}
+BESIDE = {
+    "save_async large, until it returns / memory copy": "`save_async` of `large` returns after {} a plain memory copy",
+    "save lora with base= / whole": "`gpt2` with 5 % of its bytes changed, saved with `base=`: {} a whole save",
+    "compose gpt2 of links / save": "`gpt2` composed of links to two checkpoints: {} a whole save",
+    "compose gpt2 of links / save, not durable": "the same where neither is durable: {} a whole save",
+    "import varstore - import numpy": "`import varstore`: {} beyond numpy's",
+    "varstore ls of small, whole process": "`varstore ls` of `small`, as a process: {}",
+    "4 KiB of safetensors, bytes read": "read for 4 KiB of 1 GiB in a safetensors file: {}",
+    "memory beside the arrays, save large": "memory beside the arrays for a save of `large`: {}",
+    "memory beside the result, load large": "memory beside the result for a load of `large`: {}",
+}
+"""Target -> the words that say what was found."""
+
+
+def main() -> int:
+    """Print the figures, or write them into README."""
+    parser = argparse.ArgumentParser(prog="python -m tools.bench.figures", description=__doc__)
+    parser.add_argument("--write", action="store_true", help="into README.md, in place of those that stand there")
+    if parser.parse_args().write:
+        text = README.read_text(encoding="utf-8")
+        README.write_text(text.replace(quoted(text), figures(newest())), encoding="utf-8")
+    else:
+        print(figures(newest()), end="")
+    return 0
+
+
+def quoted(text: str) -> str:
+    """Return what stands between the two comments.
+
+    Raises:
+        ValueError: they are not there.
+    """
+    found = re.search(f"{BEGIN}(.*?){END}", text, re.DOTALL)
+    if found is None:
+        raise ValueError(f"{README} does not have {BEGIN.strip()} and {END.strip()}")
+    return found[1]
+
+
+def figures(record: Record) -> str:
+    """Return a caption, the table of seconds, and the ratios and amounts that are not in it, as Markdown."""
+    return "\n".join([_caption(record), "", *_table(record), "", *_beside(record), ""])
+
+
+def _caption(record: Record) -> str:
+    machine = record.machine
+    disk = f", {machine['file system']}" if "file system" in machine else ""
+    python = f", Python {record.python}" if record.python else ""
+    return (
+        f"varstore {record.version}{python}; {machine['system']}, {machine['processors']} processors{disk};\n"
+        f"`python -m tools.bench --rounds {record.rounds}` on {record.date}."
+    )
+
+
+def _table(record: Record) -> Iterator[str]:
+    """Yield the lines of the table: candidates that took part in some row, tasks that were run."""
+    rows = {title: record.rows[task].figures for task, title in ROWS.items() if task in record.rows}
+    columns = {name: title for name, title in COLUMNS.items() if any(name in row for row in rows.values())}
+    yield "| " + " | ".join(["seconds, median", *columns.values(), "limit"]) + " |"
+    yield "|---" * (len(columns) + 2) + "|"
+    for title, row in rows.items():
+        limits = [figure.median for name, figure in row.items() if name.startswith(LIMIT)]
+        medians = [row[name].median if name in row else None for name in columns]
+        cells = [_seconds(median) for median in (*medians, min(limits, default=None))]
+        yield "| " + " | ".join([title, *cells]) + " |"
+
+
+def _seconds(value: float | None) -> str:
+    if value is None:
+        return "–"
+    return f"{value:.3f}" if value >= 0.0005 else f"{value:.{-math.floor(math.log10(value))}f}"
+
+
+def _beside(record: Record) -> Iterator[str]:
+    found = {target["what"]: target for target in record.targets}
+    for what, words in BESIDE.items():
+        if what in found:
+            value, unit = found[what]["value"], found[what]["unit"]
+            amount = f"{value:.1f} MiB" if unit == " MiB" else f"{value:.2f}{unit}".replace("×", " ×")
+            yield f"- {words.format(amount)}"
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
