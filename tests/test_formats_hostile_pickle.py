@@ -138,7 +138,7 @@ METADATA = ROOT / "tests" / "data" / "formats" / "torch" / "distributed"
         (b"__0_0.distcp", b"__0_1.distcp", CheckpointNotFound, "no such file"),
         (b"K\4K\3\x86", b"K\5K\3\x86", SizeMismatch, "do not make up"),
         (b"K\0K\0\x86", b"K\1K\0\x86", FormatError, "chunk is wrong"),
-        (b"\x8c\6offsetK\0", b"\x8c\6offsetK\7", FormatError, "zip|place of a variable"),
+        (b"\x8c\6offsetK\0", b"\x8c\6offsetK\7", FormatError, "archive|place of a variable"),
         (b"float32", b"strided", FormatError, "type or shape"),
         (b"float32", b"unknown", FormatError, "type or shape|would import"),
         (b"PosixPath", b"EvilPathX", UnsafeContent, r"pathlib\.EvilPathX"),

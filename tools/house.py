@@ -47,7 +47,7 @@ ORDER: dict[str, tuple[str, ...]] = {
         *("safetensors", "torch", "numpy", "oneflow", "paddle", "megengine", "mindspore", "onnx", "zarr", "native"),
         *("detect", "registry", "verbs"),
     ),
-    "formats/binary": ("source", "packing", "slices", "wire", "zipped", "archive"),
+    "formats/binary": ("source", "packing", "slices", "wire", "zip"),
     "formats/pickles": ("names", "tape", "machine", "arrays", "tree", "emit"),
     "formats/state": ("flat", "nested"),
     "formats/torch": ("tensors", "names", "legacy", "zip", "distributed", "write"),

@@ -6,13 +6,13 @@ A recogniser only decides whose file it is; whether it is a good one its reader 
 from __future__ import annotations
 
 import os
-import zipfile
 from dataclasses import dataclass
 
 from varstore.errors import CheckpointNotFound, FormatError, StorageError
 from varstore.formats.binary.slices import stream_of
 from varstore.formats.binary.source import Source
 from varstore.formats.binary.wire import BYTES, VARINT, Wire
+from varstore.formats.binary.zip import archive_members, is_zip
 from varstore.formats.mindspore.cipher import is_encrypted
 from varstore.layout.names import MANIFEST, MARKER
 
@@ -72,7 +72,7 @@ class Probe:
             path=path,
             head=head,
             tail=source.bytes(source.size - shown, shown),
-            members=_members(source) if head[:2] == b"PK" else (),
+            members=_members(source) if is_zip(source) else (),
             source=source,
         )
 
@@ -192,9 +192,6 @@ def _has_variable(probe: Probe) -> bool:
 
 def _members(source: Source) -> tuple[str, ...]:
     try:
-        with stream_of(source) as stream, zipfile.ZipFile(stream) as archive:
-            return tuple(archive.namelist())
-    except StorageError:
-        raise
-    except (zipfile.BadZipFile, ValueError, NotImplementedError, OverflowError, OSError):
+        return tuple(archive_members(source))
+    except FormatError:  # whose it is, and what is wrong with it, its reader says
         return ()

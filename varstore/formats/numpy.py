@@ -26,9 +26,9 @@ from varstore.errors import (
     UsageError,
     VarstoreError,
 )
-from varstore.formats.binary.archive import ArrayMember, leads_out, members, opened
 from varstore.formats.binary.slices import MemoryContent, array_of_spans, refused_array, stream_of
 from varstore.formats.binary.source import Source, count_elements
+from varstore.formats.binary.zip import Member, archive_members, is_zip, leads_out
 from varstore.formats.opened import BARE, ForeignCheckpoint, LazyArray
 from varstore.formats.state.flat import fetch_plain, flat_arrays
 from varstore.storage.appearing import replacing
@@ -62,12 +62,12 @@ def read(path: str) -> ForeignCheckpoint:
         with stream_of(source) as file:
             header, start = _header(file, path, BARE)
         return ForeignCheckpoint(path, "npy", _array(source, (start, source.size - start), header, BARE))
-    if magic[:2] != b"PK":
+    if not is_zip(source):
         raise FormatError("neither an npy file nor a zip archive", path=path, found=repr(magic))
     tree: dict[str, LazyArray] = {}
     others: list[str] = []
-    for member in members(source):
-        array = _member_array(member)
+    for member in archive_members(source).values():
+        array = _member_array(source, member)
         if array is None:
             others.append(member.name)
         else:
@@ -113,46 +113,45 @@ def write(path: str, state: Any) -> None:
                 _write_array(member, name, array)
 
 
-def _member_array(member: ArrayMember) -> LazyArray | None:
+def _member_array(source: Source, member: Member) -> LazyArray | None:
     """Return a member's array, None where the member is none."""
-    with opened(member) as stream:
-        if stream.read(len(MAGIC)) != MAGIC:
+    with member.open() as stream:
+        if stream.peek(len(MAGIC))[: len(MAGIC)] != MAGIC:
             return None
-    with opened(member) as stream:
-        header, start = _header(stream, member.source.path, member.name)
+        header, start = _header(stream, source.path, member.name)
     name = member.name.removesuffix(".npy")
     if header[0].hasobject:
-        return _objects(member.source.path, name, header)
+        return _objects(source.path, name, header)
     if not member.is_plain:
         return _compressed_array(member, name, header, start)
-    array = _array(member.source, (member.start + start, member.size - start), header, name)
+    place, _ = member.span
+    array = _array(source, (place + start, member.size - start), header, name)
 
     def fetch() -> np.ndarray:
         values = array.read()
-        head = member.source.bytes(member.start, start)
-        _check_crc(member, head, values.T if header[2] else values, header[0])
+        _check_crc(member, member.read(0, start), values.T if header[2] else values, header[0])
         return values
 
     return LazyArray(array.shape, array.dtype, fetch)
 
 
-def _check_crc(member: ArrayMember, head: bytes, values: np.ndarray, stored: np.dtype[Any]) -> None:
+def _check_crc(member: Member, head: np.ndarray, values: np.ndarray, stored: np.dtype[Any]) -> None:
     raw = values if values.dtype == stored else values.astype(stored)
-    crc = zlib.crc32(np.ascontiguousarray(raw).reshape(-1).view(np.uint8).data, zlib.crc32(head))
-    if crc != member.info.CRC:
+    crc = zlib.crc32(np.ascontiguousarray(raw).reshape(-1).view(np.uint8).data, zlib.crc32(head.data))
+    if crc != member.crc:
         raise DigestMismatch(
             "the bytes are not those that were written",
-            path=member.source.path,
+            path=member.path,
             variable=member.name,
             found=f"CRC-32 {crc:08x}",
-            expected=f"{member.info.CRC:08x}",
+            expected=f"{member.crc:08x}",
             hint="the file is damaged",
         )
 
 
-def _compressed_array(member: ArrayMember, name: str, header: Header, start: int) -> LazyArray:
+def _compressed_array(member: Member, name: str, header: Header, start: int) -> LazyArray:
     dtype, shape, fortran = header
-    path = member.source.path
+    path = member.path
     size = count_elements(shape, dtype.itemsize, path=path, variable=name) * dtype.itemsize
     _check_size(path, name, header, member.size - start, size)
 
@@ -165,10 +164,10 @@ def _compressed_array(member: ArrayMember, name: str, header: Header, start: int
     return LazyArray(shape, native, fetch)
 
 
-def _unpacked(member: ArrayMember, start: int, size: int, name: str) -> memoryview:
+def _unpacked(member: Member, start: int, size: int, name: str) -> memoryview:
     """Unpack a member by steps, so that memory grows with what is there and not with what is claimed."""
     content = io.BytesIO()
-    with opened(member) as stream:
+    with member.open() as stream:
         stream.read(start)
         while part := stream.read(_STEP):
             content.write(part)
@@ -177,7 +176,7 @@ def _unpacked(member: ArrayMember, start: int, size: int, name: str) -> memoryvi
     if content.tell() != size:
         raise SizeMismatch(
             "the member unpacks to another size",
-            path=member.source.path,
+            path=member.path,
             variable=name,
             found=f"{content.tell()} bytes or more",
             expected=size,

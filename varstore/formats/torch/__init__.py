@@ -10,7 +10,7 @@ import os
 
 from varstore.errors import FormatError
 from varstore.formats.binary.source import Source
-from varstore.formats.binary.zipped import is_zip
+from varstore.formats.binary.zip import is_zip
 from varstore.formats.opened import ForeignCheckpoint
 from varstore.formats.torch.distributed import read_distributed
 from varstore.formats.torch.legacy import read_legacy

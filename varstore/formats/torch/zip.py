@@ -11,7 +11,7 @@ import numpy as np
 
 from varstore.errors import FormatError, UnsafeContent
 from varstore.formats.binary.source import Read, Source
-from varstore.formats.binary.zipped import Zip
+from varstore.formats.binary.zip import Member, archive_members
 from varstore.formats.opened import ForeignCheckpoint
 from varstore.formats.pickles.machine import Machine
 from varstore.formats.pickles.tree import plain_tree
@@ -26,25 +26,23 @@ _FREE, _MOST_EXPANSION = 1 << 20, 64
 
 def read_zip(source: Source, base: int = 0, size: int | None = None) -> ForeignCheckpoint:
     """Read the zip format where it lies in a file."""
-    archive = Zip(source, base, size)
-    roots = [
-        name[: -len("data.pkl")] for name in archive.members if name.count("/") == 1 and name.endswith("/data.pkl")
-    ]
+    members = archive_members(source, base, size)
+    roots = [name[: -len("data.pkl")] for name in members if name.count("/") == 1 and name.endswith("/data.pkl")]
     if len(roots) != 1:
         raise FormatError(
             "this zip file is not PyTorch's", path=source.path, found=f"{len(roots)} data.pkl", expected="one"
         )
     root = roots[0]
-    if f"{root}constants.pkl" in archive.members:
+    if f"{root}constants.pkl" in members:
         raise FormatError(
             "this is a TorchScript program, which is not read",
             path=source.path,
             hint="save its state_dict() with torch.save",
         )
-    pickled = archive.members[f"{root}data.pkl"]
+    pickled = members[f"{root}data.pkl"]
     if pickled.size > _FREE + _MOST_EXPANSION * pickled.packed:
         raise UnsafeContent("the pickle in this file is a bomb", path=source.path, found=f"{pickled.size} bytes")
-    data = archive.read(pickled.name).tobytes()
+    data = pickled.read(0, pickled.size).tobytes()
     storages = Storages(source.path, source.size)
 
     def persistent(identity: Any) -> Storage:
@@ -54,15 +52,14 @@ def read_zip(source: Source, base: int = 0, size: int | None = None) -> ForeignC
     machine = Machine(data, path=source.path, table=torch_table(storages), persistent=persistent, opaque=True)
     root_object = machine.run()
     order = f"{root}byteorder"
-    swapped = order in archive.members and archive.read(order, 0, 3).tobytes() == b"big"
+    swapped = order in members and members[order].read(0, min(3, members[order].size)).tobytes() == b"big"
     for storage in storages.found.values():
-        _locate(storage, archive, f"{root}data/{storage.key}", swapped)
+        _locate(storage, members.get(f"{root}data/{storage.key}"), swapped)
     tree = plain_tree(root_object, machine, torch_leaf(machine, _reader(data)))
     return ForeignCheckpoint(source.path, "torch", tree)
 
 
-def _locate(storage: Storage, archive: Zip, name: str, swapped: bool) -> None:
-    member = archive.members.get(name)
+def _locate(storage: Storage, member: Member | None, swapped: bool) -> None:
     if member is None or member.size != storage.size:
         raise FormatError(
             "a storage is not of the size that its tensors state",
@@ -72,7 +69,7 @@ def _locate(storage: Storage, archive: Zip, name: str, swapped: bool) -> None:
             expected=f"{storage.size} bytes",
         )
     storage.swapped = swapped
-    storage.read = lambda offset, size: archive.read(name, offset, size)
+    storage.read = member.read
 
 
 def _reader(data: bytes) -> Read:

@@ -1,0 +1,292 @@
+"""Zip archives: `zipfile` reads their directory, every statement in it is checked, and members are read in place.
+
+Nothing is unpacked to disk, and a directory may lie (PKWARE's APPNOTE 6.3): names that lead out, two members of one
+name, members that overlap or lie outside the archive, and members that claim more than their packed bytes can hold
+are refused. Memory grows with what is there, not with what is claimed: members come out in pieces.
+"""
+
+from __future__ import annotations
+
+import bz2
+import io
+import re
+import struct
+import zipfile
+import zlib
+from collections.abc import Callable, Iterator
+from typing import Any, NoReturn
+
+import numpy as np
+
+from varstore.errors import DigestMismatch, FormatError, SizeMismatch, StorageError, UnsafeContent
+from varstore.formats.binary.slices import stream_of
+from varstore.formats.binary.source import Source
+
+__all__ = ["MAGIC", "Member", "archive_members", "is_zip", "leads_out"]
+
+MAGIC = b"PK\3\4"
+_EMPTY = b"PK\5\6"
+_LOCAL = struct.Struct("<4s5H3I2H")
+_DRIVE = re.compile(r"[A-Za-z]:\Z")
+_ENCRYPTED = 1
+_MOST_EXPANSION = {
+    zipfile.ZIP_STORED: 1,
+    zipfile.ZIP_DEFLATED: 1032,  # the format's own limit: 258 bytes from two bits
+    zipfile.ZIP_BZIP2: 1_500_000,
+}
+_SLACK = 64
+_FIRST_PIECE, _PIECE = 1 << 12, 1 << 20
+_BOMB_FROM, _BOMB_RATIO = 1 << 26, 200
+_LONGEST_SHOWN = 100
+
+
+def is_zip(source: Source) -> bool:
+    """Tell whether the file begins as a zip archive does."""
+    return source.size >= 22 and source.bytes(0, 4) in (MAGIC, _EMPTY)
+
+
+def leads_out(name: str) -> bool:
+    """Tell whether a member's name is one that careless tools would unpack elsewhere."""
+    parts = name.replace("\\", "/").split("/")
+    return not parts[0] or _DRIVE.match(parts[0]) is not None or ".." in parts or "\0" in name
+
+
+def archive_members(source: Source, base: int = 0, size: int | None = None) -> dict[str, Member]:
+    """Return the files of the archive that lies in `source` from `base`, `size` bytes long, by name.
+
+    Raises:
+        FormatError: not a zip archive, or a member that is encrypted or packed in an unknown way.
+        SizeMismatch: a member claims more than its packed bytes can hold.
+        UnsafeContent: a name leads out, two members have one name, or they overlap.
+    """
+    window = _Window(source, base, source.size - base if size is None else size)
+    try:
+        with stream_of(window) as file, zipfile.ZipFile(file) as archive:
+            infos, limit = archive.infolist(), archive.start_dir
+    except (FormatError, StorageError):
+        raise
+    except (zipfile.BadZipFile, NotImplementedError, ValueError, struct.error, OverflowError, OSError) as error:
+        raise FormatError(
+            "not a readable zip archive: it is torn, or something else", path=source.path, found=str(error)
+        ) from error
+    members: dict[str, Member] = {}
+    for info in sorted(infos, key=lambda info: info.header_offset, reverse=True):
+        _check(info, source.path)
+        if info.filename in members:
+            raise UnsafeContent("two members of the archive have one name", path=source.path, field=_short(info))
+        if info.header_offset < 0 or info.header_offset + _LOCAL.size + info.compress_size > limit:
+            raise UnsafeContent("members overlap or lie outside the archive", path=source.path, field=_short(info))
+        if not info.is_dir():
+            members[info.filename] = Member(window, info, limit)
+        limit = info.header_offset
+    return {info.filename: members[info.filename] for info in infos if info.filename in members}
+
+
+class _Window:
+    """A part of a file as content of its own."""
+
+    def __init__(self, source: Source, base: int, size: int) -> None:
+        self.source = source
+        self.path = source.path
+        self.base = base
+        self.size = size
+
+    def read(self, offset: int, size: int) -> np.ndarray:
+        return self.source.read(self.base + offset, size)
+
+
+class Member:
+    """One file of an archive, as content: `read` gives any range of it, unpacked.
+
+    Checksums are compared by `open` alone: PyTorch can be told to write wrong ones, and reads them.
+    """
+
+    __slots__ = ("_limit", "_place", "_window", "crc", "method", "name", "packed", "path", "size")
+
+    def __init__(self, window: _Window, info: zipfile.ZipInfo, limit: int) -> None:
+        self._window = window
+        self._place = (info.header_offset, False)
+        self._limit = limit
+        self.path = window.path
+        self.name = info.filename
+        self.method = info.compress_type
+        self.packed = info.compress_size
+        self.size = info.file_size
+        self.crc = info.CRC
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether its bytes lie in the file as they are."""
+        return self.method == zipfile.ZIP_STORED
+
+    @property
+    def span(self) -> tuple[int, int]:
+        """Where its packed bytes lie in the file: (offset, length).
+
+        Raises:
+            FormatError: the member's own header is not there, or its bytes reach into what follows.
+        """
+        return self._window.base + self._start(), self.packed
+
+    def _start(self) -> int:
+        start, is_content = self._place
+        if is_content:
+            return start
+        header = _LOCAL.unpack(self._window.read(start, _LOCAL.size).tobytes())
+        if header[0] != MAGIC:
+            self._fail("a member of the archive has no header", found=repr(header[0]), expected=repr(MAGIC))
+        start += _LOCAL.size + int(header[-2]) + int(header[-1])
+        if start + self.packed > self._limit:
+            self._fail("a member of the archive reaches into what follows it")
+        self._place = (start, True)
+        return start
+
+    def read(self, offset: int, size: int) -> np.ndarray:
+        """Return a range of the content as a new array of uint8.
+
+        Raises:
+            FormatError: the member is damaged, or the range is not within it.
+        """
+        if offset < 0 or size < 0 or offset + size > self.size:
+            self._fail("more is asked of a member than it holds", found=f"{offset} + {size} of {self.size}")
+        if self.is_plain:
+            return self._window.read(self._start() + offset, size)
+        if self.size > _BOMB_FROM and self.size > _BOMB_RATIO * self.packed:
+            self._fail("a member of the archive is a bomb", found=f"{self.packed} bytes for {self.size}")
+        values = np.empty(size, np.uint8)
+        done = 0
+        for piece in self._pieces():
+            wanted = piece[max(offset - done, 0) : offset + size - done]
+            first = max(done - offset, 0)
+            values[first : first + len(wanted)] = np.frombuffer(wanted, np.uint8)
+            done += len(piece)
+            if done >= offset + size:
+                break
+        return values
+
+    def open(self) -> io.BufferedReader:
+        """Return the content as a file to be read once, from the beginning.
+
+        Its end raises DigestMismatch if the bytes are not those whose checksum the archive holds.
+        """
+        return io.BufferedReader(_Reader(self._checked()), _FIRST_PIECE)
+
+    def _checked(self) -> Iterator[bytes]:
+        crc = 0
+        for piece in self._pieces():
+            crc = zlib.crc32(piece, crc)
+            yield piece
+        if crc != self.crc:
+            raise DigestMismatch(
+                "the bytes are not those that were written",
+                path=self.path,
+                variable=self.name,
+                found=f"CRC-32 {crc:08x}",
+                expected=f"{self.crc:08x}",
+                hint="the file is damaged",
+            )
+
+    def _pieces(self) -> Iterator[bytes]:
+        """Yield the whole content piece by piece."""
+        done = 0
+        try:
+            for piece in _UNPACK[self.method](self._packed_pieces()):
+                done += len(piece)
+                if done > self.size:
+                    break
+                yield piece
+        except (zlib.error, OSError, ValueError) as error:
+            if isinstance(error, FormatError | StorageError):
+                raise
+            self._fail("a member's packed bytes are damaged", found=str(error))
+        if done != self.size:
+            found = f"{done} bytes" if done < self.size else f"more than {self.size} bytes"
+            self._fail("a member unpacks to another size", found=found, expected=self.size)
+
+    def _packed_pieces(self) -> Iterator[bytes]:
+        at, size = self._start(), _FIRST_PIECE
+        end = at + self.packed
+        while at < end:
+            piece = self._window.read(at, min(size, end - at)).tobytes()
+            at += len(piece)
+            size = _PIECE
+            yield piece
+
+    def _fail(self, problem: str, **facts: Any) -> NoReturn:
+        raise FormatError(problem, path=self.path, field=self.name[:_LONGEST_SHOWN], **facts)
+
+
+class _Reader(io.RawIOBase):
+    """Pieces as a file."""
+
+    def __init__(self, pieces: Iterator[bytes]) -> None:
+        self._pieces = pieces
+        self._left = memoryview(b"")
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        if not self._left:
+            self._left = memoryview(next(self._pieces, b""))
+        count = min(len(buffer), len(self._left))
+        buffer[:count] = self._left[:count]
+        self._left = self._left[count:]
+        return count
+
+
+def _inflate(packed: Iterator[bytes]) -> Iterator[bytes]:
+    inflater = zlib.decompressobj(-zlib.MAX_WBITS)
+    for part in packed:
+        piece = inflater.decompress(part, _PIECE)
+        while piece:
+            yield piece
+            piece = inflater.decompress(inflater.unconsumed_tail, _PIECE)
+        if inflater.eof:
+            return
+
+
+def _unpack_bzip2(packed: Iterator[bytes]) -> Iterator[bytes]:
+    unpacker = bz2.BZ2Decompressor()
+    for part in packed:
+        piece = unpacker.decompress(part, _PIECE)
+        while piece or not (unpacker.needs_input or unpacker.eof):
+            yield piece
+            piece = b"" if unpacker.eof else unpacker.decompress(b"", _PIECE)
+        if unpacker.eof:
+            return
+
+
+_UNPACK: dict[int, Callable[[Iterator[bytes]], Iterator[bytes]]] = {
+    zipfile.ZIP_STORED: iter,
+    zipfile.ZIP_DEFLATED: _inflate,
+    zipfile.ZIP_BZIP2: _unpack_bzip2,
+}
+
+
+def _check(info: zipfile.ZipInfo, path: str) -> None:
+    if leads_out(info.orig_filename):
+        raise UnsafeContent(
+            "a member's name is empty or leads out of the archive", path=path, found=repr(info.orig_filename[:100])
+        )
+    expansion = _MOST_EXPANSION.get(info.compress_type)
+    if info.flag_bits & _ENCRYPTED or expansion is None:
+        raise FormatError(
+            "a member of the archive is encrypted or packed in a way that is not read",
+            path=path,
+            field=_short(info),
+            found=f"method {info.compress_type}",
+            hint="unpack the archive and pack it anew",
+        )
+    if info.file_size > info.compress_size * expansion + (_SLACK if expansion > 1 else 0):
+        raise SizeMismatch(
+            "a member claims more bytes than its packed ones can hold",
+            path=path,
+            field=_short(info),
+            found=f"{info.file_size} from {info.compress_size}",
+            expected=f"at most {expansion} times as many",
+        )
+
+
+def _short(info: zipfile.ZipInfo) -> str:
+    return info.filename[:_LONGEST_SHOWN]
