@@ -8,13 +8,15 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 
-from varstore.errors import CheckpointNotFound, FormatError, StorageError
+from varstore.errors import CheckpointNotFound, FormatError
+from varstore.formats.binary import magic
 from varstore.formats.binary.slices import stream_of
 from varstore.formats.binary.source import Source
 from varstore.formats.binary.wire import BYTES, VARINT, Wire
 from varstore.formats.binary.zip import archive_members, is_zip
 from varstore.formats.mindspore.cipher import is_encrypted
 from varstore.layout.names import MANIFEST, MARKER
+from varstore.storage.failures import translated
 
 __all__ = [
     "Probe",
@@ -32,7 +34,6 @@ __all__ = [
 ]
 
 _SHOWN = 1 << 16
-_TORCH_LEGACY = b"\x8a\x0a\x6c\xfc\x9c\x46\xf9\x20\x6a\xa8\x50\x19"
 _PADDLE_MARKS = (b"StructuredToParameterName@@", b"UnpackBigParamInfor@@")
 _ONNX_FIELDS = {*range(1, 9), 14, 20, 25, 26}
 _MOST_FIELDS = 1000
@@ -58,11 +59,9 @@ class Probe:
             CheckpointNotFound: nothing lies there.
             StorageError: it cannot be read.
         """
-        try:
+        with translated(path, "reading failed"):
             if os.path.isdir(path):
                 return cls(path=path, is_folder=True, entries=frozenset(os.listdir(path)))
-        except OSError as error:
-            raise StorageError(f"cannot read: {error.strerror}", path=path, number=error.errno) from error
         if not os.path.lexists(path):
             raise CheckpointNotFound("there is nothing here", path=path)
         source = Source(path)
@@ -111,12 +110,12 @@ def is_torch(probe: Probe) -> bool:
     if probe.is_folder:
         return ".metadata" in probe.entries
     zipped = any(name == "data.pkl" or name.endswith("/data.pkl") for name in probe.members)
-    return zipped or _TORCH_LEGACY in probe.head[:16] or probe.head[257:262] == b"ustar"
+    return zipped or magic.TORCH_LEGACY_PICKLED in probe.head[:16] or magic.is_tar(probe.head)
 
 
 def is_numpy(probe: Probe) -> bool:
     """The npy magic, or a zip archive with such files in it."""
-    return probe.head[:6] == b"\x93NUMPY" or any(name.endswith(".npy") for name in probe.members)
+    return probe.head.startswith(magic.NPY) or any(name.endswith(".npy") for name in probe.members)
 
 
 def is_oneflow(probe: Probe) -> bool:
@@ -135,7 +134,7 @@ def is_paddle(probe: Probe) -> bool:
 
 def is_megengine(probe: Probe) -> bool:
     """A pickle with MegEngine's classes or suffix, or a dumped graph (which its reader refuses by name)."""
-    if probe.head[8:12] == b"mgv2" or probe.head[:4] == b"MGBC":
+    if magic.is_megengine_graph(probe.head):
         return True
     return probe.is_pickle and (probe.says(b"megengine.") or probe.ends(".mge"))
 

@@ -17,6 +17,7 @@ import ml_dtypes
 import numpy as np
 
 from varstore.errors import FormatError
+from varstore.formats.binary.magic import is_megengine_graph
 from varstore.formats.binary.source import Source
 from varstore.formats.opened import ForeignCheckpoint, LazyArray
 from varstore.formats.pickles.arrays import PLAIN, Array
@@ -43,8 +44,7 @@ def read(path: str | os.PathLike[str]) -> ForeignCheckpoint:
         FormatError: it is torn, or a dumped graph.
     """
     source = Source(path)
-    head = source.bytes(0, min(12, source.size))
-    if head[8:] == b"mgv2" or head[:4] == b"MGBC":
+    if is_megengine_graph(source.bytes(0, min(12, source.size))):
         raise FormatError(
             "this is a dumped MegEngine graph, which is a program and not read",
             path=source.path,

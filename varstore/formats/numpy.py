@@ -26,6 +26,7 @@ from varstore.errors import (
     UsageError,
     VarstoreError,
 )
+from varstore.formats.binary.magic import NPY
 from varstore.formats.binary.slices import MemoryContent, array_of_spans, refused_array, stream_of
 from varstore.formats.binary.source import Source, count_elements
 from varstore.formats.binary.zip import Member, archive_members, is_zip, leads_out
@@ -35,8 +36,6 @@ from varstore.storage.appearing import replacing
 from varstore.values.arrays import LateArray
 
 __all__ = ["read", "write"]
-
-MAGIC = b"\x93NUMPY"
 
 _VERSIONS = {(1, 0): (2, "latin1"), (2, 0): (4, "latin1"), (3, 0): (4, "utf-8")}
 _MOST_HEADER = 10_000
@@ -58,7 +57,7 @@ def read(path: str) -> ForeignCheckpoint:
     """
     source = Source(path)
     magic = source.bytes(0, min(6, source.size))
-    if magic == MAGIC:
+    if magic == NPY:
         with stream_of(source) as file:
             header, start = _header(file, path, BARE)
         return ForeignCheckpoint(path, "npy", _array(source, (start, source.size - start), header, BARE))
@@ -116,7 +115,7 @@ def write(path: str, state: Any) -> None:
 def _member_array(source: Source, member: Member) -> LazyArray | None:
     """Return a member's array, None where the member is none."""
     with member.open() as stream:
-        if stream.peek(len(MAGIC))[: len(MAGIC)] != MAGIC:
+        if stream.peek(len(NPY))[: len(NPY)] != NPY:
             return None
         header, start = _header(stream, source.path, member.name)
     name = member.name.removesuffix(".npy")

@@ -15,7 +15,7 @@ import ml_dtypes
 import numpy as np
 
 from varstore.errors import CheckpointNotFound, FormatError, SizeMismatch, UnsafeContent
-from varstore.formats.binary.source import Source, inside, lazy_array
+from varstore.formats.binary.source import Source, lazy_array
 from varstore.formats.opened import ForeignCheckpoint, LazyArray
 from varstore.formats.pickles.arrays import PLAIN, Array
 from varstore.formats.pickles.emit import Emitter, Named
@@ -27,6 +27,7 @@ from varstore.formats.state.nested import nested_state
 from varstore.layout.dtypes import BFLOAT16, BY_NAME, BY_NUMBER, data_type_of, dtype_of
 from varstore.layout.meta import META_LIMIT, Meta, encode_meta, parse_meta
 from varstore.storage.appearing import new_folder
+from varstore.storage.containment import inside
 from varstore.values.arrays import LateArray
 
 __all__ = ["read", "write"]

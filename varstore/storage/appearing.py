@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import contextlib
-import errno
 import os
 import secrets
 import shutil
 from collections.abc import Iterator
 from typing import BinaryIO
 
-from varstore.errors import CheckpointExists, OutOfSpace, StorageError, VarstoreError
+from varstore.errors import CheckpointExists, StorageError, VarstoreError
+from varstore.storage.failures import storage_error
 
 __all__ = ["new_folder", "replacing", "target_of"]
 
@@ -57,8 +57,7 @@ def replacing(path: str) -> Iterator[BinaryIO]:
         _remove(temporary)
         if isinstance(error, StorageError):
             raise
-        kind = OutOfSpace if error.errno in (errno.ENOSPC, errno.EDQUOT) else StorageError
-        raise kind(f"cannot write: {error.strerror or error}", path=path, number=error.errno) from error
+        raise storage_error(error, path, "writing failed") from error
     except BaseException:
         _remove(temporary)
         raise
@@ -94,8 +93,7 @@ def new_folder(path: str) -> Iterator[str]:
         shutil.rmtree(temporary, ignore_errors=True)
         if isinstance(error, VarstoreError):
             raise
-        kind = OutOfSpace if error.errno in (errno.ENOSPC, errno.EDQUOT) else StorageError
-        raise kind(f"cannot write: {error.strerror or error}", path=path, number=error.errno) from error
+        raise storage_error(error, path, "writing failed") from error
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise

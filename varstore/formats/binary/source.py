@@ -15,10 +15,11 @@ from typing import Any
 
 import numpy as np
 
-from varstore.errors import CheckpointNotFound, FormatError, SizeMismatch, StorageError, UnsafeContent
+from varstore.errors import CheckpointNotFound, FormatError, SizeMismatch
 from varstore.formats.opened import LazyArray
+from varstore.storage.failures import storage_error
 
-__all__ = ["MOST_DIMENSIONS", "Read", "Source", "count_elements", "inside", "lazy_array"]
+__all__ = ["MOST_DIMENSIONS", "Read", "Source", "count_elements", "lazy_array"]
 
 MOST_DIMENSIONS = 32
 """What every numpy accepts."""
@@ -42,7 +43,7 @@ class Source:
         except (FileNotFoundError, NotADirectoryError):
             raise CheckpointNotFound("there is no such file", path=self.path) from None
         except OSError as error:
-            raise StorageError(f"cannot look at the file: {error}", number=error.errno, path=self.path) from error
+            raise storage_error(error, self.path, "the file cannot be looked at") from error
         if not stat.S_ISREG(status.st_mode):
             raise FormatError("this is not a regular file", path=self.path)
         self.size = status.st_size
@@ -67,7 +68,7 @@ class Source:
                 left = left[count:]
                 offset += count
         except OSError as error:
-            raise StorageError(f"cannot read: {error}", number=error.errno, path=self.path) from error
+            raise storage_error(error, self.path, "reading failed") from error
         finally:
             os.close(descriptor)
         return values
@@ -84,7 +85,7 @@ class Source:
         try:
             return mmap.mmap(descriptor, self.size, access=mmap.ACCESS_READ)
         except OSError as error:
-            raise StorageError(f"cannot map: {error}", number=error.errno, path=self.path) from error
+            raise storage_error(error, self.path, "mapping failed") from error
         finally:
             os.close(descriptor)
 
@@ -94,7 +95,7 @@ class Source:
         except FileNotFoundError:
             raise CheckpointNotFound("the file is gone since it was opened", path=self.path) from None
         except OSError as error:
-            raise StorageError(f"cannot open: {error}", number=error.errno, path=self.path) from error
+            raise storage_error(error, self.path, "the file cannot be opened") from error
         if _identity(os.fstat(descriptor)) != self._identity:
             os.close(descriptor)
             raise FormatError("the file changed since it was opened", path=self.path, hint="open it again")
@@ -136,19 +137,6 @@ def count_elements(shape: tuple[Any, ...], itemsize: int, *, path: str, variable
 
 def _shown(extent: Any) -> str:
     return str(extent) if type(extent) in (int, float) else type(extent).__name__
-
-
-def inside(root: str, *parts: str) -> str:
-    """Return the path of a part of a folder, links followed.
-
-    Raises:
-        UnsafeContent: it is not within the folder.
-    """
-    home = os.path.realpath(root)
-    target = os.path.realpath(os.path.join(home, *parts)) if "\0" not in "".join(parts) else ""
-    if not target or os.path.commonpath([home, target]) != home or os.path.isabs(parts[0]):
-        raise UnsafeContent("a path or link leads out of the folder", path=root, found=repr("/".join(parts)[:100]))
-    return target
 
 
 def lazy_array(

@@ -15,12 +15,13 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
-from varstore.errors import FormatError, SizeMismatch, UnsafeContent, UnsupportedDtype
+from varstore.errors import FormatError, SizeMismatch, UnsupportedDtype
 from varstore.formats.binary.packing import bits_of, packed_size, unpack
 from varstore.formats.binary.slices import Span, array_of_spans, refused_array, stream_of
 from varstore.formats.binary.source import Source, count_elements
 from varstore.formats.binary.wire import BYTES, FIXED32, FIXED64, VARINT, Wire, varints
 from varstore.formats.opened import LazyArray
+from varstore.storage.containment import inside
 
 __all__ = [
     "DIMS",
@@ -156,16 +157,8 @@ def array_of(source: Source, record: TensorRecord) -> LazyArray:
 
 def _external(source: Source, record: TensorRecord, dtype: np.dtype[Any]) -> tuple[Source, Span]:
     location = record.external.get("location", "")
-    folder = os.path.realpath(os.path.dirname(source.path) or ".")
-    path = "" if "\0" in location else os.path.realpath(os.path.join(folder, location))
-    if os.path.isabs(location) or not path.startswith(folder.rstrip(os.sep) + os.sep):
-        raise UnsafeContent(
-            "the external data would be read from outside the model's folder",
-            path=source.path,
-            variable=record.name,
-            found=repr(location),
-        )
-    data = Source(path)
+    folder = os.path.dirname(source.path) or "."
+    data = Source(inside(folder, location, stated_by=source.path, variable=record.name))
     count = count_elements(tuple(record.dims), dtype.itemsize, path=source.path, variable=record.name)
     try:
         offset = int(record.external.get("offset") or 0)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 
 from varstore.errors import FormatError
+from varstore.formats.binary.magic import is_tar
 from varstore.formats.binary.source import Source
 from varstore.formats.binary.zip import is_zip
 from varstore.formats.opened import ForeignCheckpoint
@@ -32,7 +33,7 @@ def read(path: str | os.PathLike[str]) -> ForeignCheckpoint:
     source = Source(path)
     if is_zip(source):
         return read_zip(source)
-    if source.size > 262 and source.bytes(257, 5) == b"ustar":
+    if is_tar(source.bytes(0, min(512, source.size))):
         raise FormatError(
             "this is PyTorch's tar format of before version 0.1.10, which is not read",
             path=source.path,

@@ -15,7 +15,7 @@ from typing import Any, NoReturn
 import numpy as np
 
 from varstore.errors import FormatError, SizeMismatch
-from varstore.formats.binary.source import Source, count_elements, inside
+from varstore.formats.binary.source import Source, count_elements
 from varstore.formats.opened import BARE, ForeignCheckpoint, LazyArray
 from varstore.formats.pickles.machine import Machine, Opaque
 from varstore.formats.pickles.names import Constructor, Global, show
@@ -23,6 +23,7 @@ from varstore.formats.pickles.tree import DEEPEST
 from varstore.formats.torch.names import torch_table
 from varstore.formats.torch.tensors import Storages
 from varstore.formats.torch.zip import read_zip
+from varstore.storage.containment import inside
 
 __all__ = ["METADATA", "read_distributed"]
 

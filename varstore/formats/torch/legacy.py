@@ -6,6 +6,7 @@ import struct
 from typing import Any
 
 from varstore.errors import FormatError
+from varstore.formats.binary.magic import TORCH_LEGACY
 from varstore.formats.binary.source import Read, Source
 from varstore.formats.opened import ForeignCheckpoint
 from varstore.formats.pickles.machine import Machine
@@ -16,7 +17,6 @@ from varstore.formats.torch.tensors import Storage, Storages
 
 __all__ = ["read_legacy"]
 
-_MAGIC = 0x1950A86A20F9469CFC6C
 _PROTOCOL = 1001
 
 
@@ -53,7 +53,7 @@ def read_legacy(source: Source) -> ForeignCheckpoint:
 
     plain = torch_table(storages)
     magic, protocol = one(table={})[1], one(table={})[1]
-    if magic != _MAGIC or protocol != _PROTOCOL:
+    if magic != TORCH_LEGACY or protocol != _PROTOCOL:
         raise FormatError("this is no file of torch.save", path=source.path, found=show((magic, protocol)))
     system = one(table={})[1]
     machine, value = one(table=plain, persistent=persistent, opaque=True)
