@@ -1,0 +1,249 @@
+"""Killed or refused at any of its system calls, a save or a seal loses nothing but what is known: see tools/faults."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+from support import ROOT, run_python
+
+from tools.faults.campaign import Loss, Point
+from tools.faults.scenarios import SCENARIOS
+from tools.faults.verdict import Verdict
+
+UNAVAILABLE = 3
+
+
+def skip_unless_available(done):
+    if done.returncode == UNAVAILABLE:
+        pytest.skip(done.stderr.strip())
+    return done
+
+
+def run_tool(*arguments):
+    command = [sys.executable, "-m", "tools.faults", *map(str, arguments)]
+    return skip_unless_available(subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300))
+
+
+def run_with_injector(code):
+    """Run code that has `injector`, `run` and the faults, and return the JSON that it prints."""
+    done = skip_unless_available(run_python(PREAMBLE + code, check=False, PYTHONPATH=str(ROOT)))
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
+
+
+PREAMBLE = f"""
+import ctypes, itertools, json, os, shutil, sys, tempfile, threading, time
+from contextlib import suppress
+from pathlib import Path
+import numpy as np
+import varstore as vs
+from tools.faults import children
+from tools.faults.campaign import visit
+from tools.faults.children import run
+from tools.faults.injector import COUNT, Injector, Unavailable, fault_named
+from tools.faults.readback import contents_of
+from tools.faults.scenarios import ATTRIBUTES, TARGET, Scenario
+from varstore.errors import StorageError
+
+try:
+    injector = Injector()
+    run(injector, int, at=0, fault=COUNT)
+except Unavailable as unavailable:
+    sys.exit(print(unavailable, file=sys.stderr) or {UNAVAILABLE})
+place = Path(tempfile.mkdtemp())
+"""
+
+
+@pytest.mark.parametrize("fault", ["SIGKILL", "EIO"])
+def test_nothing_is_lost_at_any_call(tmp_path, fault):
+    done = run_tool("--fault", fault, "--json", tmp_path / "rows")
+    assert done.returncode == 0, done.stdout + done.stderr
+    rows = json.loads((tmp_path / "rows").read_text())
+    assert [row["scenario"] for row in rows] == [scenario.name for scenario in SCENARIOS]
+    for row in rows:
+        assert row["points"] > 50, row
+        assert row["survived"] > 0.8 * row["points"], row
+
+
+def test_the_count_is_that_of_strace():
+    done = run_tool("--check-count")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert all(scenario.name in done.stdout for scenario in SCENARIOS)
+
+
+COUNTED = """
+os.chdir(place)
+here = os.open(".", os.O_RDONLY)
+how = ctypes.create_string_buffer(24)
+libc = ctypes.CDLL(None)
+def work():
+    thread = threading.Thread(target=os.mkdir, args=("folder",), kwargs={"dir_fd": here})
+    thread.start()
+    thread.join()
+    os.close(libc.syscall(437, here, b"folder", how, 24))
+    with os.scandir(".") as entries:
+        list(entries)
+    fd = os.open("file", os.O_WRONLY | os.O_CREAT, dir_fd=here)
+    os.write(fd, b"0123456789")
+    os.fsync(fd)
+    os.close(fd)
+print(json.dumps([call for call in run(injector, work, at=0, fault=COUNT).calls if "stat" not in call]))
+"""
+
+
+def test_calls_are_counted_whoever_makes_them():
+    """A thread, libc by itself (getdents64) and by number (openat2); scandir asks for a stat, in more than one way."""
+    assert run_with_injector(COUNTED) == [
+        *("mkdirat", "openat2", "close", "openat", "getdents64", "getdents64", "close"),
+        *("openat", "write", "fsync", "close"),
+    ]
+
+
+FAULTS = """
+os.chdir(place)
+def work():
+    fd = os.open("file", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+    try:
+        assert os.write(fd, b"0123456789") == 10
+    finally:
+        os.close(fd)
+found = {}
+for fault in sys.argv[1:] or ["none", "SIGKILL", "EIO", "ENOSPC", "short", "torn", "SIGINT"]:
+    met = run(injector, work, at=2, fault=COUNT if fault == "none" else fault_named(fault))
+    ended = f"{met.said.error}: {met.said.message}" if met.said else met.killed_by
+    found[fault] = [met.hit, os.path.basename(met.where), ended, len(met.calls), Path("file").read_text()]
+print(json.dumps(found))
+"""
+
+
+def test_every_fault_does_what_it_is_named_for():
+    assert run_with_injector(FAULTS) == {
+        "none": [False, "file", ": ", 3, "0123456789"],
+        "SIGKILL": [True, "file", 9, 2, ""],
+        "EIO": [True, "file", "OSError: [Errno 5] Input/output error", 3, ""],
+        "ENOSPC": [True, "file", "OSError: [Errno 28] No space left on device", 3, ""],
+        "short": [True, "file", "AssertionError: ", 3, "01234"],
+        "torn": [True, "file", 9, 2, "01234"],
+        "SIGINT": [True, "file", "KeyboardInterrupt: ", 3, "0123456789"],
+    }
+
+
+CARELESS = """
+children._PATIENCE = 1
+values = {"step": np.array(7)}
+ready, bare, homes = place / "ready", place / "bare", itertools.count()
+
+def prepare(home):
+    for path, attributes in ((ready, ATTRIBUTES), (bare, None)):
+        shutil.rmtree(path, ignore_errors=True)
+        vs.save(path, values, attributes=attributes, durable=False, threads=1)
+    next(homes)
+
+def rename_onto_a_folder(home):
+    os.mkdir(home / TARGET)
+    os.rename(ready, home / TARGET)
+
+def leave_scratch(home):
+    (home / "scratch").touch()
+    os.rename(ready, home / TARGET)
+    (home / "scratch").unlink()
+
+def ignore(home):
+    with suppress(OSError):
+        os.rename(ready, home / TARGET)
+
+def ignore_the_sync(home):
+    fd = os.open(home, os.O_RDONLY) if save(home) else -1
+    with suppress(OSError):
+        os.fsync(fd)
+    os.close(fd)
+
+def raise_as_it_comes(home):
+    os.rename(ready, home / TARGET)
+
+def forget_attributes(home):
+    try:
+        os.rename(ready, home / TARGET)
+    except OSError:
+        os.rename(bare, home / TARGET)
+
+def save(home):
+    try:
+        os.rename(ready, home / TARGET)
+        return True
+    except OSError as error:
+        raise StorageError("no") from error
+
+def after_saving(home, rescue):
+    save(home)
+    try:
+        os.stat(home)
+    except OSError:
+        rescue()
+
+def lie(home):
+    def rescue():
+        raise StorageError("the save was undone")
+    after_saving(home, rescue)
+
+def leak(home):
+    after_saving(home, lambda: os.open(home, os.O_RDONLY))
+
+def hang(home):
+    after_saving(home, lambda: time.sleep(60))
+
+def do_less_and_less(home):
+    save(home)
+    if next(homes) < 5:
+        os.stat(home)
+
+found = {}
+for act, fault in (
+    (rename_onto_a_folder, "SIGKILL"), (leave_scratch, "SIGKILL"), (do_less_and_less, "SIGKILL"), (ignore, "EIO"),
+    (ignore_the_sync, "EIO"), (raise_as_it_comes, "EIO"), (forget_attributes, "EIO"), (lie, "EIO"), (leak, "EIO"),
+    (hang, "EIO"),
+):
+    homes = itertools.count()
+    scenario = Scenario(
+        name=act.__name__, prepare=prepare, act=act, new=contents_of(values), afterwards=contents_of(values),
+        act_again=lambda home: vs.save(home / TARGET, values, overwrite=True, durable=False, threads=1),
+    )
+    points = visit(injector, scenario, fault_named(fault), place)
+    found[act.__name__] = sorted({loss.name for point in points for loss in point.losses})
+print(json.dumps(found))
+"""
+
+
+def test_who_is_careless_is_found_out():
+    assert run_with_injector(CARELESS) == {
+        "rename_onto_a_folder": ["HALF_DONE", "UNSOUND"],
+        "leave_scratch": ["LEFT_OVER", "STRAY"],
+        "do_less_and_less": ["UNREACHED"],
+        "ignore": ["SILENT"],
+        "ignore_the_sync": ["UNSYNCED", "WRONG_ERROR"],
+        "raise_as_it_comes": ["WRONG_ERROR"],
+        "forget_attributes": ["UNSOUND"],
+        "lie": ["UNTRUE"],
+        "leak": ["LEAK"],
+        "hang": ["HUNG"],
+    }
+
+
+def verdict(*losses, known=()):
+    points = [
+        Point(number=i, call="write", where="out", losses=dict.fromkeys(lost, "…")) for i, lost in enumerate(losses)
+    ]
+    return Verdict(scenario="new", fault="EIO", points=points, known=known)
+
+
+def test_what_is_known_is_excused_and_must_occur():
+    excused = verdict((), (Loss.LEAK,), known={Loss.LEAK})
+    assert (excused.ok, excused.survived, excused.excused, len(excused.lost)) == (True, 1, 1, 0)
+    worse = verdict((), (Loss.LEAK, Loss.SILENT), known={Loss.LEAK})
+    assert (worse.ok, worse.survived, worse.excused, len(worse.lost)) == (False, 1, 0, 1)
+    assert [str(Loss.SILENT) in complaint for complaint in worse.complaints()] == [True]
+    mended = verdict((), (), known={Loss.LEAK})
+    assert not mended.ok
+    assert ["known.py" in complaint for complaint in mended.complaints()] == [True]
+    assert not verdict().ok

@@ -1,0 +1,173 @@
+"""Compile the injector, load it, and tell it which call to meet and with what fault.
+
+Counting. ``injector.c`` catches every file system call of its process, whoever makes it, and numbers those made while
+`Plan.armed` is set: the n-th call of a run is the n-th of every other run, as long as the work is the same and one
+thread does it. So a run with no fault says how many points there are, and a run for each number visits them all.
+
+Arming. The plan is in memory that parent and child share. The parent writes which call to meet; the child, forked
+afterwards, puts the filter in its own way, sets `armed` just before the work and clears it just after, so that
+nothing but the work is counted. What was counted and met stays readable when the child was killed.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import enum
+import errno
+import mmap
+import os
+import platform
+import shutil
+import subprocess
+import sys
+import tempfile
+from dataclasses import dataclass
+from itertools import count, takewhile
+from pathlib import Path
+from typing import Final
+
+__all__ = ["COUNT", "FAULTS", "Action", "Fault", "Injector", "Unavailable", "fault_named"]
+
+_SOURCE: Final = Path(__file__).with_name("injector.c")
+_MACHINES: Final = ("x86_64", "aarch64")
+_LOGGED: Final = 4096
+_WHERE: Final = 256
+
+
+class Unavailable(Exception):
+    """The injector cannot run on this machine; the message says what it lacks."""
+
+
+class Action(enum.IntEnum):
+    """What is done at a call; the numbers are those of ``injector.c``."""
+
+    COUNT = 0
+    KILL = 1
+    FAIL = 2
+    SHORT = 3
+    TORN = 4
+    INTERRUPT = 5
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Fault:
+    """What happens at one call, and at no other."""
+
+    name: str
+    meaning: str
+    action: Action
+    error: int = 0
+
+    @property
+    def kills(self) -> bool:
+        """Whether the process ends there."""
+        return self.action in (Action.KILL, Action.TORN)
+
+    @property
+    def is_partial(self) -> bool:
+        """Whether only calls that move bytes can have it."""
+        return self.action in (Action.SHORT, Action.TORN)
+
+
+COUNT: Final = Fault(name="none", meaning="nothing", action=Action.COUNT)
+FAULTS: Final = (
+    Fault(name="SIGKILL", meaning="the process is killed before the call", action=Action.KILL),
+    Fault(name="EIO", meaning="the call fails", action=Action.FAIL, error=errno.EIO),
+    Fault(name="short", meaning="the call moves half of the bytes", action=Action.SHORT),
+    Fault(name="torn", meaning="the call moves half of the bytes, and the process is killed", action=Action.TORN),
+    Fault(name="SIGINT", meaning="Ctrl-C before the call", action=Action.INTERRUPT),
+)
+"""Any other errno is a fault, too: see `fault_named`."""
+
+
+def fault_named(name: str) -> Fault:
+    """Return the fault of this name: one of `FAULTS`, or an errno such as ENOSPC.
+
+    Raises:
+        KeyError: there is no such fault.
+    """
+    named = {fault.name: fault for fault in FAULTS}
+    if name in named:
+        return named[name]
+    numbers = {name: number for number, name in errno.errorcode.items()}
+    return Fault(name=name, meaning=f"the call fails with {name}", action=Action.FAIL, error=numbers[name])
+
+
+class Plan(ctypes.Structure):
+    """The plan and its outcome; the fields are those of ``struct plan``."""
+
+    _fields_ = (
+        ("at", ctypes.c_int64),
+        ("action", ctypes.c_int32),
+        ("error", ctypes.c_int32),
+        ("armed", ctypes.c_int32),
+        ("hit", ctypes.c_int32),
+        ("count", ctypes.c_int64),
+        ("calls", ctypes.c_int16 * _LOGGED),
+        ("where", ctypes.c_char * _WHERE),
+    )
+
+
+class Injector:
+    """The loaded injector; one per process, and one child at a time."""
+
+    def __init__(self) -> None:
+        self._library = _load()
+        names = (self._library.faults_name(place) for place in count())
+        self.names = [name.decode() for name in takewhile(lambda name: name is not None, names)]
+        """The calls that are counted, in the order of the table."""
+        self._plan = Plan.from_buffer(mmap.mmap(-1, ctypes.sizeof(Plan)))
+
+    def plan(self, at: int, fault: Fault) -> None:
+        """Forget what was counted, and plan a fault at a call, counted from 1; 0 is no call."""
+        ctypes.memset(ctypes.byref(self._plan), 0, ctypes.sizeof(Plan))
+        self._plan.at, self._plan.action, self._plan.error = at, fault.action, fault.error
+
+    def install(self) -> None:
+        """Catch the calls of this process for the rest of its life.
+
+        Raises:
+            Unavailable: the kernel or a sandbox does not allow it.
+        """
+        if self._library.faults_install(ctypes.byref(self._plan)) != 0:
+            raise Unavailable(f"no seccomp filter can be installed: {os.strerror(ctypes.get_errno())}")
+
+    def arm(self) -> None:
+        """Count from now on."""
+        self._plan.armed = 1
+
+    def disarm(self) -> None:
+        """Count no more."""
+        self._plan.armed = 0
+
+    @property
+    def calls(self) -> list[str]:
+        """The names of the calls that were made, in order."""
+        if self._plan.count > _LOGGED:
+            raise OverflowError(f"{self._plan.count} calls were made, and {_LOGGED} can be told apart")
+        return [self.names[place] for place in self._plan.calls[: self._plan.count]]
+
+    @property
+    def hit(self) -> bool:
+        """Whether the planned fault took place."""
+        return bool(self._plan.hit)
+
+    @property
+    def where(self) -> str:
+        """The file of the call that was met."""
+        return os.fsdecode(self._plan.where)
+
+
+def _load() -> ctypes.CDLL:
+    if sys.platform != "linux" or platform.machine() not in _MACHINES:
+        raise Unavailable(f"the injector is for Linux on {' or '.join(_MACHINES)}")
+    compiler = shutil.which("cc")
+    if compiler is None:
+        raise Unavailable("there is no C compiler: cc is not installed")
+    with tempfile.TemporaryDirectory(prefix="varstore-faults-") as folder:
+        path = os.path.join(folder, "injector.so")
+        command = [compiler, "-O2", "-Wall", "-Wextra", "-shared", "-fPIC", "-o", path, str(_SOURCE)]
+        subprocess.run(command, check=True)
+        library = ctypes.CDLL(path, use_errno=True)  # stays in memory when its file is gone
+    library.faults_name.restype = ctypes.c_char_p
+    return library

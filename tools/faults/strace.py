@@ -1,0 +1,62 @@
+"""Count the calls of a scenario with strace, which knows nothing of the injector.
+
+strace attaches to a child that has stopped itself just before the work, and sums up when the child has ended just
+after it: `strace -f -c`, of the work alone.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import re
+import shutil
+import signal
+import subprocess
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from tools.faults.injector import Unavailable
+
+__all__ = ["count_with_strace"]
+
+_PR_SET_PTRACER = 0x59616D61
+_ANYBODY = ctypes.c_ulong(-1)
+
+
+def count_with_strace(work: Callable[[], object], names: Sequence[str], place: Path) -> Counter[str]:
+    """Return how often the work makes each of these calls; `place` is a directory for a file of strace's.
+
+    Raises:
+        Unavailable: there is no strace, or it may not attach to a process.
+    """
+    strace = shutil.which("strace")
+    if strace is None:
+        raise Unavailable("strace is not installed")
+    pid = os.fork()
+    if pid == 0:
+        try:
+            ctypes.CDLL(None).prctl(_PR_SET_PTRACER, _ANYBODY, 0, 0, 0)  # else only a parent may attach
+            os.kill(os.getpid(), signal.SIGSTOP)
+            work()
+        finally:
+            os._exit(0)
+    os.waitpid(pid, os.WUNTRACED)
+    summary = place / "strace"
+    chosen = "trace=" + ",".join(f"?{name}" for name in names)
+    command = [strace, "-f", "-c", "-U", "name,calls", "-e", chosen, "-o", str(summary), "-p", str(pid)]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as tracer:
+        while tracer.poll() is None and not _is_traced(pid):
+            time.sleep(0.001)
+        os.kill(pid, signal.SIGCONT)
+        _, said = tracer.communicate()
+    os.waitpid(pid, 0)
+    if tracer.returncode != 0:
+        raise Unavailable(f"strace cannot attach: {said.strip()}")
+    rows = re.findall(r"^(\w+) +(\d+)$", summary.read_text(), re.MULTILINE)
+    return Counter({name: int(calls) for name, calls in rows if name != "total"})
+
+
+def _is_traced(pid: int) -> bool:
+    return "TracerPid:\t0\n" not in Path(f"/proc/{pid}/status").read_text()
