@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import logging
 import subprocess
 import sys
@@ -13,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from support import run_python
 
 from varstore.disk.read.checkpoint import open_checkpoint
 from varstore.errors import CheckpointExists, InvalidName, UsageError
@@ -173,6 +175,96 @@ def test_nested_state(tmp_path: Path) -> None:
     loaded = load_state(tmp_path / "a")
     assert loaded["epoch"] == (1, 2.5)
     assert loaded["w"].tolist() == [1, 1, 1]
+
+
+@pytest.mark.parametrize("when", ["before the thread starts", "after it started", "and it starts late"])
+def test_an_interrupt_while_the_thread_starts(tmp_path: Path, monkeypatch: Any, when: str) -> None:
+    real = threading.Thread.start
+    held: list[threading.Thread] = []
+
+    def start(thread: threading.Thread) -> None:
+        if thread.name != "varstore-save":
+            return real(thread)
+        monkeypatch.setattr(threading.Thread, "start", real)
+        if when == "after it started":
+            real(thread)
+        held.append(thread)
+        raise KeyboardInterrupt
+
+    saver = BackgroundSaver()
+    given = [{f"v{i}": np.full(1 << 20, seed, np.uint8) for i in range(8)} for seed in (1, 2)]
+    monkeypatch.setattr(threading.Thread, "start", start)
+    with pytest.raises(KeyboardInterrupt):
+        saver.save(tmp_path / "a", given[0])
+    if when == "and it starts late":
+        threading.Timer(0.01, real, held).start()
+    pending = saver.save(tmp_path / "b", given[1])
+    pending.wait(20)
+    assert is_right(tmp_path / "b", 2)
+    if when != "before the thread starts":
+        time.sleep(0.02)
+        held[0].join(20)
+    if (tmp_path / "a").exists():
+        assert is_right(tmp_path / "a", 1)
+    saver.save(tmp_path / "c", given[0], when_busy="refuse").wait(20)
+    assert is_right(tmp_path / "c", 1)
+
+
+def is_right(path: Path, value: int) -> bool:
+    assert verify(path).ok
+    return {int(number) for array in load(path).values() for number in (array.min(), array.max())} == {value}
+
+
+INTERRUPTED = """
+import collections, logging, os, random, shutil, signal, sys, threading, time
+import numpy as np
+import varstore as vs
+logging.disable()
+os.chdir(sys.argv[1])
+threading.excepthook = lambda died: seen.update([f"thread died: {died.exc_value!r}"])
+seen = collections.Counter()
+first, second = ({f"v{i}": np.zeros(1 << 19, np.uint8) for i in range(12)} for _ in range(2))
+def judge(name, value):
+    if not os.path.isdir(name):
+        return "absent"
+    is_right = {int(x) for a in vs.load(name).values() for x in (a.min(), a.max())} == {value} and vs.verify(name)
+    return "right" if is_right else "MIXED"
+signal.signal(signal.SIGALRM, signal.default_int_handler)
+vs.save_async("warm", first, durable=False).wait()
+spent = 0.005
+for number in range(200):
+    values = random.sample(range(250), 2)
+    for given, value in zip((first, second), values):
+        for array in given.values():
+            array[:] = value
+    begin = time.perf_counter()
+    try:
+        signal.setitimer(signal.ITIMER_REAL, random.uniform(spent * 0.3, spent * 1.2))
+        vs.save_async("a", first, durable=False)
+        spent = 0.7 * spent + 0.3 * (time.perf_counter() - begin)
+        signal.setitimer(signal.ITIMER_REAL, 0)
+    except KeyboardInterrupt:
+        seen["interrupted"] += 1
+    except BaseException as error:
+        seen[f"not Ctrl-C: {error!r}"] += 1
+    signal.setitimer(signal.ITIMER_REAL, 0)
+    vs.save_async("b", second, durable=False).wait(20)
+    for thread in threading.enumerate():
+        if thread is not threading.current_thread() and thread.ident:  # Python lists some that never began
+            thread.join(20)
+            seen["hanging"] += thread.is_alive()
+    seen["a " + judge("a", values[0])] += 1
+    seen["b " + judge("b", values[1])] += 1
+    for name in os.listdir("."):
+        shutil.rmtree(name, ignore_errors=True)
+print(sorted(name for name, count in seen.items() if count))
+"""
+
+
+def test_ctrl_c_at_any_moment_neither_mixes_saves_nor_hangs(tmp_path: Path) -> None:
+    said = ast.literal_eval(run_python(INTERRUPTED, tmp_path, timeout=300).stdout)
+    assert "interrupted" in said
+    assert set(said) <= {"a absent", "a right", "b right", "interrupted"}
 
 
 AT_EXIT = """

@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import contextlib
 import threading
+import time
 from collections.abc import Callable, Iterator
 
 __all__ = ["Progress", "reporting"]
 
 Progress = Callable[[int, int], None] | bool | None
 """What callers give: a function of (bytes done, bytes in all), True for a bar on the terminal, or None."""
+
+
+_EVERY = 0.1
+"""Seconds between two pictures of the bar, which those who work draw: there may be no thread to be had for it."""
 
 
 @contextlib.contextmanager
@@ -45,6 +50,15 @@ def _bar(total: int, title: str) -> Iterator[Callable[[int], None]]:
 
     columns = (BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
     console = Console(stderr=True)
-    with Progress(f"{title}", *columns, console=console, disable=not console.is_terminal) as bar:
+    shown = time.monotonic()
+
+    def advance(nbytes: int) -> None:
+        nonlocal shown
+        bar.advance(task, nbytes)
+        if time.monotonic() - shown >= _EVERY:
+            shown = time.monotonic()
+            bar.refresh()
+
+    with Progress(title, *columns, console=console, disable=not console.is_terminal, auto_refresh=False) as bar:
         task = bar.add_task(title, total=total)
-        yield lambda nbytes: bar.advance(task, nbytes)
+        yield advance

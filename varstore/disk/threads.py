@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Iterator
 
 from varstore.errors import UsageError
 
-__all__ = ["Job", "Lane", "in_lanes", "run", "thread_count"]
+__all__ = ["Job", "Lane", "in_lanes", "run", "start", "thread_count"]
 
 Job = Callable[[], bool | None]
 """A piece of work; it returns True where there is more of it, which the same thread then does next."""
@@ -31,7 +31,7 @@ def thread_count(threads: int | None) -> int:
 
 
 def run(jobs: Iterable[Job], threads: int, *, on_failure: Callable[[], None] | None = None) -> None:
-    """Run all jobs, the caller's thread among the workers; the others start when there is a job.
+    """Run all jobs, the caller's thread among the workers; the others start when there is a job, and if they can.
 
     Jobs are taken from the iterable one at a time, so a generator may do ordered work between them. The
     first exception, Ctrl-C included, stops the others after their present piece and surfaces as itself;
@@ -41,13 +41,28 @@ def run(jobs: Iterable[Job], threads: int, *, on_failure: Callable[[], None] | N
     try:
         first = crew.take()
         for number in range(1, threads if first else 1):
-            threading.Thread(target=crew.help, name=f"varstore-{number}", daemon=True).start()
+            if not start(threading.Thread(target=crew.help, name=f"varstore-{number}", daemon=True)):
+                break
         crew.work(first)
     except BaseException as error:  # Ctrl-C between two jobs
         crew.fail(error)
     crew.wait()
     if crew.error is not None:
         raise crew.error
+
+
+def start(thread: threading.Thread) -> bool:
+    """Start a thread; False where there can be no more: at a limit, or when the interpreter ends.
+
+    Ctrl-C is raised as itself; the thread may run by then.
+    """
+    try:
+        thread.start()
+    except RuntimeError as error:
+        if "new thread" in str(error):
+            return False
+        raise error.__context__ or error from None  # `threading` gives back a lock that the interrupt took from it
+    return True
 
 
 class Lane:
@@ -98,7 +113,9 @@ class _Crew:
         self._jobs = iter(jobs)
         self._on_failure = on_failure
         self._lock = threading.Lock()
-        self._changed = threading.Condition()
+        self._counting = threading.Lock()
+        self._busy = threading.Lock()
+        """Held as long as anybody helps; a lock taken by `with` cannot be lost to Ctrl-C, as a condition can."""
         self._helping = 0
         self.error: BaseException | None = None
 
@@ -110,16 +127,19 @@ class _Crew:
 
     def help(self) -> None:
         """Work in a thread of its own, unless all is over already."""
-        with self._changed:
+        with self._counting:
             if self.error is not None:
                 return
+            if not self._helping:
+                self._busy.acquire()
             self._helping += 1
         try:
             self.work(self.take())
         finally:
-            with self._changed:
+            with self._counting:
                 self._helping -= 1
-                self._changed.notify()
+                if not self._helping:
+                    self._busy.release()
 
     def wait(self) -> None:
         """Return when no helper works any more, however often Ctrl-C interrupts: they use the caller's files.
@@ -128,8 +148,8 @@ class _Crew:
         """
         while self._helping:
             try:
-                with self._changed:
-                    self._changed.wait_for(lambda: not self._helping)
+                with self._busy:
+                    pass
             except BaseException as error:
                 self.fail(error)
 

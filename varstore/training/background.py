@@ -17,7 +17,7 @@ from typing import Any, Literal, TypeAlias, Unpack
 import numpy as np
 
 from varstore.disk.read.checkpoint import Checkpoint, open_checkpoint
-from varstore.disk.threads import run, thread_count
+from varstore.disk.threads import run, start, thread_count
 from varstore.errors import UsageError
 from varstore.model.options import SaveOptions, StateOptions, check_options
 from varstore.model.store import save
@@ -73,11 +73,59 @@ class PendingSave:
         return f"<PendingSave {self.path!r}: {state}>"
 
 
+class _Turn:
+    """One save's turn with the buffers, which are its own until it `is_over`.
+
+    Ctrl-C can end the caller's code between any two steps, and what it has learnt is lost then. So whether the thread
+    took the turn is not learnt but asked, as often as needed: whoever is first owns it, and the answer stays.
+    """
+
+    def __init__(self, pending: PendingSave, job: Callable[[], None]) -> None:
+        self.is_handed_over = False
+        """The call that began it came to its end: nobody may take it from the thread any more."""
+        self._pending = pending
+        self._job: Callable[[], None] | None = job
+        self._owner: dict[str, str] = {}
+        self._running = threading.Lock()
+        self._running.acquire()
+
+    def _is_owned_by(self, who: str) -> bool:
+        return self._owner.setdefault("owner", who) == who  # one step, and the same answer each time
+
+    def work(self) -> None:
+        """Do the job and tell how it ended, in the thread that takes the turn; nothing where it was withdrawn."""
+        if not self._is_owned_by("thread"):
+            return
+        job, self._job = self._job, None
+        assert job is not None
+        tell = _done(self._pending, job)
+        del job  # lets go of the arrays
+        self._running.release()
+        tell()
+
+    def is_over(self) -> bool:
+        """Tell whether the thread is done with the buffers or, of a call that was interrupted, will never begin."""
+        if not self.is_handed_over and self._is_owned_by("nobody"):
+            self._job = None
+            return True
+        return not self._running.locked()
+
+    def wait(self) -> None:
+        """Return when it is over."""
+        if not self.is_over():
+            with self._running:
+                pass
+
+
 class BackgroundSaver:
-    """The buffers, and the turns, of saves that are written one after another."""
+    """The buffers, and the turns, of saves that are written one after another.
+
+    Locks are taken by `with` and nothing else: no Ctrl-C comes between the lock and the block.
+    """
 
     def __init__(self) -> None:
-        self._turn = threading.Lock()
+        self._calls = threading.Lock()
+        self._turn: _Turn | None = None
         self._buffer = np.empty(0, np.uint8)
 
     @property
@@ -87,7 +135,9 @@ class BackgroundSaver:
 
     def release(self) -> None:
         """Wait for the present save and give its buffers back to the system."""
-        with self._turn:
+        with self._calls:
+            if self._turn is not None:
+                self._turn.wait()
             self._buffer = np.empty(0, np.uint8)
 
     def save(
@@ -110,34 +160,30 @@ class BackgroundSaver:
         check_options(save_options, SaveOptions, "save_async()")
         plan = plan_save(variables)
         pending = PendingSave(os.fspath(path))
-        if not self._turn.acquire(blocking=when_busy == "wait"):
-            raise UsageError(
-                "another save is still being written", path=path, hint='wait for it, or use when_busy="wait"'
-            )
-        try:
+        if when_busy == "refuse" and self._calls.locked():
+            raise _busy(path)
+        with self._calls:
+            if self._turn is not None:
+                if when_busy == "refuse" and not self._turn.is_over():
+                    raise _busy(path)
+                self._turn.wait()
             is_late = not copy or _buffer_size(plan) <= (_half_of_memory() if budget is None else budget)
             if copy and is_late:
                 variables = self._copied(plan)
             job = partial(_save, path, variables, after, save_options)
-            if is_late:
-                threading.Thread(target=self._write, args=(pending, job), name="varstore-save", daemon=False).start()
-        except BaseException:
-            self._turn.release()
-            raise
-        if not is_late:
-            self._write(pending, job)
-            pending.wait()
+            if not (is_late and self._hand_over(_Turn(pending, job))):
+                _done(pending, job)()
+                pending.wait()
         return pending
 
-    def _write(self, pending: PendingSave, job: Callable[[], None]) -> None:
-        try:
-            job()
-            tell: Callable[[], None] = partial(pending.future.set_result, None)
-        except BaseException as error:  # raised again by whoever asks
-            _log.error("the save to %s failed: %s", pending.path, error)
-            tell = partial(pending.future.set_exception, error)
-        self._turn.release()
-        tell()
+    def _hand_over(self, turn: _Turn) -> bool:
+        """Give the turn to a thread; False where the system or an interpreter that ends refuses a new one."""
+        self._turn = turn
+        if start(threading.Thread(target=turn.work, name="varstore-save", daemon=False)):
+            turn.is_handed_over = True
+        else:
+            self._turn = None
+        return turn.is_handed_over
 
     def _copied(self, plan: SavePlan) -> dict[str, Any]:
         """Return the variables with every array in the buffer; ties and links stay what they are."""
@@ -159,6 +205,20 @@ class BackgroundSaver:
             start += _aligned(variable.nbytes)
         run(_copies(targets), thread_count(None) if plan.nbytes > _PIECE else 1)
         return copied
+
+
+def _busy(path: str | os.PathLike[str]) -> UsageError:
+    return UsageError("another save is still being written", path=path, hint='wait for it, or use when_busy="wait"')
+
+
+def _done(pending: PendingSave, job: Callable[[], None]) -> Callable[[], None]:
+    """Do the job; return what tells those who wait for it how it ended."""
+    try:
+        job()
+    except BaseException as error:  # raised again by whoever asks
+        _log.error("the save to %s failed: %s", pending.path, error)
+        return partial(pending.future.set_exception, error)
+    return partial(pending.future.set_result, None)
 
 
 def _copies(targets: list[tuple[np.ndarray | LateArray, np.ndarray]]) -> Iterator[Callable[[], None]]:

@@ -19,6 +19,7 @@ from typing import Any, Unpack, cast
 
 from varstore.disk.read.checkpoint import is_being_read, open_checkpoint
 from varstore.disk.save.staging import clean_staging, set_aside
+from varstore.disk.threads import start
 from varstore.errors import CheckpointExists, CheckpointNotFound, UsageError
 from varstore.model.options import LoadOptions, RunOptions, SaveOptions, check_options
 from varstore.model.store import save
@@ -277,7 +278,9 @@ class CheckpointManager:
         if steps:
             earlier = self._removal
             self._removal = threading.Thread(target=self._remove, args=(steps, earlier), name="varstore-delete")
-            self._removal.start()
+            if not start(self._removal):
+                self._removal = None
+                self._remove(steps, earlier)
 
     def _remove(self, steps: list[int], earlier: threading.Thread | None) -> None:
         if earlier is not None:
