@@ -11,16 +11,9 @@ import xxhash
 from support import ROOT
 
 import varstore as vs
+from tools import compare_versions
 
 TOOL = ROOT / "tools" / "compare_versions.py"
-
-
-@pytest.fixture
-def tool(monkeypatch):
-    monkeypatch.syspath_prepend(TOOL.parent)
-    import compare_versions
-
-    return compare_versions
 
 
 def test_a_version_is_the_same_as_itself():
@@ -101,22 +94,27 @@ DIFFERENCES = {
 
 
 @pytest.mark.parametrize("kind", DIFFERENCES)
-def test_every_kind_of_difference_is_found(tool, tmp_path, kind):
+def test_every_kind_of_difference_is_found(tmp_path, kind):
     change, expected = DIFFERENCES[kind]
     values = np.zeros(4, np.float32)
     for side in ("first", "second"):
         vs.save(tmp_path / side / "in", {"a": values, "tied": values}, attributes={"step": 1})
     change(tmp_path / "second" / "in")
     first, second = (
-        tool.Made(version="", package="", outcomes={"in": []}, trees={"in": tool.read_tree(tmp_path / side / "in")})
+        compare_versions.Made(
+            version="",
+            package="",
+            outcomes={"in": []},
+            trees={"in": compare_versions.read_tree(tmp_path / side / "in")},
+        )
         for side in ("first", "second")
     )
-    lines = list(tool.compare(first, second))
+    lines = list(compare_versions.compare(first, second))
     assert any(line.startswith(f"in/{expected}") for line in lines), lines
-    assert list(tool.compare(first, first)) == []
+    assert list(compare_versions.compare(first, first)) == []
 
 
-def test_writer_and_time_may_differ_and_nothing_else_of_a_manifest(tool, tmp_path):
+def test_writer_and_time_may_differ_and_nothing_else_of_a_manifest(tmp_path):
     values = {"a": np.zeros(4, np.float32)}
     roots = [tmp_path / "first", tmp_path / "second"]
     for root in roots:
@@ -124,17 +122,20 @@ def test_writer_and_time_may_differ_and_nothing_else_of_a_manifest(tool, tmp_pat
     rewritten(roots[1] / "manifest", with_body(lambda body: body.replace(b"varstore 0", b"varstore 9", 1)))
     assert len({(root / "manifest").read_bytes() for root in roots}) == 2
     first, second = (
-        tool.Made(version="", package="", outcomes={"in": []}, trees={"in": tool.read_tree(root)}) for root in roots
+        compare_versions.Made(
+            version="", package="", outcomes={"in": []}, trees={"in": compare_versions.read_tree(root)}
+        )
+        for root in roots
     )
-    assert list(tool.compare(first, second)) == []
+    assert list(compare_versions.compare(first, second)) == []
 
 
-def test_an_outcome_that_differs_is_found(tool):
+def test_an_outcome_that_differs_is_found():
     first, second = (
-        tool.Made(version="", package="", outcomes={"in": outcomes}, trees={"in": {}})
+        compare_versions.Made(version="", package="", outcomes={"in": outcomes}, trees={"in": {}})
         for outcomes in (["done", "InvalidName"], ["done", "UsageError", "done"])
     )
-    assert list(tool.compare(first, second)) == [
+    assert list(compare_versions.compare(first, second)) == [
         "in: outcome 1: InvalidName | UsageError",
         "in: outcome 2: absent | done",
     ]
