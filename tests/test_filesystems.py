@@ -297,7 +297,6 @@ MISSING = {  # x86_64's numbers, and what the kernel answers there
     "linkat": (265, errno.EPERM),
     "copy_file_range": (326, errno.ENOSYS),
     "flock": (73, errno.ENOLCK),
-    "io_uring_setup": (425, errno.ENOSYS),
 }
 
 FILTER = """

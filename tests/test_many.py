@@ -1,5 +1,6 @@
 """Ten thousand variables: everything works, and opening costs milliseconds."""
 
+import gc
 import os
 import threading
 import time
@@ -8,6 +9,7 @@ import numpy as np
 import pytest
 
 import varstore as vs
+from varstore.disk.read import whole
 from varstore.disk.save import writer
 
 COUNT = 10_000
@@ -53,6 +55,33 @@ def test_threads_help_with_slow_calls_and_change_nothing(path, tmp_path, monkeyp
     vs.save(tmp_path / "c", values(), durable=False, threads=3)
     assert (len(set(batches)) > 1) is (quick == 0)
     assert vs.diff(path, tmp_path / "c").equal
+
+
+@pytest.mark.parametrize("quick", [0, 1e9])
+def test_threads_help_with_slow_reading_and_change_nothing(path, monkeypatch, quick):
+    monkeypatch.setattr(whole, "_QUICK", quick)
+    threads = set()
+    read = whole.read_batch
+    monkeypatch.setattr(
+        whole, "read_batch", lambda *given, **how: threads.add(threading.get_ident()) or read(*given, **how)
+    )
+    loaded = vs.load(path, threads=3)
+    assert (len(threads) > 1) is (quick == 0)
+    assert list(loaded) == NAMES
+    assert all(np.array_equal(loaded[name], value) for name, value in values().items())
+
+
+def test_garbage_is_collected_while_callbacks_run(tmp_path):
+    running = []
+
+    def progress(done, total):
+        running.append(gc.isenabled())
+
+    vs.save(tmp_path / "c", {"v": np.ones(3)}, progress=progress)
+    vs.load(tmp_path / "c", progress=progress, rename=lambda name: running.append(gc.isenabled()) or name)
+    vs.load_into({"v": np.zeros(3)}, tmp_path / "c", progress=progress)
+    assert len(running) >= 6
+    assert all(running)
 
 
 def test_opening_takes_milliseconds(path):

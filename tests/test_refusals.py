@@ -34,6 +34,7 @@ ALONE = READS - {"into", "into columns"}  # load_into compares shapes first
 CHECKED = READS - {"load unverified", "map", "row", "picked"}
 LOADS = READS | {"save"}
 ALL = frozenset(CALLS)
+NONE: frozenset[str] = frozenset()  # but `verify`, which reports all of them
 UNSEALED = ALL - {"seal"}
 
 
@@ -126,9 +127,9 @@ WITH_MANIFEST = [
     ("out empty", lambda p: replace(out(p), b""), LOADS, e.SizeMismatch, ["'w'", "0 bytes", "24 bytes"]),
     ("out long", lambda p: replace(out(p), b"x" * 25), LOADS, e.SizeMismatch, ["'w'", "25 bytes", "24 bytes"]),
     ("out edited", lambda p: replace(out(p), b"x" * 24), CHECKED, e.DigestMismatch, ["'w'", "xxh3-128", "Restore"]),
-    ("meta edited", meta(META.replace("2", "6").replace("3", "1")), CHECKED, e.ManifestError, ["'w'", "meta", "seal"]),
-    ("meta gone", lambda p: (p / "w" / "meta").unlink(), CHECKED, e.FormatError, ["'w'", "meta", "missing"]),
-    ("meta is a pipe", fifo("w", "meta"), CHECKED | {"seal"}, e.UnsafeContent, ["'w'", "not a regular file"]),
+    ("meta edited", meta(META.replace("2", "6").replace("3", "1")), NONE, e.ManifestError, ["'w'", "meta", "seal"]),
+    ("meta gone", lambda p: (p / "w" / "meta").unlink(), NONE, e.FormatError, ["'w'", "meta", "missing"]),
+    ("meta is a pipe", fifo("w", "meta"), {"seal"}, e.UnsafeContent, ["'w'", "not a regular file"]),
 ]  # fmt: skip
 UNSAFE = [
     ("out is a pipe", fifo("w", "out"), LOADS, e.UnsafeContent, ["'w'", "w/out", "not a regular file"]),
@@ -196,6 +197,17 @@ def test_what_is_wrong_is_refused(path, kind, what, breaks, calls, error, says):
         report = vs.verify(path)
         assert not report.ok
         assert any(says[-1] in problem or says[0] in problem for problem in report.problems), report
+
+
+@pytest.mark.parametrize("breaks", [row[1] for row in WITH_MANIFEST if row[0].startswith("meta ")])
+def test_the_manifest_vouches_for_shapes_and_types(path, breaks):
+    """Reading does not open ``meta``; only `verify` compares it."""
+    make(path, "with manifest")
+    breaks(path)
+    for name in READS:
+        CALLS[name](path)
+    assert np.array_equal(vs.load(path)["w"], VALUE)
+    assert [problem for problem in vs.verify(path).problems if "w/meta" in problem]
 
 
 @pytest.mark.parametrize("kind", ["with manifest", "plain"])

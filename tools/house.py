@@ -37,7 +37,7 @@ ORDER: dict[str, tuple[str, ...]] = {
     "storage": ("syscalls", "failures", "containment", "beneath", "appearing"),
     "disk": ("progress", "threads", "blocks", "save", "read", "seal"),
     "disk/save": ("staging", "large_file", "links", "space", "incremental", "writer"),
-    "disk/read": ("ring", "checks", "digests", "batches", "whole", "parts", "variable", "scan", "checkpoint"),
+    "disk/read": ("checks", "digests", "batches", "whole", "parts", "variable", "scan", "checkpoint"),
     "model": ("options", "match", "report", "store", "into"),
     "training": ("tensors", "tree", "state", "background", "policies", "series", "manager"),
     "interfaces": ("oneflow", "mindspore"),

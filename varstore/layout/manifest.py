@@ -27,7 +27,6 @@ import numpy as np
 import xxhash
 
 from varstore.errors import InvalidName, ManifestError, UsageError
-from varstore.layout.collector import collector_paused
 from varstore.layout.dtypes import BFLOAT16, BY_NUMBER
 from varstore.layout.meta import Meta, shape_problem
 from varstore.layout.names import Folder, is_safe_folder
@@ -170,9 +169,8 @@ class Manifest:
             attributes=attributes_json(self.attributes),
             tree=self.tree,
         )
-        with collector_paused():
-            for entry in self.entries.values():
-                _add_entry(body.variables, entry)
+        for entry in self.entries.values():
+            _add_entry(body.variables, entry)
         return frame(body.SerializeToString())
 
     @classmethod
@@ -213,8 +211,7 @@ class _LazyEntries(Mapping[str, Entry]):
 
     def __init__(self, messages: Sequence[manifest_pb2.Variable], path: str) -> None:
         self._path = path
-        with collector_paused():
-            self._messages = {message.name: message for message in messages}
+        self._messages = {message.name: message for message in messages}
         self._made: dict[str, Entry] = {}
         self._lies_in: dict[str, str] = {}
         if len(self._messages) != len(messages):

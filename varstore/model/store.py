@@ -10,11 +10,10 @@ import numpy as np
 
 from varstore.disk.progress import Progress, reporting
 from varstore.disk.read.checkpoint import Checkpoint, open_checkpoint
-from varstore.disk.read.checks import check_readable, check_tied, known_meta
+from varstore.disk.read.checks import check_files, check_readable, known_meta
 from varstore.disk.read.whole import read_new
 from varstore.disk.save.writer import write_checkpoint
 from varstore.errors import CheckpointNotFound, FormatError, StorageError, UsageError
-from varstore.layout.collector import collector_paused
 from varstore.layout.manifest import Entry
 from varstore.model.options import Path
 from varstore.values.plan import plan_save
@@ -112,7 +111,7 @@ def load(
         include, exclude: glob patterns on whole names, one or several.
         rename: prefixes, regular expressions or a function; see `varstore.values.select.select`.
         mmap: map the files read-only instead of reading them; nothing is checked but their sizes.
-        verify: compare every byte read with the digests, and ``meta`` with the manifest.
+        verify: compare every byte read with the digests. `varstore.verify` also compares every ``meta``.
         threads, progress: as for `save`.
 
     Raises:
@@ -120,18 +119,17 @@ def load(
         VariableNotFound: a pattern matches nothing.
         DigestMismatch, SizeMismatch, ManifestError: what lies there is not what was saved.
     """
-    with collector_paused():
-        return while_it_stands(
-            path,
-            lambda checkpoint: _load(
-                checkpoint,
-                select(checkpoint, include=include, exclude=exclude, rename=rename, path=checkpoint.path),
-                mmap=mmap,
-                verify=verify,
-                threads=threads,
-                progress=progress,
-            ),
-        )
+    return while_it_stands(
+        path,
+        lambda checkpoint: _load(
+            checkpoint,
+            select(checkpoint, include=include, exclude=exclude, rename=rename, path=checkpoint.path),
+            mmap=mmap,
+            verify=verify,
+            threads=threads,
+            progress=progress,
+        ),
+    )
 
 
 def _load(
@@ -154,7 +152,7 @@ def _load(
             check_readable(checkpoint.root, entry)
         else:
             tied.append(entry)
-    check_tied(checkpoint.root, tied, verify=verify)
+    check_files([(checkpoint.root, entry) for entry in tied])
     read = [entries[name] for name in first_of.values()] if tied else list(entries.values())
     with reporting(progress, sum(entry.nbytes for entry in read), f"loading {checkpoint.root}") as advance:
         new = read_new(checkpoint.root, read, verify=verify, threads=threads, advance=advance)

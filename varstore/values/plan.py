@@ -11,7 +11,6 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from varstore.errors import UsageError
-from varstore.layout.collector import collector_paused
 from varstore.layout.dtypes import data_type_of
 from varstore.layout.manifest import NO_ATTRIBUTES, RAW, Entry, attributes_json
 from varstore.layout.meta import Meta
@@ -85,12 +84,11 @@ def plan_save(
     planned: list[PlannedVariable] = []
     parents: dict[str, None] = {}
     ties: dict[Hashable, str] = {}
-    with collector_paused():
-        for name, value in variables.items():
-            variable = _plan_variable(name, value, own_attributes.get(name), ties)
-            planned.append(variable)
-            if "/" in variable.folder:
-                parents.update(dict.fromkeys(_parents(variable.folder)))
+    for name, value in variables.items():
+        variable = _plan_variable(name, value, own_attributes.get(name), ties)
+        planned.append(variable)
+        if "/" in variable.folder:
+            parents.update(dict.fromkeys(_parents(variable.folder)))
     return SavePlan(
         variables=tuple(planned), parents=tuple(sorted(parents)), attributes=dict(attributes or {}), tree=tree
     )

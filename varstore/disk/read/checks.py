@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 
 import xxhash
 
@@ -14,7 +14,7 @@ from varstore.layout.manifest import BLOCK, DIGEST_SIZE, RAW, Entry
 from varstore.layout.meta import META_LIMIT, Meta, encode_meta
 from varstore.storage.beneath import open_root, opened_file, read_small
 
-__all__ = ["check_digest", "check_files", "check_meta", "check_readable", "check_size", "check_tied", "known_meta"]
+__all__ = ["check_digest", "check_files", "check_meta", "check_readable", "check_size", "known_meta"]
 
 
 def check_readable(root: str, entry: Entry) -> None:
@@ -139,16 +139,3 @@ def check_files(wanted: Iterable[tuple[str, Entry]]) -> None:
             for _, entry in entries:
                 with opened_file(root_fd, f"{entry.folder}/out", root=root, variable=entry.name) as (_, size):
                     check_size(root, entry, size)
-
-
-def check_tied(root: str, entries: Sequence[Entry], *, verify: bool) -> None:
-    """Check the files of variables whose values are read under another name.
-
-    Raises:
-        FormatError: ``out`` is not there or of another size; with `verify`, ``meta`` differs too.
-    """
-    check_files((root, entry) for entry in entries)
-    if verify:
-        with open_root(root) as root_fd:
-            for entry in entries:
-                check_meta(root_fd, root, entry)

@@ -10,7 +10,7 @@ import numpy as np
 import xxhash
 
 from varstore.disk.blocks import read_block
-from varstore.disk.read.checks import check_digest, check_meta, check_readable, check_size
+from varstore.disk.read.checks import check_digest, check_readable, check_size
 from varstore.disk.read.whole import read_values
 from varstore.layout.manifest import BLOCK, Entry
 from varstore.storage.beneath import open_root, opened_file
@@ -142,8 +142,6 @@ def row_chunks(
         opened_file(root_fd, f"{entry.folder}/out", root=root, variable=entry.name) as (fd, size),
     ):
         check_size(root, entry, size)
-        if verify:
-            check_meta(root_fd, root, entry)
         for index, shape in _chunk_indices(entry.meta.shape, stored.itemsize):
             values = np.empty(shape, stored)
             flat = values.reshape(-1).view(np.uint8)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
@@ -11,8 +12,8 @@ from typing import Any
 import numpy as np
 
 from varstore.disk.blocks import SMALL, read_block, spans
-from varstore.disk.read.batches import SmallReader, batches
-from varstore.disk.read.checks import check_digest, check_meta, check_readable, check_size
+from varstore.disk.read.batches import batches, read_batch
+from varstore.disk.read.checks import check_digest, check_readable, check_size
 from varstore.disk.threads import Job, Lane, in_lanes, run, thread_count
 from varstore.layout.manifest import BLOCK, Entry
 from varstore.storage.beneath import open_root, opened_file
@@ -22,16 +23,19 @@ __all__ = ["read_into", "read_new", "read_values"]
 
 Advance = Callable[[int], None] | None
 
+_QUICK = 100e-6
+"""Seconds per small file; of calls that take longer, the disk or a server does most."""
+
 
 def read_new(
     root: str, entries: Sequence[Entry], *, verify: bool, threads: int | None, advance: Advance = None
 ) -> list[np.ndarray]:
     """Read variables into new arrays of their stored type; small ones that are read together share a buffer.
 
-    With `verify`, digests and ``meta`` are checked against the manifest. The entries must be readable.
+    With `verify`, the values are compared with their digests. The entries must be readable.
 
     Raises:
-        FormatError: a file is missing, of another size, damaged, or no file at all.
+        FormatError: a file is missing, of another size, damaged, or not a file at all.
     """
     new = _NewArrays(entries)
     _read(root, entries, new, verify=verify, threads=threads, advance=advance)
@@ -120,15 +124,9 @@ def _read(
 ) -> None:
     small = [index for index, entry in enumerate(entries) if entry.nbytes < SMALL]
     groups = [small[part.start : part.stop] for part in batches([entries[index] for index in small])]
-    count = thread_count(threads)
-    with (
-        translated(root, "reading failed"),
-        open_root(root) as root_fd,
-        SmallReader(root_fd, root, verify=verify) as reader,
-    ):
+    with translated(root, "reading failed"), open_root(root) as root_fd:
         work = _Work(root_fd, root, entries, destination, verify, advance)
-        is_shared = len(small) < len(entries) or (len(groups) > 1 and reader.is_parallel)
-        run(work.jobs(groups, reader), count if is_shared else 1)
+        run(work.jobs(groups), thread_count(threads))
 
 
 class _Work:
@@ -150,18 +148,28 @@ class _Work:
         self._verify = verify
         self._advance = advance
 
-    def jobs(self, groups: list[list[int]], reader: SmallReader) -> Iterator[Job]:
+    def jobs(self, groups: list[list[int]]) -> Iterator[Job]:
         """Return the jobs of large variables, then those of small ones, a batch at a time."""
-        of_small = (partial(self._read_batch, reader, group) for group in groups)
-        return in_lanes(itertools.chain(self._lanes(), of_small))
+        return in_lanes(itertools.chain(self._lanes(), self._small_jobs(groups)))
+
+    def _small_jobs(self, groups: list[list[int]]) -> Iterator[Job]:
+        """Read batches here while that is quick, and yield them where threads would help: they wait for the disk.
+
+        Threads that make quick calls wait for the interpreter longer than they save.
+        """
+        calls_are_slow = False
+        for group in groups:
+            if calls_are_slow:
+                yield partial(self._read_batch, group)
+                continue
+            start = time.perf_counter()
+            self._read_batch(group)
+            calls_are_slow = time.perf_counter() - start > _QUICK * len(group)
 
     def _lanes(self) -> Iterator[Lane]:
         for index, entry in enumerate(self._entries):
             if entry.nbytes >= SMALL:
-                if self._verify:
-                    check_meta(self._root_fd, self._root, entry)
-                row = self._destination.row(index)
-                yield Lane(spans(entry.nbytes), partial(self._read_block, entry, row))
+                yield Lane(spans(entry.nbytes), partial(self._read_block, entry, self._destination.row(index)))
 
     def _read_block(self, entry: Entry, row: np.ndarray, start: int, stop: int) -> None:
         target = row[start:stop]
@@ -174,9 +182,9 @@ class _Work:
         if self._advance:
             self._advance(target.nbytes)
 
-    def _read_batch(self, reader: SmallReader, indices: list[int]) -> None:
+    def _read_batch(self, indices: list[int]) -> None:
         batch = [self._entries[index] for index in indices]
-        buffer, starts = reader.read(batch)
+        buffer, starts = read_batch(self._root_fd, self._root, batch, verify=self._verify)
         self._destination.take(indices, buffer, starts)
         if self._advance:
             self._advance(sum(entry.nbytes for entry in batch))
