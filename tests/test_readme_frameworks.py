@@ -1,10 +1,11 @@
-"""README's snippets of other frameworks run in those frameworks, and varstore's beside them too.
+"""The snippets of README and of the guide for those who come from another framework run in these frameworks.
 
 MegEngine and OneFlow have no Python that varstore runs on: theirs run in environments of their own, as child
 processes, and varstore's counterparts in test_readme. The others run where their framework can be imported.
 """
 
 import importlib
+import inspect
 import os
 import re
 import subprocess
@@ -13,6 +14,7 @@ from pathlib import Path
 import pytest
 
 import varstore as vs
+from varstore import interfaces
 
 ROOT = Path(__file__).resolve().parent.parent
 ENVS = Path(os.environ.get("VARSTORE_ENVS", ROOT / ".envs"))
@@ -38,8 +40,35 @@ net = flow.nn.Linear(3, 2)
 }
 
 
-def snippets(framework):
-    text = (ROOT / "README.md").read_text(encoding="utf-8")
+BEFORE_OURS = {
+    **{name: BEFORE[name] for name in ("torch", "mindspore", "paddle")},
+    "jax": "params = {'w': jax.numpy.ones((2, 3))}\n",
+    "lightning": "import lightning.pytorch.demos\n",
+    "transformers": """
+import torch
+model = transformers.BertForMaskedLM(transformers.BertConfig(
+    vocab_size=8, hidden_size=8, num_hidden_layers=1, num_attention_heads=1, intermediate_size=8))
+data = [{"input_ids": torch.arange(4), "labels": torch.arange(4)}] * 8
+arguments = transformers.TrainingArguments(
+    output_dir="out", max_steps=4, save_strategy="no", report_to=[], use_cpu=True, disable_tqdm=True)
+trainer = transformers.Trainer(model=model, args=arguments, train_dataset=data)
+""",
+}
+AFTER_OURS = {
+    "jax": "assert (restored['params']['w'] == 1).all() and restored['step'] == 3\n",
+    "lightning": """
+net = lightning.pytorch.demos.boring_classes.BoringModel()
+trainer.fit(net)
+trainer.save_checkpoint("last.ckpt")
+assert vs.verify("last.ckpt").ok
+""",
+    "transformers": "assert callback.manager.latest().step == 4\n",
+}
+
+GUIDE = inspect.getdoc(interfaces) or ""
+
+
+def snippets(framework, text=GUIDE):
     return re.findall(rf"^```python {framework}\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
 
 
@@ -56,6 +85,18 @@ def test_theirs_and_ours(framework, tmp_path, monkeypatch):
     exec(ours, namespace)
     (saved,) = (path for path in tmp_path.iterdir() if path.is_dir())
     assert vs.verify(saved).ok
+
+
+@pytest.mark.parametrize("framework", sorted(BEFORE_OURS))
+@pytest.mark.filterwarnings("ignore")
+def test_readmes_own(framework, tmp_path, monkeypatch):
+    pytest.importorskip(framework, exc_type=ImportError)
+    monkeypatch.chdir(tmp_path)
+    (ours,) = snippets(framework, (ROOT / "README.md").read_text(encoding="utf-8"))
+    namespace = {framework: importlib.import_module(framework), "vs": vs}
+    exec(BEFORE_OURS[framework] + ours, namespace)
+    exec(AFTER_OURS.get(framework, ""), namespace)
+    assert any(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("framework", ["megengine", "oneflow"])

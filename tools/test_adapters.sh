@@ -9,8 +9,8 @@ envs="${VARSTORE_ENVS:-$root/.envs}"
 # environment | tests
 table='
 torch     | test_torch_values test_torch_adapter test_v0_1_0 test_readme_frameworks test_docstrings
-jax       | test_jax_adapter test_v0_1_0 test_docstrings
-lightning | test_lightning_adapter test_transformers_adapter test_docstrings
+jax       | test_jax_adapter test_v0_1_0 test_readme_frameworks test_docstrings
+lightning | test_lightning_adapter test_transformers_adapter test_readme_frameworks test_docstrings
 mindspore | test_model_checkpoint test_readme_frameworks
 paddle    | test_readme_frameworks
 '

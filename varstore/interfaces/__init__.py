@@ -1,0 +1,75 @@
+"""# Coming from another framework
+
+The everyday job of each framework's documentation, first with the framework's own calls, then with varstore.
+
+## PyTorch
+
+`varstore.adapters.torch` also loads straight into modules and optimizers, with a report.
+
+```python torch
+torch.save({"epoch": 3, "model": net.state_dict(), "optimizer": optimizer.state_dict()}, "checkpoint.tar")
+state = torch.load("checkpoint.tar", map_location="cpu")
+net.load_state_dict(state["model"])
+optimizer.load_state_dict(state["optimizer"])
+```
+
+```python torch
+vs.save_state("checkpoint", {"epoch": 3, "model": net.state_dict(), "optimizer": optimizer.state_dict()})
+state = vs.load_state("checkpoint", map_location="cpu")
+net.load_state_dict(state["model"])
+optimizer.load_state_dict(state["optimizer"])
+```
+
+## MindSpore
+
+```python mindspore
+mindspore.save_checkpoint(net, "lenet.ckpt")
+mindspore.load_param_into_net(net, mindspore.load_checkpoint("lenet.ckpt"))
+```
+
+```python mindspore
+vs.save("lenet", {parameter.name: parameter for parameter in net.get_parameters()})
+vs.load_param_into_net(net, vs.load_checkpoint("lenet"))
+```
+
+## PaddlePaddle
+
+```python paddle
+paddle.save(net.state_dict(), "linear.pdparams")
+net.set_state_dict(paddle.load("linear.pdparams"))
+```
+
+```python paddle
+vs.save("linear", net.state_dict())
+net.set_state_dict(vs.load("linear"))
+```
+
+## MegEngine
+
+Its state dicts are NumPy arrays.
+
+```python megengine
+megengine.save({"epoch": 3, "state_dict": net.state_dict(), "opt_state": optimizer.state_dict()}, "checkpoint.mge")
+net.load_state_dict(megengine.load("checkpoint.mge")["state_dict"])
+```
+
+```python
+net_state = {"fc.weight": np.ones((2, 3), np.float32)}  # net.state_dict()
+vs.save_state("checkpoint", {"epoch": 3, "state_dict": net_state, "opt_state": {"step": 1}})
+restored = vs.load_state("checkpoint")["state_dict"]  # for net.load_state_dict
+```
+
+## OneFlow
+
+Its legacy checkpoints are the same directories: OneFlow reads what varstore saves.
+
+```python oneflow
+flow.save(net.state_dict(), "oneflow_checkpoint")
+net.load_state_dict(flow.load("oneflow_checkpoint"))
+```
+
+```python
+flow.checkpoint.save("flow_checkpoint")
+flow.load_variables(flow.checkpoint.get("flow_checkpoint"))
+```
+"""
