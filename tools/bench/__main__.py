@@ -21,7 +21,7 @@ from rich.console import Console
 from tools.bench import measure, report, targets
 from tools.bench.records import Record, Row, machine
 from tools.bench.sides import BEFORE, Side, run
-from tools.bench.tasks import TASKS
+from tools.bench.tasks import SLOW, TASKS
 
 
 def main() -> int:
@@ -36,7 +36,7 @@ def main() -> int:
             console.print(f"varstore{side.suffix}: {fact['version']}, Python {fact['python']}, {fact['path']}")
         rows: dict[str, Row] = {}
         for task in TASKS:
-            if _wanted(task, options.task):
+            if _wanted(task, options):
                 row = run(task, sides, options.rounds)
                 if row.figures:
                     rows[task] = row
@@ -83,7 +83,9 @@ def _sides(options: argparse.Namespace, place: str, console: Console) -> list[Si
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m tools.bench", description=__doc__)
     parser.add_argument(
-        "--quick", action="store_true", help="a first look: an eighth of the size, one round, memory as it is"
+        "--quick",
+        action="store_true",
+        help="a first look: an eighth of the size, one round, memory as it is, no task that waits",
     )
     parser.add_argument("--scale", type=float, help="size of the workloads (1: large is 1 GiB)")
     parser.add_argument("--rounds", type=int, help="how often each candidate runs at each task")
@@ -108,8 +110,10 @@ def _options() -> argparse.Namespace:
     return options
 
 
-def _wanted(name: str, chosen: list[str] | None) -> bool:
-    return not chosen or any(text in name for text in chosen)
+def _wanted(task: str, options: argparse.Namespace) -> bool:
+    if options.task:
+        return any(text in task for text in options.task)
+    return not options.quick or task not in SLOW
 
 
 if __name__ == "__main__":

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import sys
 
+import numpy as np
+
 from tools.bench.measure import peak_memory
 from tools.bench.peers import PEERS
 from tools.bench.workloads import WORKLOADS
@@ -13,7 +15,7 @@ def main() -> None:
     """Print the bytes beyond what was there before; of a load, beyond its result."""
     name, verb, workload, scale, path = sys.argv[1:]
     peer = next(peer() for peer in PEERS if peer.name == name)
-    warm = {"warm": WORKLOADS["gpt2"](0.0)["ln_f.bias"]}
+    warm = {"warm": np.ones(768, np.float32)}
     peer.save(path + ".warm", warm)
     if verb == "load":
         peer.load(path + ".warm")

@@ -43,7 +43,7 @@ class Side(AbstractContextManager["Side"]):
         os.mkdir(path)
         os.symlink(ROOT / "tools", os.path.join(path, "tools"))
         os.mkdir(work := os.path.join(path, "work"))
-        sources = [path] if python else [path, _source_of_varstore()]
+        sources = [path] if python else [path, _source_of_varstore(), *filter(None, [os.environ.get("PYTHONPATH")])]
         command = [python or sys.executable, "-m", "tools.bench.worker", json.dumps({"path": work, **options})]
         self._process = subprocess.Popen(
             command,

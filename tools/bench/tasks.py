@@ -459,3 +459,5 @@ TASKS: dict[str, Callable[[Bench], Race]] = {
     "memory, save large": partial(memory, workload="large", verb="save"),
     "memory, load large": partial(memory, workload="large", verb="load"),
 }
+SLOW = ("save large, durable, new memory",)
+"""Tasks that wait for seconds before every candidate."""
