@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import ast
 import logging
+import os
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Iterator
@@ -285,6 +287,63 @@ def test_the_end_of_the_process_waits(tmp_path: Path) -> None:
     assert (done.returncode, done.stderr) == (0, b"")
     assert open_checkpoint(tmp_path / "a").names == ("big", "slow")
     assert verify(tmp_path / "a").ok
+
+
+NO_THREADS_AT_EXIT = """
+import sys, threading
+import numpy as np
+import varstore as vs
+def start(thread):
+    raise RuntimeError("can't create new thread at interpreter shutdown")
+def progress(done, total):
+    if threading.current_thread().name == "varstore-save":
+        threading.main_thread().join()
+        threading.Thread.start = start  # as Python 3.12 does from here on
+given = {f"v{i}": np.full(1 << 20, i, "f4") for i in range(8)}
+vs.save(sys.argv[1] + "/run/step-1", {"w": np.ones(2)})
+manager = vs.CheckpointManager(sys.argv[1] + "/run", keep=vs.Latest(1), background=True, progress=progress)
+manager.save(2, {"w": np.ones(3)})
+vs.save_async(sys.argv[1] + "/a", given, threads=3, progress=progress)
+"""
+
+
+def test_an_interpreter_that_ends_and_refuses_new_threads(tmp_path: Path) -> None:
+    assert not run_python(NO_THREADS_AT_EXIT, tmp_path).stderr
+    assert verify(tmp_path / "a").ok
+    assert sorted(path.name for path in (tmp_path / "run").iterdir()) == ["step-2"]
+
+
+NO_THREADS = """
+import os, resource, sys, threading
+import numpy as np
+import varstore as vs
+os.chdir(sys.argv[1])
+manager = vs.CheckpointManager("warm", keep=vs.Latest(1), background=True)
+for step in range(3):
+    manager.save(step, {"w": np.ones(step)}).wait()  # all modules are loaded
+manager.wait()
+os.chmod(".", 0o777)
+if os.geteuid() == 0:
+    os.setuid(65534)  # root has no limit
+resource.setrlimit(resource.RLIMIT_NPROC, (1, 1))
+try:
+    threading.Thread(target=print).start()
+except RuntimeError:
+    print("no thread")
+given = {f"v{i}": np.full(1 << 20, i, "f4") for i in range(8)}
+vs.save("a", given, threads=4)
+assert vs.load("a", threads=4)["v7"].min() == 7 and vs.verify("a")
+with vs.CheckpointManager("run", keep=vs.Latest(1), background=True, threads=4) as manager:
+    for step in range(1, 4):
+        manager.save(step, given)
+assert vs.verify("run/step-3") and os.listdir("run") == ["step-3"]
+"""
+
+
+def test_a_system_that_gives_no_more_threads() -> None:
+    with tempfile.TemporaryDirectory() as folder:  # where an unprivileged user can reach it
+        os.chmod(folder, 0o755)
+        assert run_python(NO_THREADS, folder).stdout == "no thread\n"
 
 
 def test_an_error_that_nobody_asks_for_is_seen_at_the_end(tmp_path: Path) -> None:

@@ -222,3 +222,10 @@ def test_a_failing_copy_leaves_no_descriptor(tmp_path):
             resource.setrlimit(resource.RLIMIT_FSIZE, limits)
             gc.enable()
     assert os.listdir(tmp_path) == []
+
+
+def test_a_base_without_the_names_costs_no_search_for_near_ones(tmp_path, monkeypatch):
+    base = vs.save(tmp_path / "base", {f"layer/{i}/w": np.ones(2) for i in range(30)})
+    monkeypatch.setattr("varstore.disk.read.checkpoint.nearest", lambda *_: pytest.fail("names are compared"))
+    assert base.get("layer/31/w") is None
+    vs.save(tmp_path / "new", {f"layer/{i}/v": np.ones(2) for i in range(30)}, base=base)

@@ -68,6 +68,10 @@ class Checkpoint(Mapping[str, Variable]):
     def __getitem__(self, name: str) -> Variable:
         return Variable(self._path, self.entry(name))
 
+    def get(self, key: str, default: Any = None) -> Any:
+        """Return a variable or the default, without the search for near names that an error would cost."""
+        return self[key] if key in self._entries else default
+
     def _not_found(self, name: str) -> VariableNotFound:
         if name in self._damaged:
             return VariableNotFound(
