@@ -1,8 +1,13 @@
 #!/usr/bin/env bash
-# Run the demo in .venv:  bash tools/demo.sh [DIRECTORY]     (default: a new temporary one, which is kept)
+# Run the demo in an environment of its own, which holds only what the demo needs:
+#
+#   bash tools/demo.sh [DIRECTORY]     (default: a new temporary directory, which is kept)
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
-use_environment .venv test
+use_environment .envs/demo demo
 
 directory="${1:-$(mktemp -d)/demo}"
 "$python" -m varstore demo "$directory"
+echo
+echo "The checkpoints are in $directory. Look inside with"
+echo "  $python -m varstore ls $directory/mlp_ext_models_1"
