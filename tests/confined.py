@@ -12,6 +12,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -66,27 +67,26 @@ def confined(
         env: joins the environment.
     """
     limits = json.dumps({"seconds": seconds, "cpu": cpu, "memory": memory})
-    process = subprocess.Popen(
-        [sys.executable, str(Path(__file__)), limits, code, *map(str, arguments)],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-        env=os.environ | (env or {}),
-    )
-    try:
-        output, complaints = process.communicate(timeout=seconds + _STARTUP)
-    except subprocess.TimeoutExpired:
-        os.killpg(process.pid, signal.SIGKILL)
-        raise Hung(process.communicate()[1]) from None
-    finally:
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)  # children that outlived it
-    return _outcome(process.returncode, output, complaints)
+    command = [sys.executable, str(Path(__file__)), limits, code, *map(str, arguments)]
+    with tempfile.TemporaryFile() as output, tempfile.TemporaryFile() as complaints:
+        process = subprocess.Popen(
+            command, stdout=output, stderr=complaints, start_new_session=True, env=os.environ | (env or {})
+        )
+        try:
+            status = process.wait(seconds + _STARTUP)
+        except subprocess.TimeoutExpired:
+            status = None
+        finally:
+            with contextlib.suppress(ProcessLookupError):  # the children that it left, too
+                os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+        output.seek(0)
+        complaints.seek(0)
+        return _outcome(status, output.read().decode(), complaints.read().decode())
 
 
-def _outcome(status: int, output: str, complaints: str) -> Any:
-    if "\nTimeout (" in f"\n{complaints}":
+def _outcome(status: int | None, output: str, complaints: str) -> Any:
+    if status is None or "\nTimeout (" in f"\n{complaints}":
         raise Hung(complaints)
     if -status == signal.SIGXCPU:
         raise TooSlow(complaints)
