@@ -123,7 +123,7 @@ def _main() -> None:
 
     names = {"__name__": "__main__", "np": np, "vs": vs, "tell": tell, "argv": sys.argv[3:]}
     code = compile(sys.argv[2], "<confined>", "exec")
-    faulthandler.dump_traceback_later(limits["seconds"], exit=True)
+    faulthandler.dump_traceback_later(limits["seconds"], exit=True)  # threads that never end count too
     if limits["cpu"] is not None:
         used = resource.getrusage(resource.RUSAGE_SELF)
         soft = int(used.ru_utime + used.ru_stime) + 1 + limits["cpu"]
@@ -141,7 +141,6 @@ def _main() -> None:
         _say(foreign=type(error).__name__, message=traceback.format_exc(limit=-6))
     else:
         _say(ended=True)
-    faulthandler.cancel_dump_traceback_later()
 
 
 def _say(**what: Any) -> None:
