@@ -67,7 +67,7 @@ class Made:
 def make(python: str, folder: Path, inputs: int, seed: int) -> Made:
     """Run the generator in an environment and read what it made."""
     command = [python, os.fspath(GENERATOR), os.fspath(folder), str(inputs), str(seed)]
-    subprocess.run(command, check=True, env={**os.environ, "PYTHONHASHSEED": "0"}, cwd=folder)
+    subprocess.run(command, check=True, env={**os.environ, "PYTHONHASHSEED": "0"})
     said = json.loads((folder / "outcomes.json").read_text())
     trees = {name: read_tree(folder / name) for name in said["outcomes"]}
     return Made(version=said["version"], package=said["from"], outcomes=said["outcomes"], trees=trees)
