@@ -193,7 +193,7 @@ def test_ls_of_ten_thousand_variables_without_importing_rich(large):
     assert (result.returncode, result.stderr) == (0, "")
     lines = result.stdout.splitlines()
     assert len(lines) == 10_002
-    assert lines[-1].split() == ["10000", "variables", "80000"]
+    assert lines[-1].split() == ["10,000", "variables", "80000"]
 
 
 def test_a_long_list_is_plain_on_a_terminal_too(large):
@@ -548,7 +548,7 @@ def test_convert_says_what_was_left_out(tmp_path):
     vs.write(tmp_path / "m.pt", {"epoch": 3, "w": np.ones(2, np.float32)})
     result = run("convert", tmp_path / "m.pt", tmp_path / "m.npz", "--dtype", "float16")
     assert result.exit_code == 0
-    assert result.stdout.endswith("1 tensors, 8 bytes\nleft out, since numpy holds only arrays: epoch\n")
+    assert result.stdout.endswith("1 tensor, 8 bytes\nleft out, because numpy files hold only arrays: epoch\n")
     assert vs.read(tmp_path / "m.npz")["w"].dtype == np.float16
 
 

@@ -154,7 +154,7 @@ def test_only_meta_and_manifest_read_the_generated_code():
 
 @pytest.mark.parametrize("module", [module for module in MODULES if top_of(module) in ("cli", "view")])
 def test_the_windows_see_only_what_a_user_sees(module):
-    assert {top_of(other) for other in own_imports(module)} <= {"__init__", "errors", top_of(module)}
+    assert {top_of(other) for other in own_imports(module)} <= {"__init__", "errors", "text", top_of(module)}
     tree = tree_of(module)
     imported = [alias for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names]
     faces = {alias.asname or alias.name for alias in imported if alias.name == "varstore"}

@@ -1,25 +1,32 @@
 """Every error that varstore raises, in one tree.
 
-Each class is also the built-in that people already catch, and the branches say whose fault it is::
+Each class is also the built-in class that callers already catch, and each branch says where the fault lies:
 
     VarstoreError
-    ├── FormatError(ValueError)                    the disk is wrong
-    │   ├── MetaError                              a meta file that does not describe a variable
-    │   ├── ManifestError                          a torn, edited or contradicted manifest
-    │   ├── DigestMismatch                         bytes that are not the bytes that were saved
-    │   ├── SizeMismatch                           a file longer or shorter than its shape and type
-    │   └── UnsafeContent                          a pickle that asks for code, a link that leads out
-    ├── IncompleteCheckpoint(FileNotFoundError)    a directory without its marker
-    ├── CheckpointNotFound(FileNotFoundError)      nothing there
-    ├── UsageError(ValueError)                     the caller is wrong
-    │   ├── InvalidName                            a name that cannot be a folder
-    │   ├── UnsupportedDtype                       a type that has no place on disk
-    │   ├── VariableMismatch                       two things that should agree and do not
-    │   └── CheckpointExists(FileExistsError)      the target is taken
-    ├── VariableNotFound(KeyError)                 no such name; says the nearest ones
-    ├── StorageError(OSError)                      the machine refused: permission, disk, network
-    │   └── OutOfSpace                             the disk is full; says what was needed
-    └── MissingDependency(ImportError)             says what to install
+    ├── FormatError(ValueError)                    what is on disk is wrong
+    │   ├── MetaError                              a meta file does not describe a variable
+    │   ├── ManifestError                          the manifest is torn, edited or contradicted by the folders
+    │   ├── DigestMismatch                         the bytes are not the bytes that were saved
+    │   ├── SizeMismatch                           a file is longer or shorter than its shape and type say
+    │   └── UnsafeContent                          a pickle asks for code to run, or a link leads out
+    ├── IncompleteCheckpoint(FileNotFoundError)    a directory does not have its marker
+    ├── CheckpointNotFound(FileNotFoundError)      there is nothing at the path
+    ├── UsageError(ValueError)                     the call is wrong
+    │   ├── InvalidName                            a name cannot be a folder
+    │   ├── UnsupportedDtype                       a type cannot be stored
+    │   ├── VariableMismatch                       two things that should agree do not
+    │   └── CheckpointExists(FileExistsError)      the target of a save exists
+    ├── VariableNotFound(KeyError)                 no variable has this name; the message lists similar ones
+    ├── StorageError(OSError)                      the system refused: permission, disk, network
+    │   └── OutOfSpace                             the disk is full; the message says how much is needed
+    └── MissingDependency(ImportError)             a package is not installed; the message says which
+
+Example:
+    >>> try:
+    ...     vs.load("lenet")
+    ... except vs.errors.CheckpointNotFound as error:
+    ...     print(error.path, "was not found")
+    lenet was not found
 """
 
 from __future__ import annotations
@@ -51,10 +58,20 @@ __all__ = [
 
 
 class VarstoreError(Exception):
-    """Say where, what was found, what was expected and what to do next.
+    """Base of all errors; says where the fault is, what was found, what was expected, and what to do next.
 
-    The message reads ``path: variable 'name': field: problem: found X, expected Y. Hint.``;
-    the parts that are given are also attributes, for programs.
+    The message reads ``path: variable 'name': field: problem: found X, expected Y. Hint``. Its parts are attributes
+    too: `problem`, `path`, `variable`, `field`, `found`, `expected` and `hint`; None where one is not known.
+
+    Example:
+        >>> checkpoint = vs.save("lenet", {"conv1/weight": np.zeros((6, 25), np.float32)})
+        >>> try:
+        ...     checkpoint["conv1/wieght"]
+        ... except vs.VarstoreError as error:
+        ...     print(error)
+        ...     print(error.variable)
+        lenet: variable 'conv1/wieght': no such variable. Did you mean 'conv1/weight'?
+        conv1/wieght
     """
 
     def __init__(
@@ -88,7 +105,8 @@ class VarstoreError(Exception):
         if facts:
             text += ": " + ", ".join(facts)
         if self.hint:
-            text += ("\n" if "\n" in text else ". ") + self.hint[0].upper() + self.hint[1:]
+            between = "\n" if "\n" in text else " " if text.endswith((".", "?", "!")) else ". "
+            text += between + self.hint[0].upper() + self.hint[1:]
         return text
 
     def __str__(self) -> str:
@@ -96,12 +114,12 @@ class VarstoreError(Exception):
 
     @property
     def where(self) -> str | None:
-        """The variable or field that is meant, where one is known."""
+        """The field or variable at fault, None where neither is known."""
         return self.variable if self.field is None else self.field
 
 
 class FormatError(VarstoreError, ValueError):
-    """The disk is wrong: what lies there is not what the format says."""
+    """What is on disk is not what the format says."""
 
 
 class MetaError(FormatError):
@@ -121,11 +139,11 @@ class SizeMismatch(FormatError):
 
 
 class UnsafeContent(FormatError):
-    """A file asks for what no checkpoint needs: code to run, a path that leads out."""
+    """A file asks for something that no checkpoint needs: code to run, or a path that leads out."""
 
 
 class IncompleteCheckpoint(VarstoreError, FileNotFoundError):
-    """The directory has no ``snapshot_done``: its save never finished."""
+    """The directory does not have its marker, ``snapshot_done``: its save never finished."""
 
 
 class CheckpointNotFound(VarstoreError, FileNotFoundError):
@@ -133,15 +151,15 @@ class CheckpointNotFound(VarstoreError, FileNotFoundError):
 
 
 class UsageError(VarstoreError, ValueError):
-    """The caller asked for something that cannot be."""
+    """The call asks for something that cannot be done."""
 
 
 class InvalidName(UsageError):
-    """A name that cannot become a folder, or collides with another."""
+    """A name cannot be a folder, or collides with another name."""
 
 
 class UnsupportedDtype(UsageError):
-    """A type that has no place on disk, or that this version cannot read."""
+    """A data type cannot be stored, or this version cannot read it."""
 
 
 class VariableMismatch(UsageError):
@@ -149,15 +167,15 @@ class VariableMismatch(UsageError):
 
 
 class CheckpointExists(UsageError, FileExistsError):
-    """The target of a save is taken; nothing was touched."""
+    """The target of a save exists; nothing was changed."""
 
 
 class VariableNotFound(VarstoreError, KeyError):
-    """There is no variable of this name."""
+    """No variable has this name."""
 
 
 class StorageError(VarstoreError, OSError):
-    """The operating system refused; ``errno`` says why and ``__cause__`` holds its own error."""
+    """The operating system refused: `errno` says why, and ``__cause__`` is its own error."""
 
     def __init__(self, problem: str = "", *, number: int | None = None, **where: Any) -> None:
         super().__init__(problem, **where)
@@ -165,7 +183,7 @@ class StorageError(VarstoreError, OSError):
 
 
 class OutOfSpace(StorageError):
-    """The disk is full, or would be before the save ends."""
+    """The disk is full, or would be before the save is complete."""
 
     def __init__(self, problem: str = "", **where: Any) -> None:
         super().__init__(problem, number=where.pop("number", errno.ENOSPC), **where)

@@ -6,6 +6,7 @@ import click
 
 import varstore as vs
 from varstore.cli.output import printable, progress
+from varstore.text.hints import listed, plural
 
 __all__ = ["convert"]
 
@@ -65,9 +66,8 @@ def convert(
         dtype=dtype,
         progress=progress(),
     )
-    count = f"{len(done.names)} tensors, {done.nbytes:,} bytes"
+    count = f"{plural(len(done.names), 'tensor')}, {plural(done.nbytes, 'byte')}"
     click.echo(printable(f"{source} ({done.source_format}) -> {target} ({done.format}): {count}"))
     if done.left_out:
-        shown = ", ".join(done.left_out[:_SHOWN])
-        more = f" and {len(done.left_out) - _SHOWN} more" if len(done.left_out) > _SHOWN else ""
-        click.echo(printable(f"left out, since {done.format} holds only arrays: {shown}{more}"))
+        left_out = listed(list(done.left_out), _SHOWN)
+        click.echo(printable(f"left out, because {done.format} files hold only arrays: {left_out}"))

@@ -13,6 +13,7 @@ import click
 
 import varstore as vs
 from varstore.cli.output import allow_incomplete_option, is_terminal, open_path, printable
+from varstore.text.hints import plural
 
 __all__ = ["ls", "print_listing"]
 
@@ -61,7 +62,7 @@ def ls(ctx: click.Context, path: str, patterns: tuple[str, ...], as_json: bool, 
 def print_listing(variables: list[vs.Variable]) -> None:
     """Print a table of variables on a terminal, plain columns elsewhere."""
     rows = [_row(variable) for variable in variables]
-    total = (f"{len(variables)} variable{'s' if len(variables) != 1 else ''}", "", "", f"{_total(variables)}", "")
+    total = (plural(len(variables), "variable"), "", "", str(_total(variables)), "")
     if is_terminal() and len(rows) <= _TABLE_ROWS:
         _print_table(rows, total)
     else:

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from varstore.errors import FormatError, VariableNotFound
+from varstore.text.hints import plural
 
 __all__ = ["BARE", "ForeignCheckpoint", "LazyArray", "leaves"]
 
@@ -101,7 +102,7 @@ class ForeignCheckpoint(Mapping[str, np.ndarray]):
         return name in self._arrays
 
     def __repr__(self) -> str:
-        return f"<{self.format} file {self.path!r}: {len(self)} tensors>"
+        return f"<{self.format} file {self.path!r}: {plural(len(self), 'tensor')}>"
 
     def lazy(self, name: str) -> LazyArray:
         """Return one tensor without reading its values.

@@ -21,6 +21,7 @@ from varstore.layout.manifest import BLOCK, Entry
 from varstore.layout.names import MARKER, Folder
 from varstore.storage.beneath import open_root, opened_file
 from varstore.storage.failures import translated
+from varstore.text.hints import plural
 
 __all__ = ["VerifyReport", "verify"]
 
@@ -44,9 +45,9 @@ class VerifyReport:
         return not self.problems
 
     def __str__(self) -> str:
-        size = f"{self.variables} variables, {self.nbytes:,} bytes"
+        size = f"{plural(self.variables, 'variable')}, {plural(self.nbytes, 'byte')}"
         if self.problems:
-            head = f"{self.path}: {len(self.problems)} problem{'s' if len(self.problems) > 1 else ''} in {size}"
+            head = f"{self.path}: {plural(len(self.problems), 'problem')} in {size}"
             return "\n".join([head, *(f"  {problem}" for problem in self.problems)])
         if self.unchecked:
             return f"{self.path}: ok: {size}; {len(self.unchecked)} without a digest (`varstore seal` adds them)"

@@ -1,25 +1,25 @@
-"""Words that help: the names nearest to a wrong one, and long lists cut short."""
+"""Words for messages: counts with their nouns, the names most similar to a wrong one, and long lists cut short."""
 
 from __future__ import annotations
 
 import heapq
 from collections.abc import Iterable
 
-__all__ = ["listed", "nearest"]
+__all__ = ["listed", "nearest", "plural"]
 
 _CUTOFF = 0.6
 _CANDIDATES = 32
 
 
 def nearest(name: str, names: Iterable[str], count: int = 3) -> tuple[str, ...]:
-    """Return the names that look most like this one, best first; few or none where nothing is near."""
+    """Return at most `count` names that are similar to this one, the most similar first."""
     import difflib
 
     wanted = _letter_pairs(name)
     plausible = (
         other
         for other in names
-        if 2 * min(len(name), len(other)) >= _CUTOFF * (len(name) + len(other))  # difflib's bound, without its cost
+        if 2 * min(len(name), len(other)) >= _CUTOFF * (len(name) + len(other))  # difflib's own bound, at less cost
     )
 
     def shared(other: str) -> float:
@@ -31,9 +31,14 @@ def nearest(name: str, names: Iterable[str], count: int = 3) -> tuple[str, ...]:
 
 
 def listed(items: list[str], limit: int = 3, between: str = ", ") -> str:
-    """Return the first few items as text, and how many more there are."""
+    """Return the first few items as text, and the number of those left out: "a, b, c, and 2 more"."""
     more = [f"and {len(items) - limit} more"] if len(items) > limit else []
     return between.join([*items[:limit], *more])
+
+
+def plural(count: int, noun: str) -> str:
+    """Return a count with its noun: "1 variable", "10,000 variables"."""
+    return f"{count:,} {noun}{'' if count == 1 else 's'}"
 
 
 def _letter_pairs(name: str) -> set[str]:

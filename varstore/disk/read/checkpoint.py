@@ -27,7 +27,7 @@ from varstore.layout.manifest import Entry, Manifest
 from varstore.layout.names import MANIFEST, MARKER
 from varstore.storage.beneath import Root, identity_of, open_root, read_small
 from varstore.storage.failures import translated
-from varstore.text.hints import nearest
+from varstore.text.hints import nearest, plural
 from varstore.text.html import html_table
 from varstore.values.select import Patterns, Rename, select
 
@@ -191,7 +191,7 @@ class Checkpoint(Mapping[str, Variable]):
 
     def __repr__(self) -> str:
         kind = "" if self._manifest else ", no manifest"
-        return f"<Checkpoint {self._path!r}: {len(self)} variables{kind}>"
+        return f"<Checkpoint {self._path!r}: {plural(len(self), 'variable')}{kind}>"
 
     def _repr_html_(self) -> str:
         shown = [variable for variable, _ in zip(self.values(), range(_HTML_ROWS), strict=False)]
