@@ -119,7 +119,9 @@ def test_every_plain_type_of_c_has_its_row(char):
 def test_other_types_are_refused_by_name(dtype, what):
     with pytest.raises(UnsupportedDtype, match=f"variable 'v': .*{what}") as caught:
         data_type_of(np.dtype(dtype), variable="v")
-    assert "expected a boolean, integer, floating or complex type. Leave it out, convert it" in str(caught.value)
+    assert "expected a boolean, integer, floating or complex type. Leave the variable out, convert it" in str(
+        caught.value
+    )
 
 
 @pytest.mark.skipif(not hasattr(np.dtypes, "StringDType"), reason="numpy 2 has it")

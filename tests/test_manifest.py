@@ -181,13 +181,13 @@ def test_every_truncation_and_every_longer_file_is_noticed():
         (b"varstore" + struct.pack("<IIQ", 1, 7, 0) + bytes(16), "not a varstore manifest"),
         (
             b"varstore" + struct.pack("<IIQ", 2, 0, 0) + bytes(16),
-            "a format version that this varstore cannot read: found 2, expected 1. Upgrade varstore",
+            "this version of varstore cannot read the format version: found 2, expected 1. Upgrade varstore",
         ),
-        (b"varstore" + struct.pack("<IIQ", 1, 0, 0) + bytes(16), "was damaged or edited: its digest differs"),
+        (b"varstore" + struct.pack("<IIQ", 1, 0, 0) + bytes(16), "was damaged or edited: its digest does not match"),
         (frame(b"\xff\xff\xff"), "the body is not a manifest"),
         (frame(b"\x12\x01\xff"), "the body is not a manifest"),  # a writer that is not UTF-8
-        (frame(b""), "the body is of another format version than its header: found 0, expected 1"),
-        (frame(b"\x08\x02"), "the body is of another format version than its header: found 2, expected 1"),
+        (frame(b""), "the format version of the body is not the one in its header: found 0, expected 1"),
+        (frame(b"\x08\x02"), "the format version of the body is not the one in its header: found 2, expected 1"),
     ],
 )
 def test_each_kind_of_damage_is_told(data, message):
@@ -202,24 +202,24 @@ D = bytes(DIGEST_SIZE)
 WEIGHT = {"name": "w", "shape": [2, 3], "data_type": FLOAT.number, "size": 24, "digests": D}
 
 HOSTILE_VARIABLES = {
-    "folder up": ({"folder": "../x"}, r"variable 'w': the folder would lead out of the checkpoint: found \.\./x"),
-    "folder absolute": ({"folder": "/etc"}, "would lead out of the checkpoint: found /etc"),
-    "folder up later": ({"folder": "a/../../b"}, "would lead out of the checkpoint"),
-    "folder here": ({"folder": "."}, "would lead out of the checkpoint"),
-    "folder with an empty part": ({"folder": "a//b"}, "would lead out of the checkpoint"),
-    "folder with NUL": ({"folder": "a\0b"}, "would lead out of the checkpoint"),
-    "name up without a folder": ({"name": "../x"}, r"variable '\.\./x': the folder would lead out"),
-    "no name and no folder": ({"name": ""}, "variable '': the folder would lead out"),
-    "no name": ({"name": "", "folder": "w"}, "contradicts itself: a variable has no name"),
+    "folder up": ({"folder": "../x"}, r"variable 'w': the folder leads out of the checkpoint: found \.\./x"),
+    "folder absolute": ({"folder": "/etc"}, "leads out of the checkpoint: found /etc"),
+    "folder up later": ({"folder": "a/../../b"}, "leads out of the checkpoint"),
+    "folder here": ({"folder": "."}, "leads out of the checkpoint"),
+    "folder with an empty part": ({"folder": "a//b"}, "leads out of the checkpoint"),
+    "folder with NUL": ({"folder": "a\0b"}, "leads out of the checkpoint"),
+    "name up without a folder": ({"name": "../x"}, r"variable '\.\./x': the folder leads out"),
+    "no name and no folder": ({"name": ""}, "variable '': the folder leads out"),
+    "no name": ({"name": "", "folder": "w"}, "contradicts itself: a variable does not have a name"),
     "size too small": ({"size": 23}, r"contradicts itself: 23 bytes do not hold shape \[2, 3\] of kFloat"),
     "size too large": ({"size": 25}, r"25 bytes do not hold shape \[2, 3\] of kFloat"),
     "size huge": ({"size": (1 << 64) - 1}, "18446744073709551615 bytes do not hold shape"),
     "shape larger": ({"shape": [2, 4]}, r"24 bytes do not hold shape \[2, 4\]"),
     "type wider": ({"data_type": 3}, "24 bytes do not hold .* of kDouble"),
     "bfloat16 of three bytes": ({"data_type": BFLOAT16.number, "size": 18}, "18 bytes do not hold .* of kBFloat16"),
-    "type zero": ({"data_type": 0}, "variable 'w': an unknown data type: found 0"),
-    "type unknown": ({"data_type": 999}, "an unknown data type: found 999"),
-    "type negative": ({"data_type": -1}, "an unknown data type: found -1"),
+    "type zero": ({"data_type": 0}, "variable 'w': the data type is unknown: found 0"),
+    "type unknown": ({"data_type": 999}, "the data type is unknown: found 999"),
+    "type negative": ({"data_type": -1}, "the data type is unknown: found -1"),
     "dimension negative": ({"shape": [-2, -3]}, r"contradicts itself: a dimension is negative: found \[-2, -3\]"),
     "dimension of minus one": ({"shape": [-1]}, r"a dimension is negative: found \[-1\]"),
     "dimensions overflow": ({"shape": [1 << 62, 4], "size": 0}, "contradicts itself: the dimensions overflow"),
@@ -228,14 +228,14 @@ HOSTILE_VARIABLES = {
     "digest short": ({"digests": D[:-1]}, "contradicts itself: 15 bytes of digests do not cover 24 bytes"),
     "digest long": ({"digests": D + D}, "32 bytes of digests do not cover 24 bytes"),
     "digest of nothing": ({"shape": [0], "size": 0}, "16 bytes of digests do not cover 0 bytes"),
-    "meta digest short": ({"meta_digest": b"abc"}, "contradicts itself: 3 bytes are not the digest of a meta"),
-    "attributes torn": ({"attributes": '{"a":'}, "variable 'w': attributes that are not JSON"),
-    "attributes a list": ({"attributes": "[1]"}, "variable 'w': attributes that are not a JSON object"),
-    "attributes null": ({"attributes": "null"}, "attributes that are not a JSON object"),
-    "attributes deep": ({"attributes": '{"a":' * 100_000}, "attributes that are not JSON"),
-    "attributes with a huge integer": ({"attributes": '{"a":' + "9" * 5000 + "}"}, "attributes that are not JSON"),
-    "alias of nothing": ({"alias_of": "v"}, "an alias of 'v', which is not the same values"),
-    "alias of itself": ({"alias_of": "w"}, "an alias of 'w', which is not the same values"),
+    "meta digest short": ({"meta_digest": b"abc"}, "contradicts itself: a digest of meta has 16 bytes, not 3"),
+    "attributes torn": ({"attributes": '{"a":'}, "variable 'w': the attributes are not JSON"),
+    "attributes a list": ({"attributes": "[1]"}, "variable 'w': the attributes are not a JSON object"),
+    "attributes null": ({"attributes": "null"}, "the attributes are not a JSON object"),
+    "attributes deep": ({"attributes": '{"a":' * 100_000}, "the attributes are not JSON"),
+    "attributes with a huge integer": ({"attributes": '{"a":' + "9" * 5000 + "}"}, "the attributes are not JSON"),
+    "alias of nothing": ({"alias_of": "v"}, "alias of 'v', which does not have the same values"),
+    "alias of itself": ({"alias_of": "w"}, "alias of 'w', which does not have the same values"),
 }
 
 
@@ -275,7 +275,7 @@ def test_a_hostile_variable_is_refused_when_it_is_asked_for(case):
 def test_an_alias_must_be_what_it_names(first, second):
     a = WEIGHT | {"name": "a"} | first
     b = WEIGHT | {"name": "b", "alias_of": "a"} | second
-    with pytest.raises(ManifestError, match=r"variable 'b': .* an alias of 'a', which is not the same values"):
+    with pytest.raises(ManifestError, match=r"variable 'b': .* alias of 'a', which does not have the same values"):
         _ = Manifest.decode(hostile(a, b), path="ckpt/manifest").entries["b"]
 
 
@@ -284,8 +284,8 @@ def test_an_alias_must_be_what_it_names(first, second):
     [
         (hostile(WEIGHT, WEIGHT), "variable 'w': a variable is listed twice"),
         (hostile({"name": "a"}, WEIGHT, {"name": "b"}, WEIGHT), "variable 'w': a variable is listed twice"),
-        (hostile(attributes="{"), "attributes that are not JSON"),
-        (hostile(attributes='"text"'), "attributes that are not a JSON object"),
+        (hostile(attributes="{"), "the attributes are not JSON"),
+        (hostile(attributes='"text"'), "the attributes are not a JSON object"),
     ],
 )
 def test_a_hostile_whole_is_refused_at_once(data, message):
@@ -322,7 +322,9 @@ def test_a_loop_is_refused():
 
 @pytest.mark.parametrize("value", [[1], "text", 3])
 def test_attributes_are_a_mapping(value):
-    with pytest.raises(UsageError, match=r"attributes must be a mapping of strings to JSON: found (list|str|int)"):
+    with pytest.raises(
+        UsageError, match=r"attributes must be a mapping of strings to JSON values: found (list|str|int)"
+    ):
         attributes_json(value)
 
 
@@ -345,7 +347,9 @@ def test_two_variables_in_one_folder_are_refused(second):
     for fields in (first, second):
         body.variables.add(shape=[2, 3], data_type=2, size=24, **fields)
     manifest = Manifest.decode(frame(body.SerializeToString()), path="manifest")
-    with pytest.raises(ManifestError, match=f"two variables are said to lie in one folder: found {second['folder']}"):
+    with pytest.raises(
+        ManifestError, match=f"the manifest lists one folder for two variables: found {second['folder']}"
+    ):
         list(manifest.entries.values())
 
 
@@ -359,5 +363,5 @@ def test_a_folder_whose_name_is_not_unicode_is_refused():
 def test_a_variable_without_meta_is_refused():
     entry = Entry(name="a", folder=Folder("a"), meta=None, nbytes=4)
     manifest = Manifest(writer="w", time_ns=0, attributes={}, tree="", entries={"a": entry})
-    with pytest.raises(UsageError, match="variable 'a': a variable without meta cannot be in a manifest"):
+    with pytest.raises(UsageError, match="variable 'a': a variable without meta cannot be listed in a manifest"):
         manifest.encode()

@@ -92,7 +92,7 @@ def test_an_include_pattern_without_a_match_is_an_error(pattern, message):
 
 
 def test_an_include_pattern_finds_nothing_in_nothing():
-    with pytest.raises(VariableNotFound, match=r"the pattern '\*'\. There are no variables at all"):
+    with pytest.raises(VariableNotFound, match=r"the pattern '\*'\. There are no variables"):
         select([], include="*")
 
 
@@ -220,7 +220,7 @@ def test_two_sources_for_one_target_name_both():
         select(["a.w", "b.w"], rename={"a": "c", "b": "c"}, path="dir")
     assert str(caught.value) == (
         "dir: rename: two variables would be loaded as 'c.w': found 'a.w' and 'b.w'. "
-        "Leave one out with exclude=, or rename it to something else"
+        "Leave one of them out with exclude=, or rename it to something else"
     )
     with pytest.raises(VariableMismatch, match=r"found 'a' and 'b'"):
         select(["a", "b"], rename=[("a", "b")])
@@ -229,14 +229,14 @@ def test_two_sources_for_one_target_name_both():
 @pytest.mark.parametrize(
     ("rename", "message"),
     [
-        (lambda name: 3, "variable 'a': rename: renaming must give a non-empty name, or None to drop the variable"),
+        (lambda name: 3, "variable 'a': rename: renaming must return a non-empty name, or None to drop the variable"),
         (lambda name: "", "found '' (str)"),
         ({"a": ""}, "found '' (str)"),
         ([("a", "")], "found '' (str)"),
         ({"a": 1}, "rename: not a prefix and its replacement: found 'a': 1, expected two strings, or None"),
         ({1: "a"}, "rename: not a prefix and its replacement: found 1: 'a'"),
-        ("a=b", "rename: cannot rename by this: found 'a=b' (str), expected a dict of prefixes, a list of"),
-        (3, "rename: cannot rename by this: found 3 (int)"),
+        ("a=b", "rename: not a way to rename: found 'a=b' (str), expected a dict of prefixes, a list of"),
+        (3, "rename: not a way to rename: found 3 (int)"),
         ([("(", "x")], "rename: not a regular expression and its replacement (missing ), unterminated subpattern"),
         ([("a", r"\2")], "(invalid group reference 2 at position 1): found ('a', '\\\\2') (tuple)"),
         ([("a", r"\g<no>")], "(unknown group name 'no'"),

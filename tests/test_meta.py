@@ -51,9 +51,9 @@ LEGAL = [
 ]
 
 REFUSED = {
-    "empty": (b"", "data_type: no data type is given: expected a name such as kFloat"),
-    "no data type": (b"shape {\n  dim: 2\n}\n", "data_type: no data type is given"),
-    "invalid data type": (b"shape {\n}\ndata_type: kInvalidDataType\n", "data_type: no data type is given"),
+    "empty": (b"", "data_type: the data type is missing: expected a name such as kFloat"),
+    "no data type": (b"shape {\n  dim: 2\n}\n", "data_type: the data type is missing"),
+    "invalid data type": (b"shape {\n}\ndata_type: kInvalidDataType\n", "data_type: the data type is missing"),
     "unknown type name": (b"shape {\n}\ndata_type: kFloat7\n", "kFloat7"),
     "unknown type number": (b"shape {\n}\ndata_type: 99\n", "99"),
     "unknown field": (b"shape {\n}\ndata_type: kFloat\nstrides: 3\n", "strides"),

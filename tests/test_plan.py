@@ -244,7 +244,8 @@ def test_a_value_that_cannot_be_saved_is_refused_by_name(case):
 )
 def test_variables_must_be_a_mapping(variables):
     with pytest.raises(
-        UsageError, match=r"must be a mapping of names to arrays: found \w+\. Give a dict, or use save_state"
+        UsageError,
+        match=r"must be a mapping of names to arrays: found \w+\. Pass a dict, or save nested state with save_state",
     ):
         plan_save(variables)
 
@@ -255,10 +256,10 @@ def test_variables_must_be_a_mapping(variables):
         ({"attributes": {"a": BASE}}, "attributes must be JSON: found Object of type ndarray is not JSON"),
         ({"attributes": {1: 2}}, "attributes must be JSON: found the key 1, which is not a string"),
         ({"attributes": {"a": "\ud800"}}, "attributes must be JSON: found .*surrogates"),
-        ({"attributes": [1]}, "attributes must be a mapping of strings to JSON: found list"),
+        ({"attributes": [1]}, "attributes must be a mapping of strings to JSON values: found list"),
         ({"variable_attributes": {"a": {"x": {1, 2}}}}, "variable 'a': attributes must be JSON: found .* set"),
         ({"variable_attributes": {"a": "text"}}, "variable 'a': attributes must be a mapping .*: found str"),
-        ({"variable_attributes": {"b": {}}}, r"variable_attributes names what is not saved: found \['b'\]"),
+        ({"variable_attributes": {"b": {}}}, r"variable_attributes has names that are not in variables: found \['b'\]"),
     ],
 )
 def test_attributes_that_are_not_json_are_refused(options, message):

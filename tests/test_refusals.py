@@ -277,7 +277,7 @@ def test_a_manifest_that_names_a_way_out(path):
         body.variables.append(manifest_pb2.Variable(name="w", folder=folder, shape=[2, 3], data_type=2, size=24))
         replace(path / "manifest", frame(body.SerializeToString()))
         for call in READS:
-            with pytest.raises(e.ManifestError, match="lead out"):
+            with pytest.raises(e.ManifestError, match="leads out"):
                 CALLS[call](path)
         assert not vs.verify(path).ok
 
@@ -288,7 +288,7 @@ def test_a_manifest_that_names_a_way_out(path):
         ({"size": 25}, "25 bytes do not hold"),
         ({"shape": [2, -3]}, "negative"),
         ({"shape": [2**31, 2**31, 4]}, "overflow"),
-        ({"data_type": 999}, "unknown data type"),
+        ({"data_type": 999}, "data type is unknown"),
         ({"digests": b"short"}, "digests do not cover"),
         ({"attributes": "{nonsense"}, "not JSON"),
         ({"alias_of": "nobody"}, "nobody"),

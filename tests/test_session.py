@@ -167,7 +167,7 @@ class TestDeclaration:
                 {"shape": (2,), "dtype": object},
                 UnsupportedDtype,
                 "Python objects cannot be saved: found dtype object, expected a boolean, integer, floating or "
-                "complex type. Leave it out, convert it, or put it into attributes if it is JSON",
+                "complex type. Leave the variable out, convert it, or store it in attributes if it is JSON",
             ),
             (
                 {"name": "", "shape": (2,)},
@@ -178,13 +178,13 @@ class TestDeclaration:
                 {"name": 3, "shape": (2,)},
                 InvalidName,
                 "a variable's name must be a string: found 3 (int). "
-                "Nested state with other keys is saved by save_state",
+                "Save nested state that has other keys with save_state",
             ),
             (
                 {"name": ["w"], "shape": (2,)},
                 InvalidName,
                 "a variable's name must be a string: found ['w'] (list). "
-                "Nested state with other keys is saved by save_state",
+                "Save nested state that has other keys with save_state",
             ),
             (
                 {"shape": (2,), "initializer": "zeros"},

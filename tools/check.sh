@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# All that must hold before a change is done, for people and for CI; the first failure stops it.
+# Run every check that a change must pass, for developers and for CI. The first failure stops the script.
 #
-#   bash tools/check.sh [ARGUMENT OF PYTEST ...]
+#   bash tools/check.sh [PYTEST_ARGUMENT ...]
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
 use_environment .venv test

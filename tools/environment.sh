@@ -1,6 +1,6 @@
-# Sourced by the other tools. Sets $root, and gives `use_environment FOLDER EXTRA`, which sets $python to the
-# interpreter of an environment below the root that holds varstore and the packages of an extra. It is made, or
-# brought up to date with pyproject.toml, when it is not; one that is there already is never thrown away.
+# Sourced by the other scripts. Sets $root and defines `use_environment FOLDER EXTRA`, which sets $python to the
+# interpreter of an environment below the root that contains varstore and the packages of an extra. The environment is
+# created if it is missing, and updated if pyproject.toml has changed; an existing one is never deleted.
 
 root="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
 
@@ -16,7 +16,7 @@ find_python() {
             return
         fi
     done
-    echo "varstore needs Python 3.11 or later, and found none as python3.14, …, python3.11 or python3" >&2
+    echo "varstore needs Python 3.11 or later, but none of python3.14, …, python3.11 and python3 is one" >&2
     return 1
 }
 
@@ -29,7 +29,7 @@ use_environment() {
     fi
     if ! is_new_enough "$python"; then
         found="$(find_python)"
-        echo "making $1 with $("$found" --version)" >&2
+        echo "creating $1 with $("$found" --version)" >&2
         "$found" -m venv "$folder"
     fi
     echo "installing varstore[$extra] into $1" >&2

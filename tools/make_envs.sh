@@ -1,11 +1,11 @@
 #!/usr/bin/env bash
-# Prepare the real frameworks that the tests drive: as child processes, or with tools/test_adapters.sh.
+# Create environments with the frameworks that tests use, in child processes or with tools/test_adapters.sh.
 #
-#   tools/make_envs.sh [NAME ...]      all of them, or the named ones
+#   bash tools/make_envs.sh [NAME ...]      (default: all)
 #
-# They cannot share an environment, so each gets its own below $VARSTORE_ENVS (default: .envs in the
-# project's root, which git ignores). An environment that is complete is left alone, so the script may run
-# before every test run; one whose python this machine lacks is skipped with a message.
+# The frameworks cannot share one environment, so each has its own below $VARSTORE_ENVS (default: .envs in the project's
+# root, which git ignores). A complete environment is left unchanged, so the script can run before every test run. An
+# environment whose Python version is not installed is skipped with a message.
 set -u -o pipefail
 
 root="$(cd "$(dirname "$0")/.." && pwd)"
@@ -46,7 +46,7 @@ make_env() {
         return 0
     fi
     if ! python="$(find_python "$version")"; then
-        echo "$name: skipped, this machine has no python $version"
+        echo "$name: skipped, Python $version is not installed"
         return 0
     fi
     echo "$name: installing $packages"

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Run the tests in .venv:  bash tools/test.sh [ARGUMENT OF PYTEST ...]
+# Run the tests in .venv:  bash tools/test.sh [PYTEST_ARGUMENT ...]
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
 use_environment .venv test

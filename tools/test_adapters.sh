@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
-# Run the tests of live objects of frameworks, each in the environment of its framework that
-# tools/make_envs.sh has made:  bash tools/test_adapters.sh
+# Run the tests that use live objects of a framework, in the environments that tools/make_envs.sh creates:
+#
+#   bash tools/test_adapters.sh
 set -euo pipefail
 
 root="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
@@ -22,7 +23,7 @@ while IFS='|' read -r name tests; do
     [ -n "$name" ] || continue
     python="$envs/$name/bin/python"
     if [ ! -f "$envs/$name/.complete" ]; then
-        echo "== $name: not run, there is no environment $envs/$name"
+        echo "== $name: not run, because the environment $envs/$name is missing"
         continue
     fi
     echo "== $name"

@@ -1,4 +1,4 @@
-"""Hold Python's garbage collector off while many small objects are made that all stay."""
+"""Pause Python's garbage collector while many small, long-lived objects are created."""
 
 from __future__ import annotations
 
@@ -11,7 +11,11 @@ __all__ = ["collector_paused"]
 
 @contextlib.contextmanager
 def collector_paused() -> Iterator[None]:
-    """Make objects without collections, which in a process with a large framework cost more than the objects."""
+    """Run the block without garbage collections.
+
+    Each collection visits every object of the process, and none of the new objects can be garbage yet. In a process
+    that has imported a large framework, the collections would take longer than creating the objects.
+    """
     was_enabled = gc.isenabled()
     gc.disable()
     try:

@@ -1,4 +1,4 @@
-"""How two sets of entries differ: by name, shape, type and digest."""
+"""Compare two sets of entries by name, shape, data type and digests."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ __all__ = ["DiffReport", "compare"]
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class DiffReport:
-    """How checkpoint `b` differs from `a`: names of variables; `changed` says in what."""
+    """How checkpoint `b` differs from checkpoint `a`, by variable name; `changed` maps each name to what changed."""
 
     a: str
     b: str
@@ -23,7 +23,7 @@ class DiffReport:
 
     @property
     def equal(self) -> bool:
-        """Whether both hold the same variables with the same values."""
+        """Whether both checkpoints contain the same variables with the same values."""
         return not (self.added or self.removed or self.changed)
 
     def __str__(self) -> str:
@@ -35,7 +35,7 @@ class DiffReport:
 
 
 def compare(a: str, b: str, first: Mapping[str, Entry], second: Mapping[str, Entry]) -> DiffReport:
-    """Return how the second set of entries differs from the first; `a` and `b` are their paths, for people."""
+    """Return how the second set of entries differs from the first; `a` and `b` are the paths to report."""
     changed = {name: _difference(first[name], second[name]) for name in first if name in second}
     return DiffReport(
         a=a,

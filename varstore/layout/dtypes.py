@@ -1,7 +1,7 @@
-"""The one table of data types: OneFlow's name and number, and the numpy type (FORMAT F3).
+"""The table of data types: name and number on disk, and the numpy type (FORMAT F3).
 
-Numbers below 1000 are OneFlow's own. From 1000 up they are varstore's, for the types of `ml_dtypes`
-that OneFlow never had; a number, once given, never changes its meaning.
+Numbers below 1000 are OneFlow's own. Numbers from 1000 up are varstore's, for types of `ml_dtypes` that OneFlow never
+had. Checkpoints contain these names and numbers, so a number never changes its meaning.
 """
 
 from __future__ import annotations
@@ -19,7 +19,10 @@ __all__ = ["BFLOAT16", "BY_NAME", "BY_NUMBER", "TABLE", "DataType", "data_type_o
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class DataType:
-    """One row of the table, itself and no other; `dtype` is None for a type that OneFlow names and numpy lacks."""
+    """One row of the table, compared by identity.
+
+    `dtype` is None for a type that OneFlow has and numpy does not. `written` is false for a type that is only read.
+    """
 
     name: str
     number: int
@@ -76,7 +79,8 @@ BY_NUMBER: dict[int, DataType] = {row.number: row for row in TABLE}
 BFLOAT16: DataType = BY_NAME["kBFloat16"]
 
 _BY_SCALAR = {row.dtype.type: row for row in TABLE if row.dtype is not None and row.written}
-# C's long and long long are two types in numpy even where they have one size; the table holds one of them.
+# numpy has separate types for C's long and long long, even on platforms where both have the same size. The table
+# contains only one of them, so the other is mapped to the row of its size.
 _BY_SCALAR |= {np.dtype(char).type: _BY_SCALAR[np.dtype(np.dtype(char).str).type] for char in "lLqQ"}
 _NOT_PLAIN = {
     "O": "Python objects",
@@ -92,10 +96,10 @@ _NOT_PLAIN = {
 
 
 def data_type_of(dtype: np.dtype[Any], *, variable: str | None = None) -> DataType:
-    """Return the row under which values of this numpy type are written, whatever their byte order.
+    """Return the row for values of this numpy type, in any byte order.
 
     Raises:
-        UnsupportedDtype: the type has no place on disk (objects, text, dates, structs, long doubles).
+        UnsupportedDtype: the format cannot store the type (objects, text, dates, structs, long doubles).
     """
     row = _BY_SCALAR.get(dtype.type)
     if row is not None and dtype.fields is None and dtype.subdtype is None:
@@ -106,7 +110,7 @@ def data_type_of(dtype: np.dtype[Any], *, variable: str | None = None) -> DataTy
         variable=variable,
         found=f"dtype {dtype}",
         expected="a boolean, integer, floating or complex type",
-        hint="leave it out, convert it, or put it into attributes if it is JSON",
+        hint="leave the variable out, convert it, or store it in attributes if it is JSON",
     )
 
 
@@ -114,7 +118,7 @@ def dtype_of(row: DataType, *, path: str | None = None, variable: str | None = N
     """Return the numpy type of a row, little-endian.
 
     Raises:
-        UnsupportedDtype: OneFlow names the type and numpy has none.
+        UnsupportedDtype: numpy does not have the type.
     """
     if row.dtype is None:
         raise UnsupportedDtype(

@@ -1,14 +1,14 @@
-"""The ``manifest``: index and witness of a checkpoint (FORMAT F5).
+"""Encode and decode the ``manifest``: the index of a checkpoint, with its digests (FORMAT F5).
 
-A fixed header (magic, format version, length, xxh3-128 digest of the body) stands before a protobuf
-body, so that a torn or edited manifest is always noticed::
+A fixed header (magic, format version, length and xxh3-128 digest of the body) precedes a protobuf body, so a
+truncated or edited manifest is always detected::
 
     offset  bytes
          0      8  b"varstore"
-         8      4  format version, little-endian
+         8      4  the format version, little-endian
         12      4  zero
-        16      8  length of the body, little-endian
-        24     16  xxh3-128 of the body
+        16      8  the length of the body, little-endian
+        24     16  the xxh3-128 digest of the body
         40         the body: a varstore.Manifest message
 """
 
@@ -52,10 +52,10 @@ __all__ = [
 
 FORMAT_VERSION = 1
 BLOCK = 16 << 20
-"""Bytes of ``out`` that one digest covers."""
+"""The number of bytes of ``out`` that each digest covers."""
 DIGEST_SIZE = 16
 VERSION_FIELD = "format_version"
-"""Names, in an error, what is wrong with a manifest that is whole, but of a later varstore."""
+"""The `field` of an error about an intact manifest that a later version of varstore wrote."""
 _FLOAT32 = np.dtype("<f4")
 NO_ATTRIBUTES: Mapping[str, Any] = MappingProxyType({})
 RAW = "raw"
@@ -65,15 +65,18 @@ _MAGIC = b"varstore"
 
 
 def block_count(nbytes: int) -> int:
-    """Return how many digests an ``out`` of this size has; an empty one has none."""
+    """Return the number of digests for an ``out`` of this size; an empty one has none."""
     return -(-nbytes // BLOCK)
 
 
 def to_json(value: Any, *, what: str, variable: str | None = None) -> str:
-    """Return a JSON text that reads back as it was given (tuples as lists; nan and inf as Python spells them).
+    """Return a value as JSON text that parses back to an equal value, except that tuples become lists.
+
+    NaN and infinities are written as Python's `json` writes them.
 
     Raises:
-        UsageError: the value holds something that JSON does not, keys that are not strings, or lone surrogates.
+        UsageError: the value contains something that JSON cannot represent, a key that is not a string, or a lone
+            surrogate.
     """
     try:
         _check_keys(value)
@@ -85,14 +88,14 @@ def to_json(value: Any, *, what: str, variable: str | None = None) -> str:
 
 
 def attributes_json(attributes: Mapping[str, Any] | None, *, variable: str | None = None) -> str:
-    """Return attributes as a manifest holds them: a JSON object, or nothing for none.
+    """Return attributes as a manifest stores them: a JSON object, or empty text if there are none.
 
     Raises:
-        UsageError: they are not a mapping, or not JSON.
+        UsageError: they are not a mapping, or cannot be written as JSON.
     """
     if attributes is not None and not isinstance(attributes, Mapping):
         raise UsageError(
-            "attributes must be a mapping of strings to JSON", variable=variable, found=type(attributes).__name__
+            "attributes must be a mapping of strings to JSON values", variable=variable, found=type(attributes).__name__
         )
     if not attributes:
         return ""
@@ -111,12 +114,12 @@ def _check_keys(value: Any) -> None:
 
 
 class Entry(NamedTuple):
-    """One variable of a checkpoint, as its manifest tells it; a tuple, of which 10,000 are made in a few ms.
+    """What is known about one variable of a checkpoint; a tuple, because 10,000 of them are created in a few ms.
 
-    `nbytes` is the size of ``out``. `digests` holds 16 bytes for each 16 MiB block of it, or is empty
-    where nothing is known of the bytes. `meta_digest` is given where ``meta`` is not in canonical form.
-    `meta` is None for a folder without one, as OneFlow's oldest snapshots have them. `witnessed` entries come
-    from a manifest, which the folder must agree with.
+    `nbytes` is the size of ``out``. `digests` contains 16 bytes for each 16 MiB block of ``out``, or is empty if no
+    digests are known. `meta_digest` is set if ``meta`` is not in canonical form. `meta` is None for a folder without
+    that file, as in OneFlow's oldest snapshots. `witnessed` is true for an entry from a manifest, which the folder
+    must match.
     """
 
     name: str
@@ -132,7 +135,7 @@ class Entry(NamedTuple):
 
     @property
     def form(self) -> str:
-        """Shape and type, for people."""
+        """Shape and data type as text, for messages."""
         if self.meta is None:
             return "no meta"
         dtype = self.meta.data_type.dtype
@@ -140,7 +143,7 @@ class Entry(NamedTuple):
 
     @property
     def stored_dtype(self) -> np.dtype[Any] | None:
-        """The numpy type of the values in ``out``: float32 where OneFlow wrote bfloat16 in four bytes."""
+        """The numpy type of the values in ``out``: float32 if OneFlow wrote bfloat16 with four bytes per element."""
         if self.meta is None:
             return None
         if self.meta.data_type is BFLOAT16 and self.nbytes == 4 * self.meta.elements != 0:
@@ -150,7 +153,7 @@ class Entry(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Manifest:
-    """All that a checkpoint says of itself beside its variables' values."""
+    """Everything that a checkpoint records except the values of its variables."""
 
     writer: str
     time_ns: int
@@ -160,7 +163,7 @@ class Manifest:
 
     def encode(self) -> bytes:
         """Return the bytes of the manifest file."""
-        from varstore._gen import manifest_pb2  # here, since loading protobuf is a sixth of `import varstore`
+        from varstore._gen import manifest_pb2  # here, because it takes a sixth of the time of `import varstore`
 
         body = manifest_pb2.Manifest(
             format_version=FORMAT_VERSION,
@@ -175,10 +178,10 @@ class Manifest:
 
     @classmethod
     def decode(cls, data: bytes, *, path: str) -> Manifest:
-        """Return the manifest in these bytes; entries are checked one by one when they are first asked for.
+        """Return the manifest in these bytes; each entry is checked when it is first accessed.
 
         Raises:
-            ManifestError: torn, edited, of another version, or contradicting itself.
+            ManifestError: the manifest is truncated, edited, of another version, or inconsistent.
         """
         from google.protobuf.message import DecodeError
 
@@ -191,7 +194,7 @@ class Manifest:
             raise ManifestError("the body is not a manifest", path=path, found=str(error)) from error
         if body.format_version != FORMAT_VERSION:
             raise ManifestError(
-                "the body is of another format version than its header",
+                "the format version of the body is not the one in its header",
                 path=path,
                 found=body.format_version,
                 expected=FORMAT_VERSION,
@@ -207,13 +210,13 @@ class Manifest:
 
 
 class _LazyEntries(Mapping[str, Entry]):
-    """Entries by name, made from their messages when asked for: opening costs nothing per variable but its name."""
+    """Entries by name, decoded when first accessed, so that opening a checkpoint handles only their names."""
 
     def __init__(self, messages: Sequence[manifest_pb2.Variable], path: str) -> None:
         self._path = path
         self._messages = {message.name: message for message in messages}
         self._made: dict[str, Entry] = {}
-        self._lies_in: dict[str, str] = {}
+        self._first_in_folder: dict[str, str] = {}
         if len(self._messages) != len(messages):
             (twice, _), *_ = Counter(message.name for message in messages).most_common(1)
             raise ManifestError("a variable is listed twice", path=path, variable=twice)
@@ -230,20 +233,23 @@ class _LazyEntries(Mapping[str, Entry]):
         return entry
 
     def _check_folder(self, entry: Entry) -> None:
-        """Refuse a folder that is another variable's: one asked for before, or the one of this very name."""
-        first = self._lies_in.setdefault(entry.folder, entry.name)
+        """Raise if the folder is that of another variable: one accessed earlier, or the one whose name it is."""
+        first = self._first_in_folder.setdefault(entry.folder, entry.name)
         own = self._messages.get(entry.folder) if entry.folder != entry.name else None
         if first != entry.name or (own is not None and not own.folder):
             raise ManifestError(
-                "two variables are said to lie in one folder", path=self._path, variable=entry.name, found=entry.folder
+                "the manifest lists one folder for two variables",
+                path=self._path,
+                variable=entry.name,
+                found=entry.folder,
             )
 
     def _check_alias(self, message: manifest_pb2.Variable) -> None:
-        """Refuse an alias that is not the variable it names: readers read only one of the two."""
+        """Raise if a tied variable differs from the variable that it names: readers read only one of the two."""
         first = self._messages.get(message.alias_of)
         if first is None or first.alias_of or _content(first) != _content(message):
             raise ManifestError(
-                f"the manifest contradicts itself: an alias of {message.alias_of!r}, which is not the same values",
+                f"the manifest contradicts itself: alias of {message.alias_of!r}, which does not have the same values",
                 path=self._path,
                 variable=message.name,
             )
@@ -259,13 +265,13 @@ class _LazyEntries(Mapping[str, Entry]):
 
 
 def frame(body: bytes) -> bytes:
-    """Return the body behind its header."""
+    """Return the header followed by the body."""
     digest = xxhash.xxh3_128_digest(body)
     return _HEADER.pack(_MAGIC, FORMAT_VERSION, 0, len(body), digest) + body
 
 
 def _unframe(data: bytes, path: str) -> bytes:
-    torn = "open with allow_incomplete=True to salvage, or seal the folder after checking it"
+    torn = "open with allow_incomplete=True to salvage what is whole, or check the folder and then seal it"
     if len(data) < _HEADER.size:
         raise ManifestError("the manifest is torn", path=path, found=f"{len(data)} bytes", hint=torn)
     magic, version, zero, length, digest = _HEADER.unpack_from(data)
@@ -273,7 +279,7 @@ def _unframe(data: bytes, path: str) -> bytes:
         raise ManifestError("not a varstore manifest", path=path, found=data[:16].hex(), hint=torn)
     if version != FORMAT_VERSION:
         raise ManifestError(
-            "a format version that this varstore cannot read",
+            "this version of varstore cannot read the format version",
             path=path,
             field=VERSION_FIELD,
             found=version,
@@ -286,14 +292,14 @@ def _unframe(data: bytes, path: str) -> bytes:
             "the manifest is torn", path=path, found=f"{len(body)} bytes", expected=f"{length} bytes", hint=torn
         )
     if xxhash.xxh3_128_digest(body) != digest:
-        raise ManifestError("the manifest was damaged or edited: its digest differs", path=path, hint=torn)
+        raise ManifestError("the manifest was damaged or edited: its digest does not match", path=path, hint=torn)
     return body
 
 
 def _add_entry(messages: RepeatedCompositeFieldContainer[manifest_pb2.Variable], entry: Entry) -> None:
     name, folder, meta, nbytes, digests, encoding, attributes, alias_of, meta_digest, _ = entry
     if meta is None:
-        raise UsageError("a variable without meta cannot be in a manifest", variable=name)
+        raise UsageError("a variable without meta cannot be listed in a manifest", variable=name)
     shape, data_type = meta
     try:
         message = messages.add(name=name, data_type=data_type.number, size=nbytes, digests=digests)
@@ -304,7 +310,7 @@ def _add_entry(messages: RepeatedCompositeFieldContainer[manifest_pb2.Variable],
             message.alias_of = alias_of
     except UnicodeEncodeError as error:
         raise InvalidName(
-            "a name that is not valid Unicode cannot be in a manifest", variable=name, hint="rename its folder"
+            "a name that is not valid Unicode cannot be listed in a manifest", variable=name, hint="rename its folder"
         ) from error
     if meta_digest:
         message.meta_digest = meta_digest
@@ -322,22 +328,22 @@ def _decode_entry(message: manifest_pb2.Variable, path: str) -> Entry:
     name, size, digests, encoding = message.name, message.size, message.digests, message.encoding
     folder = message.folder or name
     if not is_safe_folder(folder):
-        raise ManifestError("the folder would lead out of the checkpoint", path=path, variable=name, found=folder)
+        raise ManifestError("the folder leads out of the checkpoint", path=path, variable=name, found=folder)
     form = _form_of(tuple(message.shape[:]), message.data_type)
     if form.meta is None:
-        raise ManifestError("an unknown data type", path=path, variable=name, found=message.data_type)
+        raise ManifestError("the data type is unknown", path=path, variable=name, found=message.data_type)
     attributes, meta_digest = message.attributes, message.meta_digest
     problem = None
     if form.problem is not None:
         problem = form.problem
     elif not name:
-        problem = "a variable has no name"
+        problem = "a variable does not have a name"
     elif form.sizes and size not in form.sizes and not encoding:
         problem = f"{size} bytes do not hold shape {list(form.meta.shape)} of {form.meta.data_type.name}"
     elif digests and len(digests) != DIGEST_SIZE * block_count(size):
         problem = f"{len(digests)} bytes of digests do not cover {size} bytes"
     elif meta_digest and len(meta_digest) != DIGEST_SIZE:
-        problem = f"{len(meta_digest)} bytes are not the digest of a meta"
+        problem = f"a digest of meta has {DIGEST_SIZE} bytes, not {len(meta_digest)}"
     if problem is not None:
         raise ManifestError(f"the manifest contradicts itself: {problem}", path=path, variable=name)
     return Entry(
@@ -355,7 +361,7 @@ def _decode_entry(message: manifest_pb2.Variable, path: str) -> Entry:
 
 
 class _Form(NamedTuple):
-    """What all entries of one shape and type have in common; `sizes` are those that ``out`` may have."""
+    """What all entries of one shape and data type have in common; `sizes` are the sizes that ``out`` may have."""
 
     meta: Meta | None
     problem: str | None = None
@@ -379,7 +385,7 @@ def _from_json(text: str, path: str, variable: str | None = None) -> Mapping[str
     try:
         value = json.loads(text)
     except (ValueError, RecursionError) as error:
-        raise ManifestError("attributes that are not JSON", path=path, variable=variable, found=str(error)) from error
+        raise ManifestError("the attributes are not JSON", path=path, variable=variable, found=str(error)) from error
     if not isinstance(value, dict):
-        raise ManifestError("attributes that are not a JSON object", path=path, variable=variable)
+        raise ManifestError("the attributes are not a JSON object", path=path, variable=variable)
     return MappingProxyType(value)

@@ -1,7 +1,8 @@
-"""The text of a ``meta`` file <-> shape and data type (FORMAT F2).
+"""Encode and parse the text of a ``meta`` file: shape and data type (FORMAT F2).
 
-The canonical form is what protobuf's own printer gives, written from a template and recognised by a
-pattern; every other legal spelling goes through protobuf's parser. A property test holds both equal.
+The canonical form is the output of protobuf's text printer. It is written from a template and recognized by a regular
+expression, because importing and calling protobuf takes much longer. Every other legal spelling goes through protobuf's
+parser. A property test checks that both ways agree.
 """
 
 from __future__ import annotations
@@ -17,17 +18,17 @@ from varstore.layout.dtypes import BY_NAME, BY_NUMBER, DataType
 __all__ = ["META_LIMIT", "Meta", "encode_meta", "parse_meta", "shape_problem"]
 
 META_LIMIT = 1 << 20
-"""Bytes; a longer ``meta`` is refused unread."""
+"""The maximum size of a ``meta`` file in bytes; a larger one is refused without reading it."""
 
 _SIZE_LIMIT = 1 << 63
-_NDIM_LIMIT = 64  # numpy's own
+_NDIM_LIMIT = 64  # as in numpy
 
 _CANONICAL = re.compile(rb"shape \{\n((?:  dim: (?:0|[1-9][0-9]{0,18})\n)*)\}\ndata_type: (k[A-Za-z0-9]+)\n\Z")
 _EXTENT = re.compile(rb"[0-9]+")
 
 
 class Meta(NamedTuple):
-    """What a ``meta`` file says of its variable."""
+    """The content of a ``meta`` file."""
 
     shape: tuple[int, ...]
     data_type: DataType
@@ -40,17 +41,17 @@ class Meta(NamedTuple):
 
 @lru_cache(maxsize=4096)
 def encode_meta(meta: Meta) -> bytes:
-    """Return the canonical text, byte for byte as protobuf's printer and OneFlow write it."""
+    """Return the canonical text, byte for byte as protobuf's text printer and OneFlow write it."""
     dims = "".join([f"  dim: {extent}\n" for extent in meta.shape])
     return f"shape {{\n{dims}}}\ndata_type: {meta.data_type.name}\n".encode()
 
 
 def parse_meta(text: bytes, *, path: str) -> Meta:
-    """Return what any legal spelling of the message says; without a ``shape`` it is 0-d.
+    """Return the shape and data type in a ``meta`` file, in any legal spelling; without a ``shape``, it is 0-d.
 
     Raises:
-        MetaError: unknown or repeated fields, negative or overflowing dimensions, an unknown or absent
-            type, text that is not UTF-8. `path` is named in the message.
+        MetaError: the text is not UTF-8, a field is unknown or repeated, a dimension is negative, the dimensions
+            overflow, or the data type is missing or unknown. The message contains `path`.
     """
     match = _CANONICAL.match(text)
     if match is not None and (row := BY_NAME.get(match[2].decode())) is not None:
@@ -59,7 +60,7 @@ def parse_meta(text: bytes, *, path: str) -> Meta:
 
 
 def shape_problem(meta: Meta) -> str | None:
-    """Return what is wrong with a shape that was read from disk; None if an array can have it."""
+    """Return what is wrong with a shape that was read from disk, or None if an array can have this shape."""
     if len(meta.shape) > _NDIM_LIMIT:
         return f"too many dimensions: found {len(meta.shape)}, expected at most {_NDIM_LIMIT}"
     if any(extent < 0 for extent in meta.shape):
@@ -97,5 +98,5 @@ def _parse_any_spelling(text: bytes, path: str) -> tuple[tuple[int, ...], DataTy
             expected="protobuf text such as 'shape { dim: 2 dim: 3 } data_type: kFloat'",
         ) from error
     if message.data_type not in BY_NUMBER:
-        raise MetaError("no data type is given", path=path, field="data_type", expected="a name such as kFloat")
+        raise MetaError("the data type is missing", path=path, field="data_type", expected="a name such as kFloat")
     return tuple(message.shape.dim), BY_NUMBER[message.data_type]

@@ -1,7 +1,7 @@
 """Variable names and the folders that hold them (FORMAT F6).
 
-A name is any non-empty Unicode string without NUL. Split at ``/``, each part becomes a folder.
-No name can leave the checkpoint's directory, and no two names share a folder.
+A name is any non-empty Unicode string without NUL. It is split at ``/``, and each part becomes a folder.
+No name can lead out of the checkpoint's directory, and no two names share a folder.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ MANIFEST = "manifest"
 MARKER = "snapshot_done"
 
 Folder = NewType("Folder", str)
-"""A relative path below the checkpoint, ``/`` between its parts, that cannot lead out of it."""
+"""A path relative to the checkpoint, with ``/`` between its parts, that cannot lead out of it."""
 
 _PART_LIMIT = 255
 _FOLDER_LIMIT = 4096 - len("/zarr.json") - 1
 _PARTS_LIMIT = 256
-"""Folders in each other; Python's own `shutil.rmtree` fails at a thousand."""
+"""The maximum depth of nested folders; Python's `shutil.rmtree` fails at about a thousand."""
 _RESERVED = frozenset({"out", "meta", "zarr.json"})
 _RESERVED_FIRST = _RESERVED | {MANIFEST, MARKER, "pickled_data"}
 _EMPTY_PART = "%00"
@@ -37,21 +37,21 @@ def folder_of(name: str) -> Folder:
     """Return the folder of a variable, relative to its checkpoint.
 
     Raises:
-        InvalidName: the name is empty, holds NUL or a lone surrogate, has more than 256 parts, or a part of
-            its folder would exceed the 255 bytes that file systems allow.
+        InvalidName: the name is not a string, is empty, contains NUL or a lone surrogate, has more than 256 parts, is
+            too long for a path, or has a part whose folder would exceed the 255 bytes that file systems allow.
     """
     if not isinstance(name, str):
         raise InvalidName(
             "a variable's name must be a string",
             found=f"{name!r} ({type(name).__name__})",
-            hint="nested state with other keys is saved by save_state",
+            hint="save nested state that has other keys with save_state",
         )
     if type(name) is str and _ORDINARY.match(name) and name not in _RESERVED_FIRST:
         return Folder(name)
     if not name:
         raise InvalidName("a variable's name must not be empty")
     if "\0" in name:
-        raise InvalidName("a variable's name must not hold NUL", variable=name)
+        raise InvalidName("a variable's name must not contain NUL", variable=name)
     parts = name.split("/")
     if len(parts) > _PARTS_LIMIT:
         raise InvalidName(
@@ -69,16 +69,16 @@ def folder_of(name: str) -> Folder:
 
 
 def name_of(folder: Folder) -> str:
-    """Return the name that `folder_of` turned into this folder: its inverse.
+    """Return the name for which `folder_of` returns this folder.
 
-    Folders that `folder_of` never writes are not decoded here; the format takes those literally.
+    The result is meaningful only for folders that `folder_of` can return. The format takes other folders literally.
     """
     parts = ("" if part == _EMPTY_PART else _ESCAPE.sub(_unescape, part) for part in folder.split("/"))
     return "/".join(parts)
 
 
 def is_safe_folder(folder: str) -> TypeGuard[Folder]:
-    """Tell whether a folder read from disk stays below the checkpoint, whoever wrote it."""
+    """Return whether a folder that was read from disk stays below the checkpoint."""
     is_plain = folder != "" and folder[0] != "." and "/" not in folder and "\0" not in folder
     return is_plain or _UNSAFE.search(folder) is None
 

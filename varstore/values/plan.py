@@ -1,4 +1,4 @@
-"""Variables -> SavePlan: every folder, size and link is known, and everything refused, before any byte moves."""
+"""Plan a save: determine every folder, size and link, and refuse what cannot be saved, before anything is written."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _meta = lru_cache(maxsize=4096)(Meta)
 
 
 class PlannedVariable(NamedTuple):
-    """One variable to be written: `nbytes` of ``out`` from `source`, or a link to `alias_of`'s."""
+    """One variable to save: `nbytes` of ``out`` from `source`, or a link to the ``out`` of `alias_of`."""
 
     name: str
     folder: Folder
@@ -35,18 +35,18 @@ class PlannedVariable(NamedTuple):
 
     @property
     def is_linked(self) -> bool:
-        """Whether ``out`` exists already: in this checkpoint under another name, or in another one."""
+        """Whether ``out`` is a link to a file of another variable, in this checkpoint or in another one."""
         return bool(self.alias_of) or isinstance(self.source, Stored)
 
     def entry(self, digests: bytes) -> Entry:
-        """Return the manifest's entry once the digests are known."""
+        """Return the entry for the manifest, once the digests are known."""
         name, folder, meta, nbytes, _, attributes, alias_of = self
         return Entry(name, folder, meta, nbytes, digests, RAW, attributes, alias_of)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SavePlan:
-    """A whole save; `parents` are the folders that hold other folders, outermost first."""
+    """A complete save; `parents` are the folders that contain other folders, outermost first."""
 
     variables: tuple[PlannedVariable, ...]
     parents: tuple[str, ...]
@@ -55,7 +55,7 @@ class SavePlan:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of values to be written, links not counted."""
+        """The number of bytes of values to write, links not included."""
         return sum(variable.nbytes for variable in self.variables if not variable.is_linked)
 
 
@@ -66,20 +66,23 @@ def plan_save(
     variable_attributes: Mapping[str, Mapping[str, Any]] | None = None,
     tree: str = "",
 ) -> SavePlan:
-    """Return the plan, or refuse.
+    """Return the plan for saving these variables.
 
     Raises:
-        InvalidName, UnsupportedDtype, UsageError: see `folder_of`, `data_type_of` and `as_source`.
+        InvalidName: a name cannot be a folder; see `folder_of`.
+        UnsupportedDtype: the format cannot store a type; see `data_type_of`.
+        UsageError: `variables` is not a mapping of names to arrays, attributes are not JSON, or `variable_attributes`
+            has names that are not in `variables`.
     """
     if not isinstance(variables, Mapping):
         raise UsageError(
             "variables must be a mapping of names to arrays",
             found=type(variables).__name__,
-            hint="give a dict, or use save_state for nested state",
+            hint="pass a dict, or save nested state with save_state",
         )
     own_attributes = variable_attributes or {}
     if unknown := [name for name in own_attributes if name not in variables]:
-        raise UsageError("variable_attributes names what is not saved", found=unknown[:5])
+        raise UsageError("variable_attributes has names that are not in variables", found=unknown[:5])
     attributes_json(attributes)
     planned: list[PlannedVariable] = []
     parents: dict[str, None] = {}
@@ -124,14 +127,14 @@ def _plan_variable(
 
 
 def _stored_source(stored: Stored) -> tuple[tuple[int, ...], Stored | LateArray]:
-    """Return the variable itself where its file can be linked as it is, else what reads and writes it anew."""
+    """Return the shape, and the variable itself if its file can be linked, else a source that reads its values."""
     entry = stored.entry
     if entry.meta is None:
         raise UsageError(
-            "the variable has no meta, so its shape and type are not known",
+            "the variable does not have a meta file, so its shape and data type are unknown",
             path=stored.root,
             variable=entry.name,
-            hint="load it with load_variables or load_into, which know them, and save that",
+            hint="load it with load_variables or load_into, whose targets have a shape and type, and save those",
         )
     shape = entry.meta.shape
     if entry.encoding == RAW and entry.stored_dtype == stored.dtype:
@@ -140,17 +143,17 @@ def _stored_source(stored: Stored) -> tuple[tuple[int, ...], Stored | LateArray]
 
 
 def _identity(source: Source) -> Hashable | None:
-    """Return what two tied values have in common, None for a value that cannot be tied."""
+    """Return a key that is equal for tied values, or None for a value that cannot be tied."""
     if isinstance(source, np.ndarray):
-        return _memory(source) if source.size else None
+        return _memory_key(source) if source.size else None
     if isinstance(source, Stored):
         entry = source.entry
         return (source.checkpoint, entry.alias_of or entry.name, entry.meta)
     return source.identity if source.nbytes else None
 
 
-def _memory(array: np.ndarray) -> Hashable:
-    """Return what equal views of one memory have in common."""
+def _memory_key(array: np.ndarray) -> Hashable:
+    """Return a key that is equal for arrays that are the same view of the same memory."""
     return (array.__array_interface__["data"][0], array.shape, array.strides, array.dtype)
 
 

@@ -1,7 +1,7 @@
-"""Choose variables by name and rename them: names go in, target name -> source name comes out.
+"""Choose variables by name, and rename them.
 
-A name has parts, and a boundary lies at every ``/``, ``.`` and ``-`` (OneFlow writes ``conv1-weight``);
-``_`` belongs to a part (``running_mean``).
+The parts of a name are separated by ``/``, ``.`` and ``-`` (OneFlow writes ``conv1-weight``); ``_`` belongs to a part
+(``running_mean``).
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ Patterns: TypeAlias = str | Iterable[str]
 Rename: TypeAlias = Mapping[str, str | None] | Iterable[tuple[str | re.Pattern[str], str]] | Callable[[str], str | None]
 
 SEPARATOR = re.compile(r"[/.\-]")
-"""What stands between the parts of a name."""
+"""Separates the parts of a name."""
 
 _WILDCARD = re.compile(r"[*?]|\[.*?\]")
 
@@ -33,24 +33,28 @@ def select(
     rename: Rename | None = None,
     path: str | None = None,
 ) -> dict[str, str]:
-    """Return target name -> source name for the chosen variables, in the order of the source.
+    """Return a dict of target names to source names for the chosen variables, in the order of the source.
 
-    `include` and `exclude` are glob patterns, one or several, on the whole name as the source has it, before
-    renaming: ``*`` also matches separators, case counts, and a name always matches itself, brackets and all.
-    Every pattern of `include` must match something; `exclude` need not.
+    `include` and `exclude` are glob patterns, one or several. They are matched, case-sensitively, against the whole
+    name in the source, before renaming; ``*`` also matches separators. A name always matches itself, even if it
+    contains brackets. Every pattern of `include` must match at least one name; those of `exclude` need not.
 
-    `rename` is one of three. A dict of prefixes: the longest that ends on a boundary is replaced, literally;
-    ``""`` as the replacement also removes the separator that follows, None drops the variable, and the prefix
-    ``""`` stands before every name that no other prefix matches. A boundary is the end of the name, the place
-    before ``/``, ``.`` or ``-``, or the end of a prefix that itself ends in a sign that is no letter or digit
-    (``"module."``, ``"layer_"``). A list of (regex, replacement): all of them in order, each by ``re.sub`` on
-    what the one before gave. A function: name -> new name, or None to drop the variable.
-    `path` only says in messages where the names are from.
+    `rename` is one of three:
+
+    - A dict of prefixes to replacements. The longest prefix that ends at a boundary is replaced, literally. A
+      boundary is the end of the name, the place before ``/``, ``.`` or ``-``, or the end of a prefix whose last
+      character is not a letter or digit (``"module."``, ``"layer_"``). The replacement ``""`` also removes the
+      separator that follows; the replacement None drops the variable. The prefix ``""`` matches every name that no
+      other prefix matches.
+    - A list of (regex, replacement). All are applied in order with ``re.sub``, each to the result of the one before.
+    - A function that takes a name and returns the new name, or None to drop the variable.
+
+    `path` is the source of the names, for messages.
 
     Raises:
-        VariableNotFound: a pattern of `include` matches no name; says what is near.
-        VariableMismatch: two variables would get one name; names both.
-        UsageError: a pattern, regex, replacement or new name is not what it should be.
+        VariableNotFound: a pattern of `include` matches no name; the message lists the nearest names.
+        VariableMismatch: two variables would get the same name; the message contains both.
+        UsageError: a pattern, regex, replacement or new name is invalid.
     """
     chosen = _chosen(list(names), include, exclude, path)
     if rename is None:
@@ -63,7 +67,7 @@ def select(
             continue
         if not isinstance(target, str) or not target:
             raise UsageError(
-                "renaming must give a non-empty name, or None to drop the variable",
+                "renaming must return a non-empty name, or None to drop the variable",
                 path=path,
                 variable=source,
                 field="rename",
@@ -75,7 +79,7 @@ def select(
                 path=path,
                 field="rename",
                 found=f"{selected[target]!r} and {source!r}",
-                hint="leave one out with exclude=, or rename it to something else",
+                hint="leave one of them out with exclude=, or rename it to something else",
             )
         selected[target] = source
     return selected
@@ -128,7 +132,7 @@ def _hint_for_pattern(pattern: str, names: list[str]) -> str:
     near = [repr(head + "*") for head in nearest(literal, heads)] if wild else list(map(repr, nearest(pattern, names)))
     if near:
         return f"the nearest are {', '.join(near)}"
-    return f"the names are {listed(list(map(repr, names)))}" if names else "there are no variables at all"
+    return f"the names are {listed(list(map(repr, names)))}" if names else "there are no variables"
 
 
 def _renamer(rename: object) -> Callable[[str], object]:
@@ -139,7 +143,7 @@ def _renamer(rename: object) -> Callable[[str], object]:
     if isinstance(rename, Iterable) and not isinstance(rename, (str, bytes)):
         return _by_regex([_substitution(item) for item in rename])
     raise UsageError(
-        "cannot rename by this",
+        "not a way to rename",
         field="rename",
         found=_described(rename),
         expected="a dict of prefixes, a list of (regex, replacement), or a function",
@@ -189,7 +193,7 @@ def _substitution(item: Any) -> tuple[re.Pattern[str], str]:
     try:
         regex, replacement = item
         pattern = re.compile(regex)
-        pattern.sub(replacement, "")  # a wrong group in the replacement shows now, whatever the names are
+        pattern.sub(replacement, "")  # raises for a wrong group in the replacement even if no name matches
         if isinstance(replacement, str):
             return pattern, replacement
         problem = "the replacement is not a string"
