@@ -1,8 +1,9 @@
 """Zarr trees of version 2 and 3, through the zarr library; the root may be a group or one array.
 
-The metadata is read here first, and only what it may ask for reaches the library: no codec but those of
-the table (numcodecs has one that unpickles), no link that leads out of the tree, no shape that what
-lies on the disk could never fill. Types of `ml_dtypes`, which JAX's tools write, are read by their bits.
+The metadata is read here first, and what is checked is what the library gets: it sees one array, by a store that
+knows no other metadata. There is no codec but those of the table (numcodecs has one that unpickles), no link that
+leads out of the tree, no shape that what lies on the disk could never fill. Types of `ml_dtypes`, which JAX's tools
+write, are read by their bits.
 
 Format: https://zarr-specs.readthedocs.io
 """
@@ -31,13 +32,21 @@ from varstore.errors import (
 from varstore.formats.binary.source import Source, count_elements
 from varstore.formats.opened import BARE, ForeignCheckpoint, LazyArray
 from varstore.formats.state.flat import fetch_plain, flat_arrays
-from varstore.formats.zarr.store import library, store_of
+from varstore.formats.zarr.store import (
+    V2_ARRAY,
+    V2_ATTRIBUTES,
+    V2_GROUP,
+    V3,
+    check_folder,
+    inside,
+    library,
+    store_of,
+)
 from varstore.storage.appearing import new_folder
 from varstore.values.arrays import LateArray
 
 __all__ = ["array_in", "read", "write"]
 
-_V3, _V2_ARRAY, _V2_GROUP, _V2_ATTRIBUTES = "zarr.json", ".zarray", ".zgroup", ".zattrs"
 _V2_CODECS = {"blosc", "bz2", "crc32", "crc32c", "delta", "fixedscaleoffset", "gzip", "lz4", "lzma", "packbits", "zlib"}
 _V3_CODECS = {"bytes", "blosc", "crc32c", "gzip", "sharding_indexed", "transpose"}
 _CODECS = _V2_CODECS | _V3_CODECS | {"adler32", "astype", "bitround", "fletcher32", "quantize", "shuffle", "zstd"}
@@ -67,7 +76,7 @@ def read(path: str) -> ForeignCheckpoint:
 
     Raises:
         FormatError: metadata that is not zarr's.
-        UnsafeContent: a link that leads out of the tree, a codec that could run code.
+        UnsafeContent: a link that leads out of the tree, a codec that could run code, a name that zarr would change.
         MissingDependency: zarr is not installed.
     """
     library(path)
@@ -84,7 +93,7 @@ def read(path: str) -> ForeignCheckpoint:
         if record.is_array:
             arrays[folder] = _array(root, path, folder, record)
     if not nodes:
-        raise FormatError("no zarr metadata in this folder", path=path, expected=f"{_V3}, {_V2_GROUP} or {_V2_ARRAY}")
+        raise FormatError("no zarr metadata in this folder", path=path, expected=f"{V3}, {V2_GROUP} or {V2_ARRAY}")
     if "" in arrays:
         return ForeignCheckpoint(path, "zarr", arrays[""], attributes)
     return ForeignCheckpoint(path, "zarr", arrays, attributes)
@@ -95,8 +104,10 @@ def array_in(path: str, folder: str, name: str) -> LazyArray:
 
     Raises:
         FormatError: there is none; see also `read`.
+        UnsafeContent: the folder's name is not one that zarr takes as it is.
     """
     library(path)
+    check_folder(path, folder, name)
     root = os.path.realpath(path)
     record = _record(root, path, folder)
     if record is None or not record.is_array:
@@ -139,11 +150,11 @@ class _Record:
 
     @property
     def is_v3(self) -> bool:
-        return self.file == _V3
+        return self.file == V3
 
     @property
     def is_array(self) -> bool:
-        return self.file == _V2_ARRAY or self.fields.get("node_type") == "array"
+        return self.file == V2_ARRAY or self.fields.get("node_type") == "array"
 
 
 def _nodes(root: str, path: str, folder: str, above: tuple[str, ...]) -> Iterator[tuple[str, _Record]]:
@@ -156,7 +167,7 @@ def _nodes(root: str, path: str, folder: str, above: tuple[str, ...]) -> Iterato
     for name in sorted(os.listdir(here)):
         if not os.path.isdir(os.path.join(here, name)):
             continue
-        real = _inside(root, path, os.path.join(folder, name))
+        real = inside(root, path, os.path.join(folder, name))
         if real in above:
             raise UnsafeContent("a link leads back to a folder above it", path=path, found=os.path.join(folder, name))
         if len(above) > _DEEPEST:
@@ -165,11 +176,11 @@ def _nodes(root: str, path: str, folder: str, above: tuple[str, ...]) -> Iterato
 
 
 def _record(root: str, path: str, folder: str) -> _Record | None:
-    for file in (_V3, _V2_ARRAY, _V2_GROUP):
+    for file in (V3, V2_ARRAY, V2_GROUP):
         fields = _json(root, path, os.path.join(folder, file))
         if fields is not None:
-            own = fields if file == _V3 else _json(root, path, os.path.join(folder, _V2_ATTRIBUTES)) or {}
-            attributes = own.get("attributes", {}) if file == _V3 else own
+            own = fields if file == V3 else _json(root, path, os.path.join(folder, V2_ATTRIBUTES)) or {}
+            attributes = own.get("attributes", {}) if file == V3 else own
             return _Record(file=file, fields=fields, attributes=attributes if isinstance(attributes, dict) else {})
     return None
 
@@ -177,7 +188,7 @@ def _record(root: str, path: str, folder: str) -> _Record | None:
 def _json(root: str, path: str, file: str) -> dict[str, Any] | None:
     if not os.path.lexists(os.path.join(root, file)):
         return None
-    source = Source(_inside(root, path, file))
+    source = Source(inside(root, path, file))
     if source.size > _MOST_METADATA:
         raise SizeMismatch("metadata too long", path=source.path, found=source.size, expected=_MOST_METADATA)
     try:
@@ -189,23 +200,18 @@ def _json(root: str, path: str, file: str) -> dict[str, Any] | None:
     return fields
 
 
-def _inside(root: str, path: str, name: str) -> str:
-    real = os.path.realpath(os.path.join(root, name))
-    if not real.startswith(root.rstrip(os.sep) + os.sep):
-        raise UnsafeContent("a path leads out of the tree", path=path, found=f"{name!r} -> {real!r}")
-    return real
-
-
 def _array(root: str, path: str, folder: str, record: _Record) -> LazyArray:
     name = folder or BARE
+    if folder:
+        check_folder(path, folder, name)
     fields = dict(record.fields)
     zarr = library(path)
     try:
         _check_codecs(path, name, fields)
         bits = _read_by_bits(fields, record)
-        overrides = {f"{folder}/{record.file}".lstrip("/"): json.dumps(fields).encode()}
-        store = store_of(path, root, overrides)
+        store = store_of(path, root, folder, (record.file, json.dumps(fields).encode()))
         array = zarr.open_array(store, path=folder, mode="r", zarr_format=3 if record.is_v3 else 2)
+        _check_opened(path, name, array.metadata, fields)
         shape, dtype, chunks = tuple(map(int, array.shape)), np.dtype(array.dtype), tuple(map(int, array.chunks))
     except VarstoreError:
         raise
@@ -255,6 +261,14 @@ def _check_codecs(path: str, name: str, fields: Mapping[str, Any]) -> None:
             )
 
 
+def _check_opened(path: str, name: str, metadata: Any, fields: Mapping[str, Any]) -> None:
+    """Refuse an array that zarr did not make from these fields."""
+    fields = {key: value for key, value in fields.items() if key != "attributes"}
+    ours, theirs = (type(metadata).from_dict(fields).to_dict(), metadata.to_dict())
+    if any(repr(ours[key]) != repr(theirs.get(key)) for key in ours.keys() - {"attributes"}):
+        raise UnsafeContent("zarr opened other metadata than what was checked", path=path, variable=name)
+
+
 def _codec_names(fields: Mapping[str, Any]) -> Iterator[str]:
     """Yield every codec that metadata of either version names, those within shards too."""
     named = [fields.get("compressor"), *(fields.get("filters") or ())]
@@ -293,7 +307,7 @@ def _check_writable(path: str, name: str, array: LateArray, arrays: Mapping[str,
             "zarr has no such type", path=path, variable=name, found=str(array.dtype), hint="convert it first"
         )
     parts = name.split("/")
-    if any(part in ("", ".", "..", _V3) or part.startswith(("__", ".z")) or "\0" in part for part in parts):
+    if any(part in ("", ".", "..", V3) or part.startswith(("__", ".z")) or "\0" in part for part in parts):
         raise InvalidName("zarr keeps such names for itself", path=path, variable=name, hint="rename it")
     above = ["/".join(parts[:depth]) for depth in range(1, len(parts))]
     if taken := [prefix for prefix in above if prefix in arrays]:
