@@ -1,7 +1,7 @@
 """The house: which folder stands on which floor, and the order of the files in a folder.
 
 A module imports only from floors below its own, and within a folder only from what is listed before it.
-``tests/test_floors.py`` holds the code to these tables.
+``tests/project/test_floors.py`` holds the code to these tables.
 """
 
 from __future__ import annotations

@@ -29,6 +29,6 @@ while IFS='|' read -r name tests; do
     echo "== $name"
     "$python" -m pip install --quiet --disable-pip-version-check --editable "$root" "pytest>=8" "hypothesis>=6.100"
     # shellcheck disable=SC2086
-    "$python" -m pytest -q $(printf 'tests/%s.py ' $tests) || failures=$((failures + 1))
+    "$python" -m pytest -q $(printf '%s\n' $tests | xargs -I{} find tests -name {}.py) || failures=$((failures + 1))
 done <<<"$table"
 exit "$((failures > 0))"

@@ -5,7 +5,7 @@ import os
 
 import numpy as np
 import pytest
-from confined import confined
+from support.confined import confined
 
 import varstore as vs
 from varstore.errors import StorageError

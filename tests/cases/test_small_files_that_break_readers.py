@@ -4,8 +4,8 @@ from collections import Counter
 
 import numpy as np
 import pytest
-from confined import TooSlow, confined
 from support import FIXTURES
+from support.confined import TooSlow, confined
 
 import varstore as vs
 from varstore.errors import FormatError, ManifestError, UsageError

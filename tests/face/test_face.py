@@ -7,8 +7,8 @@ import inspect
 import json
 import types
 
-import face
 import pytest
+from support import face
 
 import varstore as vs
 from varstore import errors

@@ -37,8 +37,8 @@ from varstore.formats.opened import BARE, LazyArray
 from varstore.formats.zarr import tree as zarr
 from varstore.training.state import load_state, save_state
 
-ROOT = Path(__file__).parent.parent
-DATA = Path(__file__).parent / "data" / "formats"
+ROOT = Path(__file__).resolve().parents[2]
+DATA = Path(__file__).resolve().parents[1] / "data" / "formats"
 SYSTEMS = ("mindspore", "numpy", "onnx", "orbax", "safetensors", "zarr")
 FIXTURES = sorted(
     str(path.relative_to(DATA)).removesuffix(".expect.json")

@@ -8,7 +8,7 @@ import pytest
 
 import varstore as vs
 
-DATA = Path(__file__).parent / "data" / "oneflow"
+DATA = Path(__file__).resolve().parents[1] / "data" / "oneflow"
 
 
 def assert_same(found, expected):

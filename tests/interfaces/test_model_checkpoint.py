@@ -18,7 +18,7 @@ from varstore.inspection.verify import verify
 from varstore.interfaces.mindspore import CheckpointConfig, ModelCheckpoint, load_checkpoint, load_param_into_net
 from varstore.model.store import save
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 TABLE = ROOT / "tests/data/mindspore/model_checkpoint_names.json"
 ROWS = json.loads(TABLE.read_text())["rows"]
 REAL = Path(os.environ.get("VARSTORE_ENVS", ROOT / ".envs"), "mindspore/bin/python")

@@ -10,7 +10,7 @@ import pytest
 import varstore as vs
 from varstore.errors import CheckpointNotFound, IncompleteCheckpoint, ManifestError, MetaError, SizeMismatch
 
-DATA = Path(__file__).parent / "data" / "oneflow"
+DATA = Path(__file__).resolve().parents[1] / "data" / "oneflow"
 SHARED = np.arange(4.0)
 VALUES = {"z": np.ones((2, 2)), "a/b": np.arange(3), "odd:name": np.float32(2), "tied": SHARED, "twin": SHARED}
 

@@ -32,7 +32,7 @@ __all__ = [
     "run_python",
 ]
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 FIXTURES = ROOT / "tests" / "data"
 """Files that real frameworks wrote; ``X.expect.npz`` and ``X.expect.json`` beside ``X`` hold the truth."""
 

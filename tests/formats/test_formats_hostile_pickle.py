@@ -14,12 +14,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from support import ROOT, run_python
 
-from tests.support import ROOT, run_python
 from varstore.errors import CheckpointNotFound, FormatError, SizeMismatch, UnsafeContent
 from varstore.formats import oneflow, torch
 
-TESTS = ROOT / "tests"
+SUPPORT = ROOT / "tests" / "support"
 SECONDS = 5
 LONGEST_MESSAGE = 1000
 
@@ -28,14 +28,14 @@ LONGEST_MESSAGE = 1000
 def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return a folder with every hostile file; believing one of them would touch ``canary`` beside it."""
     folder = tmp_path_factory.mktemp("hostile")
-    subprocess.run([sys.executable, TESTS / "make_hostile_pickles.py", folder, folder / "canary"], check=True)
+    subprocess.run([sys.executable, SUPPORT / "hostile_pickles.py", folder, folder / "canary"], check=True)
     return folder
 
 
 @pytest.fixture(scope="module")
 def outcomes(corpus: Path) -> list[dict[str, Any]]:
     """Return what became of each file, read in one child process of limited memory."""
-    command = [sys.executable, TESTS / "read_hostile.py", corpus]
+    command = [sys.executable, SUPPORT / "read_hostile.py", corpus]
     done = subprocess.run(command, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr[-2000:]
     return [json.loads(line) for line in done.stdout.splitlines()]
@@ -72,7 +72,7 @@ def test_no_code_ran(outcomes: list[dict[str, Any]], corpus: Path) -> None:
 def believed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return another such folder, whose canary may be touched."""
     folder = tmp_path_factory.mktemp("believed")
-    subprocess.run([sys.executable, TESTS / "make_hostile_pickles.py", folder, folder / "canary"], check=True)
+    subprocess.run([sys.executable, SUPPORT / "hostile_pickles.py", folder, folder / "canary"], check=True)
     return folder
 
 

@@ -1,4 +1,4 @@
-"""Make the corpus of hostile pickles and zip files: ``make_hostile_pickles.py FOLDER [CANARY]``.
+"""Make the corpus of hostile pickles and zip files: ``hostile_pickles.py FOLDER [CANARY]``.
 
 Each file would touch CANARY if it were believed. ``index.json`` beside them says for each which reader it is
 for, which error it must be, and a word that the error must hold.

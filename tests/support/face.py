@@ -1,7 +1,7 @@
 """The face as a table of facts, one line per fact: names, signatures, members, errors, commands, exit codes.
 
 ``tests/data/face.json`` is the table as it was agreed; `test_face.py` compares the present one with it. A change that
-is meant is recorded by ``python tests/face.py --write`` and seen by whoever reads the commit.
+is meant is recorded by ``python tests/support/face.py --write`` and seen by whoever reads the commit.
 """
 
 from __future__ import annotations
@@ -32,9 +32,9 @@ from varstore.cli import main
 
 __all__ = ["BEYOND_STAR", "RECORDED", "differences", "facts", "facts_of"]
 
-RECORDED = Path(__file__).resolve().parent / "data" / "face.json"
+RECORDED = Path(__file__).resolve().parents[1] / "data" / "face.json"
 """What was agreed."""
-WRITE = "python tests/face.py --write"
+WRITE = "python tests/support/face.py --write"
 
 BEYOND_STAR = ("bool", "float", "open")
 """Public names that ``import *`` leaves out, because they are Python's own."""

@@ -38,7 +38,7 @@ from varstore.formats.onnx import model as onnx
 from varstore.formats.zarr import tree as zarr
 from varstore.formats.zarr.store import store_of
 
-DATA = Path(__file__).parent / "data" / "formats"
+DATA = Path(__file__).resolve().parents[1] / "data" / "formats"
 MOST_MEMORY = 32 << 20
 HUGE = 1 << 40
 

@@ -18,8 +18,8 @@ import ml_dtypes
 import numpy as np
 import pytest
 from hypothesis import given, settings, strategies as st
+from support import FIXTURES, ROOT, arrays, assert_same, load_facts, load_truth, run_python
 
-from tests.support import FIXTURES, ROOT, arrays, assert_same, load_facts, load_truth, run_python
 from varstore.errors import FormatError, SizeMismatch, UnsafeContent, UnsupportedDtype, UsageError, VarstoreError
 from varstore.formats import megengine, oneflow, torch
 from varstore.formats.binary.source import Source

@@ -31,7 +31,7 @@ from varstore.errors import (
 from varstore.interfaces.oneflow import initializers as init
 from varstore.interfaces.oneflow.session import current_session
 
-DATA = Path(__file__).parent / "data" / "oneflow"
+DATA = Path(__file__).resolve().parents[1] / "data" / "oneflow"
 
 
 @pytest.fixture(autouse=True)

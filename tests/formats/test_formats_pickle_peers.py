@@ -15,8 +15,8 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 import pytest
+from support import ROOT, assert_same
 
-from tests.support import ROOT, assert_same
 from varstore.formats import megengine, oneflow, torch
 from varstore.formats.paddle import states as paddle
 

@@ -16,7 +16,7 @@ import pytest
 import varstore as vs
 from varstore import interfaces
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 ENVS = Path(os.environ.get("VARSTORE_ENVS", ROOT / ".envs"))
 
 BEFORE = {
