@@ -108,7 +108,7 @@ class Described:
 
     def _number(self, key: Any, owner: Any) -> int:
         self._kept.append(owner)  # or its address might be another one's next
-        return self._memory.setdefault(key if owner.size else len(self._kept) + 0.5, len(self._memory))
+        return self._memory.setdefault(key if owner.nbytes else len(self._kept) + 0.5, len(self._memory))
 
 
 def _form(values: np.ndarray) -> dict[str, Any]:
