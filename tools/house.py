@@ -33,7 +33,7 @@ FLOORS: dict[str, int] = {
 ORDER: dict[str, tuple[str, ...]] = {
     "text": ("hints", "html"),
     "layout": ("collector", "names", "dtypes", "meta", "manifest", "difference"),
-    "values": ("select", "arrays", "plan"),
+    "values": ("select", "methods", "lazy", "arrays", "plan"),
     "storage": ("syscalls", "failures", "containment", "beneath", "appearing"),
     "disk": ("progress", "threads", "blocks", "save", "read", "seal"),
     "disk/save": ("staging", "large_file", "links", "space", "incremental", "writer"),

@@ -29,6 +29,7 @@ from click.testing import CliRunner
 import varstore as vs
 from varstore import adapters, errors
 from varstore.cli import main
+from varstore.values.methods import NumpyMethods
 
 __all__ = ["BEYOND_STAR", "RECORDED", "differences", "facts", "facts_of"]
 
@@ -60,6 +61,9 @@ PROTOCOL = {
     *("__iter__", "__len__", "__or__", "__str__", "_repr_html_"),
 }
 """Methods that Python and notebooks call by these names."""
+
+NUMPYS = {name for name, value in vars(NumpyMethods).items() if "numpy.ndarray." in (value.__doc__ or "")}
+"""Methods that read the values and are numpy's own."""
 
 Facts = dict[str, str]
 
@@ -146,6 +150,8 @@ def _members(name: str, kind: type) -> Facts:
         path = f"{name}.{member}"
         if member in PROTOCOL:
             table[path] = "method"
+        elif owner is NumpyMethods and member in NUMPYS:
+            table[path] = "as numpy's"
         elif inspect.isroutine(value):
             table |= {path: "method"} | _signature(path, value)
         elif not inspect.isclass(value):

@@ -11,7 +11,8 @@ from support import all_dtypes, arrays, assert_same, names
 import varstore as vs
 from varstore.errors import InvalidName, UnsupportedDtype, UsageError
 from varstore.layout.names import folder_of
-from varstore.values.arrays import LateArray, as_source
+from varstore.values.arrays import as_source
+from varstore.values.lazy import LazyArray
 from varstore.values.plan import plan_save
 
 
@@ -191,9 +192,9 @@ def test_a_subclass_is_taken_as_the_plain_array_of_the_same_memory(tmp_path):
 def test_an_array_like_is_fetched_late_and_once():
     value = ArrayLike([[1.0, 2.0]])
     found = source(value)
-    assert isinstance(found, LateArray)
+    assert isinstance(found, LazyArray)
     assert (found.shape, found.dtype, found.nbytes, value.fetched) == ((1, 2), np.dtype(float), 16, 0)
-    assert_same(found.fetch(), np.array([[1.0, 2.0]]))
+    assert_same(found.numpy(), np.array([[1.0, 2.0]]))
     assert value.fetched == 1
 
 

@@ -23,7 +23,8 @@ from varstore.model.report import LoadReport, make_report
 from varstore.training.state import load_state, restore, save_state
 from varstore.training.tensors import TENSOR, MapLocation
 from varstore.training.tree import flatten
-from varstore.values.arrays import LateArray, Source, Stored, as_source
+from varstore.values.arrays import Source, Stored, as_source
+from varstore.values.lazy import LazyArray
 from varstore.values.select import Patterns, Rename, select
 
 __all__ = ["load", "load_into", "save", "state_of"]
@@ -156,7 +157,7 @@ def load_into(
 
 
 def _is_array(value: Any) -> bool:
-    return isinstance(value, Stored | LateArray | np.ndarray | torch.Tensor) or hasattr(value, "__array__")
+    return isinstance(value, Stored | LazyArray | np.ndarray | torch.Tensor) or hasattr(value, "__array__")
 
 
 def _spec(source: Source) -> SourceSpec:

@@ -19,7 +19,7 @@ import numpy as np
 from varstore.errors import FormatError
 from varstore.formats.binary.magic import is_megengine_graph
 from varstore.formats.binary.source import Source
-from varstore.formats.opened import ForeignCheckpoint, LazyArray
+from varstore.formats.opened import ForeignCheckpoint
 from varstore.formats.pickles.arrays import PLAIN, Array
 from varstore.formats.pickles.emit import Emitter, Named
 from varstore.formats.pickles.machine import Machine, Opaque
@@ -27,7 +27,7 @@ from varstore.formats.pickles.names import Constructor
 from varstore.formats.pickles.tree import DEEPEST, plain_tree
 from varstore.formats.state.nested import nested_state
 from varstore.storage.appearing import replacing
-from varstore.values.arrays import LateArray
+from varstore.values.lazy import LazyArray, derived
 
 __all__ = ["read", "write"]
 
@@ -77,7 +77,7 @@ def write(path: str | os.PathLike[str], state: Any) -> None:
     """
     tree = nested_state(state, format="megengine", accept=lambda dtype: dtype.kind in "biufc" or dtype == _BFLOAT16)
 
-    def array(emitter: Emitter, array: LateArray) -> None:
+    def array(emitter: Emitter, array: LazyArray) -> None:
         is_brain = array.dtype == _BFLOAT16
         emitter.numpy(array, _BFLOAT16 if is_brain else array.dtype, (_BRAIN, _BRAIN_FLAGS) if is_brain else None)
 
@@ -111,7 +111,7 @@ def _lazy(array: Array, source: Source) -> LazyArray:
     if not isinstance(quantised, dict):
         return plain
     numbers = {key: value for key, value in quantised.items() if isinstance(value, (str, int, float, type(None)))}
-    return LazyArray(plain.shape, plain.dtype, plain.read, {"mgb_dtype": numbers})
+    return derived(plain, attributes={"mgb_dtype": numbers})
 
 
 def _is_module(value: Any) -> bool:

@@ -7,11 +7,11 @@ from typing import Any, Unpack
 
 from varstore.disk.read.checkpoint import Checkpoint, open_checkpoint
 from varstore.disk.read.variable import Variable
-from varstore.formats.opened import LazyArray
 from varstore.formats.state.flat import flat_leaves
 from varstore.model.options import SaveOptions
 from varstore.model.store import save
 from varstore.training.tree import flatten, unflatten
+from varstore.values.lazy import LazyArray
 
 __all__ = ["nested", "read", "write"]
 
@@ -50,7 +50,14 @@ def write(path: str, state: Any, **options: Unpack[SaveOptions]) -> None:
 
 
 def _lazy(variable: Variable) -> LazyArray:
-    return LazyArray(variable.shape, variable.dtype, variable.numpy, dict(variable.attributes))
+    return LazyArray(
+        variable.shape,
+        variable.dtype,
+        variable.numpy,
+        variable.attributes,
+        part=variable.__getitem__,
+        name=variable.name,
+    )
 
 
 def _is_flat(state: Any) -> bool:
@@ -63,4 +70,4 @@ def _is_flat(state: Any) -> bool:
 def _plain(array: LazyArray) -> dict[str, Any]:
     """Return what is said of an array, with lists in the place of arrays."""
     said = array.attributes.items()
-    return {key: value.read().tolist() if isinstance(value, LazyArray) else value for key, value in said}
+    return {key: value.tolist() if isinstance(value, LazyArray) else value for key, value in said}

@@ -30,10 +30,10 @@ from varstore.formats.binary.magic import NPY
 from varstore.formats.binary.slices import MemoryContent, array_of_spans, refused_array, stream_of
 from varstore.formats.binary.source import Source, count_elements
 from varstore.formats.binary.zip import Member, archive_members, is_zip, leads_out
-from varstore.formats.opened import BARE, ForeignCheckpoint, LazyArray
+from varstore.formats.opened import BARE, ForeignCheckpoint
 from varstore.formats.state.flat import fetch_plain, flat_arrays
 from varstore.storage.appearing import replacing
-from varstore.values.arrays import LateArray
+from varstore.values.lazy import LazyArray
 
 __all__ = ["read", "write"]
 
@@ -127,7 +127,7 @@ def _member_array(source: Source, member: Member) -> LazyArray | None:
     array = _array(source, (place + start, member.size - start), header, name)
 
     def fetch() -> np.ndarray:
-        values = array.read()
+        values = array.numpy()
         _check_crc(member, member.read(0, start), values.T if header[2] else values, header[0])
         return values
 
@@ -157,7 +157,7 @@ def _compressed_array(member: Member, name: str, header: Header, start: int) -> 
     def fetch() -> np.ndarray:
         content = _unpacked(member, start, size, name)
         memory = MemoryContent(path, content)
-        return array_of_spans(memory, [(0, size)], shape, dtype, variable=name, fortran=fortran).read()
+        return array_of_spans(memory, [(0, size)], shape, dtype, variable=name, fortran=fortran).numpy()
 
     native = dtype if dtype.fields else dtype.newbyteorder("=")
     return LazyArray(shape, native, fetch)
@@ -253,7 +253,7 @@ def _check_member_name(path: str, name: str) -> None:
         raise InvalidName("cannot be the name of a member of a zip archive", path=path, variable=name, hint="rename it")
 
 
-def _write_array(file: IO[bytes] | BinaryIO, name: str, array: LateArray) -> None:
+def _write_array(file: IO[bytes] | BinaryIO, name: str, array: LazyArray) -> None:
     values = fetch_plain(name, array)
     np.lib.format.write_array_header_1_0(file, np.lib.format.header_data_from_array_1_0(values))
     file.write(values.reshape(-1).view(np.uint8).data)

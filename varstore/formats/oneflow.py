@@ -16,7 +16,7 @@ import numpy as np
 
 from varstore.errors import CheckpointNotFound, FormatError, SizeMismatch, UnsafeContent
 from varstore.formats.binary.source import Source, lazy_array
-from varstore.formats.opened import ForeignCheckpoint, LazyArray
+from varstore.formats.opened import ForeignCheckpoint
 from varstore.formats.pickles.arrays import PLAIN, Array
 from varstore.formats.pickles.emit import Emitter, Named
 from varstore.formats.pickles.machine import Machine, Opaque, Record
@@ -28,7 +28,7 @@ from varstore.layout.dtypes import BFLOAT16, BY_NAME, BY_NUMBER, data_type_of, d
 from varstore.layout.meta import META_LIMIT, Meta, encode_meta, parse_meta
 from varstore.storage.appearing import new_folder
 from varstore.storage.containment import inside
-from varstore.values.arrays import LateArray
+from varstore.values.lazy import LazyArray, derived
 
 __all__ = ["read", "write"]
 
@@ -69,7 +69,7 @@ def write(path: str | os.PathLike[str], state: Any) -> None:
     with new_folder(os.fspath(path)) as folder:
         count = 0
 
-        def tensor(emitter: Emitter, array: LateArray) -> None:
+        def tensor(emitter: Emitter, array: LazyArray) -> None:
             nonlocal count
             name = f"tensor_{count}"
             count += 1
@@ -82,7 +82,7 @@ def write(path: str | os.PathLike[str], state: Any) -> None:
             os.fsync(file.fileno())
 
 
-def _write_tensor(folder: str, array: LateArray) -> None:
+def _write_tensor(folder: str, array: LazyArray) -> None:
     row = data_type_of(array.dtype)
     values = fetch_plain(os.path.basename(folder), array)
     if row is BFLOAT16:
@@ -156,7 +156,7 @@ def _values(tensor: _Tensor, source: Source, root: str | None) -> LazyArray:
 def _rounded(values: LazyArray) -> LazyArray:
     """Return bfloat16 values that were kept as float32, exactly."""
     kind = np.dtype(ml_dtypes.bfloat16)
-    return LazyArray(values.shape, kind, lambda: values.read().astype(kind))
+    return derived(values, lambda part: part.astype(kind), kind)
 
 
 def _read_folders(root: str) -> ForeignCheckpoint:

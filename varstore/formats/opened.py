@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
 
 from varstore.errors import FormatError, VariableNotFound
 from varstore.text.hints import plural
+from varstore.values.lazy import LazyArray
 
-__all__ = ["BARE", "ForeignCheckpoint", "LazyArray", "leaves"]
+__all__ = ["BARE", "ForeignCheckpoint", "leaves"]
 
 BARE = "(array)"
 """The name of a file's only tensor where the file gives it none."""
@@ -20,48 +21,8 @@ _MOST_TEXT = 1 << 27
 """Characters of all names together: long keys of many leaves would multiply."""
 
 
-class LazyArray:
-    """An array that a file holds: its shape and type cost nothing, `read` fetches the values.
-
-    `attributes` is what the file says of it beyond that, such as the scale of quantised values.
-    """
-
-    __slots__ = ("_fetch", "attributes", "dtype", "shape")
-
-    def __init__(
-        self,
-        shape: tuple[int, ...],
-        dtype: np.dtype[Any],
-        fetch: Callable[[], np.ndarray],
-        attributes: Mapping[str, Any] | None = None,
-    ) -> None:
-        self.shape = shape
-        self.dtype = dtype
-        self.attributes = dict(attributes or {})
-        self._fetch = fetch
-
-    @property
-    def nbytes(self) -> int:
-        """Size of the values in bytes."""
-        count = 1
-        for extent in self.shape:
-            count *= extent
-        return count * self.dtype.itemsize
-
-    def read(self) -> np.ndarray:
-        """Fetch the values."""
-        return self._fetch()
-
-    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
-        values = self.read()
-        return values if dtype is None else values.astype(dtype, copy=bool(copy))
-
-    def __repr__(self) -> str:
-        return f"LazyArray(shape={self.shape}, dtype={self.dtype})"
-
-
-class ForeignCheckpoint(Mapping[str, np.ndarray]):
-    """The tensors of another system's file by name; ``[]`` reads one of them and nothing else.
+class ForeignCheckpoint(Mapping[str, LazyArray]):
+    """The tensors of another system's file by name; ``[]`` gives one of them, and reads nothing yet.
 
     Names are the keys and indices on the way, joined by ``/``. `state` gives the nested object with its
     scalars, arrays at its leaves; `attributes` is the file's own metadata.
@@ -89,8 +50,11 @@ class ForeignCheckpoint(Mapping[str, np.ndarray]):
                 )
             self._arrays[name] = array
 
-    def __getitem__(self, name: str) -> np.ndarray:
-        return self.lazy(name).read()
+    def __getitem__(self, name: str) -> LazyArray:
+        try:
+            return self._arrays[name]
+        except KeyError:
+            raise VariableNotFound("no such tensor in this file", path=self.path, variable=name) from None
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._arrays)
@@ -105,15 +69,12 @@ class ForeignCheckpoint(Mapping[str, np.ndarray]):
         return f"<{self.format} file {self.path!r}: {plural(len(self), 'tensor')}>"
 
     def lazy(self, name: str) -> LazyArray:
-        """Return one tensor without reading its values.
+        """Return one tensor, as ``[]`` does.
 
         Raises:
             VariableNotFound: the file has no tensor of this name.
         """
-        try:
-            return self._arrays[name]
-        except KeyError:
-            raise VariableNotFound("no such tensor in this file", path=self.path, variable=name) from None
+        return self[name]
 
     def state(self) -> Any:
         """Read everything: the nested object as its system saved it, numpy arrays at its leaves, tied ones one."""
@@ -135,7 +96,7 @@ def leaves(node: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[str, Any]]:
 def _read_leaves(node: Any, read: dict[int, np.ndarray]) -> Any:
     if isinstance(node, LazyArray):
         if id(node) not in read:
-            read[id(node)] = node.read()
+            read[id(node)] = node.numpy()
         return read[id(node)]
     if isinstance(node, dict):
         kind = OrderedDict if isinstance(node, OrderedDict) else dict

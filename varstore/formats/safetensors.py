@@ -22,10 +22,10 @@ from varstore.errors import FormatError, InvalidName, SizeMismatch, UnsafeConten
 from varstore.formats.binary.packing import bits_of, pack, packed_size
 from varstore.formats.binary.slices import array_of_spans, check_span
 from varstore.formats.binary.source import Source, count_elements
-from varstore.formats.opened import ForeignCheckpoint, LazyArray
+from varstore.formats.opened import ForeignCheckpoint
 from varstore.formats.state.flat import fetch_plain, flat_arrays
 from varstore.storage.appearing import replacing
-from varstore.values.arrays import LateArray
+from varstore.values.lazy import LazyArray
 
 __all__ = ["INDEX_SUFFIX", "read", "write"]
 
@@ -225,7 +225,7 @@ def _check_coverage(source: Source, start: int, places: Mapping[str, Place]) -> 
         )
 
 
-def _check_writable(path: str, name: str, array: LateArray) -> None:
+def _check_writable(path: str, name: str, array: LazyArray) -> None:
     if name == "__metadata__":
         raise InvalidName("safetensors keeps this name for itself", path=path, variable=name, hint="rename it")
     if array.dtype.newbyteorder("=") not in _NAMES:
@@ -243,12 +243,12 @@ def _check_writable(path: str, name: str, array: LateArray) -> None:
         )
 
 
-def _size(array: LateArray) -> int:
+def _size(array: LazyArray) -> int:
     return packed_size(int(np.prod(array.shape, dtype=object)), array.dtype)
 
 
-def _shards(arrays: Mapping[str, LateArray], most: int) -> Iterator[dict[str, LateArray]]:
-    shard: dict[str, LateArray] = {}
+def _shards(arrays: Mapping[str, LazyArray], most: int) -> Iterator[dict[str, LazyArray]]:
+    shard: dict[str, LazyArray] = {}
     size = 0
     for name, array in arrays.items():
         if shard and size + _size(array) > most:
@@ -259,7 +259,7 @@ def _shards(arrays: Mapping[str, LateArray], most: int) -> Iterator[dict[str, La
     yield shard
 
 
-def _write_file(path: str, arrays: Mapping[str, LateArray], metadata: Mapping[str, str]) -> None:
+def _write_file(path: str, arrays: Mapping[str, LazyArray], metadata: Mapping[str, str]) -> None:
     order = sorted(arrays.items(), key=lambda item: (-bits_of(item[1].dtype), item[0]))
     text = _header(order, metadata)
     if len(text) > _MOST_HEADER:
@@ -270,7 +270,7 @@ def _write_file(path: str, arrays: Mapping[str, LateArray], metadata: Mapping[st
             file.write(pack(fetch_plain(name, array)).data)
 
 
-def _header(order: Iterable[tuple[str, LateArray]], metadata: Mapping[str, str]) -> bytes:
+def _header(order: Iterable[tuple[str, LazyArray]], metadata: Mapping[str, str]) -> bytes:
     header: dict[str, Any] = {"__metadata__": dict(metadata)} if metadata else {}
     position = 0
     for name, array in order:

@@ -13,9 +13,10 @@ import numpy as np
 from varstore.disk.progress import Progress, reporting
 from varstore.disk.read.checkpoint import Checkpoint
 from varstore.errors import UnsupportedDtype, UsageError
-from varstore.formats.opened import ForeignCheckpoint, LazyArray, leaves
+from varstore.formats.opened import ForeignCheckpoint, leaves
 from varstore.model.options import StoreOptions
 from varstore.values.arrays import Stored
+from varstore.values.lazy import LazyArray
 from varstore.values.select import Patterns, Rename, select
 
 __all__ = ["ConvertOptions", "Converted", "ReadOptions", "WriteOptions", "convert", "read", "write"]
@@ -146,7 +147,7 @@ def convert(
     cast = None if dtype is None else _floating(dtype)
     opened = read(source, source_row.name)
     chosen = select(opened, include=include, exclude=exclude, rename=rename, path=source)
-    arrays = {name: _lazy(opened, origin) for name, origin in chosen.items()}
+    arrays = {name: opened[origin] for name, origin in chosen.items()}
     total = sum(array.nbytes for array in arrays.values())
     is_whole = chosen == {name: name for name in opened}
     keeps_tree = row.is_nested and is_whole
@@ -211,10 +212,6 @@ class _Wrapped:
     def _count(self, nbytes: int) -> None:
         if self._advance is not None:
             self._advance(nbytes)
-
-
-def _lazy(opened: Mapping[str, Any], name: str) -> Any:
-    return opened.lazy(name) if isinstance(opened, ForeignCheckpoint) else opened[name]
 
 
 def _floating(dtype: Any) -> np.dtype[Any]:

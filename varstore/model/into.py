@@ -19,7 +19,8 @@ from varstore.model.match import OnMismatch, Pair, compare, spec_of
 from varstore.model.options import Path
 from varstore.model.report import LoadReport, make_report
 from varstore.model.store import while_it_stands
-from varstore.values.arrays import LateArray, Source, Stored, as_source
+from varstore.values.arrays import Source, Stored, as_source
+from varstore.values.lazy import LazyArray
 from varstore.values.select import Patterns, Rename, select
 
 __all__ = ["load_into"]
@@ -135,7 +136,7 @@ def _fill(pair: Pair, target: np.ndarray, source: Source, *, verify: bool) -> No
             source.root, source.entry, source.dtype, verify=verify
         )
     else:
-        chunks = [((...,), source.fetch() if isinstance(source, LateArray) else source)]
+        chunks = [((...,), source.numpy() if isinstance(source, LazyArray) else source)]
     for index, values in chunks:
         corner = _corner(index, pair.common)
         if corner is not None:

@@ -22,7 +22,7 @@ from varstore.errors import UsageError
 from varstore.model.options import SaveOptions, StateOptions, check_options
 from varstore.model.store import save
 from varstore.training.tree import flatten
-from varstore.values.arrays import LateArray
+from varstore.values.lazy import LazyArray
 from varstore.values.plan import SavePlan, plan_save
 
 __all__ = ["AsyncOptions", "BackgroundSaver", "PendingSave", "WhenBusy", "save_async", "save_state_async"]
@@ -192,12 +192,12 @@ class BackgroundSaver:
             self._buffer = np.empty(size, np.uint8)
         start = -self._buffer.__array_interface__["data"][0] % _ALIGNMENT
         copied: dict[str, Any] = {}
-        targets: list[tuple[np.ndarray | LateArray, np.ndarray]] = []
+        targets: list[tuple[np.ndarray | LazyArray, np.ndarray]] = []
         for variable in plan.variables:
             if variable.is_linked:
                 copied[variable.name] = copied.get(variable.alias_of, variable.source)
                 continue
-            assert isinstance(variable.source, np.ndarray | LateArray)
+            assert isinstance(variable.source, np.ndarray | LazyArray)
             dtype = variable.source.dtype
             target = self._buffer[start : start + variable.nbytes].view(dtype).reshape(variable.meta.shape)
             copied[variable.name] = target
@@ -221,10 +221,10 @@ def _done(pending: PendingSave, job: Callable[[], None]) -> Callable[[], None]:
     return partial(pending.future.set_result, None)
 
 
-def _copies(targets: list[tuple[np.ndarray | LateArray, np.ndarray]]) -> Iterator[Callable[[], None]]:
+def _copies(targets: list[tuple[np.ndarray | LazyArray, np.ndarray]]) -> Iterator[Callable[[], None]]:
     """Yield jobs that copy; what is on a device is fetched between them, one at a time."""
     for source, target in targets:
-        array = source.fetch() if isinstance(source, LateArray) else source
+        array = source.numpy() if isinstance(source, LazyArray) else source
         if not array.flags.c_contiguous or array.nbytes <= _PIECE:
             yield partial(np.copyto, target, array)
             continue

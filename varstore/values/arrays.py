@@ -1,7 +1,7 @@
 """What a caller may hand to `save`: array-likes of every kind, told apart without importing a framework.
 
 A value becomes an ndarray at once where that costs nothing; a tensor on a device, or in a file, becomes
-a `LateArray`, whose values are fetched when its turn to be written comes.
+a `LazyArray`, whose values are fetched when its turn to be written comes.
 """
 
 from __future__ import annotations
@@ -9,7 +9,6 @@ from __future__ import annotations
 import sys
 from abc import abstractmethod
 from collections.abc import Callable, Hashable
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -17,11 +16,13 @@ import numpy as np
 from varstore.errors import UnsupportedDtype, UsageError
 from varstore.layout.dtypes import TABLE
 from varstore.layout.manifest import Entry
+from varstore.values.lazy import LazyArray
+from varstore.values.methods import NumpyMethods
 
-__all__ = ["LateArray", "Source", "Stored", "as_source"]
+__all__ = ["Source", "Stored", "as_source"]
 
 
-class Stored:
+class Stored(NumpyMethods):
     """Values that lie in a checkpoint already; saving them elsewhere links their file.
 
     No `abc.ABC`, of which `isinstance` takes ten times as long: it is asked of every variable of a save.
@@ -39,38 +40,8 @@ class Stored:
     def checkpoint(self) -> Hashable:
         """What tells the variable's checkpoint from every other, a later one at the same path among them."""
 
-    @property
-    @abstractmethod
-    def dtype(self) -> np.dtype[Any]:
-        """The type of the values in memory."""
 
-    @abstractmethod
-    def numpy(self) -> np.ndarray:
-        """Read the values."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class LateArray:
-    """Values that are fetched when they are needed, one variable at a time.
-
-    Two values with equal `identity` share memory.
-    """
-
-    shape: tuple[int, ...]
-    dtype: np.dtype[Any]
-    fetch: Callable[[], np.ndarray]
-    identity: Hashable
-
-    @property
-    def nbytes(self) -> int:
-        """Size of the values in bytes."""
-        count = 1
-        for extent in self.shape:
-            count *= extent
-        return count * self.dtype.itemsize
-
-
-Source = np.ndarray | LateArray | Stored
+Source = np.ndarray | LazyArray | Stored
 
 _BY_NUMPY_NAME = {row.dtype.name: row.dtype for row in TABLE if row.dtype is not None}
 
@@ -82,7 +53,7 @@ def as_source(value: Any, *, variable: str) -> Source:
         UnsupportedDtype: a tensor whose type numpy and ml_dtypes lack, or a sparse, quantised or empty one.
         UsageError: not an array at all.
     """
-    if type(value) is np.ndarray or isinstance(value, Stored):
+    if type(value) is np.ndarray or isinstance(value, Stored | LazyArray):
         return value
     if isinstance(value, np.ma.MaskedArray):
         raise UsageError(
@@ -115,10 +86,10 @@ def _scalar(value: Any, variable: str) -> np.ndarray:
     return array
 
 
-def _late(value: Any, variable: str, fetch: Callable[[], np.ndarray], identity: Hashable = None) -> LateArray:
+def _late(value: Any, variable: str, fetch: Callable[[], np.ndarray], identity: Hashable = None) -> LazyArray:
     shape = tuple(int(extent) for extent in value.shape)
     dtype = _numpy_type(value.dtype, variable)
-    return LateArray(shape=shape, dtype=dtype, fetch=fetch, identity=id(value) if identity is None else identity)
+    return LazyArray(shape, dtype, fetch, identity=id(value) if identity is None else identity)
 
 
 def _numpy_type(dtype: Any, variable: str) -> np.dtype[Any]:
@@ -148,7 +119,7 @@ def _torch(tensor: Any, variable: str) -> Source:
     tensor = tensor.detach()
     identity = ("torch", str(tensor.device), tensor.data_ptr(), tuple(tensor.shape), tensor.stride(), str(tensor.dtype))
     late = _late(tensor, variable, lambda: _torch_values(tensor, late.dtype), identity)
-    return late.fetch() if tensor.device.type == "cpu" else late
+    return late.numpy() if tensor.device.type == "cpu" else late
 
 
 def _torch_values(tensor: Any, dtype: np.dtype[Any]) -> np.ndarray:

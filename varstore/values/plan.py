@@ -15,7 +15,8 @@ from varstore.layout.dtypes import data_type_of
 from varstore.layout.manifest import NO_ATTRIBUTES, RAW, Entry, attributes_json
 from varstore.layout.meta import Meta
 from varstore.layout.names import Folder, folder_of
-from varstore.values.arrays import LateArray, Source, Stored, as_source
+from varstore.values.arrays import Source, Stored, as_source
+from varstore.values.lazy import LazyArray
 
 __all__ = ["PlannedVariable", "SavePlan", "plan_save"]
 
@@ -126,7 +127,7 @@ def _plan_variable(
     )
 
 
-def _stored_source(stored: Stored) -> tuple[tuple[int, ...], Stored | LateArray]:
+def _stored_source(stored: Stored) -> tuple[tuple[int, ...], Stored | LazyArray]:
     """Return the shape, and the variable itself if its file can be linked, else a source that reads its values."""
     entry = stored.entry
     if entry.meta is None:
@@ -139,7 +140,7 @@ def _stored_source(stored: Stored) -> tuple[tuple[int, ...], Stored | LateArray]
     shape = entry.meta.shape
     if entry.encoding == RAW and entry.stored_dtype == stored.dtype:
         return shape, stored
-    return shape, LateArray(shape=shape, dtype=stored.dtype, fetch=stored.numpy, identity=None)
+    return shape, LazyArray(shape, stored.dtype, stored.numpy)
 
 
 def _identity(source: Source) -> Hashable | None:

@@ -40,6 +40,12 @@ manager.restore(thread=2)  # wrong
 
 opened = vs.read("model.safetensors")
 shape: tuple[int, ...] = opened["w"].shape
+scaled: np.ndarray = 2 * opened["w"] + vs.open("a")["w"].T
+turned: np.ndarray = opened["w"].reshape(-1)[::-1]
+flags: np.ndarray = opened["w"] == 1
+raw: bytes = opened["w"].tobytes()
+opened["w"] += 1  # wrong
+opened["w"].sort()  # wrong
 vs.read("model.ckpt", key=b"0123456789abcdef")
 vs.read("model.ckpt", password="secret")  # wrong
 vs.write("model.onnx", values, model="template.onnx")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import os
 from collections.abc import Hashable, Mapping
 from typing import Any
@@ -87,21 +86,6 @@ class Variable(Stored):
         return dtype_of(row, path=self.path, variable=self.name)
 
     @property
-    def ndim(self) -> int:
-        """Number of dimensions."""
-        return len(self.shape)
-
-    @property
-    def size(self) -> int:
-        """Number of elements."""
-        return math.prod(self.shape)
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes of the values in memory."""
-        return self.size * self.dtype.itemsize
-
-    @property
     def attributes(self) -> Mapping[str, Any]:
         """What was saved as this variable's own attributes."""
         return self.entry.attributes
@@ -151,19 +135,8 @@ class Variable(Stored):
             mapped = syscalls.map_file(fd, size)
         return np.frombuffer(mapped, self.dtype).reshape(self.shape)
 
-    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
-        if copy is False:
-            raise ValueError("a variable on disk cannot be an array without copying; use numpy(mmap=True)")
-        values = self.numpy()
-        return values if dtype is None else values.astype(dtype, copy=False)
-
     def __getitem__(self, index: Any) -> Any:
         return rows.read_index(self._root, self.entry, self.dtype, index)
-
-    def __len__(self) -> int:
-        if not self.shape:
-            raise TypeError("len() of a 0-d variable")
-        return self.shape[0]
 
     def __repr__(self) -> str:
         return f"<Variable {self.name!r}: {self.entry.form}, {self.entry.nbytes:,} bytes in {self.path!r}>"

@@ -31,7 +31,8 @@ from varstore.layout.meta import encode_meta
 from varstore.storage import syscalls
 from varstore.storage.beneath import open_root, opened_file
 from varstore.storage.failures import storage_error
-from varstore.values.arrays import LateArray, Stored
+from varstore.values.arrays import Stored
+from varstore.values.lazy import LazyArray
 from varstore.values.plan import PlannedVariable, SavePlan
 
 __all__ = ["write_checkpoint"]
@@ -154,7 +155,7 @@ class _Writer:
             if variable.alias_of:
                 continue
             source = variable.source
-            if isinstance(source, LateArray):
+            if isinstance(source, LazyArray):
                 self._await_fetched()
                 if self._failed:
                     return
@@ -183,8 +184,8 @@ class _Writer:
         with self._changed:
             self._changed.wait_for(lambda: not self._fetched or self._failed)
 
-    def _fetch(self, variable: PlannedVariable, late: LateArray) -> np.ndarray | Stored:
-        array = late.fetch()
+    def _fetch(self, variable: PlannedVariable, late: LazyArray) -> np.ndarray | Stored:
+        array = late.numpy()
         if array.shape != variable.meta.shape or array.dtype.newbyteorder("<") != late.dtype.newbyteorder("<"):
             raise VariableMismatch(
                 "the values are not of the shape and type that were announced",

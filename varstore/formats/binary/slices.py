@@ -16,7 +16,7 @@ import numpy as np
 from varstore.errors import SizeMismatch, VarstoreError
 from varstore.formats.binary.packing import packed_size, unpack
 from varstore.formats.binary.source import count_elements
-from varstore.formats.opened import LazyArray
+from varstore.values.lazy import LazyArray
 
 __all__ = ["Content", "MemoryContent", "Span", "array_of_spans", "check_span", "refused_array", "stream_of"]
 

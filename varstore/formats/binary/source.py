@@ -16,8 +16,8 @@ from typing import Any
 import numpy as np
 
 from varstore.errors import CheckpointNotFound, FormatError, SizeMismatch
-from varstore.formats.opened import LazyArray
 from varstore.storage.failures import storage_error
+from varstore.values.lazy import LazyArray
 
 __all__ = ["MOST_DIMENSIONS", "Read", "Source", "count_elements", "lazy_array"]
 

@@ -26,10 +26,10 @@ from varstore.formats.binary.slices import Content, Span, array_of_spans, refuse
 from varstore.formats.binary.source import Source
 from varstore.formats.binary.wire import BYTES, Wire, bytes_field, bytes_head, int_field
 from varstore.formats.mindspore.cipher import decrypted, is_encrypted
-from varstore.formats.opened import ForeignCheckpoint, LazyArray
+from varstore.formats.opened import ForeignCheckpoint
 from varstore.formats.state.flat import check_unicode, fetch_plain, flat_arrays
 from varstore.storage.appearing import replacing
-from varstore.values.arrays import LateArray
+from varstore.values.lazy import LazyArray
 
 __all__ = ["read", "write"]
 
@@ -254,7 +254,7 @@ def _text(content: Content, tag: str, spans: list[Span]) -> str:
         raise FormatError("the text is not UTF-32", path=content.path, variable=tag, found=str(error)) from None
 
 
-def _write_array(file: BinaryIO, name: str, array: LateArray) -> None:
+def _write_array(file: BinaryIO, name: str, array: LazyArray) -> None:
     raw = fetch_plain(name, array).reshape(-1).view(np.uint8)
     kind = _NAMES[array.dtype.newbyteorder("=")]
     for start in range(0, max(raw.size, 1), _SLICE):

@@ -35,11 +35,11 @@ from varstore.formats.onnx.tensors import (
     array_of,
     parse,
 )
-from varstore.formats.opened import ForeignCheckpoint, LazyArray
+from varstore.formats.opened import ForeignCheckpoint
 from varstore.formats.state.flat import fetch_plain, flat_arrays
 from varstore.storage.appearing import replacing
 from varstore.text.hints import nearest
-from varstore.values.arrays import LateArray
+from varstore.values.lazy import LazyArray
 
 __all__ = ["read", "write"]
 
@@ -147,7 +147,7 @@ def _sparse(wire: Wire, source: Source, span: Span) -> tuple[str, dict[str, Any]
     return name, {**leaves, "shape": dims}
 
 
-def _check_fits(model: str, name: str, array: LateArray, known: dict[str, LazyArray]) -> None:
+def _check_fits(model: str, name: str, array: LazyArray, known: dict[str, LazyArray]) -> None:
     if name not in known:
         near = nearest(name, known)
         raise VariableNotFound(
@@ -255,5 +255,5 @@ def _copied(stream: BinaryIO, span: Span) -> Iterator[bytes]:
         position += len(part)
 
 
-def _bytes_of(name: str, array: LateArray | LazyArray) -> np.ndarray:
-    return pack(fetch_plain(name, array) if isinstance(array, LateArray) else array.read())
+def _bytes_of(name: str, array: LazyArray) -> np.ndarray:
+    return pack(fetch_plain(name, array))

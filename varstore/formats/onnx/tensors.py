@@ -20,8 +20,8 @@ from varstore.formats.binary.packing import bits_of, packed_size, unpack
 from varstore.formats.binary.slices import Span, array_of_spans, refused_array, stream_of
 from varstore.formats.binary.source import Source, count_elements
 from varstore.formats.binary.wire import BYTES, FIXED32, FIXED64, VARINT, Wire, varints
-from varstore.formats.opened import LazyArray
 from varstore.storage.containment import inside
+from varstore.values.lazy import LazyArray
 
 __all__ = [
     "DIMS",

@@ -20,7 +20,7 @@ from varstore.errors import FormatError, SizeMismatch, UnsupportedDtype
 from varstore.formats.binary.slices import stream_of
 from varstore.formats.binary.source import Source, count_elements, lazy_array
 from varstore.formats.binary.wire import BYTES, Field, Wire
-from varstore.formats.opened import LazyArray
+from varstore.values.lazy import LazyArray
 
 __all__ = ["is_stream", "parameter_names", "read_streams"]
 

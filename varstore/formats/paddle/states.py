@@ -17,7 +17,7 @@ import numpy as np
 
 from varstore.errors import FormatError, SizeMismatch, UsageError
 from varstore.formats.binary.source import Source, count_elements
-from varstore.formats.opened import ForeignCheckpoint, LazyArray
+from varstore.formats.opened import ForeignCheckpoint
 from varstore.formats.paddle.program import is_stream, parameter_names, read_streams
 from varstore.formats.pickles.arrays import PLAIN, Array
 from varstore.formats.pickles.emit import Emitter, Named
@@ -26,7 +26,7 @@ from varstore.formats.pickles.names import Constructor, show
 from varstore.formats.pickles.tree import plain_tree
 from varstore.formats.state.nested import SCALARS, nested_state
 from varstore.storage.appearing import replacing
-from varstore.values.arrays import LateArray
+from varstore.values.lazy import LazyArray
 
 __all__ = ["read", "write"]
 
@@ -86,13 +86,13 @@ def write(path: str | os.PathLike[str], state: Any) -> None:
     if os.fspath(path).endswith(".pdiparams"):
         raise UsageError("raw variables without their program are not written", path=path, hint="write .pdparams")
     tree = nested_state(state, format="paddle", accept=_accept, scalars=_SCALARS)
-    is_flat = isinstance(tree, dict) and any(isinstance(value, LateArray) for value in tree.values())
-    is_flat = is_flat and not any(_holds_array(value) for value in tree.values() if not isinstance(value, LateArray))
+    is_flat = isinstance(tree, dict) and any(isinstance(value, LazyArray) for value in tree.values())
+    is_flat = is_flat and not any(_holds_array(value) for value in tree.values() if not isinstance(value, LazyArray))
     if is_flat:
-        tree = tree | {_NAMES: {key: str(key) for key, value in tree.items() if isinstance(value, LateArray)}}
+        tree = tree | {_NAMES: {key: str(key) for key, value in tree.items() if isinstance(value, LazyArray)}}
     count = 0
 
-    def array(emitter: Emitter, array: LateArray) -> None:
+    def array(emitter: Emitter, array: LazyArray) -> None:
         nonlocal count
         count += 1
         view = np.dtype(np.uint16) if array.dtype == _BFLOAT16 else array.dtype
@@ -112,7 +112,7 @@ def _accept(dtype: np.dtype[Any]) -> bool:
 def _holds_array(node: Any) -> bool:
     if isinstance(node, dict):
         return any(map(_holds_array, node.values()))
-    return any(map(_holds_array, node)) if isinstance(node, (list, tuple)) else isinstance(node, LateArray)
+    return any(map(_holds_array, node)) if isinstance(node, (list, tuple)) else isinstance(node, LazyArray)
 
 
 class _Tensor(Record):
@@ -140,7 +140,7 @@ class _Joined(Record):
             values = np.empty(math.prod(self.shape), parts[0].dtype)
             start = 0
             for part in parts:
-                values[start : start + part.shape[0]] = part.read()
+                values[start : start + part.shape[0]] = part.numpy()
                 start += part.shape[0]
             return values.reshape(self.shape)
 

@@ -14,10 +14,10 @@ import numpy as np
 
 from varstore.errors import FormatError, SizeMismatch, UnsupportedDtype
 from varstore.formats.binary.source import Read, count_elements, lazy_array
-from varstore.formats.opened import LazyArray
 from varstore.formats.pickles.machine import Machine, Record
 from varstore.formats.pickles.names import Constructor, Global, Span, Table, show
 from varstore.layout.dtypes import TABLE
+from varstore.values.lazy import LazyArray
 
 __all__ = ["PLAIN", "Array", "Dtype"]
 

@@ -14,7 +14,7 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from varstore.formats.state.flat import fetch_plain
-from varstore.values.arrays import LateArray
+from varstore.values.lazy import LazyArray
 
 __all__ = ["Emitter", "Named", "Persistent"]
 
@@ -43,7 +43,7 @@ class Persistent:
 class Emitter:
     """Write one pickle to a file; `array` says how a tensor is written, and is called once for each."""
 
-    def __init__(self, file: BinaryIO, protocol: int, array: Callable[[Emitter, LateArray], None]) -> None:
+    def __init__(self, file: BinaryIO, protocol: int, array: Callable[[Emitter, LazyArray], None]) -> None:
         self._file = file
         self._protocol = protocol
         self._array = array
@@ -76,7 +76,7 @@ class Emitter:
         self.value(state)
         self._write(b"b")
 
-    def numpy(self, array: LateArray, dtype: np.dtype[Any], own: tuple[Named, int] | None = None) -> None:
+    def numpy(self, array: LazyArray, dtype: np.dtype[Any], own: tuple[Named, int] | None = None) -> None:
         """Write a numpy array whose values are fetched now and seen as `dtype`.
 
         `own` is the class of a type that the framework registers with numpy, and numpy's flags of it.
@@ -102,7 +102,7 @@ class Emitter:
 
     def value(self, value: Any) -> None:
         """Write a value: a scalar, a container, a name or a tensor."""
-        if isinstance(value, LateArray):
+        if isinstance(value, LazyArray):
             self._once(value)
         elif isinstance(value, Named):
             self._write(f"c{value.module}\n{value.name}\n".encode())
@@ -168,7 +168,7 @@ class Emitter:
         for value in values:
             self.value(value)
 
-    def _once(self, array: LateArray) -> None:
+    def _once(self, array: LazyArray) -> None:
         """Write a tensor, or where it was written first."""
         index = self._memo.get(id(array))
         if index is not None:

@@ -14,9 +14,9 @@ from typing import Any, NoReturn
 import numpy as np
 
 from varstore.errors import FormatError
-from varstore.formats.opened import LazyArray
 from varstore.formats.pickles.machine import Machine, Opaque, Record
 from varstore.formats.pickles.names import Global, Span, show
+from varstore.values.lazy import LazyArray
 
 __all__ = ["DEEPEST", "Leaf", "module_state", "plain_tree"]
 

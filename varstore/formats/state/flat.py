@@ -6,14 +6,15 @@ numbers become 0-d arrays; anything else is refused, for it would be lost. Value
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
 
 from varstore.errors import InvalidName, UsageError, VariableMismatch
-from varstore.formats.opened import BARE, ForeignCheckpoint, LazyArray
-from varstore.values.arrays import LateArray, Stored, as_source
+from varstore.formats.opened import BARE, ForeignCheckpoint
+from varstore.values.arrays import Stored, as_source
+from varstore.values.lazy import LazyArray
 
 __all__ = ["check_unicode", "fetch_plain", "flat_arrays", "flat_leaves"]
 
@@ -36,7 +37,7 @@ def flat_leaves(state: Any) -> dict[str, Any]:
     return leaves
 
 
-def flat_arrays(state: Any, *, format: str) -> dict[str, LateArray]:
+def flat_arrays(state: Any, *, format: str) -> dict[str, LazyArray]:
     """Return every array of a mapping or nested state by name, unread.
 
     Raises:
@@ -48,13 +49,13 @@ def flat_arrays(state: Any, *, format: str) -> dict[str, LateArray]:
     return {name: _late(name, value, format) for name, value in flat_leaves(state).items()}
 
 
-def fetch_plain(name: str, array: LateArray) -> np.ndarray:
+def fetch_plain(name: str, array: LazyArray) -> np.ndarray:
     """Fetch the values: C order, little-endian, of the shape and type that were planned.
 
     Raises:
         VariableMismatch: the values are not what was announced.
     """
-    values = np.asarray(array.fetch())
+    values = np.asarray(array.numpy())
     if values.shape != array.shape or values.dtype != array.dtype:
         raise VariableMismatch(
             "the values are not what the variable announced",
@@ -95,7 +96,7 @@ def check_unicode(name: str) -> None:
         ) from None
 
 
-def _late(name: str, value: Any, format: str) -> LateArray:
+def _late(name: str, value: Any, format: str) -> LazyArray:
     if value is None or isinstance(value, (str, bytes)):
         raise UsageError(
             f"{format} files hold tensors and numbers only",
@@ -104,15 +105,10 @@ def _late(name: str, value: Any, format: str) -> LateArray:
             hint="leave it out, or use a format that keeps nested state",
         )
     if isinstance(value, LazyArray) and value.dtype.hasobject:
-        value.read()
+        value.numpy()
     source = as_source(value, variable=name)
-    if isinstance(source, LateArray):
+    if isinstance(source, LazyArray):
         return source
     if isinstance(source, Stored):
-        shape = value.shape
-        return LateArray(shape=tuple(shape), dtype=source.dtype, fetch=source.numpy, identity=id(source))
-    return LateArray(shape=source.shape, dtype=source.dtype, fetch=_constant(source), identity=id(source))
-
-
-def _constant(values: np.ndarray) -> Callable[[], np.ndarray]:
-    return lambda: values
+        return LazyArray(tuple(value.shape), source.dtype, source.numpy, identity=id(source))
+    return LazyArray(source.shape, source.dtype, lambda: source, identity=id(source))

@@ -1,6 +1,6 @@
 """What the formats that are pickles can take: nested state with tensors and scalars at its leaves.
 
-The whole state is looked at before a byte is written: each tensor becomes a `LateArray`, fetched when its
+The whole state is looked at before a byte is written: each tensor becomes a `LazyArray`, fetched when its
 turn comes, one that stands in two places (or two that share memory) stays one, and whatever cannot be
 written is refused by its place in the state.
 """
@@ -14,9 +14,10 @@ from typing import Any
 import numpy as np
 
 from varstore.errors import UnsupportedDtype, UsageError
-from varstore.formats.opened import BARE, ForeignCheckpoint, LazyArray
+from varstore.formats.opened import BARE, ForeignCheckpoint
 from varstore.formats.state.flat import check_unicode
-from varstore.values.arrays import LateArray, Stored, as_source
+from varstore.values.arrays import Stored, as_source
+from varstore.values.lazy import LazyArray
 
 __all__ = ["SCALARS", "nested_state"]
 
@@ -28,7 +29,7 @@ _LONGEST_INT = 2040
 def nested_state(
     state: Any, *, format: str, accept: Callable[[np.dtype[Any]], bool], scalars: tuple[type, ...] = SCALARS
 ) -> Any:
-    """Return the state with a `LateArray` for each tensor, plain scalars, and only plain containers.
+    """Return the state with a `LazyArray` for each tensor, plain scalars, and only plain containers.
 
     Args:
         state: dicts, lists, tuples and sets; a mapping of variables; what a format's `read` returned.
@@ -50,7 +51,7 @@ class _Plan:
         self._format = format
         self._scalars = scalars
         self._accept = accept
-        self._known: dict[Hashable, LateArray] = {}
+        self._known: dict[Hashable, LazyArray] = {}
 
     def node(self, value: Any, path: tuple[str, ...]) -> Any:
         if len(path) > _DEEPEST:
@@ -85,9 +86,9 @@ class _Plan:
             )
         return self._scalar(key, path)
 
-    def _array(self, value: Any, name: str) -> LateArray:
+    def _array(self, value: Any, name: str) -> LazyArray:
         if isinstance(value, LazyArray) and value.dtype.hasobject:
-            value.read()  # an array that its own file forbids to read says why
+            value.numpy()  # an array that its own file forbids to read says why
         late = _late(as_source(value, variable=name), value)
         if not self._accept(late.dtype):
             raise UnsupportedDtype(
@@ -102,11 +103,11 @@ def _items(value: Mapping[Any, Any]) -> Any:
     return value.items()
 
 
-def _late(source: Any, value: Any) -> LateArray:
-    if isinstance(source, LateArray):
+def _late(source: Any, value: Any) -> LazyArray:
+    if isinstance(source, LazyArray):
         return source
     if isinstance(source, Stored):
-        return LateArray(shape=tuple(value.shape), dtype=source.dtype, fetch=source.numpy, identity=id(source))
+        return LazyArray(tuple(value.shape), source.dtype, source.numpy, identity=id(source))
     memory = ("numpy", source.__array_interface__["data"], source.shape, source.strides, source.dtype.str)
     identity = memory if source.nbytes else id(value)
-    return LateArray(shape=source.shape, dtype=source.dtype, fetch=lambda: source, identity=identity)
+    return LazyArray(source.shape, source.dtype, lambda: source, identity=identity)

@@ -16,7 +16,7 @@ import numpy as np
 
 from varstore.errors import FormatError, SizeMismatch
 from varstore.formats.binary.source import Source, count_elements
-from varstore.formats.opened import BARE, ForeignCheckpoint, LazyArray
+from varstore.formats.opened import BARE, ForeignCheckpoint
 from varstore.formats.pickles.machine import Machine, Opaque
 from varstore.formats.pickles.names import Constructor, Global, show
 from varstore.formats.pickles.tree import DEEPEST
@@ -24,6 +24,7 @@ from varstore.formats.torch.names import torch_table
 from varstore.formats.torch.tensors import Storages
 from varstore.formats.torch.zip import read_zip
 from varstore.storage.containment import inside
+from varstore.values.lazy import LazyArray
 
 __all__ = ["METADATA", "read_distributed"]
 
@@ -135,7 +136,7 @@ class _Reader:
             values = read_zip(source, start, size)
             if list(values) != [BARE] or values.lazy(BARE).shape != sizes or values.lazy(BARE).dtype != dtype:
                 self._fail("a chunk", name, show({name: repr(values.lazy(name)) for name in values}))
-            return values[BARE]
+            return values[BARE].numpy()
 
         return LazyArray(sizes, dtype, fetch)
 
@@ -181,7 +182,7 @@ def _tensor(shape: tuple[int, ...], dtype: np.dtype[Any], chunks: list[tuple[Any
     def fetch() -> np.ndarray:
         values = np.zeros(shape, dtype)
         for where, chunk in chunks:
-            values[where] = chunk.read()
+            values[where] = chunk.numpy()
         return values
 
     return LazyArray(shape, dtype, fetch)

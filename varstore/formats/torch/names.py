@@ -9,12 +9,12 @@ import numpy as np
 
 from varstore.errors import UnsafeContent, UnsupportedDtype
 from varstore.formats.binary.source import Read
-from varstore.formats.opened import LazyArray
 from varstore.formats.pickles.arrays import PLAIN, Array
 from varstore.formats.pickles.machine import Machine, Opaque
 from varstore.formats.pickles.names import Constructor, Global, Table, show
 from varstore.formats.pickles.tree import module_state
 from varstore.formats.torch.tensors import DTYPES, STORAGES, Storage, StorageClass, Storages, whole_storage
+from varstore.values.lazy import LazyArray, derived
 
 __all__ = ["storage_identity", "torch_leaf", "torch_table"]
 
@@ -72,7 +72,7 @@ def torch_table(storages: Storages) -> Table:
         if any(type(part) not in (int, float, LazyArray) for part in scheme[1:]):
             _m.fail("a scheme of quantisation is numbers", found=show(scheme, most=4))
         attributes = dict(zip(names, (show(scheme[0]), *scheme[1:]), strict=True))
-        return LazyArray(values.shape, values.dtype, values.read, attributes)
+        return derived(values, attributes=attributes)
 
     utils: dict[str, Callable[..., Any]] = {
         "_rebuild_tensor": tensor,

@@ -15,9 +15,9 @@ import numpy as np
 
 from varstore.errors import FormatError, SizeMismatch, UnsafeContent
 from varstore.formats.binary.source import MOST_DIMENSIONS, Read, count_elements
-from varstore.formats.opened import LazyArray
 from varstore.formats.pickles.machine import Record
 from varstore.formats.pickles.names import Global, show
+from varstore.values.lazy import LazyArray
 
 __all__ = ["DTYPES", "STORAGES", "Complex32", "Storage", "StorageClass", "Storages", "whole_storage"]
 

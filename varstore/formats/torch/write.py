@@ -20,7 +20,7 @@ from varstore.formats.state.flat import fetch_plain
 from varstore.formats.state.nested import nested_state
 from varstore.formats.torch.tensors import DTYPES, STORAGES
 from varstore.storage.appearing import replacing
-from varstore.values.arrays import LateArray
+from varstore.values.lazy import LazyArray
 
 __all__ = ["write"]
 
@@ -44,10 +44,10 @@ def write(path: str | os.PathLike[str], state: Any) -> None:
         StorageError: the operating system refused.
     """
     tree = nested_state(state, format="torch", accept=lambda dtype: _native(dtype) in _NAMES)
-    storages: list[LateArray] = []
+    storages: list[LazyArray] = []
     pickled = io.BytesIO()
 
-    def tensor(emitter: Emitter, array: LateArray) -> None:
+    def tensor(emitter: Emitter, array: LazyArray) -> None:
         _emit_tensor(emitter, array, str(len(storages)))
         storages.append(array)
 
@@ -65,7 +65,7 @@ def _native(dtype: np.dtype[Any]) -> np.dtype[Any]:
     return dtype.newbyteorder("=")
 
 
-def _emit_tensor(emitter: Emitter, array: LateArray, key: str) -> None:
+def _emit_tensor(emitter: Emitter, array: LazyArray, key: str) -> None:
     dtype = _native(array.dtype)
     strides, step = [], 1
     for extent in reversed(array.shape):

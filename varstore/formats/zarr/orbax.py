@@ -14,8 +14,9 @@ import numpy as np
 
 from varstore.errors import FormatError, MissingDependency, SizeMismatch, UnsupportedDtype
 from varstore.formats.binary.source import Source, count_elements
-from varstore.formats.opened import ForeignCheckpoint, LazyArray
+from varstore.formats.opened import ForeignCheckpoint
 from varstore.formats.zarr.tree import array_in
+from varstore.values.lazy import LazyArray
 
 __all__ = ["read"]
 

@@ -30,7 +30,7 @@ from varstore.errors import (
     VarstoreError,
 )
 from varstore.formats.binary.source import Source, count_elements
-from varstore.formats.opened import BARE, ForeignCheckpoint, LazyArray
+from varstore.formats.opened import BARE, ForeignCheckpoint
 from varstore.formats.state.flat import fetch_plain, flat_arrays
 from varstore.formats.zarr.store import (
     V2_ARRAY,
@@ -43,7 +43,7 @@ from varstore.formats.zarr.store import (
     store_of,
 )
 from varstore.storage.appearing import new_folder
-from varstore.values.arrays import LateArray
+from varstore.values.lazy import LazyArray
 
 __all__ = ["array_in", "read", "write"]
 
@@ -301,7 +301,7 @@ def _on_disk(folder: str) -> int:
     return sum(os.lstat(os.path.join(place, name)).st_size for place, _, names in os.walk(folder) for name in names)
 
 
-def _check_writable(path: str, name: str, array: LateArray, arrays: Mapping[str, Any]) -> None:
+def _check_writable(path: str, name: str, array: LazyArray, arrays: Mapping[str, Any]) -> None:
     if array.dtype.kind not in "biufc" or array.dtype.itemsize > 16 or array.dtype.type.__module__ != "numpy":
         raise UnsupportedDtype(
             "zarr has no such type", path=path, variable=name, found=str(array.dtype), hint="convert it first"
