@@ -544,7 +544,7 @@ class TestLoadArrays:
         declare_mlp()
         values = {"dense1-wieght": Unread((4, 3)), "dense1-bias": np.ones(3, np.float32), "q": Unread((9,))}
         report = flow.load_variables(values)
-        assert (report.loaded, report.unused) == (("dense1-bias",), ("dense1-wieght", "q"))
+        assert (report.loaded, report.waiting, report.unused) == (("dense1-bias",), ("dense1-wieght", "q"), ())
         assert report.kept == ("dense1-weight", "dense2-weight")
         flow.get_variable("dense1-bias").assign(np.zeros(3))
         with pytest.raises(VariableNotFound) as caught:
@@ -578,6 +578,118 @@ class TestLoadArrays:
         flow.get_variable("w", (2,))
         with pytest.raises(UsageError, match="variable 'w': not an array, a scalar or a variable of a checkpoint"):
             flow.load_variables({"w": "text"})
+
+
+class TestLoadBeforeDeclaring:
+    """OneFlow's document loads a checkpoint first and then runs the job that declares the variables."""
+
+    @pytest.fixture(params=["whole", "plain"])
+    def mlp(self, tmp_path, request):
+        path = tmp_path / "mlp"
+        with flow.Session(seed=1):
+            declare_mlp()
+            flow.checkpoint.save(path, manifest=request.param == "whole")
+            self.saved = {name: variable.numpy() for name, variable in flow.get_all_variables().items()}
+        return path
+
+    def test_values_wait_and_are_taken(self, mlp):
+        report = flow.load_variables(flow.checkpoint.get(mlp))
+        assert (report.loaded, report.unused) == ((), ())
+        assert set(report.waiting) == set(self.saved)
+        assert str(report).startswith(f"{mlp} -> session: 0 of 0 loaded, 3 waiting\n")
+        assert "waiting" in str(report).split("\n")[1]
+        session = current_session()
+        assert flow.get_all_variables() == {}
+        assert set(session.waiting) == set(self.saved)
+        assert repr(session) == "<Session: 0 variables, 0 bytes, 3 more waiting>"
+        for variable in declare_mlp(initializer=forbidden):
+            assert "not read yet" in repr(variable)
+            np.testing.assert_array_equal(variable.numpy(), self.saved[variable.name])
+            assert variable.numpy() is variable.numpy()
+            assert variable.numpy().flags.writeable
+            assert "yet" not in repr(variable)
+        assert session.waiting == {}
+
+    def test_what_nobody_declares_is_not_read(self, mlp):
+        flow.load_variables(flow.checkpoint.get(mlp))
+        (mlp / "dense2-weight" / "out").unlink()
+        weight = flow.get_variable("dense1-weight", (4, 3), initializer=forbidden)
+        np.testing.assert_array_equal(weight.numpy(), self.saved["dense1-weight"])
+        flow.checkpoint.save(mlp.parent / "next")
+        assert list(flow.checkpoint.get(mlp.parent / "next")) == ["dense1-weight"]
+        flow.load_variables({"lazy": Unread((2,))})
+
+    @pytest.mark.parametrize(("shape", "dtype"), [((3, 4), None), ((4, 3), "float64")])
+    def test_a_mismatch_names_both_places(self, mlp, shape, dtype):
+        flow.load_variables(flow.checkpoint.get(mlp))
+        with pytest.raises(VariableMismatch) as caught:
+            flow.get_variable("dense1-weight", shape, dtype, forbidden)
+        assert str(caught.value) == (
+            f"{mlp / 'dense1-weight'}: variable 'dense1-weight': the session declares this variable otherwise than "
+            f"load_variables found it here: found (4, 3) float32, expected {shape} {dtype or 'float32'}. Declare it as "
+            "it was saved, or first remove the value from the session's `waiting`"
+        )
+        assert flow.get_all_variables() == {}
+        np.testing.assert_array_equal(
+            flow.get_variable("dense1-weight", (4, 3), initializer=forbidden).numpy(), self.saved["dense1-weight"]
+        )
+        del current_session().waiting["dense2-weight"]
+        assert flow.get_variable("dense2-weight", (1,), initializer=init.ones_initializer()).numpy() == [1]
+
+    def test_the_size_is_compared_where_shape_and_type_are_unknown(self):
+        flow.load_variables(flow.checkpoint.get(DATA / "lenet_legacy_nometa" / "conv1-bias"))
+        with pytest.raises(SizeMismatch, match="conv1-bias"):
+            flow.get_variable("conv1-bias", (5,))
+        with np.load(DATA / "lenet_legacy_nometa.expect.npz") as expected:
+            bias = flow.get_variable("conv1-bias", (2, 2), initializer=forbidden)
+            np.testing.assert_array_equal(bias.numpy(), expected["conv1-bias"].reshape(2, 2))
+
+    def test_arrays_are_those_of_the_call(self):
+        given_array = np.ones(2, np.float32)
+        flow.load_variables({"w": given_array, "s": 2.5})
+        given_array[:] = 7
+        assert flow.get_variable("w", (2,), initializer=forbidden).numpy().tolist() == [1, 1]
+        assert flow.get_variable("s", (), "float64", forbidden).numpy() == 2.5
+        flow.load_variables({"v": given_array})
+        with pytest.raises(VariableMismatch, match=r"^a value given to load_variables: variable 'v'"):
+            flow.get_variable("v", (3,))
+
+    def test_what_was_given_last_counts(self, mlp):
+        for number in (1, 2):
+            flow.load_variables({"w": np.full(2, number, np.float32)})
+        variable = flow.get_variable("w", (2,), initializer=forbidden)
+        assert variable.numpy().tolist() == [2, 2]
+        flow.load_variables(flow.checkpoint.get(mlp))
+        for variable in declare_mlp(initializer=forbidden)[:2]:
+            variable.assign(np.zeros(variable.shape))
+            assert not variable.numpy().any()
+        flow.load_variables({"dense2-weight": np.zeros((3, 2), np.float32)})
+        assert not flow.get_variable("dense2-weight").numpy().any()
+
+    def test_an_error_leaves_nothing_waiting(self, mlp):
+        checkpoint = flow.checkpoint.get(mlp)
+        with pytest.raises(VariableNotFound):
+            flow.load_variables(checkpoint, ignore_mismatch=False)
+        with pytest.raises(UsageError, match="variable 'text': not an array"):
+            flow.load_variables({**checkpoint, "text": "no"})
+        flow.get_variable("dense2-weight", (9, 9))
+        with pytest.raises(VariableMismatch):
+            flow.load_variables(checkpoint)
+        assert current_session().waiting == {}
+
+    def test_reset_drops_them(self, mlp):
+        with flow.Session() as session:
+            flow.load_variables(flow.checkpoint.get(mlp))
+            session.reset()
+            assert session.waiting == {}
+            assert flow.get_variable("dense1-bias", (3,), initializer=init.ones_initializer()).numpy().all()
+
+    def test_a_name_that_is_near_is_hinted(self):
+        declare_mlp()
+        report = flow.load_variables({"dense1-wieght": np.zeros((4, 3), np.float32)})
+        assert report.hints == ("kept 'dense1-weight' and waiting 'dense1-wieght' differ by little: is one misspelt?",)
+        with pytest.raises(VariableMismatch, match="1 waiting"):
+            report.raise_for("waiting")
 
 
 class TestSessions:

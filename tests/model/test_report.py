@@ -375,7 +375,7 @@ def test_raise_for_an_unknown_category(category):
         FULL.raise_for("kept", category)
     assert str(caught.value) == (
         f"no such category to raise for: found {category!r}, "
-        "expected 'kept' or 'unused' or 'mismatched' or 'overlapped' or 'cast'"
+        "expected 'kept' or 'unused' or 'waiting' or 'mismatched' or 'overlapped' or 'cast'"
     )
 
 

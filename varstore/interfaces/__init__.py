@@ -61,7 +61,8 @@ restored = vs.load_state("checkpoint")["state_dict"]  # for net.load_state_dict
 
 ## OneFlow
 
-Its legacy checkpoints are the same directories: OneFlow reads what varstore saves.
+Its legacy checkpoints are the same directories: OneFlow reads what varstore saves. As in OneFlow, a script may load
+first and declare its variables afterwards: the values wait in the session until then.
 
 ```python oneflow
 flow.save(net.state_dict(), "oneflow_checkpoint")

@@ -26,6 +26,7 @@ __all__ = ["Cast", "LoadReport", "Overlap", "fold", "make_report", "suggest_pref
 _REFUSABLE = {
     "kept": "(target only: stays as it is)",
     "unused": "(source only)",
+    "waiting": "(source only: taken when it is declared)",
     "mismatched": "",
     "overlapped": "",
     "cast": "",
@@ -70,7 +71,8 @@ class LoadReport:
     """Which variables got values, which did not, and why.
 
     `loaded` are the names of all targets that got values, those of `overlapped` and `cast` among them; `kept`
-    are targets that the source has not, `unused` names of the source that the target has not.
+    are targets that the source does not have, `unused` names of the source that the target does not have. Of a load
+    into a session these are `waiting` instead, since a variable that is declared later takes its value.
     """
 
     source: str
@@ -78,6 +80,7 @@ class LoadReport:
     loaded: tuple[str, ...]
     kept: tuple[str, ...] = ()
     unused: tuple[str, ...] = ()
+    waiting: tuple[str, ...] = ()
     mismatched: tuple[Mismatch, ...] = ()
     overlapped: tuple[Overlap, ...] = ()
     cast: tuple[Cast, ...] = ()
@@ -88,7 +91,7 @@ class LoadReport:
 
         Raises:
             VariableMismatch: one is not; lists its variables and the hints.
-            UsageError: a category is none of "kept", "unused", "mismatched", "overlapped", "cast".
+            UsageError: a category is none of "kept", "unused", "waiting", "mismatched", "overlapped", "cast".
         """
         for category in categories:
             if category not in _REFUSABLE:
@@ -113,7 +116,8 @@ class LoadReport:
 
     def _title(self) -> str:
         wanted = len(self.loaded) + len(self.kept) + len(self.mismatched)
-        return f"{self.source} -> {self.target}: {len(self.loaded)} of {wanted} loaded"
+        waiting = f", {len(self.waiting)} waiting" if self.waiting else ""
+        return f"{self.source} -> {self.target}: {len(self.loaded)} of {wanted} loaded{waiting}"
 
     def _table(self) -> list[tuple[str, int, str, str]]:
         return [row for category in ("loaded", *_REFUSABLE) for row in self._rows(category)]
@@ -125,14 +129,15 @@ class LoadReport:
         return [(category, *row) for row in fold(noted, _ROWS)]
 
 
-def make_report(match: Match, *, source: str, target: str) -> LoadReport:
+def make_report(match: Match, *, source: str, target: str, unused_waits: bool = False) -> LoadReport:
     """Say what loading this match does; `source` and `target` are how messages call the two sides."""
+    unused = "waiting" if unused_waits else "unused"
     return LoadReport(
         source=source,
         target=target,
         loaded=tuple(pair.target for pair in match.pairs),
         kept=match.kept,
-        unused=match.unused,
+        **{unused: match.unused},
         mismatched=match.mismatched,
         overlapped=tuple(
             Overlap(
@@ -149,7 +154,7 @@ def make_report(match: Match, *, source: str, target: str) -> LoadReport:
             for pair in match.pairs
             if not is_same_type(pair.source_dtype, pair.target_dtype)
         ),
-        hints=_hints(match),
+        hints=_hints(match, unused),
     )
 
 
@@ -217,7 +222,7 @@ def _lines(rows: list[tuple[str, int, str, str]]) -> list[str]:
     return [f"{category:<10} {count:>6}  {label:<{width}}  {note}".rstrip() for category, count, label, note in rows]
 
 
-def _hints(match: Match) -> tuple[str, ...]:
+def _hints(match: Match, unused: str) -> tuple[str, ...]:
     sources = [pair.source for pair in match.pairs] + [item.source_name for item in match.mismatched]
     targets = [pair.target for pair in match.pairs] + [item.name for item in match.mismatched]
     if 2 * len(targets) < len(targets) + len(match.kept):
@@ -225,10 +230,10 @@ def _hints(match: Match) -> tuple[str, ...]:
         if suggestion is not None and suggestion[2] > len(targets):
             old, new, count = suggestion
             return (f"try rename={ {old: new} }: {count} of {len(targets) + len(match.kept)} names would match",)
-    return _near_misses(match.kept, match.unused)
+    return _near_misses(match.kept, match.unused, unused)
 
 
-def _near_misses(kept: tuple[str, ...], unused: tuple[str, ...]) -> tuple[str, ...]:
+def _near_misses(kept: tuple[str, ...], unused: tuple[str, ...], word: str) -> tuple[str, ...]:
     """Pair names that differ in spelling alone: as many parts, the same numbers, each part nearly the same."""
     comparable: dict[object, list[str]] = {}
     for name in unused:
@@ -239,7 +244,7 @@ def _near_misses(kept: tuple[str, ...], unused: tuple[str, ...]) -> tuple[str, .
         near = next((other for other in nearest(name, others) if _is_nearly(name, other)), None)
         if near is not None and len(hints) < _HINTS:
             others.remove(near)
-            hints.append(f"kept {name!r} and unused {near!r} differ by little: is one misspelt?")
+            hints.append(f"kept {name!r} and {word} {near!r} differ by little: is one misspelt?")
     return tuple(hints)
 
 

@@ -1,7 +1,8 @@
 """OneFlow's variable interface: a session holds variables, ordered by their declaration.
 
 A declaration costs nothing. Values are made when they are first needed, and a variable that was loaded or
-assigned before never runs its initializer. Loading changes every variable that it names, or none.
+assigned before never runs its initializer. Loading changes every variable that it names, or none. A program may
+load first and declare afterwards: values wait in the session for the variables of their names.
 
 The current session is the innermost that was entered by ``with`` in this thread or task, and else the
 process-wide default one; a thread that is started inside a ``with`` enters the session itself.
@@ -71,6 +72,8 @@ class SessionVariable:
         self.model_name: str | None = None
         self._session, self._initializer, self._random_seed = session, initializer, random_seed
         self._values: np.ndarray | None = None
+        self._given: Any = None
+        """What `load_variables` left waiting for this name, to be read in place of the initializer's run."""
 
     @property
     def ndim(self) -> int:
@@ -90,15 +93,18 @@ class SessionVariable:
     def numpy(self) -> np.ndarray:
         """Return the values: the live array, so that a change in it is a change of the variable.
 
-        It stays the same array: `assign` and `load_variables` write into it. The first call initializes.
+        It stays the same array: `assign` and `load_variables` write into it. The first call initializes, or reads
+        the value that was loaded before the variable was declared.
 
         Raises:
             UsageError: the initializer cannot fill this shape and type, or gave something else.
+            FormatError: what is read is not what was saved.
         """
         if self._values is None:
             with self._session.lock:
                 if self._values is None:
-                    self._values = self._initialized()
+                    self._values = self._initialized() if self._given is None else self._read()
+                    self._given = None
         return self._values
 
     def assign(self, value: ArrayLike) -> None:
@@ -133,7 +139,7 @@ class SessionVariable:
         return self.shape[0]
 
     def __repr__(self) -> str:
-        state = ", not initialized yet" if self._values is None else ""
+        state = "" if self._values is not None else ", not initialized yet" if self._given is None else ", not read yet"
         return f"<variable {self.name!r}: {self.dtype} {self.shape}{state}>"
 
     def _initialized(self) -> np.ndarray:
@@ -154,6 +160,34 @@ class SessionVariable:
             ) from error
         return np.require(values, requirements=["C", "W"])
 
+    def _read(self) -> np.ndarray:
+        values = np.empty(self.shape, self.dtype)
+        load_into({self.name: values}, {self.name: self._given})
+        return values
+
+    def _take(self, value: Any) -> None:
+        """Accept a value that waits for this name; it is read when it is first needed.
+
+        Raises:
+            VariableMismatch: its shape or type is another.
+            FormatError: its files are not of the size that shape and type say.
+        """
+        source = as_source(value, variable=self.name)
+        match = compare({"": (self.shape, self.dtype)}, {"": spec_of(source)}, {"": ""}, cast=False, on_mismatch="skip")
+        for mismatch in match.mismatched:
+            raise VariableMismatch(
+                "the session declares this variable otherwise than load_variables found it here",
+                path=getattr(source, "path", "a value given to load_variables"),
+                variable=self.name,
+                found=f"{mismatch.source_shape} {mismatch.source_dtype}",
+                expected=f"{self.shape} {self.dtype}",
+                hint="declare it as it was saved, or first remove the value from the session's `waiting`",
+            )
+        if isinstance(source, Variable):
+            source = value = source if source.has_meta else source.known_as(self.shape, self.dtype)
+            source.check_files()
+        self._given = value
+
     def _generator(self) -> np.random.Generator:
         if self._random_seed is not None:
             return np.random.default_rng(self._random_seed)
@@ -169,6 +203,7 @@ class SessionVariable:
             self._values = values
         else:
             np.copyto(self._values, values, casting="unsafe")
+        self._given = None
 
 
 class Session:
@@ -179,12 +214,16 @@ class Session:
     of declaration or use, nor the process, changes its values. Without a default initializer, variables of
     two or more dimensions are Glorot uniform and all others zero.
 
+    `waiting` are the values that `load_variables` was given and no variable was there to take, by name; a variable
+    that is declared later takes its own. What is removed from it is not taken.
+
     Raises:
         UsageError: `seed` is not an integer of zero or more; `default_initializer` is not callable.
     """
 
     def __init__(self, *, seed: int = 0, default_initializer: Initializer | None = None) -> None:
         self.variables: dict[str, SessionVariable] = {}
+        self.waiting: dict[str, Any] = {}
         self.lock = threading.RLock()
         self.seed = seed
         self.default_initializer = default_initializer
@@ -196,9 +235,10 @@ class Session:
         super().__setattr__(name, value)
 
     def reset(self) -> None:
-        """Forget all variables; seed and default initializer stay."""
+        """Forget all variables and the values that wait; seed and default initializer stay."""
         with self.lock:
             self.variables.clear()
+            self.waiting.clear()
 
     def __enter__(self) -> Session:
         _entered.set((*_entered.get(), self))
@@ -209,7 +249,8 @@ class Session:
 
     def __repr__(self) -> str:
         variables = list(self.variables.values())
-        return f"<Session: {len(variables)} variables, {sum(variable.nbytes for variable in variables):,} bytes>"
+        waits = f", {len(self.waiting)} more waiting" if self.waiting else ""
+        return f"<Session: {len(variables)} variables, {sum(variable.nbytes for variable in variables):,} bytes{waits}>"
 
 
 def current_session() -> Session:
@@ -238,10 +279,12 @@ def get_variable(
 
     Of a variable that exists, `shape` and `dtype` are compared where they are given, and all else is ignored.
     A new one is float32, trainable, and initialized as its session says, unless told otherwise; its numbers
-    are those of ``numpy.random.default_rng(random_seed)`` where that is given.
+    are those of ``numpy.random.default_rng(random_seed)`` where that is given. Where `load_variables` was given a
+    value of this name before, the new variable takes it, and its initializer does not run.
 
     Raises:
-        VariableMismatch: it exists with another shape or type.
+        VariableMismatch: it exists with another shape or type, or the value that waits for it has another.
+        FormatError: the file of the value that waits is not of the size that the shape says.
         InvalidName, UnsupportedDtype: it could not be saved.
         UsageError: it is new and has no shape, or an argument is not what it must be.
     """
@@ -262,7 +305,10 @@ def get_variable(
         variable = SessionVariable(session, name, as_shape(shape), as_type, initializer, random_seed)
         variable.trainable = trainable is None or bool(trainable)
         variable.regularizer, variable.model_name = regularizer, model_name
+        if name in session.waiting:
+            variable._take(session.waiting[name])
         session.variables[name] = variable
+        session.waiting.pop(name, None)
         return variable
 
 
@@ -280,6 +326,9 @@ def load_variables(value_dict: Mapping[str, Any] | Variable, ignore_mismatch: bo
     Values are arrays, lazy variables of a checkpoint, or variables of a session. Everything is compared
     before anything is read, and read before anything is changed. A variable that has its array already
     keeps it and gets new contents. One without ``meta`` on disk takes shape and type from the session.
+
+    With `ignore_mismatch`, a value whose name the session does not have waits there (`Session.waiting`) for a later
+    `get_variable`, which compares shape and type. Lazy values are not read before they are needed.
 
     Raises:
         VariableNotFound: `ignore_mismatch` is false and the session has no variable of some name.
@@ -307,14 +356,21 @@ def load_variables(value_dict: Mapping[str, Any] | Variable, ignore_mismatch: bo
         _refuse_mismatched(match.mismatched)
         for name in given:
             session.variables[name]._check_writeable()
+        waiting = {name: _waiting(name, value_dict[name]) for name in value_dict if name not in targets}
         values = {name: np.empty(*targets[name]) for name in given}
-        report = make_report(
-            match, source=str(getattr(value_dict, "path", type(value_dict).__name__)), target="session"
-        )
+        source = str(getattr(value_dict, "path", type(value_dict).__name__))
+        report = make_report(match, source=source, target="session", unused_waits=True)
         load_into(values, given)
         for name in given:
             session.variables[name]._set(values.pop(name))
+        session.waiting |= waiting
     return report
+
+
+def _waiting(name: str, value: Any) -> Any:
+    """Return what is kept of a value that nothing takes yet: arrays may change until then, so these are copied."""
+    source = as_source(value, variable=name)
+    return np.array(source) if isinstance(source, np.ndarray) else value
 
 
 def _default_initializer(shape: tuple[int, ...], dtype: np.dtype[Any], rng: np.random.Generator) -> np.ndarray:
