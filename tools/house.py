@@ -34,7 +34,7 @@ ORDER: dict[str, tuple[str, ...]] = {
     "text": ("hints", "html"),
     "layout": ("collector", "names", "dtypes", "meta", "manifest", "difference"),
     "values": ("select", "methods", "lazy", "arrays", "plan"),
-    "storage": ("syscalls", "failures", "containment", "beneath", "appearing"),
+    "storage": ("memory", "syscalls", "failures", "containment", "beneath", "appearing"),
     "disk": ("progress", "threads", "blocks", "save", "read", "seal"),
     "disk/save": ("staging", "large_file", "links", "space", "incremental", "writer"),
     "disk/read": ("checks", "digests", "batches", "whole", "parts", "variable", "scan", "checkpoint"),

@@ -21,6 +21,7 @@ from varstore.disk.threads import run, start, thread_count
 from varstore.errors import UsageError
 from varstore.model.options import SaveOptions, StateOptions, check_options
 from varstore.model.store import save
+from varstore.storage.memory import available_memory
 from varstore.training.tree import flatten
 from varstore.values.lazy import LazyArray
 from varstore.values.plan import SavePlan, plan_save
@@ -167,7 +168,9 @@ class BackgroundSaver:
                 if when_busy == "refuse" and not self._turn.is_over():
                     raise _busy(path)
                 self._turn.wait()
-            is_late = not copy or _buffer_size(plan) <= (_half_of_memory() if budget is None else budget)
+            if budget is None:
+                budget = (available_memory() + self.buffered) // 2
+            is_late = not copy or _buffer_size(plan) <= budget
             if copy and is_late:
                 variables = self._copied(plan)
             job = partial(_save, path, variables, after, save_options)
@@ -242,10 +245,6 @@ def _aligned(nbytes: int) -> int:
     return -(-nbytes // _ALIGNMENT) * _ALIGNMENT
 
 
-def _half_of_memory() -> int:
-    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
-
-
 def _save(
     path: str | os.PathLike[str],
     variables: Mapping[str, Any],
@@ -277,8 +276,9 @@ def save_async(
     Args:
         copy: False if nothing will change the arrays before the save is done; they are written where they are.
         when_busy: what to do while an earlier save is being written: "wait" for it, or "refuse".
-        budget: bytes that the copies may take, half of the machine's memory unless given; a save that needs more
-            is written before the call returns.
+        budget: bytes that the copies may take; by default half of what this process may still use, by the machine's
+            memory, its control groups' limits and ``RLIMIT_AS``. A save that needs more is written before the call
+            returns.
         save_options: those of `varstore.save`.
 
     Raises:
