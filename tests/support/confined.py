@@ -63,7 +63,7 @@ def confined(
         arguments: its ``argv``, as text.
         seconds: how long it may take after its imports, on the clock; children that it leaves are killed too.
         cpu: seconds of processor time that it may use after its imports, whatever else the machine does.
-        memory: bytes of address space that it may use beyond what the imports took.
+        memory: bytes of memory that it may fill at any time, beyond what the imports took.
         env: joins the environment.
     """
     limits = json.dumps({"seconds": seconds, "cpu": cpu, "memory": memory})
@@ -82,10 +82,10 @@ def confined(
             process.wait()
         output.seek(0)
         complaints.seek(0)
-        return _outcome(status, output.read().decode(), complaints.read().decode())
+        return _outcome(status, output.read().decode(), complaints.read().decode(), memory)
 
 
-def _outcome(status: int | None, output: str, complaints: str) -> Any:
+def _outcome(status: int | None, output: str, complaints: str, memory: int | None) -> Any:
     if status is None or "\nTimeout (" in f"\n{complaints}":
         raise Hung(complaints)
     if -status == signal.SIGXCPU:
@@ -93,10 +93,12 @@ def _outcome(status: int | None, output: str, complaints: str) -> Any:
     said: dict[str, Any] = {}
     for line in output.split("\n"):
         said |= json.loads(line[1:]) if line.startswith(_MARK) else {}
-    if "error" in said:
-        raise getattr(errors, said["error"])(said["message"])
     if said.get("foreign") == "MemoryError":
         raise TooMuchMemory(said["message"])
+    if memory is not None and said.get("filled", 0) > memory:
+        raise TooMuchMemory(f"{said['filled']:,} bytes")
+    if "error" in said:
+        raise getattr(errors, said["error"])(said["message"])
     if "foreign" in said:
         raise Foreign(said["message"])
     if status or "ended" not in said:
@@ -128,9 +130,10 @@ def _main() -> None:
         used = resource.getrusage(resource.RUSAGE_SELF)
         soft = int(used.ru_utime + used.ru_stime) + 1 + limits["cpu"]
         resource.setrlimit(resource.RLIMIT_CPU, (soft, soft + 1))
-    if limits["memory"] is not None:
-        pages = int(Path("/proc/self/statm").read_text().split()[0])
-        resource.setrlimit(resource.RLIMIT_AS, (pages * resource.getpagesize() + limits["memory"],) * 2)
+    before = _memory("VmRSS")
+    if limits["memory"] is not None:  # address space is more than what is filled: threads reserve much of it
+        space = _memory("VmSize") + 2 * limits["memory"] + (1 << 30)
+        resource.setrlimit(resource.RLIMIT_AS, (space, space))
     try:
         exec(code, names)
     except errors.VarstoreError as error:
@@ -141,6 +144,13 @@ def _main() -> None:
         _say(foreign=type(error).__name__, message=traceback.format_exc(limit=-6))
     else:
         _say(ended=True)
+    _say(filled=_memory("VmHWM") - before)
+
+
+def _memory(field: str) -> int:
+    """Return bytes that the kernel counts for this process."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) << 10 for line in lines if line.startswith(f"{field}:"))
 
 
 def _say(**what: Any) -> None:
