@@ -687,7 +687,7 @@ class TestLoadBeforeDeclaring:
     def test_a_name_that_is_near_is_hinted(self):
         declare_mlp()
         report = flow.load_variables({"dense1-wieght": np.zeros((4, 3), np.float32)})
-        assert report.hints == ("kept 'dense1-weight' and waiting 'dense1-wieght' differ by little: is one misspelt?",)
+        assert report.hints == ("'dense1-weight' is missing and 'dense1-wieght' is waiting; is one of them misspelt?",)
         with pytest.raises(VariableMismatch, match="1 waiting"):
             report.raise_for("waiting")
 

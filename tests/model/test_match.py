@@ -446,11 +446,11 @@ def test_the_refusal_lists_all_folded_by_difference():
     with pytest.raises(VariableMismatch) as caught:
         compare(targets, sources, {name: name for name in sources}, path="dir")
     assert str(caught.value).splitlines() == [
-        "dir: source -> target differ in shape or type, 160 in all:",
+        "dir: shapes or types of 160 variables differ, source -> target:",
         "  'b0', 'b1', 'b2', and 145 more: float64 -> float32",
         *[f"  's{i}': ({i}, 2) -> ({i + 1}, 2)" for i in range(9)],
         "  and 3 more",
-        "Pass cast=True to convert between types of one kind, "
+        "Pass cast=True to convert between types of the same kind, "
         'on_mismatch="overlap" to copy the corner that two shapes share, '
         'or on_mismatch="skip" to leave these targets as they are',
     ]
@@ -459,7 +459,7 @@ def test_the_refusal_lists_all_folded_by_difference():
 @pytest.mark.parametrize(
     ("source", "target", "modes", "ways_out"),
     [
-        (((3,), F8), ((3,), F4), {}, "cast=True to convert between types of one kind, or "),
+        (((3,), F8), ((3,), F4), {}, "cast=True to convert between types of the same kind, or "),
         (((3,), F4), ((2,), F4), {}, 'on_mismatch="overlap" to copy the corner that two shapes share, or '),
         (((3,), F4), ((2, 2), F4), {}, ""),
         (((3,), F4), ((3,), np.dtype("i4")), {}, ""),
@@ -486,7 +486,7 @@ def test_the_refusal_names_only_what_would_help(source, target, modes, ways_out)
 def test_an_unknown_mode_is_refused_before_anything():
     with pytest.raises(UsageError) as caught:
         compare({}, {}, {}, on_mismatch="ignore")
-    assert str(caught.value) == "on_mismatch: no such mode: found 'ignore', expected error or skip or overlap"
+    assert str(caught.value) == "on_mismatch: unknown mode: found 'ignore', expected 'error' or 'skip' or 'overlap'"
 
 
 def test_ten_thousand_names():

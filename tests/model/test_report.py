@@ -57,8 +57,8 @@ def test_the_table_reads_well():
         "old -> session: 150 of 152 loaded",
         "loaded        148  backbone.*",
         "loaded          2  head.weight, head.bias",
-        "kept            1  dense3/weight  (target only: stays as it is)",
-        "unused          5  fc.*           (source only)",
+        "kept            1  dense3/weight  (missing in the source: keeps its values)",
+        "unused          5  fc.*           (unexpected: not in the target)",
         "mismatched      1  out.weight     (10, 64) -> (100, 64)",
         "overlapped      1  head.weight    (9, 4) -> (12, 4), copied (9, 4)",
         "cast            1  head.bias      float64 -> float32",
@@ -227,7 +227,7 @@ def test_html_is_escaped():
         "kept",
         "1",
         evil,
-        "(target only: stays as it is)",
+        "(missing in the source: keeps its values)",
         f"hint: {evil}",
     ]
 
@@ -315,7 +315,7 @@ def test_nothing_is_suggested_where_most_matches_or_the_rename_was_given():
     ],
 )
 def test_near_misses_in_spelling(kept, unused, is_near):
-    hint = f"kept {kept!r} and unused {unused!r} differ by little: is one misspelt?"
+    hint = f"{kept!r} is missing and {unused!r} is unexpected; is one of them misspelt?"
     report = report_of(["x", "y", unused], ["x", "y", kept])
     assert report.hints == ((hint,) if is_near else ())
 
@@ -325,9 +325,9 @@ def test_at_most_five_near_misses_each_name_once():
     targets = [f"fc{i}.weight" for i in range(9)] + ["net.weight", "net.weights"]
     hints = report_of(sources, targets).hints
     assert len(hints) == 5
-    assert hints[0] == "kept 'fc0.weight' and unused 'fc0.wieght' differ by little: is one misspelt?"
+    assert hints[0] == "'fc0.weight' is missing and 'fc0.wieght' is unexpected; is one of them misspelt?"
     hints = report_of(["net.wegiht"], ["net.weight", "net.weights"]).hints
-    assert hints == ("kept 'net.weight' and unused 'net.wegiht' differ by little: is one misspelt?",)
+    assert hints == ("'net.weight' is missing and 'net.wegiht' is unexpected; is one of them misspelt?",)
 
 
 def test_hints_for_ten_thousand_names():
@@ -352,8 +352,8 @@ def test_raise_for_lists_what_it_was_asked_for():
         FULL.raise_for("unused", "kept")
     assert str(caught.value) == (
         "old -> session: 1 kept, 5 unused\n"
-        "  kept            1  dense3/weight  (target only: stays as it is)\n"
-        "  unused          5  fc.*           (source only)\nTry this"
+        "  kept            1  dense3/weight  (missing in the source: keeps its values)\n"
+        "  unused          5  fc.*           (unexpected: not in the target)\nTry this"
     )
     assert caught.value.hint == "try this"
 
@@ -364,7 +364,7 @@ def test_raise_for_each_category(category):
     with pytest.raises(VariableMismatch) as caught:
         alone.raise_for(category)
     assert f": {len(getattr(FULL, category))} {category}\n" in str(caught.value)
-    assert str(caught.value).endswith("Say with rename= and exclude= what belongs together and what is left out")
+    assert str(caught.value).endswith("Pair the names with rename=, and leave the rest out with exclude=")
     others = {"kept", "unused", "mismatched", "overlapped", "cast"} - {category}
     assert alone.raise_for(*others) is alone
 
@@ -374,7 +374,7 @@ def test_raise_for_an_unknown_category(category):
     with pytest.raises(UsageError) as caught:
         FULL.raise_for("kept", category)
     assert str(caught.value) == (
-        f"no such category to raise for: found {category!r}, "
+        f"unknown category: found {category!r}, "
         "expected 'kept' or 'unused' or 'waiting' or 'mismatched' or 'overlapped' or 'cast'"
     )
 

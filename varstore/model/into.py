@@ -1,4 +1,8 @@
-"""Load into memory that exists already: all is compared first, then the values go straight to their places."""
+"""Load into arrays that exist: everything is compared first, then values are read straight into their memory.
+
+A variable whose type and layout are those of its target is read from the file into the target itself, without a copy
+between. What has to be converted, cut to the shared corner, or written to a strided array goes through a buffer.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +22,7 @@ from varstore.layout.manifest import Entry
 from varstore.model.match import OnMismatch, Pair, compare, spec_of
 from varstore.model.options import Path
 from varstore.model.report import LoadReport, make_report
-from varstore.model.store import while_it_stands
+from varstore.model.store import retry_if_replaced
 from varstore.values.arrays import Source, Stored, as_source
 from varstore.values.lazy import LazyArray
 from varstore.values.select import Patterns, Rename, select
@@ -39,24 +43,44 @@ def load_into(
     threads: int | None = None,
     progress: Progress = None,
 ) -> LoadReport:
-    """Fill arrays that exist with the variables of the same names, in place, straight into their memory.
+    """Fill existing arrays with the variables of the same names, in place.
 
-    Names, shapes, types and file sizes are all checked before the first array changes. A digest can only be
-    checked once the bytes have been read: after `DigestMismatch` the arrays hold a mixture.
+    Names, shapes, types and file sizes are checked before the first array changes. A digest can be compared only
+    after its bytes have been read into the array: after `DigestMismatch`, the arrays hold a mixture.
 
     Args:
-        targets: writeable arrays by name, of any layout.
-        source: a checkpoint, or a mapping of names to arrays or variables of checkpoints.
-        include, exclude, rename: choose and name the source's variables; see `load`.
-        on_mismatch: what a different shape is: "error"; "skip", left alone and reported; or "overlap", the
-            corner that both shapes share is copied (a vocabulary that grew).
+        targets: writeable arrays by name, in any layout.
+        source: a checkpoint, or a mapping of names to arrays or to variables of checkpoints.
+        include: as for `load`, on the source's names.
+        exclude: as for `load`, on the source's names.
+        rename: as for `load`; it turns the source's names into the targets' names.
+        on_mismatch: what to do where shapes or types differ: "error"; "skip" leaves the target as it is and reports
+            it; "overlap" copies the corner that both shapes share, for a vocabulary that grew.
         cast: convert between types of the same kind, such as float32 and bfloat16.
-        verify, threads, progress: as for `load`.
+        verify: as for `load`.
+        threads: as for `load`.
+        progress: as for `load`.
+
+    Returns:
+        A report of what was loaded, what was missing in the source, and what was unexpected in it.
 
     Raises:
-        VariableMismatch: shapes or types differ; lists them all, and nothing has changed.
+        VariableMismatch: shapes or types differ; the message lists them all, and nothing has changed.
         UsageError: a target is not a writeable array.
-        DigestMismatch, SizeMismatch, ManifestError: what lies there is not what was saved.
+        DigestMismatch, SizeMismatch, ManifestError: the files are not what was saved.
+
+    Example:
+        >>> checkpoint = vs.save("lenet", {"conv1/bias": np.ones(6, np.float32), "fc/weight": np.ones((10, 84))})
+        >>> model = {"conv1/bias": np.zeros(6, np.float32), "fc/weight": np.zeros((12, 84)), "head/bias": np.zeros(3)}
+        >>> report = vs.load_into(model, "lenet", on_mismatch="overlap")
+        >>> print(report)
+        lenet -> targets: 2 of 3 loaded
+        loaded          1  conv1/bias
+        loaded          1  fc/weight
+        kept            1  head/bias  (missing in the source: keeps its values)
+        overlapped      1  fc/weight  (10, 84) -> (12, 84), copied (10, 84)
+        >>> int(model["fc/weight"].sum())
+        840
     """
     _check_targets(targets)
 
@@ -67,7 +91,7 @@ def load_into(
 
     if isinstance(source, Mapping) and not isinstance(source, Checkpoint):
         return fill(source)
-    return while_it_stands(source, fill)
+    return retry_if_replaced(source, fill)
 
 
 def _load_into(
@@ -90,21 +114,21 @@ def _load_into(
         **modes,
     )
     work = [(pair, targets[pair.target], _with_meta(sources[pair.source], pair)) for pair in match.pairs]
-    straight: dict[str, list[tuple[Entry, np.ndarray]]] = {}
-    through: list[tuple[Pair, np.ndarray, Source]] = []
+    direct: dict[str, list[tuple[Entry, np.ndarray]]] = {}
+    buffered: list[tuple[Pair, np.ndarray, Source]] = []
     for pair, target, value in work:
         if isinstance(value, Stored):
             check_readable(value.root, value.entry)
             if pair.how == "exact" and target.flags.c_contiguous and value.entry.stored_dtype == target.dtype:
-                straight.setdefault(value.root, []).append((value.entry, target.reshape(-1).view(np.uint8)))
+                direct.setdefault(value.root, []).append((value.entry, target.reshape(-1).view(np.uint8)))
                 continue
-        through.append((pair, target, value))
+        buffered.append((pair, target, value))
     check_files([(value.root, value.entry) for _, _, value in work if isinstance(value, Stored)])
     total = sum(value.entry.nbytes if isinstance(value, Stored) else value.nbytes for _, _, value in work)
     with reporting(progress, total, f"loading {where}") as advance:
-        for root, wanted in straight.items():
+        for root, wanted in direct.items():
             read_into(root, wanted, verify=verify, threads=threads, advance=advance)
-        for pair, target, value in through:
+        for pair, target, value in buffered:
             _fill(pair, target, value, verify=verify)
             if advance:
                 advance(value.entry.nbytes if isinstance(value, Stored) else value.nbytes)
@@ -119,7 +143,7 @@ def _check_targets(targets: Mapping[str, np.ndarray]) -> None:
                 "a target must be a writeable numpy array",
                 variable=name,
                 found=what,
-                hint="use varstore.load for new arrays; varstore.adapters load into modules of frameworks",
+                hint="varstore.load makes new arrays, and varstore.adapters load into the modules of frameworks",
             )
 
 
@@ -130,7 +154,7 @@ def _with_meta(source: Source, pair: Pair) -> Source:
 
 
 def _fill(pair: Pair, target: np.ndarray, source: Source, *, verify: bool) -> None:
-    """Copy through memory: other types, other layouts, corners, and values that do not lie in a checkpoint."""
+    """Copy through a buffer: other types, other layouts, corners, and values that are not in a checkpoint."""
     if isinstance(source, Stored):
         chunks: Iterable[tuple[tuple[Any, ...], np.ndarray]] = row_chunks(
             source.root, source.entry, source.dtype, verify=verify
@@ -145,7 +169,7 @@ def _fill(pair: Pair, target: np.ndarray, source: Source, *, verify: bool) -> No
 
 
 def _corner(index: tuple[Any, ...], common: tuple[int, ...]) -> tuple[tuple[Any, ...], tuple[Any, ...]] | None:
-    """Return where the part of a chunk that lies in the common corner goes, and that part; None if none does."""
+    """Return the target's index and the chunk's index of what a chunk and the common corner share, None if nothing."""
     if index == (...,):
         whole = (..., *(slice(0, extent) for extent in common))
         return whole, whole

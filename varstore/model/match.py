@@ -1,6 +1,6 @@
-"""Compare: source and target specs become a `Match`, and no value has moved yet.
+"""Compare a source with targets: names, shapes and data types go in, and a `Match` says what loading will do.
 
-Pure: names, shapes and data types go in, decisions come out.
+Nothing is read or changed here.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import Any, Literal, TypeAlias, get_args
 import numpy as np
 
 from varstore.errors import UsageError, VariableMismatch
-from varstore.text.hints import listed
+from varstore.text.hints import listed, plural
 from varstore.values.arrays import Source, Stored
 
 __all__ = [
@@ -42,7 +42,7 @@ _LINES = 10
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Mismatch:
-    """A variable that both sides have and that cannot be loaded as it is; `name` is the target's."""
+    """A variable that source and target both have, and that cannot be loaded as it is; `name` is the target's."""
 
     name: str
     source_name: str
@@ -64,8 +64,9 @@ class Mismatch:
 class Pair:
     """One variable to load.
 
-    "exact": the bytes are right as they are. "cast": the values are converted, if only in byte order.
-    "overlap": only `common` is copied, the corner that both shapes share, and converted where the types differ.
+    `how` is "exact" if the bytes can be copied as they are, "cast" if the values are converted, even if only in byte
+    order, and "overlap" if only `common` is copied, the corner that both shapes share; it is converted if the types
+    differ.
     """
 
     target: str
@@ -80,7 +81,7 @@ class Pair:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Match:
-    """What loading would do: `pairs` move; `kept` are targets without a source, `unused` sources without a target."""
+    """What loading will do: load `pairs`. `kept` are targets that the source does not have, `unused` the opposite."""
 
     pairs: tuple[Pair, ...]
     kept: tuple[str, ...] = ()
@@ -89,7 +90,7 @@ class Match:
 
 
 def spec_of(source: Source) -> SourceSpec:
-    """Return shape and type of what is to be loaded; unknown for a variable of a checkpoint without ``meta``."""
+    """Return the shape and type of a source; both None for a variable that does not have a ``meta`` file."""
     if not isinstance(source, Stored):
         return source.shape, source.dtype
     return (None, None) if source.entry.meta is None else (source.entry.meta.shape, source.dtype)
@@ -106,18 +107,19 @@ def compare(
 ) -> Match:
     """Decide for every target and every selected source whether and how it is loaded.
 
-    A spec is (shape, dtype); None in a source's spec is unknown (no ``meta``) and taken from the target.
-    Sources that `selected` leaves out are nobody's concern: they are not `unused`. ``on_mismatch="overlap"``
-    allows shapes of equal length that share a non-empty corner; ``cast=True`` allows what numpy calls
-    "same_kind", bool to unsigned to signed to floating to complex and between sizes, the types of `ml_dtypes`
-    included. Byte order is no mismatch. What still does not fit is an error, unless ``on_mismatch="skip"``.
+    A spec is (shape, dtype). None in a source's spec is unknown (no ``meta``) and is taken from the target. Sources
+    that are not `selected` do not count as `unused`. ``on_mismatch="overlap"`` allows shapes with equally many
+    dimensions that share a non-empty corner. ``cast=True`` allows what numpy calls "same_kind": from bool to unsigned
+    to signed to floating to complex, and between sizes, for the types of `ml_dtypes` too. A different byte order is
+    not a mismatch. What still does not fit is an error, unless ``on_mismatch="skip"``.
 
     Raises:
-        VariableMismatch: shapes or types differ more than is allowed; lists them.
-        UsageError: `on_mismatch` is none of "error", "skip", "overlap".
+        VariableMismatch: shapes or types differ more than is allowed; the message lists them.
+        UsageError: `on_mismatch` is not "error", "skip" or "overlap".
     """
     if on_mismatch not in _MODES:
-        raise UsageError("no such mode", field="on_mismatch", found=repr(on_mismatch), expected=" or ".join(_MODES))
+        expected = " or ".join(map(repr, _MODES))
+        raise UsageError("unknown mode", field="on_mismatch", found=repr(on_mismatch), expected=expected)
     pairs: list[Pair] = []
     unused: list[str] = []
     mismatched: list[Mismatch] = []
@@ -142,7 +144,7 @@ def compare(
             how: How = "overlap" if source_shape != shape else "exact" if source_dtype == dtype else "cast"
             pairs.append(Pair(target=name, source=source, how=how, common=common, **sides))
     if mismatched and on_mismatch != "skip":
-        raise _refusal(mismatched, path, _ways_out(mismatched, on_mismatch, cast=cast))
+        raise _mismatch_error(mismatched, path, _suggestion(mismatched, on_mismatch, cast=cast))
     kept = tuple(name for name in targets if name not in selected)
     return Match(pairs=tuple(pairs), kept=kept, unused=tuple(unused), mismatched=tuple(mismatched))
 
@@ -157,7 +159,7 @@ def _is_same_kind(source: np.dtype[Any], target: np.dtype[Any]) -> bool:
 
 
 def _rank(dtype: np.dtype[Any]) -> int:
-    """Where the kind stands in "buifc", -1 for none: ``np.can_cast`` knows too few of `ml_dtypes`."""
+    """Return the index of a type's kind in "buifc", or -1; ``np.can_cast`` does not know all types of `ml_dtypes`."""
     name = dtype.name
     kind = dtype.kind if dtype.kind in _KINDS else next((k for ml, k in _ML_KINDS if name.startswith(ml)), "none")
     return _KINDS.find(kind)
@@ -170,12 +172,12 @@ def _common(source: Shape, target: Shape, *, allow_corner: bool) -> Shape | None
     return corner if allow_corner and len(source) == len(target) and 0 not in corner else None
 
 
-def _ways_out(mismatched: list[Mismatch], on_mismatch: OnMismatch, *, cast: bool) -> str:
-    """Return what would let at least one of these be loaded, or left alone."""
-    missing = {_missing_modes(mismatch, on_mismatch, cast=cast) for mismatch in mismatched if _would_load(mismatch)}
+def _suggestion(mismatched: list[Mismatch], on_mismatch: OnMismatch, *, cast: bool) -> str:
+    """Return the hint: the options that would let at least one of these be loaded, or be left as it is."""
+    missing = {_missing_modes(mismatch, on_mismatch, cast=cast) for mismatch in mismatched if _can_be_allowed(mismatch)}
     ways = []
     if ("cast",) in missing:
-        ways.append("cast=True to convert between types of one kind")
+        ways.append("cast=True to convert between types of the same kind")
     if ("overlap",) in missing:
         ways.append('on_mismatch="overlap" to copy the corner that two shapes share')
     if missing == {("cast", "overlap")}:
@@ -190,20 +192,21 @@ def _missing_modes(mismatch: Mismatch, on_mismatch: OnMismatch, *, cast: bool) -
     return ("cast",) * needs_cast + ("overlap",) * needs_overlap
 
 
-def _would_load(mismatch: Mismatch) -> bool:
-    """Tell whether everything that can be allowed together would allow it."""
+def _can_be_allowed(mismatch: Mismatch) -> bool:
+    """Tell whether `cast` and "overlap" together would let it be loaded."""
     source, target = mismatch.source_dtype, mismatch.target_dtype
     fits = is_same_type(source, target) or _is_same_kind(source, target)
     return fits and _common(mismatch.source_shape, mismatch.target_shape, allow_corner=True) is not None
 
 
-def _refusal(mismatched: list[Mismatch], path: str | None, ways_out: str) -> VariableMismatch:
+def _mismatch_error(mismatched: list[Mismatch], path: str | None, ways_out: str) -> VariableMismatch:
     alike: dict[str, list[str]] = {}
     for mismatch in mismatched:
         alike.setdefault(str(mismatch), []).append(mismatch.name)
     lines = [f"{listed(list(map(repr, names)))}: {difference}" for difference, names in alike.items()]
     return VariableMismatch(
-        f"source -> target differ in shape or type, {len(mismatched)} in all:\n  " + listed(lines, _LINES, "\n  "),
+        f"shapes or types of {plural(len(mismatched), 'variable')} differ, source -> target:\n  "
+        + listed(lines, _LINES, "\n  "),
         path=path,
         hint=ways_out,
     )

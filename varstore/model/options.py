@@ -1,8 +1,8 @@
-"""The options that travel together: what `save`, `load` and those who call them take by keyword.
+"""Typed records of the options that `save`, `load` and the functions that call them take by keyword.
 
-A function that hands its options on declares them as ``**options: Unpack[SaveOptions]``, so that editors and type
-checkers know their names. One that only keeps them for a later call asks `check_options` at once: a misspelt
-option is a TypeError where it was written, not in a thread or an hour later.
+A function that passes its options on declares them as ``**options: Unpack[SaveOptions]``, so that editors and type
+checkers know their names. A function that keeps them for a later call calls `check_options` at once, so that a
+misspelt option is a TypeError where it was written, and not in a thread or an hour later.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ class LoadOptions(TypedDict, total=False):
 
 
 class RunOptions(TypedDict, total=False):
-    """What every save of a run has in common; see `varstore.save`."""
+    """What all saves of a run have in common; see `varstore.save`."""
 
     durable: bool
     threads: int | None
@@ -62,10 +62,10 @@ class SaveOptions(StateOptions, total=False):
 
 
 def check_options(options: Mapping[str, Any], record: type, function: str) -> None:
-    """Refuse what is not an option, as Python refuses an unknown keyword.
+    """Refuse an unknown option, as Python refuses an unknown keyword.
 
     Raises:
-        TypeError: names the option, and the one that was probably meant.
+        TypeError: an option is not in the record; the message suggests a similar one.
     """
     known = record.__annotations__
     for name in options:

@@ -1,7 +1,7 @@
-"""What loading did, in one page: `LoadReport`, its table and its hints.
+"""What loading did, on one page: `LoadReport`, its table and its hints.
 
-The table never grows with the model: names are folded by their first part, and its counts add up to all
-that there is. Hints are computed once, when the report is made; printing only prints.
+The table does not grow with the model: names are folded by their first part, and the counts of the rows add up to
+the number of variables. Hints are computed once, when the report is made, and not when it is printed.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ from varstore.values.select import SEPARATOR, select
 
 __all__ = ["Cast", "LoadReport", "Overlap", "fold", "make_report", "suggest_prefixes"]
 
-_REFUSABLE = {
-    "kept": "(target only: stays as it is)",
-    "unused": "(source only)",
-    "waiting": "(source only: taken when it is declared)",
+_CATEGORIES = {
+    "kept": "(missing in the source: keeps its values)",
+    "unused": "(unexpected: not in the target)",
+    "waiting": "(not declared yet: loaded when it is)",
     "mismatched": "",
     "overlapped": "",
     "cast": "",
@@ -43,7 +43,7 @@ _NEARLY = 0.75
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Overlap:
-    """A variable of which only `copied` was loaded, the corner that both shapes share."""
+    """A variable of which only a corner was loaded, of the shape `copied`."""
 
     name: str
     source_shape: Shape
@@ -68,11 +68,28 @@ class Cast:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class LoadReport:
-    """Which variables got values, which did not, and why.
+    """Which variables were loaded, which were not, and why.
 
-    `loaded` are the names of all targets that got values, those of `overlapped` and `cast` among them; `kept`
-    are targets that the source does not have, `unused` names of the source that the target does not have. Of a load
-    into a session these are `waiting` instead, since a variable that is declared later takes its value.
+    `print` shows it as a table on one page, with hints; a notebook shows it as HTML.
+
+    - `loaded`: the names of all targets that got values, including those in `overlapped` and `cast`.
+    - `kept`: missing, names of targets that the source does not have; they keep their values.
+    - `unused`: unexpected, names in the source that the target does not have.
+    - `waiting`: in place of `unused` after a load into a session: a variable declared later takes its value.
+    - `mismatched`: variables that both have, in different shapes or types, and that were not loaded.
+    - `overlapped`: variables of which only the corner was loaded that both shapes share.
+    - `cast`: variables whose values were converted to the target's type.
+    - `hints`: suggestions for a rename, and names that differ in spelling only.
+
+    Example:
+        >>> model = {"backbone.bias": np.zeros(6), "head.bias": np.zeros(3)}
+        >>> report = vs.load_into(model, {"net.bias": np.ones(6)}, rename={"net": "backbone"})
+        >>> report.loaded, report.kept
+        (('backbone.bias',), ('head.bias',))
+        >>> print(report.raise_for("unused", "mismatched"))
+        dict -> targets: 1 of 2 loaded
+        loaded          1  backbone.bias
+        kept            1  head.bias  (missing in the source: keeps its values)
     """
 
     source: str
@@ -87,25 +104,26 @@ class LoadReport:
     hints: tuple[str, ...] = ()
 
     def raise_for(self, *categories: str) -> LoadReport:
-        """Return the report itself if all these categories are empty.
+        """Return the report itself if these categories are empty; raise an error if one is not.
+
+        Args:
+            categories: of "kept", "unused", "waiting", "mismatched", "overlapped" and "cast".
 
         Raises:
-            VariableMismatch: one is not; lists its variables and the hints.
-            UsageError: a category is none of "kept", "unused", "waiting", "mismatched", "overlapped", "cast".
+            VariableMismatch: a category is not empty; the message lists its variables and the hints.
+            UsageError: a category is unknown.
         """
         for category in categories:
-            if category not in _REFUSABLE:
-                raise UsageError(
-                    "no such category to raise for", found=repr(category), expected=" or ".join(map(repr, _REFUSABLE))
-                )
-        wrong = [category for category in _REFUSABLE if category in categories and getattr(self, category)]
+            if category not in _CATEGORIES:
+                raise UsageError("unknown category", found=repr(category), expected=" or ".join(map(repr, _CATEGORIES)))
+        wrong = [category for category in _CATEGORIES if category in categories and getattr(self, category)]
         if not wrong:
             return self
         counts = ", ".join(f"{len(getattr(self, category))} {category}" for category in wrong)
         rows = [row for category in wrong for row in self._rows(category)]
         raise VariableMismatch(
             "\n  ".join([f"{self.source} -> {self.target}: {counts}", *_lines(rows)]),
-            hint="; ".join(self.hints) or "say with rename= and exclude= what belongs together and what is left out",
+            hint="; ".join(self.hints) or "pair the names with rename=, and leave the rest out with exclude=",
         )
 
     def __str__(self) -> str:
@@ -120,17 +138,17 @@ class LoadReport:
         return f"{self.source} -> {self.target}: {len(self.loaded)} of {wanted} loaded{waiting}"
 
     def _table(self) -> list[tuple[str, int, str, str]]:
-        return [row for category in ("loaded", *_REFUSABLE) for row in self._rows(category)]
+        return [row for category in ("loaded", *_CATEGORIES) for row in self._rows(category)]
 
     def _rows(self, category: str) -> list[tuple[str, int, str, str]]:
-        meaning = _REFUSABLE.get(category, "")
+        meaning = _CATEGORIES.get(category, "")
         items = getattr(self, category)
         noted = ((item, meaning) if isinstance(item, str) else (item.name, str(item)) for item in items)
         return [(category, *row) for row in fold(noted, _ROWS)]
 
 
 def make_report(match: Match, *, source: str, target: str, unused_waits: bool = False) -> LoadReport:
-    """Say what loading this match does; `source` and `target` are how messages call the two sides."""
+    """Return the report of a match; `source` and `target` are the names of the two sides in messages."""
     unused = "waiting" if unused_waits else "unused"
     return LoadReport(
         source=source,
@@ -159,10 +177,10 @@ def make_report(match: Match, *, source: str, target: str, unused_waits: bool = 
 
 
 def suggest_prefixes(source_names: Iterable[str], target_names: Iterable[str]) -> tuple[str, str, int] | None:
-    """Find the prefix rename that makes most names match: (from, to, number of targets that then match).
+    """Find the prefix rename that makes the most names match: (old, new, number of targets that then match).
 
-    None where half of the targets match already, where no rename helps more than half of the smaller side, or
-    where so many do equally well that only an ending like ``.weight`` is shared.
+    The result is None if half of the targets match already, if no rename makes more than half of the smaller side
+    match, or if many renames do equally well, because then only an ending like ``.weight`` is shared.
     """
     sources, targets = list(source_names), dict.fromkeys(target_names)
     matched = sum(name in targets for name in sources)
@@ -187,10 +205,10 @@ def suggest_prefixes(source_names: Iterable[str], target_names: Iterable[str]) -
 
 
 def fold(notes: Iterable[tuple[str, str]], limit: int) -> list[tuple[int, str, str]]:
-    """Fold (name, note) into at most `limit` rows of (count, label, note); the counts add up.
+    """Fold pairs of (name, note) into at most `limit` rows of (count, label, note); the counts add up.
 
-    Names of one note that share their first part become one row: up to three short names are written out,
-    more become their longest common prefix and ``*``. The largest rows stay when there are too many.
+    Names that have the same note and the same first part become one row. Up to three short names are written out;
+    more become their longest common prefix and ``*``. If there are too many rows, the smallest become one.
     """
     groups: dict[tuple[str, str], list[str]] = {}
     for name, note in notes:
@@ -230,11 +248,11 @@ def _hints(match: Match, unused: str) -> tuple[str, ...]:
         if suggestion is not None and suggestion[2] > len(targets):
             old, new, count = suggestion
             return (f"try rename={ {old: new} }: {count} of {len(targets) + len(match.kept)} names would match",)
-    return _near_misses(match.kept, match.unused, unused)
+    return _near_misses(match.kept, match.unused, "unexpected" if unused == "unused" else unused)
 
 
 def _near_misses(kept: tuple[str, ...], unused: tuple[str, ...], word: str) -> tuple[str, ...]:
-    """Pair names that differ in spelling alone: as many parts, the same numbers, each part nearly the same."""
+    """Pair names that differ only in spelling: equally many parts, the same numbers, each part nearly the same."""
     comparable: dict[object, list[str]] = {}
     for name in unused:
         comparable.setdefault(_outline(name), []).append(name)
@@ -244,7 +262,7 @@ def _near_misses(kept: tuple[str, ...], unused: tuple[str, ...], word: str) -> t
         near = next((other for other in nearest(name, others) if _is_nearly(name, other)), None)
         if near is not None and len(hints) < _HINTS:
             others.remove(near)
-            hints.append(f"kept {name!r} and {word} {near!r} differ by little: is one misspelt?")
+            hints.append(f"{name!r} is missing and {near!r} is {word}; is one of them misspelt?")
     return tuple(hints)
 
 

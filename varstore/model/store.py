@@ -1,4 +1,4 @@
-"""The verbs on whole models: save, and load into new memory."""
+"""Save a whole model, and load it into new arrays."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from varstore.values.plan import plan_save
 from varstore.values.select import Patterns, Rename, select
 from varstore.version import __version__
 
-__all__ = ["load", "save", "while_it_stands"]
+__all__ = ["load", "retry_if_replaced", "save"]
 
 Result = TypeVar("Result")
 
@@ -41,39 +41,50 @@ def save(
     threads: int | None = None,
     progress: Progress = None,
 ) -> Checkpoint:
-    """Write variables as a checkpoint: all of it, or nothing.
+    """Save variables as a checkpoint: a folder per variable, either complete or absent.
 
-    The value decides what is done with it. An array (numpy's, of any layout and byte order; a tensor of
-    torch, jax, paddle, mindspore, oneflow, megengine; a scalar; anything with shape, dtype and
-    ``__array__``) is written. A `Variable` of another checkpoint is hard-linked, and copied in the kernel
-    across file systems. Arrays that are one in memory are written once.
+    A value may be an array (numpy's, in any layout and byte order; a tensor of torch, jax, paddle, mindspore,
+    oneflow or megengine; a scalar; anything with shape, dtype and ``__array__``), which is written, or a `Variable`
+    of another checkpoint, which is hard-linked. If the other checkpoint is on another file system, its files are
+    copied. Arrays that share memory are tied: they are written once.
 
     Args:
-        path: does not exist, or is an empty directory; not a symbolic link, though its parents may be.
-        attributes: JSON for the whole checkpoint.
-        variable_attributes: JSON for single variables, by name.
-        tree: the JSON text that nested state was flattened from; see `varstore.save_state`.
-        base: an earlier checkpoint; variables equal to its own in shape, type and digest are linked to it.
-        overwrite: replace a whole checkpoint; at every moment the path holds the old one or the new one.
-        durable: return only when all is on the disk; otherwise the system writes it when it likes, and only
-            a crash of the machine can tell the difference.
-        manifest: False writes nothing but OneFlow's own layout: no digests, no attributes.
-        threads: one for each processor up to eight unless given, and twice as many where `durable` waits for
-            the disk.
-        progress: called with (bytes done, bytes in all), or True for a bar.
+        path: a path that does not exist, or an empty directory. It cannot be a symbolic link; its parents can.
+        attributes: JSON data to keep with the checkpoint.
+        variable_attributes: JSON data to keep with single variables, by name.
+        tree: the JSON text that describes nested state; `varstore.save_state` makes it.
+        base: an earlier checkpoint. Variables that equal its variables of the same name in shape, type and digest
+            are linked to it instead of being written.
+        overwrite: replace the checkpoint at `path`. At every moment the path holds the old one or the new one.
+        durable: return only when everything is on the disk, safe from a power cut. Without it, the system writes
+            when it chooses to, and the save returns earlier.
+        manifest: False writes OneFlow's own layout only: no digests and no attributes.
+        threads: default one per processor, at most eight, and twice as many if `durable` waits for the disk.
+        progress: a function that is called with (bytes done, total bytes), or True for a progress bar.
 
     Raises:
-        InvalidName, UnsupportedDtype, CheckpointExists, OutOfSpace: before the first byte.
-        OutOfSpace, StorageError: later; what was begun is removed.
+        InvalidName, UnsupportedDtype, CheckpointExists, OutOfSpace: the plan cannot be carried out; nothing was
+            written.
+        OutOfSpace, StorageError: writing failed; what was written is removed.
+
+    Example:
+        >>> lenet = {"conv1/weight": np.zeros((6, 1, 5, 5), np.float32), "conv1/bias": np.zeros(6, np.float32)}
+        >>> vs.save("lenet", lenet, attributes={"epoch": 10})
+        <Checkpoint 'lenet': 2 variables>
+        >>> lenet["conv1/bias"] += 1
+        >>> changed = vs.save("lenet_2", lenet, base="lenet")  # conv1/weight is linked
+        >>> print(vs.diff("lenet", "lenet_2"))
+        lenet -> lenet_2: 1 unchanged
+          changed  conv1/bias: values
     """
     if manifest and isinstance(variables, Checkpoint) and attributes is None and variables.manifest:
         attributes, tree = variables.attributes, tree or variables.manifest.tree
     plan = plan_save(variables, attributes=attributes, variable_attributes=variable_attributes, tree=tree)
     if not manifest and (plan.attributes or variable_attributes or tree):
         raise UsageError(
-            "attributes and nested state are kept in the manifest, and manifest=False writes none",
+            "attributes and nested state are stored in the manifest, and manifest=False does not write one",
             path=path,
-            hint="leave out one of the two",
+            hint="leave out manifest=False, or save arrays without attributes",
         )
     target = os.fspath(path)
     if not target:
@@ -105,21 +116,37 @@ def load(
 ) -> dict[str, np.ndarray]:
     """Read the variables of a checkpoint into new arrays, in parallel.
 
-    Variables that were one in memory when they were saved are one array again.
+    Tied variables, which shared memory when they were saved, are one array again. If a save replaces the checkpoint
+    while it is read, reading starts again with the new one.
 
     Args:
-        include, exclude: glob patterns on whole names, one or several.
-        rename: prefixes, regular expressions or a function; see `varstore.values.select.select`.
-        mmap: map the files read-only instead of reading them; nothing is checked but their sizes.
-        verify: compare every byte read with the digests. `varstore.verify` also compares every ``meta``.
-        threads, progress: as for `save`.
+        path: a checkpoint's directory, or an open `Checkpoint`.
+        include: a glob pattern or several, on whole names; only variables that match are read.
+        exclude: a glob pattern or several; variables that match are not read.
+        rename: how names change: a dict of prefixes, regular expressions, or a function. The guide
+            `varstore.model` shows them.
+        mmap: map the files read-only instead of reading them. Only their sizes are checked.
+        verify: compare every byte that is read with the digests. `varstore.verify` also compares every ``meta``.
+        threads: default one per processor, at most eight.
+        progress: a function that is called with (bytes done, total bytes), or True for a progress bar.
+
+    Returns:
+        Arrays by name, in the order in which the variables were saved. They are writeable unless `mmap` is set.
 
     Raises:
-        CheckpointNotFound, IncompleteCheckpoint, ManifestError: it cannot be opened.
-        VariableNotFound: a pattern matches nothing.
-        DigestMismatch, SizeMismatch, ManifestError: what lies there is not what was saved.
+        CheckpointNotFound, IncompleteCheckpoint, ManifestError: the checkpoint cannot be opened.
+        VariableNotFound: a pattern of `include` matches no variable.
+        VariableMismatch: `rename` gives two variables one name.
+        DigestMismatch, SizeMismatch, ManifestError: the files are not what was saved.
+
+    Example:
+        >>> lenet = {"conv1/weight": np.zeros((6, 1, 5, 5), np.float32), "fc/weight": np.ones((10, 84))}
+        >>> checkpoint = vs.save("lenet", lenet)
+        >>> arrays = vs.load("lenet", include="conv*", rename={"conv1": "backbone/conv1"})
+        >>> {name: array.shape for name, array in arrays.items()}
+        {'backbone/conv1/weight': (6, 1, 5, 5)}
     """
-    return while_it_stands(
+    return retry_if_replaced(
         path,
         lambda checkpoint: _load(
             checkpoint,
@@ -163,8 +190,13 @@ def _load(
     return {name: arrays[entry.alias_of or entry.name] for name, entry in entries.items()}
 
 
-def while_it_stands(path: Path | Checkpoint, use: Callable[[Checkpoint], Result]) -> Result:
-    """Use a checkpoint; where another save replaces it meanwhile, begin again with the new one."""
+def retry_if_replaced(path: Path | Checkpoint, use: Callable[[Checkpoint], Result]) -> Result:
+    """Call `use` with the checkpoint at a path, and again with the new one if a save replaced it meanwhile.
+
+    Reading a checkpoint that is being replaced fails at an arbitrary file, with an arbitrary error; the error is the
+    caller's only if the checkpoint is still the one that was opened. A handle, in place of a path, stands for one
+    checkpoint, so it is not opened again.
+    """
     for _ in range(_ATTEMPTS):
         checkpoint = _as_checkpoint(path)
         try:
@@ -172,7 +204,7 @@ def while_it_stands(path: Path | Checkpoint, use: Callable[[Checkpoint], Result]
         except (FormatError, CheckpointNotFound, StorageError):
             if isinstance(path, Checkpoint) or not checkpoint.is_replaced:
                 raise
-    raise StorageError("the checkpoint is replaced faster than it can be read", path=checkpoint.path)
+    raise StorageError("the checkpoint was replaced each time before it could be read", path=checkpoint.path)
 
 
 def _as_checkpoint(path: Path | Checkpoint) -> Checkpoint:
