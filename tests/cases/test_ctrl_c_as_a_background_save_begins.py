@@ -1,7 +1,7 @@
 """Ctrl-C at any moment of ``save_async``: it hangs nothing, and mixes nothing with what is saved later."""
 
 import pytest
-from confined import Hung, confined
+from support.confined import Hung, confined
 
 ROUNDS = """
 import logging, os, shutil, signal, sys, threading

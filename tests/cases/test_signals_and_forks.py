@@ -1,7 +1,7 @@
 """A save in a signal handler, or in the child of a fork, ends and is whole whatever it came upon."""
 
 import pytest
-from confined import Hung, confined
+from support.confined import Hung, confined
 
 SIGNALS = """
 import os, signal, threading

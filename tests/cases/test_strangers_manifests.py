@@ -4,8 +4,8 @@ import contextlib
 
 import numpy as np
 import pytest
-from confined import TooSlow, confined
-from crafted import checkpoint, entry
+from support.confined import TooSlow, confined
+from support.crafted import checkpoint, entry
 
 import varstore as vs
 from varstore.errors import FormatError, ManifestError

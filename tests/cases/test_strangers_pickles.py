@@ -5,8 +5,8 @@ import struct
 
 import numpy as np
 import pytest
-from confined import TooMuchMemory, TooSlow, confined
-from crafted import colliding_pairs, long1, pickled, torch_file
+from support.confined import TooMuchMemory, TooSlow, confined
+from support.crafted import colliding_pairs, long1, pickled, torch_file
 
 import varstore as vs
 from varstore.errors import FormatError
