@@ -43,7 +43,7 @@ ORDER: dict[str, tuple[str, ...]] = {
     "interfaces": ("oneflow", "mindspore"),
     "interfaces/oneflow": ("dtypes", "initializers", "session", "checkpoint"),
     "formats": (
-        *("opened", "binary", "state", "pickles"),
+        *("nodes", "opened", "binary", "state", "pickles"),
         *("safetensors", "torch", "numpy", "oneflow", "paddle", "megengine", "mindspore", "onnx", "zarr", "native"),
         *("detect", "registry", "verbs"),
     ),

@@ -24,7 +24,8 @@ from varstore.errors import FormatError, SizeMismatch, UnsafeContent, Unsupporte
 from varstore.formats import megengine, oneflow, torch
 from varstore.formats.binary.source import Source
 from varstore.formats.binary.zip import archive_members
-from varstore.formats.opened import BARE, ForeignCheckpoint
+from varstore.formats.nodes import BARE
+from varstore.formats.opened import ForeignCheckpoint
 from varstore.formats.paddle import states as paddle
 from varstore.formats.pickles.arrays import PLAIN
 from varstore.formats.pickles.machine import Machine

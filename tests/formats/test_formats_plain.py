@@ -32,8 +32,8 @@ from varstore.errors import (
 from varstore.formats import numpy, registry, safetensors, verbs
 from varstore.formats.binary import packing
 from varstore.formats.mindspore import messages as mindspore
+from varstore.formats.nodes import BARE
 from varstore.formats.onnx import model as onnx
-from varstore.formats.opened import BARE
 from varstore.formats.zarr import tree as zarr
 from varstore.training.state import load_state, save_state
 from varstore.values.lazy import LazyArray
@@ -763,3 +763,12 @@ def test_nested_state_goes_into_a_checkpoint_and_out_again(tmp_path):
     assert set(flat.left_out) == {"epoch", "sizes/0", "sizes/1", "sizes/2", "sizes/3"}
     some = verbs.convert(tmp_path / "ckpt", tmp_path / "some", include="model/*")
     assert "epoch" in some.left_out
+
+
+def test_what_read_returns_has_a_selection(tmp_path):
+    safetensors.write(str(tmp_path / "x.safetensors"), {"a.w": np.arange(4), "b.w": np.ones(2)})
+    chosen = verbs.read(tmp_path / "x.safetensors").select(include="a.*", rename={"a": "c"})
+    assert list(chosen) == ["c.w"]
+    assert np.array_equal(chosen["c.w"].numpy(), np.arange(4))
+    with pytest.raises(VariableNotFound):
+        verbs.read(tmp_path / "x.safetensors").select(include="z*")

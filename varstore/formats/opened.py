@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
 
 from varstore.errors import FormatError, VariableNotFound
+from varstore.formats.nodes import leaves, replaced
 from varstore.text.hints import plural
 from varstore.values.lazy import LazyArray
+from varstore.values.select import Patterns, Rename, select
 
-__all__ = ["BARE", "ForeignCheckpoint", "leaves"]
-
-BARE = "(array)"
-"""The name of a file's only tensor where the file gives it none."""
+__all__ = ["ForeignCheckpoint"]
 
 _MOST_TEXT = 1 << 27
 """Characters of all names together: long keys of many leaves would multiply."""
@@ -76,32 +74,26 @@ class ForeignCheckpoint(Mapping[str, LazyArray]):
         """
         return self[name]
 
+    def select(
+        self, *, include: Patterns | None = None, exclude: Patterns | None = None, rename: Rename | None = None
+    ) -> dict[str, LazyArray]:
+        """Return chosen tensors under their new names, unread; see `varstore.load` for the parameters.
+
+        Raises:
+            VariableNotFound, VariableMismatch: a pattern matches nothing, or two tensors would get one name.
+        """
+        chosen = select(self, include=include, exclude=exclude, rename=rename, path=self.path)
+        return {name: self[source] for name, source in chosen.items()}
+
     def state(self) -> Any:
         """Read everything: the nested object as its system saved it, numpy arrays at its leaves, tied ones one."""
-        return _read_leaves(self.tree, {})
+        read: dict[int, np.ndarray] = {}
 
+        def value(leaf: Any) -> Any:
+            if not isinstance(leaf, LazyArray):
+                return leaf
+            if id(leaf) not in read:
+                read[id(leaf)] = leaf.numpy()
+            return read[id(leaf)]
 
-def leaves(node: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[str, Any]]:
-    """Yield whatever is no dict, list or tuple, by the keys and indices on the way."""
-    if isinstance(node, dict):
-        for key, value in node.items():
-            yield from leaves(value, (*path, key))
-    elif isinstance(node, (list, tuple)):
-        for index, value in enumerate(node):
-            yield from leaves(value, (*path, index))
-    else:
-        yield "/".join(map(str, path)) or BARE, node
-
-
-def _read_leaves(node: Any, read: dict[int, np.ndarray]) -> Any:
-    if isinstance(node, LazyArray):
-        if id(node) not in read:
-            read[id(node)] = node.numpy()
-        return read[id(node)]
-    if isinstance(node, dict):
-        kind = OrderedDict if isinstance(node, OrderedDict) else dict
-        return kind((key, _read_leaves(value, read)) for key, value in node.items())
-    if isinstance(node, (list, tuple)):
-        items = [_read_leaves(value, read) for value in node]
-        return tuple(items) if isinstance(node, tuple) else items
-    return node
+        return replaced(self.tree, value)

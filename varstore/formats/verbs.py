@@ -13,7 +13,8 @@ import numpy as np
 from varstore.disk.progress import Progress, reporting
 from varstore.disk.read.checkpoint import Checkpoint
 from varstore.errors import UnsupportedDtype, UsageError
-from varstore.formats.opened import ForeignCheckpoint, leaves
+from varstore.formats.nodes import leaves, replaced
+from varstore.formats.opened import ForeignCheckpoint
 from varstore.model.options import StoreOptions
 from varstore.values.arrays import Stored
 from varstore.values.lazy import LazyArray
@@ -185,15 +186,7 @@ class _Wrapped:
         return self._known[id(array)][1]
 
     def tree(self, node: Any) -> Any:
-        if isinstance(node, LazyArray):
-            return self.array(node)
-        if isinstance(node, dict):
-            return type(node)((key, self.tree(value)) for key, value in node.items())
-        if hasattr(node, "_fields"):
-            return type(node)(*map(self.tree, node))
-        if isinstance(node, (list, tuple)):
-            return type(node)([self.tree(value) for value in node])
-        return node
+        return replaced(node, lambda leaf: self.array(leaf) if isinstance(leaf, LazyArray) else leaf)
 
     def _wrap(self, array: Any) -> Any:
         cast = self._cast if self._cast is not None and _is_floating(array.dtype) else None

@@ -17,6 +17,7 @@ import numpy as np
 
 from varstore.errors import FormatError, SizeMismatch, UsageError
 from varstore.formats.binary.source import Source, count_elements
+from varstore.formats.nodes import leaves
 from varstore.formats.opened import ForeignCheckpoint
 from varstore.formats.paddle.program import is_stream, parameter_names, read_streams
 from varstore.formats.pickles.arrays import PLAIN, Array
@@ -110,9 +111,7 @@ def _accept(dtype: np.dtype[Any]) -> bool:
 
 
 def _holds_array(node: Any) -> bool:
-    if isinstance(node, dict):
-        return any(map(_holds_array, node.values()))
-    return any(map(_holds_array, node)) if isinstance(node, (list, tuple)) else isinstance(node, LazyArray)
+    return any(isinstance(leaf, LazyArray) for _, leaf in leaves(node))
 
 
 class _Tensor(Record):

@@ -6,13 +6,12 @@ numbers become 0-d arrays; anything else is refused, for it would be lost. Value
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
 
 from varstore.errors import InvalidName, UsageError, VariableMismatch
-from varstore.formats.opened import BARE, ForeignCheckpoint
+from varstore.formats.nodes import leaves
 from varstore.values.arrays import Stored, as_source
 from varstore.values.lazy import LazyArray
 
@@ -26,15 +25,15 @@ def flat_leaves(state: Any) -> dict[str, Any]:
         InvalidName: a name that is not valid Unicode.
         UsageError: two names fall together.
     """
-    leaves: dict[str, Any] = {}
-    for name, value in _leaves(state, ()):
-        if name in leaves:
+    found: dict[str, Any] = {}
+    for name, value in leaves(state):
+        if name in found:
             raise UsageError(
                 "two tensors have this name when their keys are joined by '/'", variable=name, hint="rename one"
             )
         check_unicode(name)
-        leaves[name] = value
-    return leaves
+        found[name] = value
+    return found
 
 
 def flat_arrays(state: Any, *, format: str) -> dict[str, LazyArray]:
@@ -64,20 +63,6 @@ def fetch_plain(name: str, array: LazyArray) -> np.ndarray:
             expected=f"{array.dtype} {list(array.shape)}",
         )
     return np.asarray(values, dtype=array.dtype.newbyteorder("<"), order="C")
-
-
-def _leaves(node: Any, path: tuple[str, ...]) -> Iterator[tuple[str, Any]]:
-    if isinstance(node, ForeignCheckpoint):
-        for name in node:
-            yield "/".join((*path, name)), node.lazy(name)
-    elif isinstance(node, Mapping):
-        for key, value in node.items():
-            yield from _leaves(value, (*path, str(key)))
-    elif isinstance(node, (list, tuple)):
-        for index, value in enumerate(node):
-            yield from _leaves(value, (*path, str(index)))
-    else:
-        yield "/".join(path) or BARE, node
 
 
 def check_unicode(name: str) -> None:

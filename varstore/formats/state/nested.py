@@ -14,7 +14,8 @@ from typing import Any
 import numpy as np
 
 from varstore.errors import UnsupportedDtype, UsageError
-from varstore.formats.opened import BARE, ForeignCheckpoint
+from varstore.formats.nodes import BARE
+from varstore.formats.opened import ForeignCheckpoint
 from varstore.formats.state.flat import check_unicode
 from varstore.values.arrays import Stored, as_source
 from varstore.values.lazy import LazyArray

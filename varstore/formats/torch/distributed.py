@@ -16,7 +16,8 @@ import numpy as np
 
 from varstore.errors import FormatError, SizeMismatch
 from varstore.formats.binary.source import Source, count_elements
-from varstore.formats.opened import BARE, ForeignCheckpoint
+from varstore.formats.nodes import BARE
+from varstore.formats.opened import ForeignCheckpoint
 from varstore.formats.pickles.machine import Machine, Opaque
 from varstore.formats.pickles.names import Constructor, Global, show
 from varstore.formats.pickles.tree import DEEPEST

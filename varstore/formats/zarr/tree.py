@@ -30,7 +30,8 @@ from varstore.errors import (
     VarstoreError,
 )
 from varstore.formats.binary.source import Source, count_elements
-from varstore.formats.opened import BARE, ForeignCheckpoint
+from varstore.formats.nodes import BARE
+from varstore.formats.opened import ForeignCheckpoint
 from varstore.formats.state.flat import fetch_plain, flat_arrays
 from varstore.formats.zarr.store import (
     V2_ARRAY,
