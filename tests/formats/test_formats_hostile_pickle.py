@@ -136,7 +136,7 @@ METADATA = ROOT / "tests" / "data" / "formats" / "torch" / "distributed"
         (b"__0_0.distcp", b"../_0.distcp", UnsafeContent, "leads out"),
         (b"__0_0.distcp", b"/etc/hostnam", UnsafeContent, "leads out"),
         (b"__0_0.distcp", b"__0_1.distcp", CheckpointNotFound, "no such file"),
-        (b"K\4K\3\x86", b"K\5K\3\x86", SizeMismatch, "do not make up"),
+        (b"K\4K\3\x86", b"K\5K\3\x86", SizeMismatch, "do not cover"),
         (b"K\0K\0\x86", b"K\1K\0\x86", FormatError, "chunk is wrong"),
         (b"\x8c\6offsetK\0", b"\x8c\6offsetK\7", FormatError, "archive|place of a variable"),
         (b"float32", b"strided", FormatError, "type or shape"),

@@ -161,7 +161,12 @@ def _hifloat8(path: Path) -> str:
 
 
 NOT_REPRESENTABLE = (
-    ("text in an ONNX initializer: numpy has no array of strings of any length", "x.onnx", _onnx_with_text, "text has"),
+    (
+        "text in an ONNX initializer: numpy has no array of strings of any length",
+        "x.onnx",
+        _onnx_with_text,
+        "tensors of strings",
+    ),
     ("MindSpore's HiFloat8: no numpy type", "x.ckpt", _hifloat8, "HiFloat8"),
 )
 
@@ -424,7 +429,7 @@ def test_onnx_refuses_what_does_not_fit(tmp_path):
     model, path = str(DATA / "onnx/mlp_inline.onnx"), str(tmp_path / "x.onnx")
     with pytest.raises(UsageError, match=r"model=…"):
         onnx.write(path, {})
-    with pytest.raises(VariableNotFound, match=r"did you mean|Did you mean"):
+    with pytest.raises(VariableNotFound, match=r"The nearest are"):
         onnx.write(path, {"fc1.weigth": np.zeros((12, 8), np.float32)}, model=model)
     with pytest.raises(VariableMismatch, match="another shape or type"):
         onnx.write(path, {"fc1.weight": np.zeros((12, 8))}, model=model)

@@ -287,7 +287,7 @@ def bombs() -> dict[str, tuple[Pickle, str, str]]:
         "array_of_empty_texts": (array(number(1 << 50) + b"\x85", "U0", b"") + STOP, "UnsupportedDtype", ""),
         "array_of_objects": (array(b"K\1\x85", "O8", b"abcdefgh") + STOP, "UnsupportedDtype", "O8"),
         "array_of_records": (array(b"K\1\x85", "(2,2)f4,i8", b"abcdefgh") + STOP, "UnsupportedDtype", ""),
-        "encoded_tuple": (called("_codecs", "encode", b")", text("latin1")) + STOP, "FormatError", "no text"),
+        "encoded_tuple": (called("_codecs", "encode", b")", text("latin1")) + STOP, "FormatError", "not text"),
         "scalar_lies": (
             called("numpy.core.multiarray", "scalar", called("numpy", "dtype", text("f8"), b"\x89", b"\x88"), b"C\2ab")
             + STOP,
@@ -338,12 +338,12 @@ def torch_files() -> dict[str, tuple[bytes, str, str]]:
         patched[name] = (good[:at] + value + good[at + len(value) :], "FormatError", "")
     zeros = bytes(1 << 28)
     pickles = {
-        "view_outside": (tensor(plain, 1, [4], [1]), "out of its storage"),
-        "view_stride_outside": (tensor(plain, 0, [2, 2], [1 << 40, 1]), "out of its storage"),
-        "view_negative_offset": (tensor(plain, -1, [2], [1]), "natural"),
-        "view_negative_stride": (tensor(plain, 3, [4], [-1]), "natural"),
+        "view_outside": (tensor(plain, 1, [4], [1]), "beyond its storage"),
+        "view_stride_outside": (tensor(plain, 0, [2, 2], [1 << 40, 1]), "beyond its storage"),
+        "view_negative_offset": (tensor(plain, -1, [2], [1]), "integers of 0 or more"),
+        "view_negative_stride": (tensor(plain, 3, [4], [-1]), "integers of 0 or more"),
         "view_negative_shape": (tensor(plain, 0, [-4], [1]), "shape"),
-        "view_ranks_differ": (tensor(plain, 0, [2, 2], [1]), "natural"),
+        "view_ranks_differ": (tensor(plain, 0, [2, 2], [1]), "integers of 0 or more"),
         "view_expanded": (tensor(plain, 0, [1 << 40], [0]), "proportion"),
         "view_expanded_overflow": (tensor(plain, 0, [1 << 40, 1 << 40], [0, 0]), "shape"),
         "view_of_nothing": (tensor(b"N", 0, [4], [1]), "storage"),
@@ -371,7 +371,7 @@ def torch_files() -> dict[str, tuple[bytes, str, str]]:
             called(
                 "torch._utils", "_rebuild_tensor_v2", plain, number(0), LAUGHING_TUPLES + b"\x85", number(1) + b"\x85"
             ),
-            "natural",
+            "integers of 0 or more",
         ),
         "scheme_laughing": (
             called(
@@ -409,7 +409,7 @@ def torch_files() -> dict[str, tuple[bytes, str, str]]:
         "zip_one_name_twice": (
             torch_zip(b"N.", {"archive/a": b"1", "archive/b": b"2"}).replace(b"archive/b", b"archive/a"),
             "UnsafeContent",
-            "one name",
+            "same name",
         ),
         "zip_pickle_bomb": (
             torch_zip(b"B" + struct.pack("<I", len(zeros)) + zeros + b".", compression=zipfile.ZIP_DEFLATED),
@@ -458,7 +458,7 @@ def legacy_files() -> dict[str, tuple[bytes, str, str]]:
         "legacy_view_laughing": (
             head + tensor(viewed.replace(text("1"), LAUGHING_TUPLES), 0, [4], [1]) + STOP + keys + rest,
             "FormatError",
-            "no name",
+            "not have a name",
         ),
         "legacy_other_magic": (pickle.dumps(7, 2) * 5, "FormatError", "torch.save"),
     }

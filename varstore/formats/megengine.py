@@ -1,8 +1,10 @@
-"""MegEngine's files: pickles of numpy arrays, of its tensors, or of whole modules.
+"""MegEngine's files: pickles of numpy arrays, of tensors, or of whole modules.
 
-Ordinary state dicts hold plain numpy arrays; tensors and modules name MegEngine's classes, which stay inert
-here. Quantised values are integers whose type carries the scale: it becomes the array's attribute
-``mgb_dtype``. Dumped graphs, which share the suffix, are programs and are refused.
+Ordinary state dicts contain plain numpy arrays. Tensors and modules refer to MegEngine's classes, which stay inert
+here. Quantised values are integers whose type carries the scale, which becomes the attribute ``mgb_dtype`` of the
+array. Dumped graphs, which have the same suffix, are programs and are refused.
+
+Source: https://github.com/MegEngine/MegEngine/blob/v1.13.0/imperative/python/megengine/serialization.py
 """
 
 from __future__ import annotations
@@ -37,16 +39,17 @@ _BRAIN_FLAGS = 112
 
 
 def read(path: str | os.PathLike[str]) -> ForeignCheckpoint:
-    """Read a file of `megengine.save`; whole modules become their state dict.
+    """Open a file that `megengine.save` wrote; a whole module is read as its state dict.
 
     Raises:
-        UnsafeContent: the file asks for code.
-        FormatError: it is torn, or a dumped graph.
+        UnsafeContent: the file asks to run code.
+        FormatError: it is truncated or damaged, not a file of MegEngine, or a dumped graph.
+        CheckpointNotFound: there is nothing at the path.
     """
     source = Source(path)
     if is_megengine_graph(source.bytes(0, min(12, source.size))):
         raise FormatError(
-            "this is a dumped MegEngine graph, which is a program and not read",
+            "a dumped MegEngine graph is a program, which is not supported",
             path=source.path,
             hint="save the module's state_dict() with megengine.save",
         )
@@ -68,11 +71,11 @@ def read(path: str | os.PathLike[str]) -> ForeignCheckpoint:
 
 
 def write(path: str | os.PathLike[str], state: Any) -> None:
-    """Write a mapping or nested state as numpy arrays, as `Module.state_dict` gives them to `megengine.save`.
+    """Write a mapping or nested state as a pickle of numpy arrays, like `megengine.save` of a state dict.
 
     Raises:
-        UsageError: a value that is neither tensor, scalar nor container of them.
-        UnsupportedDtype: a tensor of a type that numpy 1 and MegEngine lack.
+        UsageError: a value is not a tensor, a scalar or a container of them.
+        UnsupportedDtype: neither numpy 1 nor MegEngine has the type of a tensor.
         StorageError: the operating system refused.
     """
     tree = nested_state(state, format="megengine", accept=lambda dtype: dtype.kind in "biufc" or dtype == _BFLOAT16)
@@ -86,7 +89,7 @@ def write(path: str | os.PathLike[str], state: Any) -> None:
 
 
 class _Tensor(Opaque):
-    """A tensor: its array is an argument today, and was part of the state before version 1."""
+    """A tensor; its array is an argument of the class since version 1, and was part of the state before."""
 
     __slots__ = ("array",)
 
@@ -119,7 +122,7 @@ def _is_module(value: Any) -> bool:
 
 
 def _variables(module: Opaque, prefix: str, machine: Machine, depth: int) -> Iterator[tuple[str, Any]]:
-    """Yield what `Module.state_dict` holds: the tensors among the attributes, in the order of their names."""
+    """Yield the items of `Module.state_dict`: the tensors among the attributes, in the order of their names."""
     is_norm = (
         module.type and (module.type.module, module.type.name) in _NORMS
     ) or "track_running_stats" in module.state
@@ -129,7 +132,7 @@ def _variables(module: Opaque, prefix: str, machine: Machine, depth: int) -> Ite
 
 
 def _expand(value: Any, name: str, machine: Machine, depth: int) -> Iterator[tuple[str, Any]]:
-    """Yield the tensors in a value; `name` ends with a dot unless it is a tensor's."""
+    """Yield the tensors in a value; `name` ends with a dot unless it is the name of a tensor."""
     machine.charge(1 + len(name))
     if depth > DEEPEST:
         machine.fail(f"modules are nested deeper than {DEEPEST}")
@@ -146,7 +149,7 @@ def _expand(value: Any, name: str, machine: Machine, depth: int) -> Iterator[tup
 
 
 def _flat(tensor: _Tensor) -> _Tensor:
-    """Return a tensor of a normalisation, kept in four dimensions, in the one that its state dict gives it."""
+    """Return a tensor of a normalisation layer, which has four dimensions, in one dimension like its state dict."""
     if not isinstance(tensor.array, Array):
         return tensor
     array = Array()
@@ -161,11 +164,11 @@ _NORMS = frozenset(
         *(("megengine.module.normalization", name) for name in ("GroupNorm", "InstanceNorm", "LayerNorm")),
     }
 )
-"""The classes whose variables `Module.state_dict` makes flat."""
+"""The classes whose tensors are one-dimensional in `Module.state_dict`."""
 
 
 def _first(_machine: Machine, value: Any, *_: Any) -> Any:
-    """Give what says which one it is of an enumeration or of the quantised types."""
+    """Return the value that identifies a member of an enumeration or a quantised type."""
     return value
 
 

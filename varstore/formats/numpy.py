@@ -1,7 +1,7 @@
-"""NumPy's files: ``.npy`` with one array, ``.npz`` with many in a zip archive.
+"""NumPy's files: ``.npy`` with one array, and ``.npz``, a zip archive with several.
 
-Arrays of Python objects are pickles; they are listed and refused when they are read. A member of an
-archive that is not compressed is read straight from its place in the file.
+Arrays of Python objects are pickles. They are listed, but reading one raises an error. Uncompressed members of an
+archive are read in place.
 
 Format: https://numpy.org/doc/stable/reference/generated/numpy.lib.format.html
 """
@@ -49,12 +49,13 @@ Header = tuple[np.dtype[Any], tuple[int, ...], bool]
 def read(path: str) -> ForeignCheckpoint:
     """Open an ``.npy`` or ``.npz`` file.
 
-    Members of an archive that are no arrays are named in ``attributes["other_members"]``.
+    The names of members of an archive that are not arrays are in ``attributes["other_members"]``.
 
     Raises:
-        FormatError: neither of the two, or a header that numpy would not write.
-        SizeMismatch: an array with more or fewer bytes than its header needs.
-        UnsafeContent: a member's name leads out of the archive.
+        FormatError: it is not such a file, or a header is one that numpy does not write.
+        SizeMismatch: the bytes of an array are more or fewer than its header requires.
+        UnsafeContent: the name of a member leads out of the archive.
+        CheckpointNotFound: there is nothing at the path.
     """
     source = Source(path)
     magic = source.bytes(0, min(6, source.size))
@@ -73,32 +74,37 @@ def read(path: str) -> ForeignCheckpoint:
         else:
             name = member.name.removesuffix(".npy")
             if name in tree:
-                raise FormatError("two members have one name", path=path, variable=name)
+                raise FormatError("two members have the same name", path=path, variable=name)
             tree[name] = array
     return ForeignCheckpoint(path, "npz", tree, {"other_members": others} if others else {})
 
 
 def write(path: str, state: Any) -> None:
-    """Write one array to ``.npy``, or names and arrays to an uncompressed ``.npz`` (any other suffix).
+    """Write one array to an ``.npy`` file, or names and arrays to an uncompressed ``.npz`` file (any other suffix).
 
     Raises:
-        UnsupportedDtype: objects, which would be pickled; a type of `ml_dtypes`, which numpy's files forget.
-        UsageError: more than one array for ``.npy``; see `flat_arrays`.
-        InvalidName: a name that cannot be a member of a zip archive.
+        UnsupportedDtype: an array contains Python objects, which would be pickled, or has a type of `ml_dtypes`, which
+            numpy's files do not record.
+        UsageError: there is more than one array for an ``.npy`` file, or a value is not an array or a number; see
+            `flat_arrays`.
+        InvalidName: a name cannot be that of a member of a zip archive.
+        StorageError: the operating system refused.
     """
     arrays = flat_arrays(state, format="numpy")
     for name, array in arrays.items():
         if array.dtype.hasobject or array.dtype.type.__module__ != "numpy":
             raise UnsupportedDtype(
-                "objects would be pickled" if array.dtype.hasobject else "numpy's files forget this type",
+                "objects would be pickled" if array.dtype.hasobject else "numpy's files do not record this type",
                 path=path,
                 variable=name,
                 found=str(array.dtype),
-                hint="convert it (dtype='float32'), or write safetensors",
+                hint="convert it with dtype='float32', or write a safetensors file",
             )
     if path.endswith(".npy"):
         if len(arrays) != 1:
-            raise UsageError("an npy file holds one array", path=path, found=len(arrays), hint="write .npz")
+            raise UsageError(
+                "an npy file contains one array", path=path, found=len(arrays), hint="write to a path that ends in .npz"
+            )
         ((name, array),) = arrays.items()
         with replacing(path) as file:
             _write_array(file, name, array)
@@ -114,7 +120,7 @@ def write(path: str, state: Any) -> None:
 
 
 def _member_array(source: Source, member: Member) -> LazyArray | None:
-    """Return a member's array, None where the member is none."""
+    """Return the array in a member, or None if the member is not an array."""
     with member.open() as stream:
         if stream.peek(len(NPY))[: len(NPY)] != NPY:
             return None
@@ -165,7 +171,7 @@ def _compressed_array(member: Member, name: str, header: Header, start: int) -> 
 
 
 def _unpacked(member: Member, start: int, size: int, name: str) -> memoryview:
-    """Unpack a member by steps, so that memory grows with what is there and not with what is claimed."""
+    """Decompress a member in steps, so that memory use depends on the bytes that exist, not on the stated size."""
     content = io.BytesIO()
     with member.open() as stream:
         stream.read(start)
@@ -175,7 +181,7 @@ def _unpacked(member: Member, start: int, size: int, name: str) -> memoryview:
                 break
     if content.tell() != size:
         raise SizeMismatch(
-            "the member unpacks to another size",
+            "the member does not decompress to its stated size",
             path=member.path,
             variable=name,
             found=f"{content.tell()} bytes or more",
@@ -196,12 +202,12 @@ def _array(source: Source, span: tuple[int, int], header: Header, name: str) -> 
 def _check_size(path: str, name: str, header: Header, found: int, expected: int) -> None:
     if found != expected:
         raise SizeMismatch(
-            "the array's bytes do not fit its header",
+            "the bytes of the array do not match its header",
             path=path,
             variable=name,
             found=f"{found} bytes",
             expected=f"{expected} for {header[0]} {list(header[1])}",
-            hint="the file is cut off, or something was appended",
+            hint="the file is truncated, or something was appended",
         )
 
 
@@ -209,32 +215,32 @@ def _objects(path: str, name: str, header: Header) -> LazyArray:
     return refused_array(
         header[1],
         UnsafeContent(
-            "an array of Python objects is a pickle, and pickles run code",
+            "an array of Python objects is a pickle, which can run code",
             path=path,
             variable=name,
             found=f"dtype {header[0]}",
-            hint="leave it out, or convert it with numpy.load(allow_pickle=True) where you trust the file",
+            hint="leave it out, or load it with numpy.load(allow_pickle=True) if you trust the file",
         ),
     )
 
 
 def _header(file: IO[bytes], path: str, name: str) -> tuple[Header, int]:
-    """Parse an array's header; return it and where the values begin."""
+    """Parse the header of an array; return it and the position of the values."""
 
     def wrong(what: str, found: Any) -> VarstoreError:
-        return FormatError(what, path=path, variable=name, found=found, hint="numpy did not write this")
+        return FormatError(what, path=path, variable=name, found=found, hint="no version of numpy writes such a header")
 
     magic = file.read(8)
     version = (magic[6], magic[7]) if len(magic) == 8 else (0, 0)
     if version not in _VERSIONS:
-        raise wrong("unknown version of the npy format", version)
+        raise wrong("the version of the npy format is unknown", version)
     width, encoding = _VERSIONS[version]
     size = int.from_bytes(file.read(width), "little")
     if size > _MOST_HEADER:
         raise wrong(f"the header is longer than {_MOST_HEADER} bytes", size)
     text = file.read(size)
     if len(text) != size:
-        raise wrong("the file ends in its header", f"{len(text)} of {size} bytes")
+        raise wrong("the file ends within its header", f"{len(text)} of {size} bytes")
     try:
         fields = ast.literal_eval(text.decode(encoding).strip())
         if not isinstance(fields, dict) or fields.keys() != _KEYS:
@@ -244,14 +250,16 @@ def _header(file: IO[bytes], path: str, name: str) -> tuple[Header, int]:
         raise wrong("the header is not a dictionary of descr, fortran_order and shape", str(error)) from None
     shape, fortran = fields["shape"], fields["fortran_order"]
     if not isinstance(shape, tuple) or not isinstance(fortran, bool) or dtype.subdtype or not dtype.itemsize:
-        raise wrong("impossible shape, order or type", str(fields)[:120])
+        raise wrong("the shape, order or type is impossible", str(fields)[:120])
     count_elements(shape, dtype.itemsize, path=path, variable=name)
     return (dtype, shape, fortran), 8 + width + size
 
 
 def _check_member_name(path: str, name: str) -> None:
     if leads_out(name) or len(name.encode()) > 65_000:
-        raise InvalidName("cannot be the name of a member of a zip archive", path=path, variable=name, hint="rename it")
+        raise InvalidName(
+            "the name cannot be that of a member of a zip archive", path=path, variable=name, hint="rename it"
+        )
 
 
 def _write_array(file: IO[bytes] | BinaryIO, name: str, array: LazyArray) -> None:

@@ -1,9 +1,11 @@
-"""OneFlow's files: the ``pickled_data`` directory, the single file of 1.0, and folders of variables.
+"""OneFlow's files: directories with ``pickled_data``, single files (since 1.0), and folders of variables.
 
-The pickle holds the nested object; its tensors name a folder each (``{"path": "tensor_7"}``) or carry their
-values. Only folders that the pickle names are live: others are leftovers of an earlier save. A path that
-leads out of the directory, by its name or by a link, is refused. Folders of variables, such as those of a
-saved nn.Graph, have no pickle: each folder with an ``out`` is a variable of its name.
+The pickle contains the nested object. Each tensor in it either refers to a folder (``{"path": "tensor_7"}``) or
+contains its values. Only folders that the pickle refers to are read, because others may be left over from an earlier
+save. A path that leads out of the directory, by its name or by a link, is refused. Folders of variables, such as those
+of a saved nn.Graph, do not have a pickle: each folder that contains ``out`` is a variable, named like the folder.
+
+Source: https://github.com/Oneflow-Inc/oneflow/blob/v1.0.0/python/oneflow/framework/check_point_v2.py
 """
 
 from __future__ import annotations
@@ -40,11 +42,13 @@ _WRITTEN = frozenset(
 
 
 def read(path: str | os.PathLike[str]) -> ForeignCheckpoint:
-    """Read what `flow.save` wrote: a file, a directory with ``pickled_data``, or a folder of variables.
+    """Open what `flow.save` wrote: a file, a directory with ``pickled_data``, or a folder of variables.
 
     Raises:
-        UnsafeContent: the pickle asks for code, or a path leads out of the directory.
-        FormatError: a file is torn, or a variable is not whole.
+        UnsafeContent: the pickle asks to run code, or a path leads out of the directory.
+        FormatError: a file is truncated or damaged, or a variable is incomplete.
+        SizeMismatch: the values of a variable do not match its shape.
+        CheckpointNotFound: there is nothing at the path, or a folder without variables.
     """
     root = os.fspath(path)
     if not os.path.isdir(root):
@@ -55,14 +59,14 @@ def read(path: str | os.PathLike[str]) -> ForeignCheckpoint:
 
 
 def write(path: str | os.PathLike[str], state: Any) -> None:
-    """Write a mapping or nested state as the directory that `flow.load` reads: ``pickled_data`` and tensors.
+    """Write a mapping or nested state as a directory that `flow.load` reads: ``pickled_data`` and tensors.
 
-    bfloat16 is written as OneFlow does, as float32 values under its name; OneFlow 0.9 cannot load that type.
+    bfloat16 is written as OneFlow writes it, with float32 values; OneFlow 0.9 cannot load that type.
 
     Raises:
-        CheckpointExists: the path is taken.
-        UsageError: a value that is neither tensor, scalar nor container of them.
-        UnsupportedDtype: a tensor of a type that OneFlow does not load.
+        CheckpointExists: the path exists.
+        UsageError: a value is not a tensor, a scalar or a container of them.
+        UnsupportedDtype: OneFlow cannot load the type of a tensor.
         StorageError: the operating system refused.
     """
     tree = nested_state(state, format="oneflow", accept=lambda dtype: dtype.newbyteorder("<") in _WRITTEN)
@@ -97,13 +101,13 @@ def _write_tensor(folder: str, array: LazyArray) -> None:
 
 
 class _Tensor(Opaque):
-    """A tensor; its state says where its values are."""
+    """A tensor; its state says where the values are."""
 
     __slots__ = ()
 
 
 class _Dtype(Record):
-    """OneFlow's data type, by its number."""
+    """A data type of OneFlow, by its number."""
 
     __slots__ = ("number",)
 
@@ -112,7 +116,7 @@ class _Dtype(Record):
 
     def build(self, machine: Machine, state: Any) -> None:
         if type(state) is not int:
-            machine.fail("a data type is a number", found=show(state))
+            machine.fail("a data type is not a number", found=show(state))
         self.number = state
 
 
@@ -121,7 +125,7 @@ def _read_pickle(source: Source, root: str | None) -> ForeignCheckpoint:
     value = machine.run()
     if not isinstance(value, dict) or value.get("protocol_version") != 1 or "data" not in value:
         raise FormatError(
-            "this is no pickle of OneFlow", path=source.path, found=show(value), expected="protocol_version 1 and data"
+            "not a pickle of OneFlow", path=source.path, found=show(value), expected="protocol_version 1 and data"
         )
 
     def leaf(record: Any) -> Any:
@@ -145,7 +149,7 @@ def _values(tensor: _Tensor, source: Source, root: str | None) -> LazyArray:
         return _folder(root, state["path"])
     array = state.get("data") if isinstance(state, dict) else None
     if not isinstance(array, Array):
-        raise FormatError("this tensor has no values", path=source.path, found=show(state))
+        raise FormatError("a tensor does not have values", path=source.path, found=show(state))
     plain = array.lazy(source.read)
     dtype = state.get("dtype")
     if isinstance(dtype, _Dtype) and dtype.number == BFLOAT16.number and plain.dtype == np.float32:
@@ -154,7 +158,7 @@ def _values(tensor: _Tensor, source: Source, root: str | None) -> LazyArray:
 
 
 def _rounded(values: LazyArray) -> LazyArray:
-    """Return bfloat16 values that were kept as float32, exactly."""
+    """Return bfloat16 values that are stored as float32, which represents them exactly."""
     kind = np.dtype(ml_dtypes.bfloat16)
     return derived(values, lambda part: part.astype(kind), kind)
 
@@ -163,7 +167,7 @@ def _read_folders(root: str) -> ForeignCheckpoint:
     names = sorted(entry.name for entry in os.scandir(root) if os.path.isfile(os.path.join(entry.path, "out")))
     if not names:
         raise CheckpointNotFound(
-            "there is no variable in this directory", path=root, expected=f"{PICKLE}, or folders that hold 'out'"
+            "there are no variables in this directory", path=root, expected=f"{PICKLE}, or folders that contain 'out'"
         )
     return ForeignCheckpoint(root, "oneflow", {name: _folder(root, name) for name in names})
 
@@ -171,15 +175,18 @@ def _read_folders(root: str) -> ForeignCheckpoint:
 def _folder(root: str, name: str) -> LazyArray:
     if not name or name in (".", "..") or "/" in name or "\\" in name or "\0" in name:
         raise UnsafeContent(
-            "a tensor's path leads out of the directory", path=root, found=repr(name[:100]), expected="a folder's name"
+            "the path of a tensor leads out of the directory",
+            path=root,
+            found=repr(name[:100]),
+            expected="the name of a folder",
         )
     for part in ("meta", "out"):
         if not os.path.isfile(os.path.join(root, name, part)):
             raise FormatError(
-                f"the variable has no {part}",
+                f"the variable does not have a file {part}",
                 path=root,
                 variable=name,
-                hint="without both, neither its shape and type nor its values are known",
+                hint="its folder must contain meta, with its shape and data type, and out, with its values",
             )
     meta = _meta(Source(inside(root, name, "meta")))
     source = Source(inside(root, name, "out"))
@@ -189,7 +196,7 @@ def _folder(root: str, name: str) -> LazyArray:
         return _rounded(lazy_array(source.read, 0, meta.shape, np.dtype(np.float32)))
     if source.size != size:
         raise SizeMismatch(
-            "the values are not as many as the shape says",
+            "the number of values does not match the shape",
             path=source.path,
             variable=name,
             found=f"{source.size} bytes",
@@ -200,7 +207,7 @@ def _folder(root: str, name: str) -> LazyArray:
 
 def _meta(source: Source) -> Meta:
     if source.size > META_LIMIT:
-        raise FormatError("this is no meta file", path=source.path, found=f"{source.size} bytes")
+        raise FormatError("not a meta file", path=source.path, found=f"{source.size} bytes")
     return parse_meta(source.bytes(0, source.size), path=source.path)
 
 

@@ -1,6 +1,6 @@
 """Encode and parse the text of a ``meta`` file: shape and data type (FORMAT F2).
 
-The canonical form is the output of protobuf's text printer. It is written from a template and recognized by a regular
+The canonical form is the output of protobuf's text printer. It is written from a template and recognised by a regular
 expression, because importing and calling protobuf takes much longer. Every other legal spelling goes through protobuf's
 parser. A property test checks that both ways agree.
 """

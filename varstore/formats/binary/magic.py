@@ -1,4 +1,4 @@
-"""The numbers by which files are known, each where both who recognises and who reads a format find it."""
+"""The magic numbers that identify files, shared by the code that detects formats and the code that reads them."""
 
 from __future__ import annotations
 
@@ -7,16 +7,16 @@ __all__ = ["NPY", "TORCH_LEGACY", "TORCH_LEGACY_PICKLED", "is_megengine_graph", 
 NPY = b"\x93NUMPY"
 
 TORCH_LEGACY = 0x1950A86A20F9469CFC6C
-"""The first pickle of PyTorch's format of before 1.6 (torch/serialization.py, MAGIC_NUMBER)."""
+"""The value of the first pickle in PyTorch's format before version 1.6 (MAGIC_NUMBER in torch/serialization.py)."""
 TORCH_LEGACY_PICKLED = b"\x8a\x0a" + TORCH_LEGACY.to_bytes(10, "little")
-"""The same as it stands in the file: the opcode LONG1 and ten bytes."""
+"""The same number as bytes of the file: the opcode LONG1, a length and ten bytes."""
 
 
 def is_tar(head: bytes) -> bool:
-    """Tell whether a file that begins so is a tar archive, as PyTorch's files of before 0.1.10 are."""
+    """Return whether a file with these first bytes is a tar archive, as PyTorch wrote before version 0.1.10."""
     return head[257:262] == b"ustar"
 
 
 def is_megengine_graph(head: bytes) -> bool:
-    """Tell whether a file that begins so is a graph that MegEngine dumped, of either version."""
+    """Return whether a file with these first bytes is a graph that MegEngine dumped, in either of its two formats."""
     return head[8:12] == b"mgv2" or head[:4] == b"MGBC"

@@ -1,7 +1,7 @@
-"""Values of fewer than eight bits, packed into bytes from the lowest bit up.
+"""Pack values of less than eight bits into bytes, from the lowest bit up, and unpack them.
 
-So PyTorch, ONNX and safetensors' users store them: element 0 lies in the lowest bits of byte 0, and an
-element may straddle two bytes (the six-bit types). In memory each takes one byte, as `ml_dtypes` has it.
+PyTorch, ONNX and users of safetensors store such types this way: element 0 is in the lowest bits of byte 0, and an
+element of a six-bit type may extend over two bytes. In memory, each element takes one byte, as in `ml_dtypes`.
 """
 
 from __future__ import annotations
@@ -30,17 +30,17 @@ _STEP = 1 << 20
 
 
 def bits_of(dtype: np.dtype[Any]) -> int:
-    """Return how many bits one value takes when it is packed."""
+    """Return the number of bits that one packed value takes."""
     return _NARROW.get(dtype, dtype.itemsize * 8)
 
 
 def packed_size(count: int, dtype: np.dtype[Any]) -> int:
-    """Return the bytes that `count` values take, the last byte filled up with zero bits."""
+    """Return the number of bytes that `count` packed values take; unused bits of the last byte are zero."""
     return (count * bits_of(dtype) + 7) // 8
 
 
 def unpack(packed: np.ndarray, count: int, dtype: np.dtype[Any]) -> np.ndarray:
-    """Return `count` values from packed bytes (uint8, at least `packed_size` of them)."""
+    """Return the first `count` values in packed bytes: an array of uint8, at least `packed_size` long."""
     bits = bits_of(dtype)
     if bits == dtype.itemsize * 8:
         return packed[: count * dtype.itemsize].view(dtype)
@@ -57,7 +57,7 @@ def unpack(packed: np.ndarray, count: int, dtype: np.dtype[Any]) -> np.ndarray:
 
 
 def pack(values: np.ndarray) -> np.ndarray:
-    """Return the bytes (uint8) of an array's values in C order: the inverse of `unpack`."""
+    """Return an array's values in C order as packed bytes (uint8); the inverse of `unpack`."""
     flat = np.ascontiguousarray(values).reshape(-1).view(np.uint8)
     bits = bits_of(values.dtype)
     if bits == values.dtype.itemsize * 8:

@@ -1,8 +1,10 @@
-"""One file, read by position: what every lazy reader stands on.
+"""Read ranges of a file; all lazy readers are built on this module.
 
-A file is opened, read and closed within each call, so that nothing stays open and nothing is mapped while
-a program works with a checkpoint of any size; a file that changed since it was first looked at is noticed.
-No size that a file states is believed: a range outside the file is an error before memory is taken.
+Each call opens the file, reads and closes it. So a program can keep any number of files as lazy mappings without
+running out of file descriptors or address space. Each call also checks that the file is still the one that was
+examined first, because its offsets would be wrong for any other.
+
+Sizes that a file states are not trusted: a range outside the file is an error before memory is allocated for it.
 """
 
 from __future__ import annotations
@@ -22,13 +24,13 @@ from varstore.values.lazy import LazyArray
 __all__ = ["MOST_DIMENSIONS", "Read", "Source", "count_elements", "lazy_array"]
 
 MOST_DIMENSIONS = 32
-"""What every numpy accepts."""
+"""The number of dimensions that every version of numpy accepts."""
 
 Mapped = bytes | mmap.mmap
-"""A whole file for parsing."""
+"""The content of a whole file, for parsing."""
 
 Read = Callable[[int, int], np.ndarray]
-"""Return `size` bytes at `offset` as a new or unshared array of uint8."""
+"""A function of (offset, size) that returns that range as an array of uint8, which nothing else uses."""
 
 
 class Source:
@@ -43,7 +45,7 @@ class Source:
         except (FileNotFoundError, NotADirectoryError):
             raise CheckpointNotFound("there is no such file", path=self.path) from None
         except OSError as error:
-            raise storage_error(error, self.path, "the file cannot be looked at") from error
+            raise storage_error(error, self.path, "the file cannot be examined") from error
         if not stat.S_ISREG(status.st_mode):
             raise FormatError("this is not a regular file", path=self.path)
         self.size = status.st_size
@@ -54,7 +56,9 @@ class Source:
 
         Raises:
             SizeMismatch: the range is not within the file.
-            FormatError: the file changed since it was opened.
+            FormatError: the file has changed since it was opened.
+            CheckpointNotFound: the file was removed.
+            StorageError: the operating system refused.
         """
         self._check_range(offset, size)
         values = np.empty(size, np.uint8)
@@ -74,11 +78,11 @@ class Source:
         return values
 
     def bytes(self, offset: int, size: int) -> bytes:
-        """Return a short range of the file as bytes; like `read` otherwise."""
+        """Return a short range of the file as bytes; raises what `read` raises."""
         return self.read(offset, size).tobytes()
 
     def map(self) -> Mapped:
-        """Return the whole file for parsing; memory is touched only where it is looked at."""
+        """Return the whole file as a memory map, for parsing; only the pages that are accessed are read."""
         if self.size == 0:
             return b""
         descriptor = self._open()
@@ -93,18 +97,18 @@ class Source:
         try:
             descriptor = os.open(self.path, os.O_RDONLY | os.O_CLOEXEC)
         except FileNotFoundError:
-            raise CheckpointNotFound("the file is gone since it was opened", path=self.path) from None
+            raise CheckpointNotFound("the file was removed after it was opened", path=self.path) from None
         except OSError as error:
             raise storage_error(error, self.path, "the file cannot be opened") from error
         if _identity(os.fstat(descriptor)) != self._identity:
             os.close(descriptor)
-            raise FormatError("the file changed since it was opened", path=self.path, hint="open it again")
+            raise FormatError("the file has changed since it was opened", path=self.path, hint="open it again")
         return descriptor
 
     def _check_range(self, offset: int, size: int) -> None:
         if offset < 0 or size < 0 or offset + size > self.size:
             raise SizeMismatch(
-                "the file states a range that lies outside itself",
+                "the file refers to a range outside itself",
                 path=self.path,
                 found=f"{size} bytes at byte {offset}",
                 expected=f"at most {self.size} bytes in all",
@@ -112,11 +116,11 @@ class Source:
 
 
 def count_elements(shape: tuple[Any, ...], itemsize: int, *, path: str, variable: str | None = None) -> int:
-    """Return how many elements a shape read from a file has.
+    """Return the number of elements of a shape that was read from a file.
 
     Raises:
-        FormatError: a dimension is not a natural number, or there are more than 32, or their product
-            (zero dimensions left out) times the size of an element exceeds 2^63.
+        FormatError: an extent is not an integer of 0 or more, there are more than 32 dimensions, or the product of
+            the extents (zeros left out) times the size of an element reaches 2^63.
     """
     count = span = 1
     plain = len(shape) <= MOST_DIMENSIONS and all(type(extent) is int and extent >= 0 for extent in shape)
@@ -126,7 +130,7 @@ def count_elements(shape: tuple[Any, ...], itemsize: int, *, path: str, variable
             span *= extent or 1
     if not plain or span * max(itemsize, 1) >= 1 << 63:
         raise FormatError(
-            "this shape cannot be an array's",
+            "no array can have this shape",
             path=path,
             variable=variable,
             found=f"({', '.join(map(_shown, shape[:MOST_DIMENSIONS]))})"[:100],

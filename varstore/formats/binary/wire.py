@@ -1,7 +1,8 @@
-"""Protocol buffers on the wire: the fields of a message, found where they lie in a file and not copied.
+"""Parse and write protobuf's wire format, without loading whole messages.
 
-Only what is asked for is read, so a message of many gigabytes costs as much as its structure. A length
-that leads behind the end of its message is an error before anything is read.
+The parser yields the position of each field in the file, and callers read only the fields that they need. So the cost
+of opening a message depends on the number of its fields, not on its size, which may be many gigabytes. A length that
+extends beyond the end of its message is an error before anything is read.
 
 Format: https://protobuf.dev/programming-guides/encoding/
 """
@@ -38,7 +39,11 @@ _U64 = (1 << 64) - 1
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Field:
-    """One field: its number and wire type, a varint's value, where its payload and all of it lie."""
+    """One field of a message.
+
+    `kind` is the wire type, `value` the value of a varint. `span` is the position of the payload, `whole` that of the
+    field with its key and length.
+    """
 
     number: int
     kind: int
@@ -53,17 +58,17 @@ class Field:
 
 
 class Wire:
-    """The messages of one file."""
+    """Parse the messages in one file."""
 
     def __init__(self, stream: BinaryIO, path: str) -> None:
         self._stream = stream
         self._path = path
 
     def fields(self, span: Span, message: str) -> Iterator[Field]:
-        """Yield the fields of the message in these bytes, in their order.
+        """Yield the fields of the message in a span of the file, in order; `message` is its type, for errors.
 
         Raises:
-            FormatError: what lies there is no message.
+            FormatError: the bytes are not a message.
         """
         position, end = span[0], sum(span)
         while position < end:
@@ -83,7 +88,7 @@ class Wire:
             else:
                 raise self.wrong(message, position, f"wire type {kind}")
             if start + size > end or not number:
-                raise self.wrong(message, position, f"field {number} of {size} bytes, {end - start} are left")
+                raise self.wrong(message, position, f"field {number} of {size} bytes, where {end - start} are left")
             yield Field(
                 number=number, kind=kind, value=value, span=(start, size), whole=(position, start + size - position)
             )
@@ -95,10 +100,10 @@ class Wire:
         return self._stream.read(field.span[1])
 
     def text(self, field: Field, message: str) -> str:
-        """Return the payload of a string.
+        """Return the payload of a string field.
 
         Raises:
-            FormatError: it is not UTF-8, or no string at all.
+            FormatError: the field is not a string, or not UTF-8.
         """
         if field.kind != BYTES:
             raise self.wrong(message, field.whole[0], f"wire type {field.kind} for a string")
@@ -108,10 +113,10 @@ class Wire:
             raise self.wrong(message, field.whole[0], "a string that is not UTF-8") from None
 
     def integers(self, field: Field, message: str) -> list[int]:
-        """Return the values of a repeated int64, written one by one or packed.
+        """Return the values of a repeated int64 field, which may be packed or not.
 
         Raises:
-            FormatError: it holds none.
+            FormatError: the field does not contain integers.
         """
         if field.kind == VARINT:
             return [field.signed]
@@ -119,16 +124,16 @@ class Wire:
             raise self.wrong(message, field.whole[0], f"wire type {field.kind} for integers")
         values = varints(self.read(field))
         if values is None:
-            raise self.wrong(message, field.whole[0], "a cut off integer")
+            raise self.wrong(message, field.whole[0], "a truncated integer")
         return values.view(np.int64).tolist()  # type: ignore[no-any-return]
 
     def wrong(self, message: str, position: int, found: str) -> FormatError:
-        """Return the error for a message that is none."""
+        """Return the error that says that these bytes are not a message of this type."""
         return FormatError(
-            f"this is no {message} message",
+            f"this is not a {message} message",
             path=self._path,
             found=f"{found}, at byte {position}",
-            hint="the file is cut off, damaged, or of another format",
+            hint="the file is truncated, damaged, or of another format",
         )
 
     def _varint(self, head: bytes, start: int, position: int, message: str) -> tuple[int, int]:
@@ -137,11 +142,11 @@ class Wire:
             value |= (head[index] & 0x7F) << 7 * (index - start)
             if head[index] < 0x80:
                 return value & _U64, index + 1
-        raise self.wrong(message, position, "a cut off or endless integer")
+        raise self.wrong(message, position, "a truncated or endless integer")
 
 
 def varints(packed: bytes) -> np.ndarray | None:
-    """Return the integers that lie packed in these bytes as uint64, None where the last one is cut off."""
+    """Return the integers that are packed in these bytes, as uint64; None if the last one is truncated."""
     raw = np.frombuffer(packed, np.uint8)
     if not raw.size:
         return np.empty(0, np.uint64)
@@ -162,17 +167,17 @@ def varints(packed: bytes) -> np.ndarray | None:
 
 
 def int_field(number: int, value: int) -> bytes:
-    """Return a field that holds an integer."""
+    """Return a field with an integer."""
     return _varint_bytes(number << 3 | VARINT) + _varint_bytes(value & _U64)
 
 
 def bytes_head(number: int, size: int) -> bytes:
-    """Return what stands before the payload of a field of this many bytes."""
+    """Return the key and length that precede the payload of a field of `size` bytes."""
     return _varint_bytes(number << 3 | BYTES) + _varint_bytes(size)
 
 
 def bytes_field(number: int, payload: bytes) -> bytes:
-    """Return a field that holds bytes, text (UTF-8) or a message."""
+    """Return a field with bytes, text (UTF-8) or a message."""
     return bytes_head(number, len(payload)) + payload
 
 

@@ -1,8 +1,11 @@
-"""Zip archives: `zipfile` reads their directory, every statement in it is checked, and members are read in place.
+"""Read zip archives: `zipfile` parses the directory, everything that it states is checked, members are read in place.
 
-Nothing is unpacked to disk, and a directory may lie (PKWARE's APPNOTE 6.3): names that lead out, two members of one
-name, members that overlap or lie outside the archive, and members that claim more than their packed bytes can hold
-are refused. Memory grows with what is there, not with what is claimed: members come out in pieces.
+Nothing is unpacked to disk. An archive's directory may lie, so these are refused: names that lead out of the archive,
+two members with the same name, members that overlap or lie outside the archive, and members that claim to be larger
+than their compressed bytes can be. Members are decompressed in pieces, so memory use depends on the bytes that exist,
+not on the size that the directory states.
+
+Format: https://pkware.cachefly.net/webdocs/casestudies/APPNOTE.TXT (version 6.3)
 """
 
 from __future__ import annotations
@@ -31,7 +34,7 @@ _DRIVE = re.compile(r"[A-Za-z]:\Z")
 _ENCRYPTED = 1
 _MOST_EXPANSION = {
     zipfile.ZIP_STORED: 1,
-    zipfile.ZIP_DEFLATED: 1032,  # the format's own limit: 258 bytes from two bits
+    zipfile.ZIP_DEFLATED: 1032,  # the limit of the format: 258 bytes from two bits
     zipfile.ZIP_BZIP2: 1_500_000,
 }
 _SLACK = 64
@@ -41,23 +44,23 @@ _LONGEST_SHOWN = 100
 
 
 def is_zip(source: Source) -> bool:
-    """Tell whether the file begins as a zip archive does."""
+    """Return whether the file starts like a zip archive."""
     return source.size >= 22 and source.bytes(0, 4) in (MAGIC, _EMPTY)
 
 
 def leads_out(name: str) -> bool:
-    """Tell whether a member's name is one that careless tools would unpack elsewhere."""
+    """Return whether careless tools would unpack a member of this name outside their target directory."""
     parts = name.replace("\\", "/").split("/")
     return not parts[0] or _DRIVE.match(parts[0]) is not None or ".." in parts or "\0" in name
 
 
 def archive_members(source: Source, base: int = 0, size: int | None = None) -> dict[str, Member]:
-    """Return the files of the archive that lies in `source` from `base`, `size` bytes long, by name.
+    """Return the files of an archive by name; it starts at byte `base` of `source` and is `size` bytes long.
 
     Raises:
-        FormatError: not a zip archive, or a member that is encrypted or packed in an unknown way.
-        SizeMismatch: a member claims more than its packed bytes can hold.
-        UnsafeContent: a name leads out, two members have one name, or they overlap.
+        FormatError: it is not a zip archive, or a member is encrypted or compressed with an unsupported method.
+        SizeMismatch: a member claims to be larger than its compressed bytes can be.
+        UnsafeContent: a name leads out of the archive, or two members overlap or have the same name.
     """
     window = _Window(source, base, source.size - base if size is None else size)
     try:
@@ -66,14 +69,12 @@ def archive_members(source: Source, base: int = 0, size: int | None = None) -> d
     except (FormatError, StorageError):
         raise
     except (zipfile.BadZipFile, NotImplementedError, ValueError, struct.error, OverflowError, OSError) as error:
-        raise FormatError(
-            "not a readable zip archive: it is torn, or something else", path=source.path, found=str(error)
-        ) from error
+        raise FormatError("not a zip archive, or a truncated one", path=source.path, found=str(error)) from error
     members: dict[str, Member] = {}
     for info in sorted(infos, key=lambda info: info.header_offset, reverse=True):
         _check(info, source.path)
         if info.filename in members:
-            raise UnsafeContent("two members of the archive have one name", path=source.path, field=_short(info))
+            raise UnsafeContent("two members of the archive have the same name", path=source.path, field=_short(info))
         if info.header_offset < 0 or info.header_offset + _LOCAL.size + info.compress_size > limit:
             raise UnsafeContent("members overlap or lie outside the archive", path=source.path, field=_short(info))
         if not info.is_dir():
@@ -83,7 +84,7 @@ def archive_members(source: Source, base: int = 0, size: int | None = None) -> d
 
 
 class _Window:
-    """A part of a file as content of its own."""
+    """A part of a file, with offsets relative to its start."""
 
     def __init__(self, source: Source, base: int, size: int) -> None:
         self.source = source
@@ -96,9 +97,9 @@ class _Window:
 
 
 class Member:
-    """One file of an archive, as content: `read` gives any range of it, unpacked.
+    """One file of an archive; `read` returns any range of its decompressed content.
 
-    Checksums are compared by `open` alone: PyTorch can be told to write wrong ones, and reads them.
+    `read` does not compare the checksum, because PyTorch has an option to write wrong ones. `open` does.
     """
 
     __slots__ = ("_limit", "_place", "_window", "crc", "method", "name", "packed", "path", "size")
@@ -116,15 +117,15 @@ class Member:
 
     @property
     def is_plain(self) -> bool:
-        """Whether its bytes lie in the file as they are."""
+        """Whether the content is stored uncompressed."""
         return self.method == zipfile.ZIP_STORED
 
     @property
     def span(self) -> tuple[int, int]:
-        """Where its packed bytes lie in the file: (offset, length).
+        """The position of the compressed bytes in the file: (offset, length).
 
         Raises:
-            FormatError: the member's own header is not there, or its bytes reach into what follows.
+            FormatError: the member's local header is missing, or its bytes overlap with what follows.
         """
         return self._window.base + self._start(), self.packed
 
@@ -134,10 +135,12 @@ class Member:
             return start
         header = _LOCAL.unpack(self._window.read(start, _LOCAL.size).tobytes())
         if header[0] != MAGIC:
-            self._fail("a member of the archive has no header", found=repr(header[0]), expected=repr(MAGIC))
+            self._fail(
+                "a member of the archive does not have a local header", found=repr(header[0]), expected=repr(MAGIC)
+            )
         start += _LOCAL.size + int(header[-2]) + int(header[-1])
         if start + self.packed > self._limit:
-            self._fail("a member of the archive reaches into what follows it")
+            self._fail("a member of the archive overlaps with what follows it")
         self._place = (start, True)
         return start
 
@@ -148,11 +151,11 @@ class Member:
             FormatError: the member is damaged, or the range is not within it.
         """
         if offset < 0 or size < 0 or offset + size > self.size:
-            self._fail("more is asked of a member than it holds", found=f"{offset} + {size} of {self.size}")
+            self._fail("the range is not within the member", found=f"{offset} + {size} of {self.size}")
         if self.is_plain:
             return self._window.read(self._start() + offset, size)
         if self.size > _BOMB_FROM and self.size > _BOMB_RATIO * self.packed:
-            self._fail("a member of the archive is a bomb", found=f"{self.packed} bytes for {self.size}")
+            self._fail("a member is a decompression bomb", found=f"{self.packed} bytes for {self.size}")
         values = np.empty(size, np.uint8)
         done = 0
         for piece in self._pieces():
@@ -165,9 +168,9 @@ class Member:
         return values
 
     def open(self) -> io.BufferedReader:
-        """Return the content as a file to be read once, from the beginning.
+        """Return the decompressed content as a file that can be read once, from the start.
 
-        Its end raises DigestMismatch if the bytes are not those whose checksum the archive holds.
+        Reading the end raises DigestMismatch if the content does not match the checksum in the archive.
         """
         return io.BufferedReader(_Reader(self._checked()), _FIRST_PIECE)
 
@@ -187,7 +190,7 @@ class Member:
             )
 
     def _pieces(self) -> Iterator[bytes]:
-        """Yield the whole content piece by piece."""
+        """Yield the whole content, decompressed, in pieces."""
         done = 0
         try:
             for piece in _UNPACK[self.method](self._packed_pieces()):
@@ -198,10 +201,10 @@ class Member:
         except (zlib.error, OSError, ValueError) as error:
             if isinstance(error, FormatError | StorageError):
                 raise
-            self._fail("a member's packed bytes are damaged", found=str(error))
+            self._fail("the compressed bytes of a member are damaged", found=str(error))
         if done != self.size:
             found = f"{done} bytes" if done < self.size else f"more than {self.size} bytes"
-            self._fail("a member unpacks to another size", found=found, expected=self.size)
+            self._fail("a member does not decompress to its stated size", found=found, expected=self.size)
 
     def _packed_pieces(self) -> Iterator[bytes]:
         at, size = self._start(), _FIRST_PIECE
@@ -217,7 +220,7 @@ class Member:
 
 
 class _Reader(io.RawIOBase):
-    """Pieces as a file."""
+    """Present pieces of bytes as a file."""
 
     def __init__(self, pieces: Iterator[bytes]) -> None:
         self._pieces = pieces
@@ -267,20 +270,20 @@ _UNPACK: dict[int, Callable[[Iterator[bytes]], Iterator[bytes]]] = {
 def _check(info: zipfile.ZipInfo, path: str) -> None:
     if leads_out(info.orig_filename):
         raise UnsafeContent(
-            "a member's name is empty or leads out of the archive", path=path, found=repr(info.orig_filename[:100])
+            "the name of a member is empty or leads out of the archive", path=path, found=repr(info.orig_filename[:100])
         )
     expansion = _MOST_EXPANSION.get(info.compress_type)
     if info.flag_bits & _ENCRYPTED or expansion is None:
         raise FormatError(
-            "a member of the archive is encrypted or packed in a way that is not read",
+            "a member of the archive is encrypted, or compressed with an unsupported method",
             path=path,
             field=_short(info),
             found=f"method {info.compress_type}",
-            hint="unpack the archive and pack it anew",
+            hint="unpack the archive, and pack it again without encryption, with method stored or deflated",
         )
     if info.file_size > info.compress_size * expansion + (_SLACK if expansion > 1 else 0):
         raise SizeMismatch(
-            "a member claims more bytes than its packed ones can hold",
+            "a member claims to be larger than its compressed bytes can be",
             path=path,
             field=_short(info),
             found=f"{info.file_size} from {info.compress_size}",

@@ -1,4 +1,4 @@
-"""MindSpore's checkpoints."""
+"""MindSpore's checkpoints (``.ckpt``); see `varstore.formats.mindspore.messages` for the format."""
 
 from varstore.formats.mindspore.messages import read, write
 

@@ -1,7 +1,10 @@
-"""MindSpore's encrypted checkpoints: blocks of AES-GCM, AES-CBC or SM4-CBC, decrypted into memory.
+"""Decrypt MindSpore's encrypted checkpoints: blocks of AES-GCM, AES-CBC or SM4-CBC.
 
-A block is ``uint32 magic``, for GCM a 16-byte tag, then ``uint32 total, uint32 ivlen, iv, uint32 clen`` and
-the cipher text. GCM uses the first 12 bytes of its 16-byte iv. The plain text never touches the disk.
+A block consists of ``uint32 magic``, for GCM a 16-byte tag, then ``uint32 total, uint32 ivlen, iv, uint32 clen`` and
+the cipher text. GCM uses the first 12 bytes of its 16-byte iv. The plain text is kept in memory and never written to
+disk.
+
+Source: https://github.com/mindspore-ai/mindspore/blob/master/mindspore/core/utils/crypto.cc
 """
 
 from __future__ import annotations
@@ -21,7 +24,7 @@ _TAG, _IV, _GCM_IV = 16, 16, 12
 
 
 def is_encrypted(source: Source) -> bool:
-    """Tell whether a file begins as an encrypted checkpoint does."""
+    """Return whether a file starts like an encrypted checkpoint."""
     return source.size >= 4 and int.from_bytes(source.bytes(0, 4), "little") in _MODES
 
 
@@ -29,18 +32,18 @@ def decrypted(source: Source, key: bytes | None) -> MemoryContent:
     """Return the plain text of a whole file.
 
     Raises:
-        UsageError: no key, or one of a length that the cipher does not take.
-        DigestMismatch: not the key that the file was written with, or a damaged file.
-        FormatError: the blocks are not what the format says.
+        UsageError: there is no key, or the cipher does not accept its length.
+        DigestMismatch: the key is not the one that the file was written with, or the file is damaged.
+        FormatError: a block is damaged.
         MissingDependency: the package `cryptography` is not installed.
     """
     magic = int.from_bytes(source.bytes(0, 4), "little")
     mode, lengths = _MODES[magic]
     if key is None:
-        raise UsageError(f"the file is encrypted ({mode})", path=source.path, hint="give its key: read(path, key=…)")
+        raise UsageError(f"the file is encrypted ({mode})", path=source.path, hint="pass its key: read(path, key=…)")
     if not isinstance(key, bytes) or len(key) not in lengths:
         raise UsageError(
-            f"not a key of {mode}",
+            f"not a key for {mode}",
             path=source.path,
             found=f"{len(key)} bytes" if isinstance(key, bytes) else type(key).__name__,
             expected=f"{' or '.join(map(str, lengths))} bytes",
@@ -52,13 +55,18 @@ def decrypted(source: Source, key: bytes | None) -> MemoryContent:
         tag = b""
         position += 4
         if block_magic != magic:
-            raise _damaged(source, position, f"the mark {block_magic:#x}", f"{magic:#x}")
+            raise _damaged(source, position, f"the number {block_magic:#x}", f"{magic:#x}")
         if magic == _GCM:
             tag, position = _bytes(source, position, _TAG), position + _TAG
         total, iv_size = _number(source, position), _number(source, position + 4)
         size = total - 8 - iv_size
         if iv_size != _IV or size < 0 or _number(source, position + 8 + iv_size) != size:
-            raise _damaged(source, position, f"lengths {total} and {iv_size}", f"an iv of {_IV} bytes and its text")
+            raise _damaged(
+                source,
+                position,
+                f"lengths {total} and {iv_size}",
+                f"an iv of {_IV} bytes and a matching length of the text",
+            )
         iv = _bytes(source, position + 8, _IV)
         plain += decrypt(iv, tag, _bytes(source, position + 12 + _IV, size))
         position += 12 + _IV + size
@@ -92,7 +100,7 @@ def _decrypter(path: str, magic: int, key: bytes) -> Callable[[bytes, bytes, byt
                 plain = padding.update(plain) + padding.finalize()
         except (InvalidTag, ValueError) as error:
             raise DigestMismatch(
-                "cannot be decrypted with this key", path=path, hint="the key is another one, or the file is damaged"
+                "the file cannot be decrypted with this key", path=path, hint="the key is wrong, or the file is damaged"
             ) from error
         return plain
 
@@ -116,5 +124,5 @@ def _damaged(source: Source, position: int, found: str, expected: str) -> Format
         field=f"byte {position}",
         found=found,
         expected=expected,
-        hint="the file is cut off or changed",
+        hint="the file is truncated or was changed",
     )

@@ -1,4 +1,4 @@
-"""MindSpore's ``.ckpt``: Checkpoint messages, one behind the other, each with a piece of one parameter.
+"""MindSpore's ``.ckpt`` files: a sequence of Checkpoint messages, each with a slice of one parameter.
 
 ::
 
@@ -6,9 +6,12 @@
     Value       {required string tag = 1; oneof {TensorProto tensor = 2; MapTensorProto maptensor = 3}}
     TensorProto {repeated int64 dims = 1; required string tensor_type = 2; required bytes tensor_content = 3}
 
-Consecutive values of one tag are slices of one tensor; of values further apart, the last one counts.
-``dims: 0`` alone is a scalar. Behind the messages may stand ``crc_num`` and their CRC-32.
-MindSpore takes content that is too short or too long without a word; this reader refuses both.
+Consecutive values with the same tag are slices of one tensor; if a tag occurs again later, the last occurrence counts.
+``dims: 0`` alone means a scalar. The messages may be followed by ``crc_num`` and their CRC-32. MindSpore silently
+accepts content that is too short or too long; this reader refuses both.
+
+Source: https://github.com/mindspore-ai/mindspore, files mindspore/ccsrc/utils/checkpoint.proto and
+mindspore/python/mindspore/train/serialization.py
 """
 
 from __future__ import annotations
@@ -56,12 +59,12 @@ _LOADABLE: dict[str, np.dtype[Any]] = {
 }
 _NAMES = {dtype: name for name, dtype in _LOADABLE.items()}
 _DTYPES = _LOADABLE | {
-    "Int4": np.dtype(np.int8),  # two values a byte, which MindSpore itself gives as int8
+    "Int4": np.dtype(np.int8),  # two values per byte, which MindSpore itself returns as int8
     "Complex64": np.dtype(np.complex64),
     "Complex128": np.dtype(np.complex128),
     "Float8E4M3FN": np.dtype(ml_dtypes.float8_e4m3fn),
     "Float8E5M2": np.dtype(ml_dtypes.float8_e5m2),
-    **{name.lower(): dtype for name, dtype in _LOADABLE.items()},  # as map parameters spell them
+    **{name.lower(): dtype for name, dtype in _LOADABLE.items()},  # as in map parameters
 }
 _CRC_MARK, _CRC_TAIL = b"crc_num", 17
 _SLICE = 512 << 20
@@ -83,19 +86,21 @@ class _Value:
 
 
 def read(path: str, *, key: bytes | None = None, crc_check: bool = False) -> ForeignCheckpoint:
-    """Open a checkpoint; one that is encrypted is decrypted into memory with its key.
+    """Open a checkpoint; an encrypted one is decrypted into memory.
 
-    Text is found in ``state()``; a map parameter is the list of its keys, values and statuses.
+    Parameters that are text are in ``state()``; a map parameter is a list of its keys, values and statuses.
 
     Args:
         path: the file.
-        key: 16, 24 or 32 bytes, for encrypted files.
-        crc_check: read the whole file once and compare its CRC-32, where it has one.
+        key: the key of an encrypted file: 16, 24 or 32 bytes.
+        crc_check: read the whole file once and compare its CRC-32, if it has one.
 
     Raises:
         FormatError, SizeMismatch: the messages are not what MindSpore writes.
-        DigestMismatch: another CRC-32, or another key.
-        UsageError: an encrypted file and no key for it.
+        DigestMismatch: the CRC-32 does not match, or the key is wrong.
+        UsageError: the file is encrypted, and there is no key or one of a wrong length.
+        MissingDependency: the file is encrypted, and the package `cryptography` is not installed.
+        CheckpointNotFound: there is nothing at the path.
     """
     source = Source(path)
     content: Content = decrypted(source, key) if is_encrypted(source) else source
@@ -114,13 +119,15 @@ def read(path: str, *, key: bytes | None = None, crc_check: bool = False) -> For
 
 
 def write(path: str, state: Any) -> None:
-    """Write a file that `mindspore.load_checkpoint` takes; its name must end in ``.ckpt`` for that.
+    """Write a file that `mindspore.load_checkpoint` reads; MindSpore requires a name that ends in ``.ckpt``.
 
     Values of the outermost mapping may be text. 0-d arrays become scalars.
 
     Raises:
-        UnsupportedDtype: a type that MindSpore could not load again.
-        UsageError: an array of shape (0,), which the format cannot tell from a scalar; see `flat_arrays`.
+        UnsupportedDtype: MindSpore cannot load a type.
+        UsageError: an array has the shape (0,), which the format cannot distinguish from a scalar, or a value is not an
+            array or a number; see `flat_arrays`.
+        StorageError: the operating system refused.
     """
     texts = {}
     if isinstance(state, Mapping) and not isinstance(state, ForeignCheckpoint):
@@ -139,7 +146,10 @@ def write(path: str, state: Any) -> None:
             )
         if array.shape == (0,):
             raise UsageError(
-                "the format cannot tell an empty vector from a scalar", path=path, variable=name, hint="leave it out"
+                "the format cannot distinguish an empty vector from a scalar",
+                path=path,
+                variable=name,
+                hint="leave it out",
             )
     for name, text in texts.items():
         check_unicode(name)
@@ -184,15 +194,15 @@ def _tree(wire: Wire, content: Content, size: int) -> dict[str, Any]:
 
 
 def _append(path: str, value: _Value, piece: _Value) -> None:
-    """Join a slice to what came before it; slices of a map parameter add up along the first axis."""
+    """Append a slice to a parameter; slices of a map parameter are joined along the first axis."""
     if len(value.tensors) != len(piece.tensors):
-        raise FormatError("slices of one parameter differ", path=path, variable=value.tag)
+        raise FormatError("slices of one parameter differ in shape or type", path=path, variable=value.tag)
     for tensor, part in zip(value.tensors, piece.tensors, strict=True):
         is_row = value.is_map and tensor.dims and part.dims
         alike = tensor.dims[1:] == part.dims[1:] if is_row else tensor.dims == part.dims
         if tensor.type != part.type or not alike:
             raise FormatError(
-                "slices of one parameter differ",
+                "slices of one parameter differ in shape or type",
                 path=path,
                 variable=value.tag,
                 found=f"{part.type} {part.dims}",
@@ -240,7 +250,11 @@ def _leaf(content: Content, tag: str, tensor: _Tensor, *, is_map: bool) -> LazyA
     dtype = _DTYPES.get(tensor.type)
     if dtype is None:
         error = UnsupportedDtype(
-            "this type has no numpy equivalent", path=content.path, variable=tag, found=tensor.type, hint="leave it out"
+            "the type does not have a numpy equivalent",
+            path=content.path,
+            variable=tag,
+            found=tensor.type,
+            hint="leave it out",
         )
         return refused_array(shape, error)
     return array_of_spans(content, tensor.spans, shape, dtype, variable=tag)

@@ -1,7 +1,7 @@
-"""ONNX models: their initializers read, and replaced in a copy of a given model.
+"""ONNX models: read the initializers, and write a copy of a model with other values in them.
 
-Only the main graph's own initializers are meant; those of the bodies of If, Loop and Scan, and the values of
-Constant nodes, stay what they are. Everything that is not an initializer is copied byte for byte.
+This covers the initializers of the main graph. Those in the bodies of If, Loop and Scan, and the values of Constant
+nodes, are neither read nor replaced. A copy contains everything else byte for byte.
 
 Format: https://github.com/onnx/onnx/blob/main/onnx/onnx.proto (ModelProto, GraphProto)
 """
@@ -53,7 +53,7 @@ _ALIGNMENT = 4096
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class _Model:
-    """Where the graph and its dense initializers lie; the rest of the file is copied as it is."""
+    """The positions of the graph and its dense initializers; the rest of the file is copied unchanged."""
 
     graph: Span
     graph_whole: Span
@@ -62,12 +62,15 @@ class _Model:
 
 
 def read(path: str) -> ForeignCheckpoint:
-    """Open a model's initializers; a sparse one is ``name/values``, ``name/indices`` and its shape in `state`.
+    """Open the initializers of a model.
+
+    A sparse initializer is read as ``name/values`` and ``name/indices``; its shape is in `state`.
 
     Raises:
-        FormatError: no ONNX model, or two initializers of one name.
-        SizeMismatch: a tensor whose values do not fit its shape and type.
-        UnsafeContent: external data that would be read from outside the model's folder.
+        FormatError: it is not an ONNX model, or two initializers have the same name.
+        SizeMismatch: the values of a tensor do not match its shape and type.
+        UnsafeContent: external data is outside the folder of the model.
+        CheckpointNotFound: there is nothing at the path, or a file with external data is missing.
     """
     source = Source(path)
     tree: dict[str, Any] = {}
@@ -78,33 +81,34 @@ def read(path: str) -> ForeignCheckpoint:
         leaves += [_sparse(wire, source, span) for span in model.sparse]
     for name, leaf in leaves:
         if name in tree:
-            raise FormatError("two initializers have one name", path=path, variable=name)
+            raise FormatError("two initializers have the same name", path=path, variable=name)
         tree[name] = leaf
     return ForeignCheckpoint(path, "onnx", tree)
 
 
 def write(path: str, state: Any, *, model: str | None = None) -> None:
-    """Write a copy of a model with other values in the initializers that `state` names.
+    """Write a copy of a model in which the initializers named in `state` have other values.
 
-    Tensors stay where the model has them: in the file, or in external data, which becomes one file
-    ``<path>.data``. A copy that would exceed the 2 GiB of a message keeps its large tensors there too.
+    Tensors are written where the model has them: in the file, or as external data, which is written to one file,
+    ``<path>.data``. If the copy would exceed 2 GiB, the limit of a message, large tensors are written there too.
 
     Args:
-        path: the copy; may be `model` itself where it has no external data.
-        state: names and arrays, of the shapes and types that the model's graph expects.
-        model: path of the model.
+        path: where to write the copy; may be `model` itself if it does not have external data.
+        state: names and arrays, with the shapes and types that the graph of the model expects.
+        model: the path of the model.
 
     Raises:
-        UsageError: no model given.
-        VariableNotFound: a name that the model lacks.
-        VariableMismatch: another shape or type than the model's.
+        UsageError: there is no `model`.
+        VariableNotFound: the model does not have an initializer of a name.
+        VariableMismatch: the shape or type of an array is not that in the model.
         CheckpointExists: ``<path>.data`` is needed and exists.
+        StorageError: the operating system refused.
     """
     if model is None:
         raise UsageError(
-            "an ONNX file is a program: its values are written into a copy of one",
+            "an ONNX file is a program: values can only be written to a copy of an existing one",
             path=path,
-            hint="give the model whose initializers are to be replaced: write(path, state, model=…)",
+            hint="pass the model whose initializers are to be replaced: write(path, state, model=…)",
         )
     source = Source(model)
     arrays = flat_arrays(state, format="onnx")
@@ -121,10 +125,10 @@ def _parse(wire: Wire, source: Source) -> _Model:
     for part in wire.fields((0, source.size), "ModelProto"):
         if part.number == _GRAPH and part.kind == BYTES:
             if graph is not None:
-                raise FormatError("two graphs in one model", path=source.path)
+                raise FormatError("the model has two graphs", path=source.path)
             graph = part
     if graph is None:
-        raise FormatError("this is no ONNX model: it has no graph", path=source.path)
+        raise FormatError("not an ONNX model: it does not have a graph", path=source.path)
     tensors, sparse = [], []
     for part in wire.fields(graph.span, "GraphProto"):
         if part.number == _INITIALIZER and part.kind == BYTES:
@@ -151,15 +155,15 @@ def _check_fits(model: str, name: str, array: LazyArray, known: dict[str, LazyAr
     if name not in known:
         near = nearest(name, known)
         raise VariableNotFound(
-            "the model has no initializer of this name",
+            "the model does not have an initializer of this name",
             path=model,
             variable=name,
-            hint=f"did you mean {', '.join(map(repr, near))}?" if near else "leave it out",
+            hint=f"the nearest are {', '.join(map(repr, near))}" if near else "leave it out",
         )
     expected = known[name]
     if array.shape != expected.shape or array.dtype.newbyteorder("=") != expected.dtype:
         raise VariableMismatch(
-            "the model's graph expects another shape or type",
+            "the graph of the model expects another shape or type",
             path=model,
             variable=name,
             found=f"{array.dtype} {list(array.shape)}",
@@ -169,7 +173,7 @@ def _check_fits(model: str, name: str, array: LazyArray, known: dict[str, LazyAr
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class _Plan:
-    """One initializer to be written: what precedes its values, and where they go."""
+    """One initializer to write: the bytes before its values, and the offset in external data, or None."""
 
     replaced: Span
     name: str
@@ -187,7 +191,9 @@ def _write_copy(path: str, stream: BinaryIO, source: Source, model: _Model, arra
     data_path = os.path.join(os.path.dirname(path), location)
     if external:
         if os.path.lexists(data_path):
-            raise CheckpointExists("the file for external data exists", path=data_path, hint="write to another name")
+            raise CheckpointExists(
+                "the file for external data already exists", path=data_path, hint="write to another name"
+            )
         with replacing(data_path) as file:
             for plan in external:
                 file.seek(plan.offset or 0)

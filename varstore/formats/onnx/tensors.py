@@ -1,7 +1,8 @@
-"""ONNX's TensorProto: name, type, shape, and values in one of four places.
+"""Parse ONNX's TensorProto: name, type, shape, and values in one of several places.
 
-``raw_data`` and external files are read where they lie; the typed fields hold 16-bit floats as bit
-patterns in ``int32_data``, types of four bits and fewer packed into its bytes. Strings have no array.
+Values in ``raw_data`` and in external files are read in place. The other fields have a type of their own:
+``int32_data`` also contains the bit patterns of 16-bit floats and, packed into bytes, types of four bits or less.
+Tensors of strings cannot be read as arrays.
 
 Format: https://github.com/onnx/onnx/blob/main/onnx/onnx.proto (TensorProto)
 """
@@ -40,7 +41,7 @@ __all__ = [
 DIMS, TYPE, SEGMENT, NAME, RAW, EXTERNAL, LOCATION = 1, 2, 3, 8, 9, 13, 14
 _FLOATS, _INT32S, _STRINGS, _INT64S, _DOUBLES, _UINT64S = 4, 5, 6, 7, 10, 11
 VALUES = frozenset({_FLOATS, _INT32S, _STRINGS, _INT64S, RAW, _DOUBLES, _UINT64S, EXTERNAL, LOCATION})
-"""The fields that hold values or say where they are."""
+"""The fields that contain values or their location."""
 
 _IS_EXTERNAL = 1
 _STRING = 8
@@ -85,7 +86,7 @@ DTYPES = {number: dtype for number, (dtype, _) in _ROWS.items()}
 
 @dataclass(kw_only=True, slots=True)
 class TensorRecord:
-    """One TensorProto, its values not looked at yet."""
+    """One TensorProto, whose values have not been read."""
 
     span: Span
     name: str = ""
@@ -98,10 +99,10 @@ class TensorRecord:
 
 
 def parse(wire: Wire, span: Span) -> TensorRecord:
-    """Return what a TensorProto says of itself.
+    """Return the record of the TensorProto in a span of the file.
 
     Raises:
-        FormatError: it is none.
+        FormatError: the bytes are not a TensorProto.
     """
     record = TensorRecord(span=span)
     for part in wire.fields(span, "TensorProto"):
@@ -126,16 +127,19 @@ def parse(wire: Wire, span: Span) -> TensorRecord:
 
 
 def array_of(source: Source, record: TensorRecord) -> LazyArray:
-    """Return the tensor; only typed fields of integers and floats have their bytes counted when read.
+    """Return the tensor; whether the number of values in a typed field is right is checked when they are read.
 
     Raises:
-        FormatError, SizeMismatch: the values do not fit shape and type, or lie outside their file.
-        UnsafeContent: external data that would be read from outside the model's folder.
+        FormatError, SizeMismatch: the values do not match the shape and type, or lie outside their file.
+        UnsafeContent: external data is outside the folder of the model.
+        CheckpointNotFound: a file with external data is missing.
     """
     row = _ROWS.get(record.type)
     if row is None or record.is_segment:
         error = UnsupportedDtype(
-            "text has no array" if record.type == _STRING else "this kind of tensor is not read",
+            "tensors of strings are not supported"
+            if record.type == _STRING
+            else "this kind of tensor is not supported",
             path=source.path,
             variable=record.name,
             found="a segment" if record.is_segment else f"data type {record.type}",
@@ -174,7 +178,7 @@ def _external(source: Source, record: TensorRecord, dtype: np.dtype[Any]) -> tup
 
 
 def _typed(source: Source, record: TensorRecord, typed: int, count: int, dtype: np.dtype[Any]) -> np.ndarray:
-    """Collect a typed field, whose elements may stand one by one, packed, or in several packed parts."""
+    """Return the values of a typed field, whose elements may be written one by one, or packed in one or more parts."""
     width = {_FLOATS: FIXED32, _DOUBLES: FIXED64}.get(typed)
     collected = bytearray()
     with stream_of(source) as stream:
@@ -194,7 +198,7 @@ def _typed(source: Source, record: TensorRecord, typed: int, count: int, dtype: 
     narrow = bits_of(dtype) in (2, 4)
     expected = packed_size(count, dtype) if narrow else count
     if values is None or values.size != expected:
-        found = "a cut off integer" if values is None else f"{values.size} integers"
+        found = "a truncated integer" if values is None else f"{values.size} integers"
         raise _misfit(source, record, found, f"{expected} for {count} values")
     if narrow:
         return unpack(values.astype(np.uint8), count, dtype)
@@ -204,7 +208,7 @@ def _typed(source: Source, record: TensorRecord, typed: int, count: int, dtype: 
 
 def _misfit(source: Source, record: TensorRecord, found: str, expected: str) -> SizeMismatch:
     return SizeMismatch(
-        "the tensor's values do not fit its shape and type",
+        "the values of the tensor do not match its shape and type",
         path=source.path,
         variable=record.name,
         found=found,

@@ -1,8 +1,11 @@
-"""PaddlePaddle's raw variables, and the programs beside them that name them.
+"""PaddlePaddle's raw variables, and the programs that contain their names.
 
-A variable is ``uint32 0, uint64 levels, levels x (uint64 size, bytes), uint32 0, int32 n``, n bytes of the
-message TensorDesc (framework.proto: 1 data_type, 2 dims) and the values. Several follow each other without
-names, in the lexicographic order of the parameter names that the program has.
+A variable is ``uint32 0, uint64 levels, levels x (uint64 size, bytes), uint32 0, int32 n``, n bytes of the message
+TensorDesc (fields: 1 data_type, 2 dims) and the values. A file contains one or more of them without names, in the
+lexicographic order of the parameter names in the program.
+
+Source: framework.proto and dense_tensor_serialize.cc in
+https://github.com/PaddlePaddle/Paddle/tree/v3.3.1/paddle/phi/core/framework
 """
 
 from __future__ import annotations
@@ -41,7 +44,7 @@ _DTYPES: dict[int, np.dtype[Any]] = {
     33: np.dtype(ml_dtypes.float8_e5m2),
 }
 _TENSOR_KINDS = frozenset({7, 8})
-"""VarType of dense and sparse-row tensors: others (feed, fetch, raw) have no values."""
+"""The VarTypes of dense and sparse-row tensors; variables of other types (feed, fetch, raw) do not have values."""
 
 _LONGEST_DESCRIPTION = 4096
 _MOST_LEVELS = 64
@@ -49,15 +52,17 @@ _LONGEST_PROGRAM = 1 << 28
 
 
 def is_stream(source: Source) -> bool:
-    """Tell whether the file begins as a raw variable does: no pickle begins with zeros."""
+    """Return whether the file starts like a raw variable: with zeros, which no pickle does."""
     return source.size >= 20 and source.bytes(0, 4) == bytes(4)
 
 
 def read_streams(source: Source) -> list[LazyArray]:
-    """Return the variables that follow each other in the file.
+    """Return the variables in a file, in order.
 
     Raises:
-        FormatError: a header is damaged, or the values are fewer than it states.
+        FormatError: a header is damaged.
+        SizeMismatch: the file ends within a variable.
+        UnsupportedDtype: the type of a variable is unknown.
     """
     arrays = []
     position = 0
@@ -89,7 +94,7 @@ def _stream(source: Source, wire: Wire, start: int) -> tuple[LazyArray, int]:
     position += size
     dtype = _DTYPES.get(number)
     if dtype is None:
-        raise UnsupportedDtype("this type of PaddlePaddle is not known", path=source.path, found=number)
+        raise UnsupportedDtype("the PaddlePaddle data type is unknown", path=source.path, found=number)
     count = count_elements(tuple(shape), dtype.itemsize, path=source.path)
     end = position + count * dtype.itemsize
     if end > source.size:
@@ -100,7 +105,7 @@ def _stream(source: Source, wire: Wire, start: int) -> tuple[LazyArray, int]:
 
 
 def parameter_names(source: Source) -> list[str] | None:
-    """Return the names of a ``.pdiparams`` file's variables in their order, None where no program is beside it."""
+    """Return the names of the variables in a ``.pdiparams`` file, in order; None if there is no program beside it."""
     stem = source.path.removesuffix(".pdiparams")
     if stem == source.path:
         return None
@@ -108,28 +113,28 @@ def parameter_names(source: Source) -> list[str] | None:
         if os.path.isfile(stem + suffix):
             program = Source(stem + suffix)
             if program.size > _LONGEST_PROGRAM:
-                raise _damaged(program, 0, "this program", f"{program.size} bytes")
+                raise _damaged(program, 0, "the program", f"{program.size} bytes")
             return sorted(names(program))
     return None
 
 
 def _names_in_json(program: Source) -> list[str]:
-    """Return the names of the operations ``p`` of a PIR program."""
+    """Return the names of the parameters, the operations ``p``, of a PIR program."""
     try:
         text = json.loads(program.bytes(0, program.size))
         operations = text["program"]["regions"][0]["blocks"][0]["ops"]
         names = [operation["A"][3] for operation in operations if operation["#"] == "p"]
     except (ValueError, LookupError, TypeError, RecursionError) as error:
-        raise _damaged(program, 0, "this program", str(error)[:100]) from None
+        raise _damaged(program, 0, "the program", str(error)[:100]) from None
     if not all(isinstance(name, str) for name in names):
-        raise _damaged(program, 0, "this program", "a parameter without a name")
+        raise _damaged(program, 0, "the program", "a parameter without a name")
     return names
 
 
 def _names_in_protobuf(program: Source) -> list[str]:
     """Return the names of the persistable tensors of a ProgramDesc.
 
-    Fields: blocks 1, of which vars 3; of a variable name 1, type 2 (its kind 1) and persistable 3.
+    Fields of a program: 1 blocks; of a block: 3 vars; of a variable: 1 name, 2 type (with field 1 kind), 3 persistable.
     """
     names = []
     with stream_of(program) as stream:

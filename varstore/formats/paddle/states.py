@@ -1,8 +1,10 @@
-"""PaddlePaddle's files: pickled state dicts and checkpoints, and streams of raw variables.
+"""PaddlePaddle's files: pickled state dicts and checkpoints, and files of raw variables.
 
-The pickles hold numpy arrays; which of them are tensors is told by a table of names
-(``StructuredToParameterName@@``) or by pairs made with `tuple`. Paddle keeps bfloat16 as uint16 without a
-word, so tensors of uint16 are bfloat16 here, as in `paddle.load` (paddle/framework/io.py, 3.3).
+The pickles contain numpy arrays. Those that are tensors are listed in a table of names
+(``StructuredToParameterName@@``), or are in pairs that are created by calling `tuple`. Paddle stores bfloat16 as uint16
+without recording the type, so tensors of uint16 are read as bfloat16, as `paddle.load` does.
+
+Source: https://github.com/PaddlePaddle/Paddle/blob/v3.3.1/python/paddle/framework/io.py
 """
 
 from __future__ import annotations
@@ -41,14 +43,16 @@ _WRITTEN = frozenset(
 
 
 def read(path: str | os.PathLike[str]) -> ForeignCheckpoint:
-    """Read a file of `paddle.save`, `paddle.jit.save` (``.pdiparams``) or raw variables.
+    """Open a file that `paddle.save` or `paddle.jit.save` (``.pdiparams``) wrote, or one of raw variables.
 
-    A ``.pdiparams`` has no names: they come from the ``.json`` or ``.pdmodel`` beside it, the structured
-    ones from ``.pdiparams.info`` where that is there; without any, tensors are numbered.
+    A ``.pdiparams`` file does not contain names. They are read from the ``.json`` or ``.pdmodel`` file beside it, and
+    structured names from ``.pdiparams.info`` if that exists. Without these files, the tensors are numbered.
 
     Raises:
-        UnsafeContent: the file asks for code.
-        FormatError: it is torn, or no PaddlePaddle file.
+        UnsafeContent: the file asks to run code.
+        FormatError: it is truncated or damaged, or not a PaddlePaddle file.
+        SizeMismatch: it ends within a variable.
+        CheckpointNotFound: there is nothing at the path.
     """
     source = Source(path)
     if is_stream(source):
@@ -77,15 +81,19 @@ def read(path: str | os.PathLike[str]) -> ForeignCheckpoint:
 
 
 def write(path: str | os.PathLike[str], state: Any) -> None:
-    """Write a mapping or nested state as `paddle.save` does, for `paddle.load` and `set_state_dict`.
+    """Write a mapping or nested state like `paddle.save`, for `paddle.load` and `set_state_dict`.
 
     Raises:
-        UsageError: a value that is neither tensor, scalar nor container of them; a ``.pdiparams`` path.
-        UnsupportedDtype: a tensor of a type that Paddle lacks, or would read back as another: uint16, float8.
+        UsageError: a value is not a tensor, a scalar or a container of them, or the path ends in ``.pdiparams``.
+        UnsupportedDtype: Paddle does not have the type of a tensor, or would read it as another: uint16 and float8.
         StorageError: the operating system refused.
     """
     if os.fspath(path).endswith(".pdiparams"):
-        raise UsageError("raw variables without their program are not written", path=path, hint="write .pdparams")
+        raise UsageError(
+            "raw variables cannot be written without their program",
+            path=path,
+            hint="write to a path that ends in .pdparams",
+        )
     tree = nested_state(state, format="paddle", accept=_accept, scalars=_SCALARS)
     is_flat = isinstance(tree, dict) and any(isinstance(value, LazyArray) for value in tree.values())
     is_flat = is_flat and not any(_holds_array(value) for value in tree.values() if not isinstance(value, LazyArray))
@@ -115,7 +123,7 @@ def _holds_array(node: Any) -> bool:
 
 
 class _Tensor(Record):
-    """An array that stands for a tensor."""
+    """An array that represents a tensor."""
 
     __slots__ = ("array",)
 
@@ -124,7 +132,7 @@ class _Tensor(Record):
 
 
 class _Joined(Record):
-    """A tensor that was too big for one pickled array: flat parts, one after the other."""
+    """A tensor that was too large for one pickled array: consecutive one-dimensional parts."""
 
     __slots__ = ("parts", "shape")
 
@@ -151,7 +159,7 @@ def _meaning(array: Array) -> np.dtype[Any] | None:
 
 
 def _join_slices(value: dict[Any, Any], source: Source) -> dict[Any, Any]:
-    """Put tensors together that protocols 2 and 3 cannot hold in one piece."""
+    """Join tensors that were written in several parts, because pickles of protocols 2 and 3 limit the size of each."""
     slices = value.pop(_SLICES, {})
     joined = {}
     for name, about in slices.items() if isinstance(slices, dict) else ():
@@ -160,11 +168,11 @@ def _join_slices(value: dict[Any, Any], source: Source) -> dict[Any, Any]:
         is_named = isinstance(keys, list) and all(type(key) is str for key in keys)
         parts = [value.get(key) for key in keys] if is_named else []
         if type(shape) not in (tuple, list) or not parts or not all(_is_flat(part, parts[0]) for part in parts):
-            raise FormatError("the parts of this tensor are not there", path=source.path, variable=str(name))
+            raise FormatError("parts of the tensor are missing", path=source.path, variable=str(name))
         arrays: list[Array] = [part for part in parts if isinstance(part, Array)]
         count = count_elements(tuple(shape), arrays[0].dtype.dtype.itemsize, path=source.path, variable=str(name))
         if sum(part.shape[0] for part in arrays) != count:
-            raise SizeMismatch("the parts do not make up this tensor", path=source.path, variable=str(name))
+            raise SizeMismatch("the parts do not cover the tensor", path=source.path, variable=str(name))
         joined[keys[0]] = (name, _Joined(arrays, tuple(shape)))
         for key in keys[1:]:
             value.pop(key, None)
@@ -187,7 +195,7 @@ def _read_streams(source: Source) -> ForeignCheckpoint:
         return ForeignCheckpoint(source.path, "paddle", tree)
     if len(names) != len(arrays):
         raise FormatError(
-            "the program beside this file names another number of tensors",
+            "the number of tensors is not that in the program beside the file",
             path=source.path,
             found=f"{len(arrays)} tensors",
             expected=f"{len(names)}",
@@ -198,7 +206,7 @@ def _read_streams(source: Source) -> ForeignCheckpoint:
 
 
 def _structured_names(source: Source) -> dict[str, str]:
-    """Return parameter name -> structured name, as `paddle.load` takes it from ``.pdiparams.info``."""
+    """Return a dict of parameter names to structured names, read from ``.pdiparams.info`` like `paddle.load`."""
     if not os.path.isfile(source.path + ".info"):
         return {}
     info = Source(source.path + ".info")
@@ -219,11 +227,11 @@ def _tuple(machine: Machine, items: Any = ()) -> Any:
 
 
 def _eval(machine: Machine, *arguments: Any) -> _Tensor:
-    """Give the array of exactly the call that stands for a DenseTensor: ``eval("data", {"data": array})``."""
+    """Return the array of ``eval("data", {"data": array})``, the call that stands for a DenseTensor; refuse others."""
     is_dense = len(arguments) == 2 and arguments[0] == "data" and type(arguments[1]) is dict
     array = arguments[1].get("data") if is_dense and len(arguments[1]) == 1 else None
     if not isinstance(array, Array):
-        machine.refuse(f"would evaluate builtins.eval{show(arguments, most=4)}")
+        machine.refuse(f"would call builtins.eval{show(arguments, most=4)}")
     return _Tensor(array)
 
 

@@ -1,7 +1,10 @@
-"""The names that every format's pickles may mention: numpy's arrays and the standard containers.
+"""The names that the pickles of every format may use: numpy's arrays and Python's containers.
 
-`PLAIN` is the allow-list; formats add their own names to it. Arrays stay where they are in the file: an
-`Array` is read only when its `lazy` array is.
+`PLAIN` is the allow-list, to which each format adds its own names. The values of arrays stay in the file: `Array.lazy`
+returns an array that reads them on demand.
+
+Source: `__reduce__` and `__setstate__` of numpy's ndarray and dtype,
+https://numpy.org/doc/stable/reference/generated/numpy.ndarray.__setstate__.html
 """
 
 from __future__ import annotations
@@ -25,7 +28,7 @@ _DTYPE = re.compile(r"[<>|=]?(?:\?|b1|[iu][1248]|f(?:2|4|8|16)|c(?:8|16|32)|[SUV
 
 
 class Dtype(Record):
-    """A numpy type; `metadata` is what its owner attached to it."""
+    """A numpy type; `metadata` is the metadata that a framework attached to it."""
 
     __slots__ = ("dtype", "metadata")
 
@@ -34,9 +37,9 @@ class Dtype(Record):
         self.metadata: Any = None
 
     def build(self, machine: Machine, state: Any) -> None:
-        """Take numpy's state of a type: (version, byte order, subtype, names, fields, …[, metadata])."""
+        """Apply numpy's state of a type: (version, byte order, subtype, names, fields, …[, metadata])."""
         if type(state) is not tuple or len(state) < 5 or any(part is not None for part in state[2:5]):
-            machine.fail("structured numpy types are not read", found=show(state, most=9))
+            machine.fail("structured numpy types are not supported", found=show(state, most=9))
         if state[1] in ("<", ">") and self.dtype.itemsize > 1:
             self.dtype = self.dtype.newbyteorder(state[1])
         if len(state) > 8:
@@ -44,7 +47,7 @@ class Dtype(Record):
 
 
 class Array(Record):
-    """A numpy array of the pickle, values not read."""
+    """A numpy array in the pickle, whose values have not been read."""
 
     __slots__ = ("data", "dtype", "fortran", "path", "shape")
 
@@ -56,24 +59,24 @@ class Array(Record):
         self.path = ""
 
     def build(self, machine: Machine, state: Any) -> None:
-        """Take numpy's state of an array: ([version,] shape, type, Fortran order, values)."""
+        """Apply numpy's state of an array: ([version,] shape, type, Fortran order, values)."""
         shape, dtype, fortran, data = state[-4:]
         self.fill(machine, shape, dtype, fortran, data)
 
     def fill(self, machine: Machine, shape: Any, dtype: Any, fortran: Any, data: Any) -> None:
-        """Set everything, and check that the values are as many as the shape says."""
+        """Set all parts of the array, and check that the number of its values matches its shape."""
         if type(dtype) is not Dtype or type(shape) is not tuple:
-            machine.fail("a numpy array without a shape or a type", found=show((shape, dtype)))
-        if type(data) is str or (type(data) is Span and data.text == "latin-1"):  # Python 2 wrote bytes so
+            machine.fail("a numpy array does not have a shape or a type", found=show((shape, dtype)))
+        if type(data) is str or (type(data) is Span and data.text == "latin-1"):  # as Python 2 wrote bytes
             data = _encode(machine, data, "latin-1")
         if type(data) is not bytes and (type(data) is not Span or (data.text and not data.recoded)):
-            machine.fail("a numpy array's values are no bytes", found=show(data))
+            machine.fail("the values of a numpy array are not bytes", found=show(data))
         size = count_elements(shape, dtype.dtype.itemsize, path=machine.path) * dtype.dtype.itemsize
         given = data.size if isinstance(data, Span) else len(data)
         most = 2 * size if type(data) is Span and data.recoded else size
         if not size <= given <= most:
             raise SizeMismatch(
-                "an array's values are not as many as its shape says",
+                "the number of values does not match the shape of the array",
                 path=machine.path,
                 found=f"{given} bytes for {dtype.dtype} of shape {shape}",
                 expected=f"{size} bytes",
@@ -81,7 +84,7 @@ class Array(Record):
         self.shape, self.dtype, self.fortran, self.data, self.path = shape, dtype, bool(fortran), data, machine.path
 
     def lazy(self, read: Read, dtype: np.dtype[Any] | None = None) -> LazyArray:
-        """Return the array; `read` fetches ranges of the pickle, `dtype` says what its bytes mean otherwise."""
+        """Return the array; `read` reads ranges of the pickle, and `dtype` replaces the type that the pickle states."""
         data, kind = self.data, dtype or self.dtype.dtype
         if type(data) is not Span:
             return lazy_array(_reader_of(data), 0, self.shape, kind, fortran=self.fortran)
@@ -100,10 +103,15 @@ def _recoded_reader(read: Read, span: Span, path: str) -> Read:
         try:
             values = raw.decode().encode("latin-1")
         except UnicodeError as error:
-            raise FormatError("an array's values are not bytes as text", path=path, found=str(error)) from None
+            raise FormatError(
+                "the values of an array are not bytes encoded as text", path=path, found=str(error)
+            ) from None
         if len(values) != size:
             raise SizeMismatch(
-                "an array's values are not as many as its shape says", path=path, found=len(values), expected=size
+                "the number of values does not match the shape of the array",
+                path=path,
+                found=len(values),
+                expected=size,
             )
         return np.frombuffer(values, np.uint8).copy()
 
@@ -115,7 +123,7 @@ def _dtype(machine: Machine, spec: Any, *_: Any) -> Dtype:
         return Dtype(spec.entry)
     if type(spec) is not str or not _DTYPE.match(spec):
         raise UnsupportedDtype(
-            "the pickle has an array of a type that holds no plain values",
+            "the pickle contains an array whose type is not one of plain values",
             path=machine.path,
             found=f"numpy type {show(spec)}",
             expected="a boolean, integer, floating, complex or text type",
@@ -125,7 +133,7 @@ def _dtype(machine: Machine, spec: Any, *_: Any) -> Dtype:
 
 def _reconstruct(machine: Machine, kind: Any, *_: Any) -> Array:
     if type(kind) is not Global or kind.entry is not np.ndarray:
-        machine.refuse(f"would make an array of class {show(kind)}")
+        machine.refuse(f"would create an array of class {show(kind)}")
     return Array()
 
 
@@ -140,7 +148,7 @@ def _scalar(machine: Machine, dtype: Any, data: Any = b"") -> Any:
         data = _encode(machine, data, "latin-1")
     data = machine.plain(data)
     if type(dtype) is not Dtype or type(data) is not bytes or len(data) != dtype.dtype.itemsize:
-        machine.fail("a numpy scalar's bytes do not fit its type", found=show((dtype, data)))
+        machine.fail("the bytes of a numpy scalar do not match its type", found=show((dtype, data)))
     return np.frombuffer(data, dtype.dtype)[0]
 
 
@@ -152,7 +160,7 @@ def _encode(machine: Machine, text: Any, encoding: Any = "utf-8") -> Any:
     if type(text) is Span and text.text == "latin-1":
         return Span(text.offset, text.size)
     if type(text) is not str:
-        machine.fail("what is encoded is no text", found=show(text))
+        machine.fail("the argument to encode is not text", found=show(text))
     machine.charge(len(text))
     return text.encode("latin-1")
 
@@ -169,7 +177,7 @@ def _pairs(machine: Machine, items: Any) -> list[tuple[Any, Any]]:
     if type(items) in (dict, OrderedDict):
         items = list(items.items())
     if type(items) not in (list, tuple):
-        machine.fail("a dict is made of no list", found=show(items))
+        machine.fail("a dict is not created from a list", found=show(items))
     machine.charge(len(items))
     return [(machine.key(key), value) for key, value in items]
 
@@ -195,20 +203,20 @@ def _bytes(machine: Machine, data: Any = b"", encoding: Any = None) -> Any:
     if encoding is not None:
         return _encode(machine, data, encoding)
     if type(data) not in (bytes, Span):
-        machine.refuse(f"would make bytes of {show(data)}")
+        machine.refuse(f"would create bytes from {show(data)}")
     return data
 
 
 def _slice(machine: Machine, start: Any, stop: Any, step: Any = None) -> slice:
     if any(type(part) not in (int, type(None)) for part in (start, stop, step)):
-        machine.fail("a slice of no integers", found=show((start, stop, step), most=3))
+        machine.fail("a slice does not consist of integers", found=show((start, stop, step), most=3))
     return slice(start, stop, step)
 
 
 def _reconstructor(machine: Machine, kind: Any, base: Any, state: Any) -> Any:
-    """Make an object as protocols 0 and 1 do."""
+    """Create an object as pickles of protocols 0 and 1 do."""
     if type(base) is not Global or base.entry != "builtins.object" or state is not None:
-        machine.refuse(f"would make an object by copyreg._reconstructor{show((kind, base, state), most=3)}")
+        machine.refuse(f"would create an object by copyreg._reconstructor{show((kind, base, state), most=3)}")
     return machine.opaque(kind)
 
 

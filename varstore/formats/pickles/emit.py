@@ -1,7 +1,11 @@
-"""Write pickles: the few opcodes that plain data need, each value as it comes, arrays streamed into the file.
+"""Write pickles of plain data, with the values of arrays streamed into the file.
 
-Nothing is imported to name it, so that a pickle for a framework needs none. Protocol 2 is what
-`torch.load(weights_only=True)` takes; protocol 4 is for arrays that lie in the pickle.
+Classes and functions are written by name and never imported, so writing a pickle for a framework does not need the
+framework. Protocol 2 is the one that `torch.load(weights_only=True)` accepts. Protocol 4 can contain the values of
+arrays of any size.
+
+Source: the opcodes are described in the standard library's pickletools,
+https://github.com/python/cpython/blob/main/Lib/pickletools.py
 """
 
 from __future__ import annotations
@@ -22,7 +26,7 @@ _BLOCK = 1 << 22
 
 
 class Named:
-    """A name in the pickle: a class, a function or a type that only its reader knows."""
+    """A class, function or type that the pickle refers to by name."""
 
     __slots__ = ("module", "name")
 
@@ -32,7 +36,7 @@ class Named:
 
 
 class Persistent:
-    """A reference to what lies outside of the pickle."""
+    """A reference to an object outside the pickle."""
 
     __slots__ = ("identity",)
 
@@ -41,7 +45,7 @@ class Persistent:
 
 
 class Emitter:
-    """Write one pickle to a file; `array` says how a tensor is written, and is called once for each."""
+    """Write one pickle to a file; `array` is called once per tensor to write it."""
 
     def __init__(self, file: BinaryIO, protocol: int, array: Callable[[Emitter, LazyArray], None]) -> None:
         self._file = file
@@ -50,7 +54,7 @@ class Emitter:
         self._memo: dict[int, int] = {}
 
     def pickle(self, value: Any) -> None:
-        """Write the whole pickle of a value."""
+        """Write a complete pickle of a value."""
         self._write(b"\x80" + bytes([self._protocol]))
         self.value(value)
         self._write(b".")
@@ -62,7 +66,7 @@ class Emitter:
         self._write(b"R")
 
     def pair(self, function: Named, name: str, second: Callable[[], None]) -> None:
-        """Write a call of a function with one argument: a pair of a text and of what `second` writes."""
+        """Write a call of a function with one argument, a pair of a string and the value that `second` writes."""
         self.value(function)
         self._write(b"((")
         self.value(name)
@@ -70,16 +74,16 @@ class Emitter:
         self._write(b"ttR")
 
     def instance(self, kind: Named, state: Any) -> None:
-        """Write an object of a class that takes no arguments, and its state."""
+        """Write an object whose class is called without arguments, and its state."""
         self.value(kind)
         self._write(b")\x81")
         self.value(state)
         self._write(b"b")
 
     def numpy(self, array: LazyArray, dtype: np.dtype[Any], own: tuple[Named, int] | None = None) -> None:
-        """Write a numpy array whose values are fetched now and seen as `dtype`.
+        """Fetch the values of an array and write them as a numpy array of type `dtype`.
 
-        `own` is the class of a type that the framework registers with numpy, and numpy's flags of it.
+        `own` is for a type that the framework registers with numpy: its class, and the flags of its numpy type.
         """
         self.call(Named("numpy.core.multiarray", "_reconstruct"), Named("numpy", "ndarray"), (0,), b"b")
         self._write(b"(")
@@ -169,7 +173,7 @@ class Emitter:
             self.value(value)
 
     def _once(self, array: LazyArray) -> None:
-        """Write a tensor, or where it was written first."""
+        """Write a tensor, or a reference to it if it has been written already."""
         index = self._memo.get(id(array))
         if index is not None:
             self._write(b"j" + struct.pack("<I", index))

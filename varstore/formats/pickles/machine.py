@@ -1,12 +1,17 @@
-"""Our own pickle machine: data in, data out (the opcodes are those of the standard library's pickletools).
+"""Read pickles without running code.
 
-A pickle is a program for a small stack machine. This one runs it without the half that is dangerous: a name
-in the file is looked up in the format's table and nowhere else, nothing is imported, no attribute of
-anything is fetched, and calls reach only the table's constructors, which turn data into data. A name that
-the table lacks becomes an inert `Global`; calling it is `UnsafeContent`, and so is leaving it unclaimed.
+A pickle is a program for a small stack machine. Python's own machine can import any module and call any function.
+This one cannot: names in the file are looked up only in the table of the format, nothing is imported, no attributes are
+accessed, and only the constructors in the table are called, which turn data into data. A name that is not in the table
+becomes an inert `Global`. Calling it raises `UnsafeContent`; so does leaving it unclaimed, that is, without any code of
+the format that has accounted for it.
 
-Memory and time are bounded by the size of the file. Long strings stay where they are, as a `Span`. Keys of
-dicts are plain, so that no hash is slow. Constructors that copy pay for it with `Machine.charge`.
+Memory and time are bounded by the size of the file, so that a small file cannot exhaust the machine. Long strings stay
+in the file, as a `Span`. Keys of dicts are plain values, whose hash takes constant time. Constructors that copy data
+deduct it from a budget with `Machine.charge`.
+
+Source: the opcodes are described in the standard library's pickletools,
+https://github.com/python/cpython/blob/main/Lib/pickletools.py
 """
 
 from __future__ import annotations
@@ -27,21 +32,21 @@ __all__ = ["Machine", "Opaque", "Record"]
 
 _LONGEST_INT = 1024
 _KEY_LIMIT = 1 << 61
-_HINT = "varstore runs nothing that a file names; where its author is trusted, load it with its own framework"
+_HINT = "varstore does not run code from files; if you trust its author, load the file with its own framework"
 
 
 class Record:
-    """A value under construction that takes a state; what formats make of tensors derives from it."""
+    """A value under construction to which the pickle can give a state; formats derive their tensors from it."""
 
     __slots__ = ()
 
     def build(self, machine: Machine, state: Any) -> None:
-        """Take the state that BUILD gives."""
-        machine.fail("a state for what has none", found=show(state))
+        """Apply the argument of the opcode BUILD."""
+        machine.fail("an object that does not take a state is given one", found=show(state))
 
 
 class Opaque(Record):
-    """An object of a class that is not known here: its name and its state, inert."""
+    """An object of an unknown class: only its name and its state, inert."""
 
     __slots__ = ("offset", "state", "type")
 
@@ -59,10 +64,10 @@ class Opaque(Record):
 
 
 class Machine(Tape):
-    """Run one pickle at `start`; `stop` is then the byte behind it, `foreign` the names it could not resolve.
+    """Run the pickle at `start`; afterwards, `stop` is the byte after it, `foreign` the names not in the table.
 
-    `persistent` gives the values of persistent ids. With `opaque`, objects of unknown classes that are made
-    without arguments become `Opaque`; the caller accounts for each of them.
+    `persistent` returns the values of persistent ids. With `opaque`, objects of unknown classes that are created
+    without arguments become `Opaque`, and the caller accounts for each of them.
     """
 
     def __init__(
@@ -89,17 +94,17 @@ class Machine(Tape):
         """Return the object that the pickle describes.
 
         Raises:
-            UnsafeContent: it asks for a call, an object or an extension that the table does not have.
-            FormatError: it is torn, or no pickle.
+            UnsafeContent: it asks for a call, an object or an extension that is not in the table.
+            FormatError: it is truncated or damaged, or not a pickle.
         """
         data, end = self.data, len(self.data)
         if self.stop >= end:
-            self.fail("the file is empty here, where a pickle should begin")
+            self.fail("the file ends where a pickle should begin")
         try:
             while True:
                 self.at = self.stop
                 if self.at >= end:
-                    self.fail("the pickle ends early: it has no STOP")
+                    self.fail("the pickle ends early: it does not have a STOP")
                 code = data[self.at]
                 self.stop += 1
                 if code == 0x2E:
@@ -108,7 +113,7 @@ class Machine(Tape):
                     return self._stack[0]
                 operation = _OPERATIONS.get(code)
                 if operation is None:
-                    self.fail("this is no pickle, or a damaged one", found=f"byte 0x{code:02x} as an opcode")
+                    self.fail("not a pickle, or a damaged one", found=f"byte 0x{code:02x} as an opcode")
                 operation(self)
         except VarstoreError:
             raise
@@ -118,46 +123,46 @@ class Machine(Tape):
             ) from error
 
     def refuse(self, deed: str, *, offset: int | None = None) -> NoReturn:
-        """Raise the UnsafeContent that says what the file would have done."""
+        """Raise UnsafeContent, saying what the pickle would have done."""
         byte = self.at if offset is None else offset
         raise UnsafeContent(f"this pickle {deed}", path=self.path, field=f"byte {byte}", hint=_HINT)
 
     def opaque(self, kind: Any) -> Opaque:
-        """Return an inert object of an unknown class, where the format takes such."""
+        """Return an inert object for one of an unknown class, if the format allows that."""
         if not self._opaque or type(kind) is not Global or kind.entry is not None:
-            self.refuse(f"would make an object by {show(kind)}()")
+            self.refuse(f"would create an object by {show(kind)}()")
         return Opaque(kind, self.at)
 
     def refuse_unclaimed(self) -> None:
-        """Refuse a pickle that named something unknown which nothing accounted for."""
+        """Raise UnsafeContent if the pickle uses an unknown name that no code has accounted for."""
         for unknown in self.foreign:
             if not unknown.claimed:
                 self.refuse(f"would import {unknown}", offset=unknown.offset)
 
     def charge(self, work: int) -> None:
-        """Pay for a copy of so many elements; a pickle that copies out of proportion is a bomb."""
+        """Deduct a copy of `work` elements from the budget; raise UnsafeContent once it is used up."""
         self._budget -= work
         if self._budget < 0:
-            self.refuse("would grow out of all proportion to its size")
+            self.refuse("would use memory out of proportion to its size")
 
     def plain(self, value: Any) -> Any:
-        """Return a long string's value, and any other value as it is."""
+        """Return the content of a `Span`, and any other value unchanged."""
         if type(value) is not Span:
             return value
         self.charge(value.size)
         return value.value(self.data)
 
     def key(self, value: Any) -> Any:
-        """Return a value as a key of a dict or member of a set, hashed in constant time."""
+        """Return a value as a key of a dict or member of a set, if hashing it takes constant time."""
         value = self.plain(value)
         kind = type(value)
-        if kind in (str, float, bool, bytes, type(None)) or isinstance(value, _HASHED_SOON):
+        if kind in (str, float, bool, bytes, type(None)) or isinstance(value, _HASHED_FAST):
             return value
         if kind is int and -_KEY_LIMIT < value < _KEY_LIMIT:
             return value
         if kind is tuple and len(value) <= 64 and not any(type(item) is tuple for item in value):
             return tuple([self.key(item) for item in value])
-        return self.fail("this cannot be a key", found=show(value), expected="a string, a number or a tuple of them")
+        return self.fail("not a possible key", found=show(value), expected="a string, a number or a tuple of them")
 
     # --- stack ---
 
@@ -181,7 +186,7 @@ class Machine(Tape):
 
     def _tuple(self, size: int) -> None:
         if len(self._stack) < size:
-            self.fail("the pickle takes more than its stack holds")
+            self.fail("the pickle takes more from its stack than is on it")
         self._stack[-size:] = [tuple(self._stack[-size:])]
 
     def _put(self, index: int) -> None:
@@ -191,7 +196,7 @@ class Machine(Tape):
 
     def _long(self, size: int) -> None:
         if size > _LONGEST_INT:
-            self.fail("an integer of this length is no data", found=f"{size} bytes")
+            self.fail("the integer is too long", found=f"{size} bytes")
         self._push(self.number(size, signed=True))
 
     def _string(self, size: int, text: str | None) -> None:
@@ -234,7 +239,7 @@ class Machine(Tape):
 
     def _global(self, module: Any, name: Any) -> Global:
         if type(module) is not str or type(name) is not str:
-            self.fail("a name in the pickle is no text", found=f"{show(module)}, {show(name)}")
+            self.fail("a name in the pickle is not text", found=f"{show(module)}, {show(name)}")
         found = Global(module, name, self._table.get((module, name)), self.at)
         if found.entry is None:
             self.foreign.append(found)
@@ -249,9 +254,9 @@ class Machine(Tape):
         self._push(self._global(self._stack.pop(), name))
 
     def call(self, function: Any, arguments: Any) -> Any:
-        """Call one of the table's constructors."""
+        """Call a constructor of the table."""
         if type(arguments) is not tuple:
-            self.fail("a call's arguments are no tuple", found=show(arguments))
+            self.fail("the arguments of a call are not a tuple", found=show(arguments))
         entry = function.entry if type(function) is Global else None
         if type(entry) is not Constructor or entry.call is None:
             self.refuse(f"would call {show(function)}{show(arguments, most=4)}")
@@ -273,14 +278,14 @@ class Machine(Tape):
         arguments = self._stack.pop()
         kind = self._stack.pop()
         if type(arguments) is not tuple:
-            self.fail("an object's arguments are no tuple", found=show(arguments))
+            self.fail("the arguments of an object are not a tuple", found=show(arguments))
         entry = kind.entry if type(kind) is Global else None
         if type(entry) is Constructor and entry.new is not None and not keywords:
             self._push(entry.new(self, *arguments))
         elif arguments == () and not keywords:
             self._push(self.opaque(kind))
         else:
-            self.refuse(f"would make an object by {show(kind)}{show(arguments, most=4)}")
+            self.refuse(f"would create an object by {show(kind)}{show(arguments, most=4)}")
 
     def _new_object_with_keywords(self) -> None:
         self._new_object(self._stack.pop())
@@ -290,24 +295,24 @@ class Machine(Tape):
         target = self._stack[-1]
         if isinstance(target, Record):
             target.build(self, state)
-        elif type(target) is not OrderedDict:  # whose attributes, such as torch's _metadata, are not data
+        elif type(target) is not OrderedDict:  # its attributes, such as torch's _metadata, are not data
             self.refuse(f"would set the state of {show(target)} to {show(state)}")
 
     def _persist(self, identity: Any) -> None:
         if self._persistent is None:
-            self.refuse(f"asks for the outside object {show(identity)}")
+            self.refuse(f"asks for the external object {show(identity)}")
         self._push(self._persistent(identity))
 
     def _extension(self, size: int) -> None:
         self.refuse(f"would call the extension registered as number {self.number(size)}")
 
     def _buffer(self) -> None:
-        self.fail("the pickle needs buffers that are kept outside of it")
+        self.fail("the pickle needs buffers that are stored outside it")
 
     def _protocol(self) -> None:
         version = self.number(1)
         if version > 5:
-            self.fail("this pickle protocol is not known", found=version, expected="at most 5")
+            self.fail("the pickle protocol is unknown", found=version, expected="at most 5")
 
     def _frame(self) -> None:
         size = self.number(8)
@@ -323,11 +328,11 @@ def _int(m: Machine) -> None:
 def _quoted(m: Machine) -> None:
     line = m.line().strip()
     if len(line) < 2 or line[:1] != line[-1:] or line[:1] not in (b"'", b'"'):
-        m.fail("a string in the pickle has no quotes")
+        m.fail("a string in the pickle does not have quotes")
     m._push(line[1:-1].decode("unicode-escape"))
 
 
-_HASHED_SOON = (Record, Global, np.integer, np.floating, np.bool_, np.character)
+_HASHED_FAST = (Record, Global, np.integer, np.floating, np.bool_, np.character)
 
 _OPERATIONS: dict[int, Callable[[Machine], None]] = {
     ord("("): Machine._mark,

@@ -1,4 +1,4 @@
-"""What a pickle mentions: names, what a table has for them, and long strings that stay where they are."""
+"""Values of the pickle machine: names, entries of the table of known names, and long strings left in the file."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from varstore.formats.binary.source import Mapped
 __all__ = ["SPAN_FROM", "Constructor", "Global", "Span", "Table", "shorten", "show"]
 
 SPAN_FROM = 256
-"""Strings of this many bytes or more stay where they are."""
+"""The size in bytes from which strings are left in the file."""
 
 _SHOWN = 80
 _LONGEST_SHOWN = 256
@@ -20,9 +20,9 @@ _LONGEST_SHOWN = 256
 
 @dataclass(frozen=True, slots=True)
 class Constructor:
-    """What a name in the table does: `call` for REDUCE, OBJ and INST, `new` for NEWOBJ; None refuses.
+    """A function that stands for a name: `call` for the opcodes REDUCE, OBJ and INST, `new` for NEWOBJ.
 
-    Both take the machine first, then the arguments that the file gives.
+    Both take the machine, then the arguments in the file. An opcode whose function is None is refused.
     """
 
     call: Callable[..., Any] | None = None
@@ -30,11 +30,11 @@ class Constructor:
 
 
 Table = Mapping[tuple[str, str], Any]
-"""(module, name) -> a `Constructor`, or an inert value that stands for what is named."""
+"""Maps (module, name) to a `Constructor`, or to an inert value that stands for the named object."""
 
 
 class Global:
-    """A name that the file mentions; `entry` is what the table has for it, None for nothing."""
+    """A name in the file; `entry` is its entry in the table, or None."""
 
     __slots__ = ("claimed", "entry", "module", "name", "offset")
 
@@ -51,10 +51,10 @@ class Global:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Span:
-    """A long string left in place: `size` bytes of the pickle at `offset`.
+    """A long string left in the file: `size` bytes of the pickle at `offset`.
 
-    `text` is the encoding where it is a str ("utf-8", "latin-1"), None where it is bytes; `recoded` says that
-    the bytes meant are the text's characters as latin-1 (protocol 2 writes bytes so).
+    `text` is the encoding of a str ("utf-8" or "latin-1"), or None for bytes. `recoded` means that the value is bytes,
+    one per character of the text, as protocol 2 stores them.
     """
 
     offset: int
@@ -66,7 +66,7 @@ class Span:
         return f"<{self.size} bytes>"
 
     def value(self, data: Mapped) -> str | bytes:
-        """Copy it out of the pickle."""
+        """Return a copy of the string."""
         raw = data[self.offset : self.offset + self.size]
         if self.text is None:
             return raw
@@ -75,7 +75,7 @@ class Span:
 
 
 def show(value: Any, *, most: int = 2, depth: int = 2) -> str:
-    """Return a short text for a value of the machine, for messages: `most` items at each of `depth` levels."""
+    """Return a short description of a value for messages: `most` items at each of `depth` levels."""
     if isinstance(value, (tuple, list, dict, set, frozenset)):
         return _show_items(value, most, depth)
     if isinstance(value, (str, bytes)):
@@ -99,5 +99,5 @@ def _show_items(value: Any, most: int, depth: int) -> str:
 
 
 def shorten(text: str) -> str:
-    """Return a text of at most 80 characters."""
+    """Return the text, cut to 80 characters."""
     return text if len(text) <= _SHOWN else text[: _SHOWN - 1] + "…"

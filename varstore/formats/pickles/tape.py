@@ -1,4 +1,4 @@
-"""The bytes of a pickle, read forward; no length that they state leads behind their end."""
+"""Read the bytes of a pickle in order, and check that no length extends beyond their end."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _LONGEST_NUMBER_TEXT = 4096
 
 
 class Tape:
-    """A pickle from `start` on: `stop` is the next byte, `at` where the current opcode stands."""
+    """A pickle that begins at `start`; `stop` is the position of the next byte, `at` that of the current opcode."""
 
     def __init__(self, data: Mapped, path: str, start: int) -> None:
         self.data = data
@@ -22,28 +22,28 @@ class Tape:
         self.stop = start
 
     def fail(self, problem: str, **facts: Any) -> NoReturn:
-        """Raise a FormatError that names the file and the byte."""
+        """Raise a FormatError with the file and the position."""
         raise FormatError(problem, path=self.path, field=f"byte {self.at}", **facts)
 
     def skip(self, size: int) -> int:
-        """Pass over so many bytes and return where they begin."""
+        """Skip `size` bytes and return the position of the first one."""
         start = self.stop
         if size > len(self.data) - start:
-            self.fail("the pickle ends early", found=f"{size} bytes announced, {len(self.data) - start} there")
+            self.fail("the pickle ends early", found=f"{len(self.data) - start} bytes", expected=f"{size} bytes")
         self.stop = start + size
         return start
 
     def take(self, size: int) -> bytes:
-        """Return the next bytes."""
+        """Return the next `size` bytes."""
         start = self.skip(size)
         return self.data[start : start + size]
 
     def number(self, size: int, *, signed: bool = False) -> int:
-        """Return the next bytes as a little-endian integer."""
+        """Return the next `size` bytes as a little-endian integer."""
         return int.from_bytes(self.take(size), "little", signed=signed)
 
     def line(self) -> bytes:
-        """Return the next line, without its end."""
+        """Return the next line, without its line end."""
         end = self.data.find(b"\n", self.stop)
         if end < 0:
             self.fail("the pickle ends within a line")
@@ -52,8 +52,8 @@ class Tape:
         return line
 
     def number_text(self) -> bytes:
-        """Return the next line, which is to be a number."""
+        """Return the next line, which should be a number."""
         line = self.line().strip()
         if len(line) > _LONGEST_NUMBER_TEXT:
-            self.fail("a number of this length is no data", found=f"{len(line)} digits")
+            self.fail("the number is too long", found=f"{len(line)} digits")
         return line

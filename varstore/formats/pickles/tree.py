@@ -1,8 +1,8 @@
-"""From what the pickle machine left to the tree that readers return: plain containers, arrays at the leaves.
+"""Convert the result of the pickle machine to the tree that readers return: plain containers with arrays as leaves.
 
-Everything that is walked later is bounded here: the tree is not deeper than `DEEPEST`, has no cycle, and
-has no more nodes than its pickle has bytes even where the same list stands in it a thousand times. Shared
-objects stay shared. What is not plain data and not the format's own is refused by name.
+The conversion bounds all later walks over the tree: its depth is at most `DEEPEST`, it does not have cycles, and it
+does not have more nodes than its pickle has bytes, counting a list once for each place where it occurs. Objects that
+occur in several places stay shared. Anything that is neither plain data nor known to the format is refused.
 """
 
 from __future__ import annotations
@@ -25,15 +25,15 @@ _FEWEST = 65536
 _SCALARS = (type(None), bool, int, float, complex, str, bytes, slice, np.generic, LazyArray)
 
 Leaf = Callable[[Any], Any]
-"""Turn a format's `Record` into an array, plain data or more records; NotImplemented for what it does not know."""
+"""Converts a `Record` to an array, plain data or other records; returns NotImplemented for an unknown one."""
 
 
 def plain_tree(root: Any, machine: Machine, leaf: Leaf) -> Any:
-    """Return the tree under `root`, what `machine` built.
+    """Return the tree for `root`, the object that `machine` created; `leaf` converts the records of the format.
 
     Raises:
-        UnsafeContent: an object of an unknown class is in it, or the pickle named something unknown.
-        FormatError: it is deeper than 100, has a cycle, or repeats itself out of proportion.
+        UnsafeContent: it contains an object of an unknown class, or the pickle uses an unknown name.
+        FormatError: it is nested deeper than 100, contains itself, or repeats parts out of proportion to the file.
     """
     tree = _Walk(machine, leaf).node(root, 0)[0]
     machine.refuse_unclaimed()
@@ -63,11 +63,11 @@ class _Walk:
             self._open.add(identity)
             known = self._done[identity] = self._convert(value, depth)
             self._open.discard(identity)
-            self._kept.append(value)  # so that no other object takes its identity
+            self._kept.append(value)  # so that no other object can get its id
         if depth + known[2] > DEEPEST:
             self._fail(f"the object is nested deeper than {DEEPEST}")
         if known[1] > self._most:
-            self._fail("the object repeats itself out of proportion to its file")
+            self._fail("the object repeats parts of itself out of proportion to the file")
         return known
 
     def _convert(self, value: Any, depth: int) -> tuple[Any, int, int]:
@@ -91,10 +91,10 @@ class _Walk:
         plain = self._leaf(value)
         if plain is NotImplemented:
             if isinstance(value, Opaque):
-                self._machine.refuse(f"would make {show(value)}", offset=value.offset)
+                self._machine.refuse(f"would create {show(value)}", offset=value.offset)
             if isinstance(value, Global):
                 self._machine.refuse(f"would import {value}", offset=value.offset)
-            self._machine.refuse(f"has {show(value)} where data should be")
+            self._machine.refuse(f"contains {show(value)} where data should be")
         if isinstance(value, Opaque):
             self._claim(value)
         return self.node(plain, depth + 1)
@@ -117,7 +117,7 @@ class _Walk:
         return items, count, height
 
     def _claim(self, module: Opaque) -> None:
-        """Claim every name below a module: they were classes and functions of its code, and stay inert."""
+        """Claim every name in a module's state: they are classes and functions of its code, and stay inert."""
         waiting: list[Any] = [module]
         while waiting:
             value = waiting.pop()
@@ -134,13 +134,13 @@ class _Walk:
                 waiting += value
 
     def _fail(self, problem: str) -> NoReturn:
-        raise FormatError(problem, path=self._machine.path, hint="this is no checkpoint that a framework writes")
+        raise FormatError(problem, path=self._machine.path, hint="no framework writes such a checkpoint")
 
 
 def module_state(module: Opaque, machine: Machine) -> OrderedDict[str, Any] | None:
-    """Return the state dict of a pickled torch or oneflow module, None when it is none.
+    """Return the state dict of a pickled module of torch or oneflow, or None if the object is not one.
 
-    Its parameters, buffers and submodules in their order, as `Module.state_dict` does.
+    The order is that of `Module.state_dict`: parameters, persistent buffers, then submodules.
     """
     if not _is_module(module):
         return None
@@ -169,4 +169,4 @@ def _variables(module: Opaque, prefix: str, machine: Machine, depth: int) -> Ite
         if _is_module(child):
             yield from _variables(child, f"{prefix}{name}.", machine, depth + 1)
         elif child is not None:
-            machine.refuse(f"has {show(child)} among the modules of {module.type}")
+            machine.refuse(f"contains {show(child)} as a submodule of {module.type}")

@@ -1,7 +1,9 @@
-"""PyTorch's files: zip (since 1.6), the older chain of pickles, and distributed checkpoint folders.
+"""PyTorch's files: the zip format (since 1.6), the older sequence of pickles, and distributed checkpoint folders.
 
-Reading needs no torch and runs nothing of the file; what is written is torch's zip format in its plainest
-form, which `torch.load` takes with weights_only and with mmap.
+Reading and writing do not need torch, and reading does not run code from the file. Files are written in the plainest
+form of the zip format, which `torch.load` accepts with ``weights_only=True`` and ``mmap=True``.
+
+Source: https://github.com/pytorch/pytorch/blob/v2.13.0/torch/serialization.py
 """
 
 from __future__ import annotations
@@ -22,11 +24,15 @@ __all__ = ["read", "write"]
 
 
 def read(path: str | os.PathLike[str]) -> ForeignCheckpoint:
-    """Read a PyTorch file or distributed checkpoint folder; whole modules become their state dict.
+    """Open a PyTorch file or distributed checkpoint folder; a whole module is read as its state dict.
 
     Raises:
-        UnsafeContent: the file asks for code.
-        FormatError: it is torn, no PyTorch file, a TorchScript program or a tar of before 0.1.10.
+        UnsafeContent: the file asks to run code, or grows out of proportion to its size.
+        FormatError: it is truncated or damaged, not a PyTorch file, a TorchScript program, or a tar archive as
+            PyTorch wrote before version 0.1.10.
+        SizeMismatch: a tensor extends beyond its storage.
+        CheckpointNotFound: there is nothing at the path.
+        StorageError: the operating system refused.
     """
     if os.path.isdir(path):
         return read_distributed(os.fspath(path))
@@ -35,7 +41,7 @@ def read(path: str | os.PathLike[str]) -> ForeignCheckpoint:
         return read_zip(source)
     if is_tar(source.bytes(0, min(512, source.size))):
         raise FormatError(
-            "this is PyTorch's tar format of before version 0.1.10, which is not read",
+            "PyTorch's tar format, used before version 0.1.10, is not supported",
             path=source.path,
             hint="load it with torch and save it again",
         )

@@ -1,8 +1,10 @@
-"""PyTorch's distributed checkpoints: a folder with ``.metadata`` and the ranks' ``.distcp`` files.
+"""PyTorch's distributed checkpoints: a folder with ``.metadata`` and the ``.distcp`` files of the ranks.
 
-``.metadata`` is a pickle of plain records (torch/distributed/checkpoint/metadata.py, 2.13): for each tensor
-its size, type and chunks, for each chunk a range of a file that holds a torch zip file. Chunks are opened
-when they are read. What is no tensor is a zip file of its own, and is read at once.
+``.metadata`` is a pickle of plain records: for each tensor its size, type and chunks; for each chunk the range of a
+file that contains a torch zip file. Chunks are opened when they are read. A value that is not a tensor is a zip file
+too, and is read when the folder is opened.
+
+Source: https://github.com/pytorch/pytorch/blob/v2.13.0/torch/distributed/checkpoint/metadata.py
 """
 
 from __future__ import annotations
@@ -30,15 +32,16 @@ from varstore.values.lazy import LazyArray
 __all__ = ["METADATA", "read_distributed"]
 
 METADATA = ".metadata"
-_MOST_EXPANSION = 1032  # deflate's own limit
+_MOST_EXPANSION = 1032  # the limit of deflate
 
 
 def read_distributed(root: str) -> ForeignCheckpoint:
-    """Read a folder of `torch.distributed.checkpoint.save`, nested as the state was.
+    """Open a folder that `torch.distributed.checkpoint.save` wrote, nested like the saved state.
 
     Raises:
-        UnsafeContent: the metadata asks for code, or a path leads out of the folder.
+        UnsafeContent: the metadata asks to run code, or a path leads out of the folder.
         FormatError: the metadata contradicts itself or the files.
+        SizeMismatch: the chunks of a tensor do not cover it.
     """
     source = Source(inside(root, METADATA))
     machine = Machine(source.map(), path=source.path, table=_TABLE)
@@ -61,7 +64,7 @@ class _Reader:
         self._about = self._dict(fields.get("state_dict_metadata"), "state_dict_metadata")
         self._paths = fields.get("planner_data")
         self._sources: dict[str, Source] = {}
-        self._taken: dict[str, int] = {}  # bytes of values that are read at once: none twice
+        self._taken: dict[str, int] = {}  # bytes read from each file when opening; none may be read twice
         self._places: dict[tuple[str, tuple[int, ...] | None], dict[str, Any]] = {}
         for index, place in self._dict(fields.get("storage_data"), "storage_data").items():
             key = _fields(index, "MetadataIndex", path)
@@ -74,7 +77,7 @@ class _Reader:
             self._places[name, offset] = _fields(place, "_StorageInfo", path)
 
     def tree(self) -> Any:
-        """Return the state, nested by the paths that the metadata has, else by full names."""
+        """Return the state, nested by the paths in the metadata, or flat by full names if there are none."""
         paths = self._paths if isinstance(self._paths, dict) else {}
         root: dict[Any, Any] = {}
         for name, about in self._about.items():
@@ -92,11 +95,11 @@ class _Reader:
         return _lists(root)
 
     def _value(self, name: str, about: Any) -> Any:
-        if isinstance(about, _Object) and about.state is None:  # BytesStorageMetadata: a value of its own
+        if isinstance(about, _Object) and about.state is None:  # BytesStorageMetadata: a value that is not a tensor
             source, start, size = self._place(name, None)
             self._taken[source.path] = self._taken.get(source.path, 0) + size
             if self._taken[source.path] > source.size:
-                self._fail("the place of a variable", name, "that of other ones")
+                self._fail("the place of a variable", name, "the place of other variables")
             return _Value(read_zip(source, start, size).tree)
         fields = _fields(about, "TensorStorageMetadata", self._path)
         properties = fields.get("properties")
@@ -125,7 +128,7 @@ class _Reader:
             yield where, self._chunk(name, offsets, sizes, dtype)
         if covered != count:
             raise SizeMismatch(
-                "the chunks do not make up this tensor", path=self._path, variable=name, found=covered, expected=count
+                "the chunks do not cover the tensor", path=self._path, variable=name, found=covered, expected=count
             )
 
     def _chunk(self, name: str, offsets: tuple[int, ...], sizes: tuple[int, ...], dtype: np.dtype[Any]) -> LazyArray:
@@ -160,7 +163,7 @@ class _Reader:
 
     def _dict(self, value: Any, what: str) -> dict[Any, Any]:
         if not isinstance(value, dict):
-            raise FormatError("this is no metadata of a distributed checkpoint", path=self._path, field=what)
+            raise FormatError("not the metadata of a distributed checkpoint", path=self._path, field=what)
         return value
 
     def _fail(self, what: str, name: str, found: str) -> NoReturn:
@@ -168,7 +171,7 @@ class _Reader:
 
 
 class _Value:
-    """A value that is no tensor, kept apart from the containers around it."""
+    """A value that is not a tensor; wrapped, so that it is not taken for a container of the state."""
 
     __slots__ = ("value",)
 
@@ -190,7 +193,7 @@ def _tensor(shape: tuple[int, ...], dtype: np.dtype[Any], chunks: list[tuple[Any
 
 
 def _lists(node: Any) -> Any:
-    """Turn what was keyed by the indices of a list back into one."""
+    """Turn dicts whose keys are the indices of a list back into lists."""
     if isinstance(node, _Value):
         return node.value
     if type(node) is not dict:
@@ -202,9 +205,7 @@ def _lists(node: Any) -> Any:
 
 def _fields(record: Any, kind: str, path: str) -> dict[str, Any]:
     if not isinstance(record, _Object) or not isinstance(record.state, dict):
-        raise FormatError(
-            "this is no metadata of a distributed checkpoint", path=path, found=show(record), expected=kind
-        )
+        raise FormatError("not the metadata of a distributed checkpoint", path=path, found=show(record), expected=kind)
     return record.state
 
 

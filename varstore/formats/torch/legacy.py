@@ -1,4 +1,7 @@
-"""PyTorch's format of before 1.6: five pickles, then each storage's count and values in the order of its key."""
+"""PyTorch's format before version 1.6: five pickles, then the size and values of each storage, ordered by key.
+
+Source: `_legacy_load` in https://github.com/pytorch/pytorch/blob/v2.13.0/torch/serialization.py
+"""
 
 from __future__ import annotations
 
@@ -21,13 +24,18 @@ _PROTOCOL = 1001
 
 
 def read_legacy(source: Source) -> ForeignCheckpoint:
-    """Read the older format."""
+    """Open a file in the older format.
+
+    Raises:
+        UnsafeContent: a pickle asks to run code.
+        FormatError: the file is truncated or damaged, or not a PyTorch file.
+    """
     data = source.map()
     storages = Storages(source.path, source.size)
     parents: dict[int, tuple[Storage, int]] = {}
 
     def persistent(identity: Any) -> Storage:
-        if type(identity) is tuple and len(identity) == 5:  # before 0.4: without a view
+        if type(identity) is tuple and len(identity) == 5:  # before 0.4, there was no view
             identity = (*identity, None)
         _kind, kind, key, _location, count, view = storage_identity(identity, 6, source.path)
         storage = storages.find(kind, key, count)
@@ -35,10 +43,12 @@ def read_legacy(source: Source) -> ForeignCheckpoint:
             return storage
         view_key, offset, view_count = view
         if type(view_key) is not str:
-            raise FormatError("a storage's view has no name", path=source.path, found=show(view_key))
+            raise FormatError("a view of a storage does not have a name", path=source.path, found=show(view_key))
         part = storages.find(kind, f"{key}/{view_key}", view_count)
         if type(offset) is not int or not 0 <= offset <= count - view_count:
-            raise FormatError("a storage's view lies outside of it", path=source.path, found=show(view, most=3))
+            raise FormatError(
+                "a view of a storage lies outside the storage", path=source.path, found=show(view, most=3)
+            )
         parents[id(part)] = (storage, offset * part.size // max(view_count, 1))
         return part
 
@@ -54,7 +64,7 @@ def read_legacy(source: Source) -> ForeignCheckpoint:
     plain = torch_table(storages)
     magic, protocol = one(table={})[1], one(table={})[1]
     if magic != TORCH_LEGACY or protocol != _PROTOCOL:
-        raise FormatError("this is no file of torch.save", path=source.path, found=show((magic, protocol)))
+        raise FormatError("not a file of torch.save", path=source.path, found=show((magic, protocol)))
     system = one(table={})[1]
     machine, value = one(table=plain, persistent=persistent, opaque=True)
     keys = one(table={})[1]
@@ -69,10 +79,10 @@ def read_legacy(source: Source) -> ForeignCheckpoint:
 
 
 def _place(whole: dict[str, Storage], keys: Any, source: Source, position: int, swapped: bool) -> None:
-    """Find the storages that follow the pickles, in the order of their keys: a count and the values."""
+    """Locate the storages after the pickles; each is a number of elements and the values, in the order of `keys`."""
     if type(keys) is not list or any(type(key) is not str for key in keys) or sorted(keys) != sorted(whole):
         raise FormatError(
-            "the file's list of storages does not fit its tensors",
+            "the list of storages in the file does not match the tensors",
             path=source.path,
             found=show(keys),
             expected=len(whole),
@@ -84,7 +94,7 @@ def _place(whole: dict[str, Storage], keys: Any, source: Source, position: int, 
         position += 8
         if count * itemsize != storage.size or position + storage.size > source.size:
             raise FormatError(
-                "a storage is not of the size that its tensors state",
+                "a storage does not have the size that its tensors state",
                 path=source.path,
                 field=f"storage {key[:40]!r}",
                 found=f"{count} elements, {source.size - position} bytes left",

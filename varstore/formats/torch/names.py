@@ -1,4 +1,7 @@
-"""What PyTorch's pickles may name, and what becomes of it (torch/_utils.py and torch/storage.py, 2.13)."""
+"""The allow-list of names in PyTorch's pickles, and what each of them becomes.
+
+Source: https://github.com/pytorch/pytorch/blob/v2.13.0/torch/_utils.py and torch/storage.py
+"""
 
 from __future__ import annotations
 
@@ -32,18 +35,18 @@ _OTHER_NAMES = {
 
 
 def storage_identity(identity: Any, size: int, path: str) -> Any:
-    """Return the parts of a persistent id, which can only be a storage's.
+    """Return the parts of a persistent id, which must be that of a storage.
 
     Raises:
         UnsafeContent: it is something else.
     """
     if type(identity) is not tuple or len(identity) != size or identity[0] != "storage":
-        raise UnsafeContent("this persistent id is no storage's", path=path, found=show(identity, most=6))
+        raise UnsafeContent("a persistent id is not that of a storage", path=path, found=show(identity, most=6))
     return identity
 
 
 def torch_leaf(machine: Machine, read: Read) -> Callable[[Any], Any]:
-    """Return what turns the records of a torch pickle into arrays and state dicts, for `plain_tree`."""
+    """Return the function that converts records of a torch pickle to arrays and state dicts, for `plain_tree`."""
 
     def leaf(value: Any) -> Any:
         if type(value) is Storage:
@@ -58,7 +61,7 @@ def torch_leaf(machine: Machine, read: Read) -> Callable[[Any], Any]:
 
 
 def torch_table(storages: Storages) -> Table:
-    """Return the allow-list of PyTorch's pickles, whose tensors view these storages."""
+    """Return the allow-list for a PyTorch pickle whose tensors are views of these storages."""
 
     def tensor(_m: Machine, storage: Any, offset: Any, shape: Any, stride: Any, *rest: Any) -> LazyArray:
         return storages.view(storage, offset, shape, stride, None, rest[2] if len(rest) > 2 else None)
@@ -70,7 +73,7 @@ def torch_table(storages: Storages) -> Table:
         values = storages.view(storage, offset, shape, stride, None)
         names = {3: ("qscheme", "scale", "zero_point"), 4: ("qscheme", "scales", "zero_points", "axis")}[len(scheme)]
         if any(type(part) not in (int, float, LazyArray) for part in scheme[1:]):
-            _m.fail("a scheme of quantisation is numbers", found=show(scheme, most=4))
+            _m.fail("a quantisation scheme does not consist of numbers", found=show(scheme, most=4))
         attributes = dict(zip(names, (show(scheme[0]), *scheme[1:]), strict=True))
         return derived(values, attributes=attributes)
 
@@ -90,7 +93,10 @@ def _dtype_of(machine: Machine, value: Any) -> np.dtype[Any]:
     if type(value) is Global and isinstance(value.entry, np.dtype):
         return value.entry
     raise UnsupportedDtype(
-        "numpy has no such type", path=machine.path, found=show(value), hint="convert the tensor before saving it"
+        "numpy does not have this type",
+        path=machine.path,
+        found=show(value),
+        hint="convert the tensor before saving it",
     )
 
 
@@ -100,7 +106,7 @@ def _first(_m: Machine, tensor: Any, *_: Any) -> Any:
 
 def _subclass(machine: Machine, function: Any, kind: Any, arguments: Any, _state: Any = None) -> Any:
     if isinstance(kind, Global):
-        kind.claimed = True  # the class of the tensor; its values are all that is kept
+        kind.claimed = True  # only the values are kept, not the class
     return machine.call(function, arguments)
 
 
@@ -116,7 +122,7 @@ _SPARSE = {
 def _sparse(machine: Machine, layout: Any, data: Any) -> dict[str, Any]:
     names = _SPARSE.get(layout) if isinstance(layout, str) else None
     if names is None or type(data) is not tuple or len(data) > len(names):
-        machine.fail("a sparse tensor of an unknown layout", found=show(layout))
+        machine.fail("a sparse tensor has an unknown layout", found=show(layout))
     return {"layout": layout, **dict(zip(names, data, strict=False))}
 
 
@@ -131,7 +137,7 @@ def _device(_m: Machine, kind: Any, index: Any = None) -> str:
 
 def _layout(machine: Machine, name: Any) -> str:
     if type(name) is not str:
-        machine.fail("a layout without a name", found=show(name))
+        machine.fail("a layout does not have a name", found=show(name))
     return name
 
 

@@ -1,8 +1,8 @@
 """PyTorch's storages, and tensors as lazy views of them.
 
-A tensor is a storage, an offset, a shape and strides in elements. Reading one fetches the bytes between its
-first and its last element, in blocks where they are not in order, and returns them in C order. Equal views
-are one array, so that tied tensors stay tied.
+A tensor is a storage with an offset, a shape and strides, all in elements. Reading a tensor reads the bytes between its
+first and its last element, in blocks if they are not contiguous, and returns the values in C order. Equal views of a
+storage are represented by one object, so that tied tensors stay tied.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _EXPANDED = 1 << 26
 _LONGEST = 1 << 58
 
 Complex32 = np.dtype((np.float16, (2,)))
-"""torch's complex32: two halves, read as float16 with a last axis (real, imaginary)."""
+"""torch's complex32; numpy does not have it, so it is read as float16 with a last axis (real, imaginary)."""
 
 DTYPES: dict[str, np.dtype[Any]] = {
     **{
@@ -40,7 +40,7 @@ DTYPES: dict[str, np.dtype[Any]] = {
     },
     "complex32": Complex32,
 }
-"""torch's name of a type -> numpy's."""
+"""Maps names of types in torch to numpy types."""
 
 STORAGES: dict[str, str | None] = {
     "FloatStorage": "float32",
@@ -60,11 +60,11 @@ STORAGES: dict[str, str | None] = {
     "QInt32Storage": "int32",
     "UntypedStorage": None,
 }
-"""Class of storage -> torch's name of its type; the untyped one counts bytes."""
+"""Maps classes of storages to names of types in torch; None for the untyped storage, which counts bytes."""
 
 
 class Storage(Record):
-    """Memory that a file keeps: `size` bytes, read through `read` once it is known where they lie."""
+    """The memory of one or more tensors: `size` bytes in a file; `read` is set once their position is known."""
 
     __slots__ = ("dtype", "key", "path", "read", "size", "swapped")
 
@@ -77,11 +77,11 @@ class Storage(Record):
         self.read: Read = self._missing
 
     def _missing(self, _offset: int, _size: int) -> np.ndarray:
-        raise FormatError("the file does not hold this storage", path=self.path, field=f"storage {self.key}")
+        raise FormatError("the file does not contain this storage", path=self.path, field=f"storage {self.key}")
 
 
 class Storages:
-    """The storages that one file's pickle mentions; `find` makes each of them once."""
+    """The storages in one pickle; `find` creates each of them once."""
 
     def __init__(self, path: str, most: int) -> None:
         self.path = path
@@ -93,7 +93,7 @@ class Storages:
         """Return the storage of this class, key and number of elements.
 
         Raises:
-            FormatError: they are not a class of storage, text and a natural number.
+            UnsafeContent: they are not a class of storage, text and an integer of 0 or more.
         """
         name = kind.entry if type(kind) is Global else None
         if (
@@ -103,7 +103,7 @@ class Storages:
             or not 0 <= count < _LONGEST
         ):
             raise UnsafeContent(
-                "this persistent id is no storage's", path=self.path, found=show((kind, key, count), most=3)
+                "a persistent id is not that of a storage", path=self.path, found=show((kind, key, count), most=3)
             )
         identity = (key, name.dtype, count)
         if identity not in self.found:
@@ -113,23 +113,24 @@ class Storages:
     def view(
         self, storage: Any, offset: Any, shape: Any, stride: Any, dtype: np.dtype[Any] | None, marks: Any = None
     ) -> LazyArray:
-        """Return a tensor; `dtype` None is the storage's own, `marks` are torch's lazy {"conj", "neg"}.
+        """Return a tensor; a `dtype` of None is that of the storage, `marks` are torch's lazy {"conj", "neg"}.
 
         Raises:
-            SizeMismatch: an element lies outside of the storage.
-            FormatError: shape, strides or offset are not natural numbers.
+            SizeMismatch: an element lies outside the storage.
+            FormatError: the shape, strides or offset are not integers of 0 or more.
+            UnsafeContent: the tensor repeats its storage out of proportion to the file.
         """
         kind = storage.dtype if type(storage) is Storage and dtype is None else dtype
         if type(storage) is not Storage or kind is None or type(shape) is not tuple or type(stride) is not tuple:
-            raise FormatError("this tensor has no storage, type or shape", path=self.path, found=show(storage))
+            raise FormatError("a tensor does not have a storage, type or shape", path=self.path, found=show(storage))
         numbers = (offset, *shape, *stride)
         if len(shape) != len(stride) or any(type(part) is not int or part < 0 for part in numbers):
             raise FormatError(
-                "a tensor's shape and strides are natural numbers, one a dimension",
+                "shape and strides of a tensor must be integers of 0 or more, one per dimension",
                 path=self.path,
                 found=show((offset, shape, stride), most=3),
             )
-        todo = tuple(mark for mark in _LATE if isinstance(marks, dict) and marks.get(mark))
+        todo = tuple(mark for mark in _MARKS if isinstance(marks, dict) and marks.get(mark))
         identity = (id(storage), offset, shape, stride, kind, todo)
         if identity not in self._views:
             self._check(storage, offset, shape, stride, kind)
@@ -143,7 +144,7 @@ class Storages:
         reach = offset + sum((extent - 1) * step for extent, step in zip(shape, stride, strict=True)) + 1
         if count and reach * kind.itemsize > storage.size:
             raise SizeMismatch(
-                "a tensor reaches out of its storage",
+                "a tensor extends beyond its storage",
                 path=self.path,
                 field=f"storage {storage.key[:40]!r}",
                 found=f"{show((offset, shape, stride), most=MOST_DIMENSIONS)} (offset, shape, strides) of {kind}",
@@ -158,7 +159,7 @@ class Storages:
             )
 
 
-_LATE: dict[str, Callable[..., np.ndarray]] = {"conj": np.conjugate, "neg": np.negative}
+_MARKS: dict[str, Callable[..., np.ndarray]] = {"conj": np.conjugate, "neg": np.negative}
 
 
 def _lazy_view(
@@ -178,7 +179,7 @@ def _lazy_view(
         dtype = plain.newbyteorder(">") if storage.swapped else plain
         values = _gather(storage.read, offset, shape, stride, dtype)
         for mark in todo:
-            values = _LATE[mark](values)
+            values = _MARKS[mark](values)
         return values
 
     return LazyArray(shape, plain, fetch)
@@ -187,12 +188,12 @@ def _lazy_view(
 def _gather(
     read: Read, offset: int, shape: tuple[int, ...], stride: tuple[int, ...], dtype: np.dtype[Any]
 ) -> np.ndarray:
-    """Return a strided view in C order, reading at most its own size plus a block of 64 MiB."""
+    """Return a strided view in C order; the memory used is at most its size plus a block of 64 MiB."""
     if 0 in shape:
         return np.empty(shape, dtype)
     reach = sum((extent - 1) * step for extent, step in zip(shape, stride, strict=True)) + 1
     start, size = offset * dtype.itemsize, reach * dtype.itemsize
-    if _in_order(shape, stride):
+    if _is_contiguous(shape, stride):
         return read(start, size).view(dtype).reshape(shape)
     axis = max(range(len(shape)), key=stride.__getitem__)
     rows = max(1, _BLOCK // (stride[axis] * dtype.itemsize or 1))
@@ -208,7 +209,7 @@ def _gather(
     return values
 
 
-def _in_order(shape: tuple[int, ...], stride: tuple[int, ...]) -> bool:
+def _is_contiguous(shape: tuple[int, ...], stride: tuple[int, ...]) -> bool:
     expected = 1
     for extent, step in zip(reversed(shape), reversed(stride), strict=True):
         if extent != 1 and step != expected:
@@ -218,7 +219,7 @@ def _in_order(shape: tuple[int, ...], stride: tuple[int, ...]) -> bool:
 
 
 class StorageClass:
-    """What a storage's class stands for; `dtype` is None for the untyped one."""
+    """The type that a class of storages stands for; None for the untyped storage."""
 
     __slots__ = ("dtype",)
 
@@ -227,6 +228,6 @@ class StorageClass:
 
 
 def whole_storage(storage: Storage) -> LazyArray:
-    """Return a storage that stands alone as a flat array of its type, bytes where it has none."""
+    """Return a storage without a tensor as a one-dimensional array of its type, or of bytes if it is untyped."""
     kind = storage.dtype or np.dtype(np.uint8)
     return _lazy_view(storage, 0, (storage.size // kind.itemsize,), (1,), kind, ())

@@ -1,7 +1,9 @@
-"""Write PyTorch's zip format: a pickle of protocol 2 and a stored member for each storage, 64-byte aligned.
+"""Write PyTorch's zip format: a pickle of protocol 2, and an uncompressed, 64-byte aligned member for each storage.
 
-That is what `torch.load` takes with weights_only and with mmap (torch/serialization.py, 2.13). Tensors are
-fetched one at a time; tensors that share memory share a storage.
+`torch.load` accepts such files with ``weights_only=True`` and with ``mmap=True``. Tensors are read and written one at a
+time. Tensors that share memory share a storage.
+
+Source: `_save` in https://github.com/pytorch/pytorch/blob/v2.13.0/torch/serialization.py
 """
 
 from __future__ import annotations
@@ -25,7 +27,7 @@ from varstore.values.lazy import LazyArray
 __all__ = ["write"]
 
 _ALIGNMENT = 64
-_PADDING = 0x4246  # the extra field that torch itself pads with
+_PADDING = 0x4246  # the extra field with which torch pads
 _LOCAL_HEADER = 30
 _WIDE_EXTRA = 20
 _BLOCK = 1 << 22
@@ -36,11 +38,11 @@ _CLASSES = {DTYPES[dtype]: name for name, dtype in STORAGES.items() if dtype and
 
 
 def write(path: str | os.PathLike[str], state: Any) -> None:
-    """Write a mapping or nested state as a file that `torch.load` reads; the file appears whole or not at all.
+    """Write a mapping or nested state as a file that `torch.load` reads; the file appears complete or not at all.
 
     Raises:
-        UsageError: a value that is neither tensor, scalar nor container of them.
-        UnsupportedDtype: a tensor of a type that torch lacks.
+        UsageError: a value is not a tensor, a scalar or a container of them.
+        UnsupportedDtype: torch does not have the type of a tensor.
         StorageError: the operating system refused.
     """
     tree = nested_state(state, format="torch", accept=lambda dtype: _native(dtype) in _NAMES)
@@ -82,7 +84,7 @@ def _emit_tensor(emitter: Emitter, array: LazyArray, key: str) -> None:
 
 
 def _member(archive: zipfile.ZipFile, file: BinaryIO, name: str, data: np.ndarray) -> None:
-    """Write one stored member whose content begins at a multiple of 64 bytes."""
+    """Write an uncompressed member whose content begins at a multiple of 64 bytes."""
     info = zipfile.ZipInfo(f"archive/{name}", _DATE)
     info.file_size = data.size
     wide = data.size * 1.05 > zipfile.ZIP64_LIMIT

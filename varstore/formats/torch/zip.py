@@ -1,6 +1,8 @@
-"""PyTorch's zip format: ``data.pkl`` and a member for each storage, below one folder of any name.
+"""PyTorch's zip format: ``data.pkl`` and a member for each storage, in one folder of any name.
 
-Members may be deflated, and their CRCs wrong, as in files that `torch.load` takes.
+Members may be compressed and their checksums wrong, because `torch.load` accepts such files.
+
+Source: `_load` in https://github.com/pytorch/pytorch/blob/v2.13.0/torch/serialization.py
 """
 
 from __future__ import annotations
@@ -21,27 +23,34 @@ from varstore.formats.torch.tensors import Storage, Storages
 __all__ = ["read_zip"]
 
 _FREE, _MOST_EXPANSION = 1 << 20, 64
-"""Pickles above `_FREE` bytes may be no more than so many times what they are packed into."""
+"""A pickle is a decompression bomb if it exceeds `_FREE` bytes plus `_MOST_EXPANSION` times its compressed size."""
 
 
 def read_zip(source: Source, base: int = 0, size: int | None = None) -> ForeignCheckpoint:
-    """Read the zip format where it lies in a file."""
+    """Open a zip file that starts at byte `base` of `source` and is `size` bytes long.
+
+    Raises:
+        UnsafeContent: the pickle asks to run code, or is a decompression bomb.
+        FormatError: it is truncated or damaged, not a PyTorch file, or a TorchScript program.
+    """
     members = archive_members(source, base, size)
     roots = [name[: -len("data.pkl")] for name in members if name.count("/") == 1 and name.endswith("/data.pkl")]
     if len(roots) != 1:
         raise FormatError(
-            "this zip file is not PyTorch's", path=source.path, found=f"{len(roots)} data.pkl", expected="one"
+            "not a PyTorch file", path=source.path, found=f"a zip archive with {len(roots)} data.pkl", expected="one"
         )
     root = roots[0]
     if f"{root}constants.pkl" in members:
         raise FormatError(
-            "this is a TorchScript program, which is not read",
+            "TorchScript programs are not supported",
             path=source.path,
             hint="save its state_dict() with torch.save",
         )
     pickled = members[f"{root}data.pkl"]
     if pickled.size > _FREE + _MOST_EXPANSION * pickled.packed:
-        raise UnsafeContent("the pickle in this file is a bomb", path=source.path, found=f"{pickled.size} bytes")
+        raise UnsafeContent(
+            "the pickle in this file is a decompression bomb", path=source.path, found=f"{pickled.size} bytes"
+        )
     data = pickled.read(0, pickled.size).tobytes()
     storages = Storages(source.path, source.size)
 
@@ -62,7 +71,7 @@ def read_zip(source: Source, base: int = 0, size: int | None = None) -> ForeignC
 def _locate(storage: Storage, member: Member | None, swapped: bool) -> None:
     if member is None or member.size != storage.size:
         raise FormatError(
-            "a storage is not of the size that its tensors state",
+            "a storage does not have the size that its tensors state",
             path=storage.path,
             field=f"storage {storage.key[:40]!r}",
             found="none" if member is None else f"{member.size} bytes",
