@@ -41,7 +41,7 @@ ORDER: dict[str, tuple[str, ...]] = {
     "model": ("options", "match", "report", "store", "into"),
     "training": ("tensors", "tree", "state", "background", "policies", "series", "manager"),
     "interfaces": ("oneflow", "mindspore"),
-    "interfaces/oneflow": ("dtypes", "initializers", "session", "checkpoint"),
+    "interfaces/oneflow": ("config", "dtypes", "initializers", "session", "checkpoint"),
     "formats": (
         *("nodes", "opened", "binary", "state", "pickles"),
         *("safetensors", "torch", "numpy", "oneflow", "paddle", "megengine", "mindspore", "onnx", "zarr", "native"),

@@ -28,9 +28,13 @@ def _face() -> tuple[list[str], dict[str, tuple[str, str]]]:
 __all__, _SOURCES = _face()
 
 
+_OF_TRAINING = ("global_function", "layers", "optimizer")  # what OneFlow's scripts use besides variables
+
+
 def __getattr__(name: str) -> _Any:
     if name not in _SOURCES:
-        raise AttributeError(f"module 'varstore' has no attribute {name!r}")
+        why = ": it keeps variables and does not train" if name in _OF_TRAINING else ""
+        raise AttributeError(f"module 'varstore' has no attribute {name!r}{why}")
     module, inner = _SOURCES[name]
     value = globals()[name] = getattr(_import_module(module), inner)
     return value

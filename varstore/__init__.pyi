@@ -30,6 +30,7 @@ from varstore.interfaces.mindspore import (
     load_param_into_net,
 )
 from varstore.interfaces.oneflow.checkpoint import checkpoint
+from varstore.interfaces.oneflow.config import config
 from varstore.interfaces.oneflow.dtypes import (
     bfloat16,
     bool as bool,
@@ -134,6 +135,7 @@ __all__ = [
     "clear_default_session",
     "complex128",
     "complex64",
+    "config",
     "constant_initializer",
     "convert",
     "diff",

@@ -4,6 +4,7 @@ import asyncio
 import hashlib
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -29,7 +30,7 @@ from varstore.errors import (
     VariableNotFound,
 )
 from varstore.interfaces.oneflow import initializers as init
-from varstore.interfaces.oneflow.session import current_session
+from varstore.interfaces.oneflow.session import SessionVariable, current_session
 
 DATA = Path(__file__).resolve().parents[1] / "data" / "oneflow"
 
@@ -692,6 +693,23 @@ class TestLoadBeforeDeclaring:
             report.raise_for("waiting")
 
 
+class TestNamesOfOneFlow:
+    """What OneFlow's scripts call besides variables."""
+
+    def test_calls_without_effect_are_accepted(self):
+        flow.config.enable_legacy_model_io(False)
+        flow.config.enable_legacy_model_io()
+        variable = flow.get_variable("w", (2,), distribute=object())
+        assert flow.get_variable("w", distribute="split") is variable
+
+    @pytest.mark.parametrize("name", ["global_function", "layers", "optimizer"])
+    def test_what_trains_is_absent_and_says_why(self, name):
+        says = f"^module 'varstore' has no attribute '{name}': it keeps variables and does not train$"
+        with pytest.raises(AttributeError, match=says):
+            getattr(flow, name)
+        assert name not in dir(flow)
+
+
 class TestSessions:
     def test_a_session_is_current_inside_with(self):
         outside = flow.get_variable("w", (1,))
@@ -879,6 +897,47 @@ class TestCheckpoints:
         self.save_mlp(tmp_path / "mlp", attributes={"epoch": 3})
         flow.checkpoint.save(tmp_path / "copy", flow.checkpoint.get(tmp_path / "mlp"))
         assert flow.checkpoint.get(tmp_path / "copy").attributes == {"epoch": 3}
+
+    def test_a_dict_to_take_from_and_add_to(self, tmp_path):
+        saved = self.save_mlp(tmp_path / "mlp", attributes={"epoch": 3})
+        variables = flow.checkpoint.get(tmp_path / "mlp")
+        assert isinstance(variables, dict)
+        assert (variables.path, variables.attributes) == (str(tmp_path / "mlp"), {"epoch": 3})
+        assert repr(variables) == f"<3 variables of '{tmp_path / 'mlp'}'>"
+        weight = variables.pop("dense1-weight")
+        del variables["dense1-bias"]
+        variables["renamed"] = weight
+        variables["mine"] = flow.get_variable("w", (2,), initializer=init.ones_initializer())
+        variables |= {"array": np.arange(3)}
+        flow.checkpoint.save(tmp_path / "next", variables)
+        following = flow.checkpoint.get(tmp_path / "next")
+        assert list(following) == ["dense2-weight", "renamed", "mine", "array"]
+        assert following.attributes == {"epoch": 3}
+        assert os.path.samefile(tmp_path / "mlp/dense1-weight/out", tmp_path / "next/renamed/out")
+        assert isinstance(variables["mine"], SessionVariable)
+        assert set(flow.open(tmp_path / "mlp")) == set(saved)
+        report = flow.load_variables(variables)
+        assert report.source == str(tmp_path / "mlp")
+        target = {"dense2-weight": np.zeros((3, 2), np.float32)}
+        assert flow.load_into(target, variables).source == str(tmp_path / "mlp")
+        np.testing.assert_array_equal(target["dense2-weight"], saved["dense2-weight"])
+        with pytest.raises(VariableMismatch, match=re.escape(str(tmp_path / "mlp"))):
+            flow.load_into({"dense2-weight": np.zeros(1)}, variables)
+
+    def test_nested_state_stays_whole_or_goes(self, tmp_path):
+        flow.save_state(tmp_path / "state", {"w": np.ones(2), "epoch": 3})
+        variables = flow.checkpoint.get(tmp_path / "state")
+        flow.save(tmp_path / "same", variables)
+        assert flow.load_state(tmp_path / "same")["epoch"] == 3
+        flow.save(tmp_path / "more", {"v": np.ones(1)} | variables)
+        variables["v"] = np.ones(1)
+        flow.save(tmp_path / "more too", variables)
+        for name in ("more", "more too"):
+            assert flow.open(tmp_path / name).tree is None
+
+    def test_what_flow_save_wrote_is_for_read(self):
+        with pytest.raises(IncompleteCheckpoint, match=r"flow\.save wrote this.*Read it with varstore\.read"):
+            flow.checkpoint.get(DATA.parent / "formats/oneflow/lenet_checkpoint")
 
     def test_what_is_not_a_mapping_is_refused_by_save(self, tmp_path):
         with pytest.raises(UsageError):

@@ -71,7 +71,10 @@ def print_report(report: Any, *, ok: bool) -> None:
 def open_path(path: str, *, allow_incomplete: bool) -> vs.Checkpoint | vs.Variable:
     """Open a checkpoint, or one variable by its folder."""
     is_variable = os.path.isfile(os.path.join(path, "out"))
-    return vs.open(path, allow_incomplete=True) if allow_incomplete and not is_variable else vs.checkpoint.get(path)
+    if allow_incomplete and not is_variable:
+        return vs.open(path, allow_incomplete=True)
+    opened = vs.checkpoint.get(path)
+    return opened if isinstance(opened, vs.Variable) else opened.checkpoint
 
 
 def _escaped(sign: str) -> str:

@@ -22,7 +22,7 @@ from varstore.layout.manifest import Entry
 from varstore.model.match import OnMismatch, Pair, compare, spec_of
 from varstore.model.options import Path
 from varstore.model.report import LoadReport, make_report
-from varstore.model.store import retry_if_replaced
+from varstore.model.store import CheckpointVariables, retry_if_replaced
 from varstore.values.arrays import Source, Stored, as_source
 from varstore.values.lazy import LazyArray
 from varstore.values.select import Patterns, Rename, select
@@ -104,13 +104,14 @@ def _load_into(
     threads: int | None,
     progress: Progress,
 ) -> LoadReport:
-    where = given.path if isinstance(given, Checkpoint) else type(given).__name__
+    path = given.path if isinstance(given, Checkpoint | CheckpointVariables) else None
+    where = path or type(given).__name__
     sources = {name: as_source(given[name], variable=name) for name in selected.values()}
     match = compare(
         {name: (array.shape, array.dtype) for name, array in targets.items()},
         {name: spec_of(value) for name, value in sources.items()},
         selected,
-        path=given.path if isinstance(given, Checkpoint) else None,
+        path=path,
         **modes,
     )
     work = [(pair, targets[pair.target], _with_meta(sources[pair.source], pair)) for pair in match.pairs]

@@ -20,11 +20,35 @@ from varstore.values.plan import plan_save
 from varstore.values.select import Patterns, Rename, select
 from varstore.version import __version__
 
-__all__ = ["load", "retry_if_replaced", "save"]
+__all__ = ["CheckpointVariables", "load", "retry_if_replaced", "save"]
 
 Result = TypeVar("Result")
 
 _ATTEMPTS = 100
+
+
+class CheckpointVariables(dict[str, Any]):
+    """The lazy variables of a checkpoint by name, in a dict: to be removed, replaced and joined by others.
+
+    Nothing on disk changes with it. Saved, it is a checkpoint with the `attributes` of the one it came from.
+    """
+
+    def __init__(self, checkpoint: Checkpoint) -> None:
+        super().__init__(checkpoint)
+        self.checkpoint = checkpoint
+
+    @property
+    def path(self) -> str:
+        """Where the checkpoint is."""
+        return self.checkpoint.path
+
+    @property
+    def attributes(self) -> Mapping[str, Any]:
+        """The JSON that was saved with the checkpoint."""
+        return self.checkpoint.attributes
+
+    def __repr__(self) -> str:
+        return f"<{len(self)} variables of {self.path!r}>"
 
 
 def save(
@@ -77,8 +101,11 @@ def save(
         lenet -> lenet_2: 1 unchanged
           changed  conv1/bias: values
     """
-    if manifest and isinstance(variables, Checkpoint) and attributes is None and variables.manifest:
-        attributes, tree = variables.attributes, tree or variables.manifest.tree
+    origin = variables.checkpoint if isinstance(variables, CheckpointVariables) else variables
+    if manifest and isinstance(origin, Checkpoint) and attributes is None and origin.manifest:
+        attributes = origin.attributes
+        if variables.keys() == origin.keys():
+            tree = tree or origin.manifest.tree
     plan = plan_save(variables, attributes=attributes, variable_attributes=variable_attributes, tree=tree)
     if not manifest and (plan.attributes or variable_attributes or tree):
         raise UsageError(

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from copy import copy
 from typing import Any, Unpack
 
 from varstore.disk.read.checkpoint import Checkpoint, open_checkpoint, open_variable
 from varstore.disk.read.variable import Variable
+from varstore.errors import IncompleteCheckpoint
 from varstore.interfaces.oneflow.session import SessionVariable, get_all_variables
 from varstore.layout.names import MARKER
 from varstore.model.options import SaveOptions
-from varstore.model.store import save
+from varstore.model.store import CheckpointVariables, save
 
 __all__ = ["checkpoint"]
 
@@ -29,18 +31,30 @@ class _CheckpointNamespace:
         """
         variables = get_all_variables() if var_dict is None else var_dict
         if isinstance(variables, dict):
-            variables = {n: v.numpy() if isinstance(v, SessionVariable) else v for n, v in variables.items()}
+            variables = copy(variables)
+            variables |= {name: v.numpy() for name, v in variables.items() if isinstance(v, SessionVariable)}
         return save(path, variables, **options)
 
-    def get(self, path: str | os.PathLike[str]) -> Checkpoint | Variable:
-        """Open a checkpoint, or one variable's folder: a mapping of lazy variables, or one lazy variable.
+    def get(self, path: str | os.PathLike[str]) -> CheckpointVariables | Variable:
+        """Open a checkpoint, or one variable's folder: a dict of lazy variables, or one lazy variable.
+
+        The dict is the caller's: items can be removed, replaced and added. It has the checkpoint's `path` and
+        `attributes`.
 
         Raises:
             CheckpointNotFound: nothing is there.
             IncompleteCheckpoint: neither the directory nor one above it has the marker of a checkpoint.
         """
         is_variable = os.path.isfile(os.path.join(path, "out")) and not os.path.exists(os.path.join(path, MARKER))
-        return open_variable(path) if is_variable else open_checkpoint(path)
+        if is_variable:
+            return open_variable(path)
+        try:
+            return CheckpointVariables(open_checkpoint(path))
+        except IncompleteCheckpoint as error:
+            if not os.path.exists(os.path.join(path, "pickled_data")):
+                raise
+            problem, hint = "flow.save wrote this, and it is not a checkpoint", "read it with varstore.read"
+            raise IncompleteCheckpoint(problem, path=path, hint=hint) from error
 
 
 checkpoint = _CheckpointNamespace()

@@ -274,13 +274,16 @@ def get_variable(
     trainable: bool | None = None,
     model_name: str | None = None,
     random_seed: int | None = None,
+    *,
+    distribute: Any = None,  # noqa: ARG001  # accepted for OneFlow's scripts
 ) -> SessionVariable:
     """Return the current session's variable of this name; declare it if there is none.
 
     Of a variable that exists, `shape` and `dtype` are compared where they are given, and all else is ignored.
     A new one is float32, trainable, and initialized as its session says, unless told otherwise; its numbers
     are those of ``numpy.random.default_rng(random_seed)`` where that is given. Where `load_variables` was given a
-    value of this name before, the new variable takes it, and its initializer does not run.
+    value of this name before, the new variable takes it, and its initializer does not run. `distribute` has no
+    effect: values are whole in this process.
 
     Raises:
         VariableMismatch: it exists with another shape or type, or the value that waits for it has another.
