@@ -85,7 +85,7 @@ def test_what_was_there_at_the_call_is_saved_though_all_changes_after_it(tmp_pat
 def test_it_returns_before_the_write_ends(tmp_path: Path, gate: Gate) -> None:
     pending = save_async(tmp_path / "c", {"a": np.ones(3), "late": gate}, copy=False)
     assert not pending.done()
-    assert "going on" in repr(pending)
+    assert "running" in repr(pending)
     with pytest.raises(TimeoutError):
         pending.wait(0.01)
     assert not (tmp_path / "c").exists()

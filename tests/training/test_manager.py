@@ -160,9 +160,9 @@ def test_best(tmp_path: Path) -> None:
     manager.save(5, {"a": 1})
     best = [manager.best(), manager.best("loss", "max"), manager.best("f1")]
     assert [saved and saved.step for saved in best] == [3, 0, None]
-    with pytest.raises(UsageError, match="which metric"):
+    with pytest.raises(UsageError, match="no metric to compare by"):
         CheckpointManager(tmp_path, keep=Latest(2)).best()
-    with pytest.raises(UsageError, match="which metric"):
+    with pytest.raises(UsageError, match="no metric to compare by"):
         CheckpointManager(tmp_path).best()
 
 
@@ -185,7 +185,7 @@ def test_incomplete_and_foreign_folders_are_named_and_left_alone(tmp_path: Path)
     assert list(others) == ["epoch-3", "notes", "step--1", "step-07", "step-10", "step-7", "step-8", "step-9"]
     assert "snapshot_done" in others["step-7"]
     assert "torn" in others["step-8"]
-    assert others["notes"] == "not of this series"
+    assert others["notes"] == "not a step of this run"
     assert sorted(os.listdir(tmp_path)) == sorted([*others, "step-6"])
     with pytest.raises(CheckpointExists):
         manager.save(7, state(7))

@@ -1,7 +1,7 @@
-"""Save while training goes on: copy into buffers that are reused, return, and write in a thread.
+"""Save while training continues: copy the arrays into buffers, return, and write in a thread.
 
-One write runs at a time, from one set of buffers; so memory is bounded by what one save copies, and that by a
-budget. There is one way to save: the thread calls `varstore.save` as anybody would.
+One write runs at a time, from one set of buffers that the next save reuses, so memory is bounded by what one save
+copies, and that by a budget. The thread calls `varstore.save`; there is no second way to save.
 """
 
 from __future__ import annotations
@@ -45,45 +45,57 @@ _log = logging.getLogger("varstore")
 
 
 class PendingSave:
-    """A save that goes on in a thread; the process does not end before it has."""
+    """A save that a background thread carries out; `save_async` returns it.
+
+    The process does not end before the save has ended. `path` is where the checkpoint will be.
+
+    Example:
+        >>> pending = vs.save_async("step-1", {"w": np.zeros(3)})
+        >>> pending.wait()  # an error of the save is raised here
+        >>> pending
+        <PendingSave 'step-1': done>
+        >>> pending.result()
+        <Checkpoint 'step-1': 1 variable>
+    """
 
     def __init__(self, path: str) -> None:
         self.path = path
         self.future: Future[None] = Future()
 
     def done(self) -> bool:
-        """Tell whether it has ended, well or not; never waits."""
+        """Tell whether the save has ended, with or without an error; does not wait."""
         return self.future.done()
 
     def wait(self, timeout: float | None = None) -> None:
-        """Wait until it has ended, for so many seconds at most.
+        """Wait until the save has ended, for at most `timeout` seconds.
 
         Raises:
-            TimeoutError: it has not.
-            Exception: whatever the save raised, itself.
+            TimeoutError: it has not ended.
+            Exception: the error that the save raised.
         """
         self.future.result(timeout)
 
     def result(self, timeout: float | None = None) -> Checkpoint:
-        """Wait as `wait` does, and open the checkpoint."""
+        """Wait as `wait` does, then open the checkpoint."""
         self.wait(timeout)
         return open_checkpoint(self.path)
 
     def __repr__(self) -> str:
-        state = "going on" if not self.done() else "failed" if self.future.exception() else "done"
+        state = "running" if not self.done() else "failed" if self.future.exception() else "done"
         return f"<PendingSave {self.path!r}: {state}>"
 
 
 class _Turn:
-    """One save's turn with the buffers, which are its own until it `is_over`.
+    """One save's turn with the buffers, which belong to it until it `is_over`.
 
-    Ctrl-C can end the caller's code between any two steps, and what it has learnt is lost then. So whether the thread
-    took the turn is not learnt but asked, as often as needed: whoever is first owns it, and the answer stays.
+    Ctrl-C can interrupt the caller between any two steps, and local variables that say how far it came are lost then.
+    So who owns the turn, the thread or nobody, is decided by the first who asks, in one indivisible step, and can be
+    asked again at any time with the same answer.
     """
 
     def __init__(self, pending: PendingSave, job: Callable[[], None]) -> None:
         self.is_handed_over = False
-        """The call that began it came to its end: nobody may take it from the thread any more."""
+        """Whether the call that started the thread has finished; from then on the turn can only be the thread's."""
         self._pending = pending
         self._job: Callable[[], None] | None = job
         self._owner: dict[str, str] = {}
@@ -94,34 +106,34 @@ class _Turn:
         return self._owner.setdefault("owner", who) == who  # one step, and the same answer each time
 
     def work(self) -> None:
-        """Do the job and tell how it ended, in the thread that takes the turn; nothing where it was withdrawn."""
+        """Do the job in the thread, and tell how it ended; do nothing if the turn was withdrawn."""
         if not self._is_owned_by("thread"):
             return
         job, self._job = self._job, None
         assert job is not None
-        tell = _done(self._pending, job)
-        del job  # lets go of the arrays
+        tell_result = _do(self._pending, job)
+        del job  # releases the arrays
         self._running.release()
-        tell()
+        tell_result()
 
     def is_over(self) -> bool:
-        """Tell whether the thread is done with the buffers or, of a call that was interrupted, will never begin."""
+        """Tell whether the thread has finished with the buffers, or was never started because Ctrl-C came first."""
         if not self.is_handed_over and self._is_owned_by("nobody"):
             self._job = None
             return True
         return not self._running.locked()
 
     def wait(self) -> None:
-        """Return when it is over."""
+        """Wait until it is over."""
         if not self.is_over():
             with self._running:
                 pass
 
 
 class BackgroundSaver:
-    """The buffers, and the turns, of saves that are written one after another.
+    """Buffers for background saves, which are written one after another.
 
-    Locks are taken by `with` and nothing else: no Ctrl-C comes between the lock and the block.
+    Locks are taken only by ``with``, because Ctrl-C cannot come between taking such a lock and entering its block.
     """
 
     def __init__(self) -> None:
@@ -131,11 +143,11 @@ class BackgroundSaver:
 
     @property
     def buffered(self) -> int:
-        """Bytes that the buffers take, between saves too."""
+        """Size of the buffers in bytes; they are kept between saves."""
         return self._buffer.nbytes
 
     def release(self) -> None:
-        """Wait for the present save and give its buffers back to the system."""
+        """Wait for the current save, then free its buffers."""
         with self._calls:
             if self._turn is not None:
                 self._turn.wait()
@@ -152,12 +164,12 @@ class BackgroundSaver:
         after: Callable[[], object] | None = None,
         **save_options: Unpack[SaveOptions],
     ) -> PendingSave:
-        """Copy the variables, begin to write them, and return; see `save_async`.
+        """Copy the variables, start to write them, and return; see `save_async`.
 
-        `after` is called in the thread once the checkpoint is complete; what it raises is the save's error.
+        `after` is called in the thread when the checkpoint is complete; its error becomes the save's error.
         """
         if when_busy not in ("wait", "refuse"):
-            raise UsageError("no such mode", field="when_busy", found=repr(when_busy), expected="'wait' or 'refuse'")
+            raise UsageError("unknown mode", field="when_busy", found=repr(when_busy), expected="'wait' or 'refuse'")
         check_options(save_options, SaveOptions, "save_async()")
         plan = plan_save(variables)
         pending = PendingSave(os.fspath(path))
@@ -170,17 +182,17 @@ class BackgroundSaver:
                 self._turn.wait()
             if budget is None:
                 budget = (available_memory() + self.buffered) // 2
-            is_late = not copy or _buffer_size(plan) <= budget
-            if copy and is_late:
+            in_thread = not copy or _buffer_size(plan) <= budget
+            if copy and in_thread:
                 variables = self._copied(plan)
             job = partial(_save, path, variables, after, save_options)
-            if not (is_late and self._hand_over(_Turn(pending, job))):
-                _done(pending, job)()
+            if not (in_thread and self._hand_over(_Turn(pending, job))):
+                _do(pending, job)()
                 pending.wait()
         return pending
 
     def _hand_over(self, turn: _Turn) -> bool:
-        """Give the turn to a thread; False where the system or an interpreter that ends refuses a new one."""
+        """Give the turn to a new thread; False if the system, or an interpreter that is ending, refuses one."""
         self._turn = turn
         if start(threading.Thread(target=turn.work, name="varstore-save", daemon=False)):
             turn.is_handed_over = True
@@ -189,9 +201,9 @@ class BackgroundSaver:
         return turn.is_handed_over
 
     def _copied(self, plan: SavePlan) -> dict[str, Any]:
-        """Return the variables with every array in the buffer; ties and links stay what they are."""
+        """Return the variables with each array copied into the buffer; tied and linked variables stay so."""
         if self._buffer.nbytes < (size := _buffer_size(plan)):
-            self._buffer = np.empty(0, np.uint8)  # the old one goes before the new one comes
+            self._buffer = np.empty(0, np.uint8)  # frees the old buffer before the new one is allocated
             self._buffer = np.empty(size, np.uint8)
         start = -self._buffer.__array_interface__["data"][0] % _ALIGNMENT
         copied: dict[str, Any] = {}
@@ -211,21 +223,21 @@ class BackgroundSaver:
 
 
 def _busy(path: str | os.PathLike[str]) -> UsageError:
-    return UsageError("another save is still being written", path=path, hint='wait for it, or use when_busy="wait"')
+    return UsageError("another save is still being written", path=path, hint='wait for it, or pass when_busy="wait"')
 
 
-def _done(pending: PendingSave, job: Callable[[], None]) -> Callable[[], None]:
-    """Do the job; return what tells those who wait for it how it ended."""
+def _do(pending: PendingSave, job: Callable[[], None]) -> Callable[[], None]:
+    """Do the job; return a function that tells those who wait for the save how it ended."""
     try:
         job()
-    except BaseException as error:  # raised again by whoever asks
+    except BaseException as error:  # raised where the save is waited for
         _log.error("the save to %s failed: %s", pending.path, error)
         return partial(pending.future.set_exception, error)
     return partial(pending.future.set_result, None)
 
 
 def _copies(targets: list[tuple[np.ndarray | LazyArray, np.ndarray]]) -> Iterator[Callable[[], None]]:
-    """Yield jobs that copy; what is on a device is fetched between them, one at a time."""
+    """Yield jobs that copy. Arrays on a device are fetched between them, one at a time, which bounds the memory."""
     for source, target in targets:
         array = source.numpy() if isinstance(source, LazyArray) else source
         if not array.flags.c_contiguous or array.nbytes <= _PIECE:
@@ -268,31 +280,51 @@ def save_async(
     budget: int | None = None,
     **save_options: Unpack[SaveOptions],
 ) -> PendingSave:
-    """Copy the variables, begin to save them, and return; the arrays may change at once.
+    """Copy the variables, start to save them in a thread, and return; the arrays may change at once.
 
-    The copies go into buffers that the next save uses again. Variables of other checkpoints are linked. A save
-    that fails is logged, and its error raised by the `PendingSave`. The process does not end before it is done.
+    The copies go into buffers that the next save reuses. Variables of other checkpoints are linked. If the save fails,
+    the error is logged, and raised by `PendingSave.wait`. The process does not end before the save has ended.
 
     Args:
-        copy: False if nothing will change the arrays before the save is done; they are written where they are.
-        when_busy: what to do while an earlier save is being written: "wait" for it, or "refuse".
-        budget: bytes that the copies may take; by default half of what this process may still use, by the machine's
-            memory, its control groups' limits and ``RLIMIT_AS``. A save that needs more is written before the call
-            returns.
-        save_options: those of `varstore.save`.
+        path: as for `varstore.save`.
+        variables: as for `varstore.save`.
+        copy: False writes the arrays where they are; nothing may change them until the save has ended.
+        when_busy: what to do while an earlier save is being written: "wait" for it, or "refuse" with an error.
+        budget: the most bytes that the copies may take. Default: half of what this process may still use, by the
+            machine's memory, the limits of its control groups, and ``RLIMIT_AS``. A save that needs more is written
+            before the call returns.
+        save_options: the options of `varstore.save`.
 
     Raises:
-        UsageError: another save goes on and `when_busy` is "refuse".
-        InvalidName, UnsupportedDtype: now; what only writing can tell is raised by the `PendingSave`.
+        UsageError: another save is being written, and `when_busy` is "refuse".
+        InvalidName, UnsupportedDtype: a variable cannot be saved. Errors that only writing can show, CheckpointExists
+            among them, are raised by `PendingSave.wait`.
+
+    Example:
+        >>> weights = {"w": np.zeros(3)}
+        >>> pending = vs.save_async("step-1", weights)
+        >>> weights["w"] += 1  # training continues
+        >>> pending.result()["w"][:]
+        array([0., 0., 0.])
     """
     return _shared.save(path, variables, copy=copy, when_busy=when_busy, budget=budget, **save_options)
 
 
 def save_state_async(path: str | os.PathLike[str], state: Any, **options: Unpack[AsyncOptions]) -> PendingSave:
-    """Save nested state as `varstore.save_state` does, in the background as `save_async` does.
+    """Save nested state as `save_state` does, in the background as `save_async` does.
+
+    Args:
+        path: as for `save_async`.
+        state: as for `save_state`.
+        options: `copy`, `when_busy`, `budget` and the options of `varstore.save`, as for `save_async`.
 
     Raises:
-        UsageError, InvalidName, UnsupportedDtype: see both.
+        UsageError, InvalidName, UnsupportedDtype: see `save_state` and `save_async`.
+
+    Example:
+        >>> pending = vs.save_state_async("run-3", {"model": {"w": np.zeros(3)}, "epoch": 3})
+        >>> vs.load_state(pending.result())["epoch"]
+        3
     """
     flat = flatten(state)
     return _shared.save(path, flat.variables, tree=flat.tree, **options)

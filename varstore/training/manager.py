@@ -1,7 +1,8 @@
-"""Checkpoints of a run: one folder a step, saved and deleted by policy, only complete ones ever seen.
+"""Checkpoints of a run: one folder per step, saved and deleted by policies; only complete ones count.
 
-The order is what keeps the right ones: a new checkpoint is complete before an old one goes, and an old one goes
-by a rename first. So a crash at any point leaves complete checkpoints and folders that are known for leftovers.
+The order of the steps is what makes a crash harmless. A new checkpoint is complete before an old one is deleted, and an
+old one is renamed to a staging name before its files are removed. So at any moment there are complete checkpoints, and
+folders whose names say that they are leftovers, which the next manager removes.
 """
 
 from __future__ import annotations
@@ -35,10 +36,10 @@ __all__ = ["CheckpointManager", "Retention"]
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Retention:
-    """What retention does, by step.
+    """What `CheckpointManager.prune` did, by step.
 
-    `kept`, `deleted` and `held` (it should go, but is being read) give the reasons, `trimmed` the patterns of the
-    variables that are taken out.
+    `kept` and `deleted` give the reasons; `held` too, for steps that are to be deleted but are being read. `trimmed`
+    gives the patterns of the variables that were removed.
     """
 
     kept: Mapping[int, str]
@@ -55,22 +56,40 @@ class Retention:
 
 
 class CheckpointManager:
-    """Saves steps of a run into a directory and keeps those that its policies want.
+    """Save the steps of a run into a directory, and keep those that its policies want.
 
-    Only complete checkpoints exist for it. What else lies in the directory is left alone and listed by `others`;
-    what crashed saves and deletions left is removed.
+    Only complete checkpoints count. Leftovers of crashed saves and deletions are removed when the manager is made.
+    Everything else in the directory is left as it is, and `others` lists it. A ``with`` block waits for background
+    saves at its end.
 
     Args:
-        save_when: when `should_save` says yes; at every step unless given.
-        keep: which steps are kept; all unless given. Policies combine with ``|``.
-        keep_parts: patterns of variables, each with the policy that says in which of the kept steps they stay:
-            ``{"optimizer/*": Latest(2)}``. Dict entries of nested state vanish with them; elsewhere None stands.
-        link_unchanged: link variables that equal the latest step's instead of writing them.
+        directory: where the checkpoints are; the first save creates it.
+        save_when: when `should_save` returns True. Default: at every step. Policies are combined with ``|``.
+        keep: which steps are kept. Default: all. Policies are combined with ``|``.
+        keep_parts: patterns of variables, each with a policy for the kept steps in which these variables stay, as in
+            ``{"optimizer/*": Latest(2)}``. In the other steps they are removed from the checkpoint; nested state
+            loses its dict entries, and lists get None in their place.
+        link_unchanged: link variables that equal those of the latest step instead of writing them.
         background: save in a thread, as `varstore.save_async` does.
-        when_busy, budget: see `varstore.save_async`.
-        prefix: of the folders' names; the step follows.
-        clock: seconds since the epoch.
+        when_busy: as for `varstore.save_async`.
+        budget: as for `varstore.save_async`.
+        prefix: what the names of the folders begin with; the step follows.
+        clock: a function that returns the time in seconds since the epoch.
         save_options: `durable`, `threads`, `progress` and `variable_attributes` of `varstore.save`, for every save.
+
+    Raises:
+        UsageError: the prefix contains ``/`` or begins with a dot.
+
+    Example:
+        >>> weights, keep = np.zeros(3), vs.Latest(2) | vs.Best("loss")
+        >>> with vs.CheckpointManager("run", keep=keep, background=True) as manager:
+        ...     for step in range(1, 6):
+        ...         weights += 1
+        ...         pending = manager.save(step, {"w": weights}, metrics={"loss": abs(step - 2)})
+        >>> [saved.step for saved in manager.all()]
+        [2, 4, 5]
+        >>> manager.restore(manager.best())
+        {'w': array([2., 2., 2.])}
     """
 
     def __init__(
@@ -90,7 +109,9 @@ class CheckpointManager:
     ) -> None:
         check_options(save_options, RunOptions, "CheckpointManager()")
         if "/" in prefix or prefix.startswith("."):
-            raise UsageError("the prefix begins a folder's name", field="prefix", found=repr(prefix))
+            raise UsageError(
+                "must not contain '/' or begin with a dot", field="prefix", found=repr(prefix), expected="as 'step-'"
+            )
         self._series = Series(os.path.abspath(directory), prefix)
         self._save_when = save_when or EverySteps(1)
         self._keep = keep
@@ -110,36 +131,43 @@ class CheckpointManager:
 
     @property
     def directory(self) -> str:
-        """Where the checkpoints are."""
+        """The absolute path of the directory."""
         return self._series.directory
 
     def all(self) -> tuple[Saved, ...]:
-        """Return the complete checkpoints, by number of the step; each is a path for `open`, `load`, `load_state`."""
+        """Return the complete checkpoints in the order of their steps.
+
+        Each has `step`, `time`, `metrics` and `path`, and can be given to `open`, `load` and `load_state` as a path.
+        """
         return tuple(member.saved for member in self._series.members())
 
     def latest(self) -> Saved | None:
-        """Return the complete checkpoint of the highest step, None where there is none."""
+        """Return the complete checkpoint with the highest step, None if there is none."""
         return next(reversed(self.all()), None)
 
     def best(self, metric: str | None = None, mode: BestMode = "min") -> Saved | None:
-        """Return the best checkpoint by a metric, of `keep`'s own `Best` unless one is named; None where none has it.
+        """Return the checkpoint with the best value of a metric, None if none has the metric.
+
+        Args:
+            metric: default that of the `Best` policy in `keep`, with its mode.
+            mode: "min" or "max", for a metric that is given.
 
         Raises:
-            UsageError: no metric is named, here or in `keep`.
+            UsageError: no metric is given, and `keep` does not contain a `Best` policy.
         """
         rules = [rule for rule in policies_of(self._keep) if isinstance(rule, Best)] if self._keep else []
         if metric is not None:
             rules = [Best(metric, mode=mode)]
         if not rules:
-            raise UsageError("best by which metric?", hint="name it, or give the manager a Best policy")
+            raise UsageError("no metric to compare by", hint="name one, or give the manager a Best policy")
         return next(iter(rules[0].ranked(self.all())), None)
 
     def others(self) -> dict[str, str]:
-        """Return what else lies in the directory, with the reason why it is no checkpoint of this run."""
+        """Return the names of everything else in the directory and the reason why each is not a step of the run."""
         return self._series.others()
 
     def should_save(self, step: int) -> bool:
-        """Tell whether the policies want this step saved, and it is not."""
+        """Tell whether the policies want this step saved and it is not saved yet."""
         if not self._save_when.should_save(step, self._clock(), self._last):
             return False
         return (self._last is None or self._last.step != step) and not os.path.lexists(self._series.path(step))
@@ -153,18 +181,26 @@ class CheckpointManager:
         attributes: Mapping[str, Any] | None = None,
         overwrite: bool = False,
     ) -> PendingSave:
-        """Save variables or nested state as this step, then delete what the policies want no more.
+        """Save variables or nested state as a step, then delete what the policies no longer want.
 
-        Without `background` all is done when this returns. With it, the arrays may change when this returns.
+        With `background`, the arrays may change as soon as this returns, while a thread writes; without it, the save
+        is complete when this returns.
+
+        Args:
+            step: the number of the step, from 0.
+            state: variables by name, or nested state, as for `varstore.save_state`.
+            metrics: numbers by name, for `Best` and `KeepIf`.
+            attributes: JSON data to keep with the checkpoint.
+            overwrite: replace the step if it is saved already.
 
         Raises:
-            CheckpointExists: the step is there, and `overwrite` is not asked for.
-            Exception: what the background save before this one raised, once.
+            CheckpointExists: the step is saved already, and `overwrite` is False.
+            Exception: the error of the background save before this one; it is raised once.
             UsageError, InvalidName, UnsupportedDtype, StorageError: see `varstore.save_state`.
         """
         step = operator.index(step)
         if step < 0:
-            raise UsageError("a step is a number from 0 up", found=step)
+            raise UsageError("must not be negative", field="step", found=step)
         path = self._series.path(step)
         numbers = {name: float(value) for name, value in (metrics or {}).items()}
         saved = Saved(step=step, time=self._clock(), metrics=numbers, path=path)
@@ -172,11 +208,11 @@ class CheckpointManager:
         if self._saver is None or self._when_busy == "wait" or (self._pending is not None and self._pending.done()):
             self._finish_pending()
         if not overwrite and os.path.lexists(path):
-            raise CheckpointExists("this step is saved already", path=path, hint="overwrite=True replaces it")
+            raise CheckpointExists("this step is saved already", path=path, hint="pass overwrite=True to replace it")
         base = self.latest() if self._link_unchanged else None
-        steps_own = {"step": step, "time": saved.time, "metrics": numbers}
+        facts = {"step": step, "time": saved.time, "metrics": numbers}
         options: SaveOptions = {
-            "attributes": {**(attributes or {}), KEY: steps_own},
+            "attributes": {**(attributes or {}), KEY: facts},
             "tree": flat.tree,
             "base": base and base.path,
             "overwrite": overwrite,
@@ -198,22 +234,27 @@ class CheckpointManager:
     def restore(
         self, step: int | Saved | None = None, *, map_location: MapLocation = None, **load_options: Unpack[LoadOptions]
     ) -> Any:
-        """Load the state of a step, of the latest unless one is given; see `varstore.load_state`.
+        """Load the state of a step; see `varstore.load_state`.
+
+        Args:
+            step: a number, or a record that `latest`, `best` or `all` returned. Default: the latest step.
+            map_location: as for `varstore.load_state`.
+            load_options: `verify`, `threads` and `progress`, as for `varstore.load`.
 
         Raises:
-            CheckpointNotFound: there is none.
+            CheckpointNotFound: there is no such step, or no step at all.
         """
         saved = self.latest() if step is None else step
         if saved is None:
-            raise CheckpointNotFound("no complete checkpoint here", path=self.directory)
+            raise CheckpointNotFound("there is no complete checkpoint of this run", path=self.directory)
         path = saved.path if isinstance(saved, Saved) else self._series.path(operator.index(saved))
         return load_state(path, map_location=map_location, **load_options)
 
     def wait(self) -> None:
-        """Wait until all is written and deleted.
+        """Wait until everything is written and deleted.
 
         Raises:
-            Exception: what a background save raised, once.
+            Exception: the error of a background save; it is raised once.
         """
         self._finish_pending()
         if self._removal is not None:
@@ -238,9 +279,15 @@ class CheckpointManager:
             self.wait()
 
     def prune(self, *, dry_run: bool = False) -> Retention:
-        """Delete and trim what the policies want no more, as every `save` does; return what went and why.
+        """Delete steps and remove variables that the policies no longer want, as every `save` does.
 
-        What is being read through a handle of this process that is not closed is held until a later time.
+        A step that this process has open, through a handle that is not closed, is held: it is deleted by a later call.
+
+        Args:
+            dry_run: only return what would be done.
+
+        Returns:
+            What was kept, deleted, held and trimmed, with the reasons; `print` shows it.
         """
         with self._pruning:
             members = self._series.members()
@@ -273,7 +320,7 @@ class CheckpointManager:
 
     def _delete(self, steps: list[int]) -> None:
         for step in steps:
-            with contextlib.suppress(FileNotFoundError):  # another process was faster
+            with contextlib.suppress(FileNotFoundError):  # another process deleted it
                 set_aside(self._series.path(step))
         if steps:
             earlier = self._removal
@@ -289,7 +336,7 @@ class CheckpointManager:
             clean_staging(self.directory, name=f"{self._series.prefix}{step}")
 
     def _trim(self, step: int, patterns: tuple[str, ...]) -> None:
-        """Put a checkpoint without some variables in its own place; the others are linked, and nothing is read."""
+        """Replace a checkpoint by one without some variables; the others are linked, and no values are read."""
         with open_checkpoint(self._series.path(step)) as checkpoint:
             stay = checkpoint.select(exclude=patterns)
             tree = ""

@@ -1,7 +1,7 @@
-"""When to save and what to keep: small pure objects that combine with ``|``, any of them deciding.
+"""When to save and what to keep: small immutable objects that are combined with ``|``, which means "or".
 
-A policy looks at records of saves and at nothing else: no clock, no disk. Each says of itself, in words, what it
-asks for; those words are the reasons that `retain` gives.
+A policy decides by the records of the saves and by nothing else, neither a clock nor the disk. As text, it says what it
+keeps; `retain` gives these texts as reasons.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ BestMode: TypeAlias = Literal["min", "max"]
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Saved:
-    """One complete checkpoint of a series; `time` in seconds since the epoch. It is its own path."""
+    """A complete checkpoint of a run; `time` is in seconds since the epoch. It can be used as a path."""
 
     step: int
     time: float
@@ -51,11 +51,11 @@ class Saved:
 
 
 class When(ABC):
-    """Decides whether a step is saved; `last` is the newest save, None before the first."""
+    """Base of the policies that decide whether a step is saved."""
 
     @abstractmethod
     def should_save(self, step: int, now: float, last: Saved | None) -> bool:
-        """Tell whether to save at this step, at this time."""
+        """Tell whether to save step `step` at the time `now`; `last` is the newest save, None before the first."""
 
     def __or__(self, other: When) -> When:
         return _WhenAny((*_whens(self), *_whens(other)))
@@ -63,7 +63,13 @@ class When(ABC):
 
 @dataclass(frozen=True, slots=True)
 class EverySteps(When):
-    """At multiples of `n` steps."""
+    """Save at the multiples of `n` steps.
+
+    Example:
+        >>> policy = vs.EverySteps(100)
+        >>> [step for step in range(0, 301, 50) if policy.should_save(step, now=0.0, last=None)]
+        [0, 100, 200, 300]
+    """
 
     n: int
 
@@ -71,13 +77,22 @@ class EverySteps(When):
         _require_positive("EverySteps", self.n)
 
     def should_save(self, step: int, now: float, last: Saved | None) -> bool:  # noqa: ARG002
-        """Tell whether the step is a multiple."""
+        """Tell whether the step is a multiple of `n`."""
         return step % self.n == 0
 
 
 @dataclass(frozen=True, slots=True)
 class EverySeconds(When):
-    """When `seconds` have passed since the last save, and at the first step."""
+    """Save when `seconds` have passed since the last save, and at the first step.
+
+    Example:
+        >>> with vs.CheckpointManager("run", save_when=vs.EverySeconds(600)) as manager:
+        ...     for step in range(3):
+        ...         if manager.should_save(step):
+        ...             pending = manager.save(step, {"w": np.zeros(3)})
+        >>> [saved.step for saved in manager.all()]
+        [0]
+    """
 
     seconds: float
 
@@ -85,13 +100,19 @@ class EverySeconds(When):
         _require_positive("EverySeconds", self.seconds)
 
     def should_save(self, step: int, now: float, last: Saved | None) -> bool:  # noqa: ARG002
-        """Tell whether it is time."""
+        """Tell whether enough time has passed."""
         return last is None or now - last.time >= self.seconds
 
 
 @dataclass(frozen=True, slots=True)
 class AtSteps(When):
-    """At the given steps."""
+    """Save at the given steps.
+
+    Example:
+        >>> policy = vs.AtSteps([10, 1000]) | vs.EverySteps(400)
+        >>> [step for step in range(1, 1001) if policy.should_save(step, now=0.0, last=None)]
+        [10, 400, 800, 1000]
+    """
 
     steps: frozenset[int]
 
@@ -105,12 +126,18 @@ class AtSteps(When):
 
 @dataclass(frozen=True, slots=True)
 class SaveIf(When):
-    """Whenever a function of (step, now, last) says so."""
+    """Save when a function of (step, now, last) returns True; `last` is the newest save, None before the first.
+
+    Example:
+        >>> policy = vs.SaveIf(lambda step, now, last: last is None or step >= 2 * last.step)
+        >>> policy.should_save(1, now=0.0, last=None)
+        True
+    """
 
     function: Callable[[int, float, Saved | None], bool]
 
     def should_save(self, step: int, now: float, last: Saved | None) -> bool:
-        """Ask the function."""
+        """Return what the function returns."""
         return bool(self.function(step, now, last))
 
 
@@ -123,11 +150,11 @@ class _WhenAny(When):
 
 
 class Keep(ABC):
-    """Decides which saves are kept, of `saves` in the order of their steps."""
+    """Base of the policies that decide which saves are kept."""
 
     @abstractmethod
     def kept(self, saves: Sequence[Saved]) -> set[int]:
-        """Return the steps that this policy wants kept."""
+        """Return the steps to keep of `saves`, which are in the order of their steps."""
 
     def __or__(self, other: Keep) -> Keep:
         return _KeepAny((*policies_of(self), *policies_of(other)))
@@ -135,7 +162,15 @@ class Keep(ABC):
 
 @dataclass(frozen=True, slots=True)
 class Latest(Keep):
-    """The `n` of the highest steps."""
+    """Keep the `n` highest steps.
+
+    Example:
+        >>> with vs.CheckpointManager("run", keep=vs.Latest(2)) as manager:
+        ...     for step in range(5):
+        ...         pending = manager.save(step, {"w": np.zeros(3)})
+        >>> [saved.step for saved in manager.all()]
+        [3, 4]
+    """
 
     n: int = 1
 
@@ -143,7 +178,7 @@ class Latest(Keep):
         _require_positive("Latest", self.n)
 
     def kept(self, saves: Sequence[Saved]) -> set[int]:
-        """Return the last steps."""
+        """Return the `n` highest steps."""
         return {save.step for save in saves[-self.n :]}
 
     def __str__(self) -> str:
@@ -152,9 +187,20 @@ class Latest(Keep):
 
 @dataclass(frozen=True, slots=True)
 class Best(Keep):
-    """The `n` with the lowest or highest metric, among equals the later ones; nan is no better than anything.
+    """Keep the `n` steps with the lowest (`mode` "min") or highest ("max") value of a metric.
 
-    Saves without the metric are all kept if `without_metric` says so.
+    Of equal values, the later step counts as better; nan counts as worst. Saves that do not have the metric are not
+    kept, or all of them if `without_metric` is True.
+
+    Raises:
+        UsageError: `n` is not positive, or `mode` is unknown.
+
+    Example:
+        >>> with vs.CheckpointManager("run", keep=vs.Best("accuracy", mode="max")) as manager:
+        ...     for step, accuracy in enumerate([0.5, 0.9, 0.7]):
+        ...         pending = manager.save(step, {"w": np.zeros(3)}, metrics={"accuracy": accuracy})
+        >>> manager.best().step
+        1
     """
 
     metric: str
@@ -165,7 +211,7 @@ class Best(Keep):
     def __post_init__(self) -> None:
         _require_positive("Best", self.n)
         if self.mode not in get_args(BestMode):
-            raise UsageError("no such mode", field="Best.mode", found=repr(self.mode), expected="'min' or 'max'")
+            raise UsageError("unknown mode", field="Best.mode", found=repr(self.mode), expected="'min' or 'max'")
 
     def ranked(self, saves: Sequence[Saved]) -> list[Saved]:
         """Return the saves that have the metric, best first."""
@@ -178,7 +224,7 @@ class Best(Keep):
         return False, value if self.mode == "min" else -value, -save.step
 
     def kept(self, saves: Sequence[Saved]) -> set[int]:
-        """Return the best steps."""
+        """Return the `n` best steps."""
         kept = {save.step for save in self.ranked(saves)[: self.n]}
         if self.without_metric:
             kept |= {save.step for save in saves if self.metric not in save.metrics}
@@ -190,7 +236,15 @@ class Best(Keep):
 
 @dataclass(frozen=True, slots=True)
 class KeepEverySteps(Keep):
-    """Multiples of `n` steps."""
+    """Keep the multiples of `n` steps.
+
+    Example:
+        >>> with vs.CheckpointManager("run", keep=vs.KeepEverySteps(2) | vs.Latest()) as manager:
+        ...     for step in range(6):
+        ...         pending = manager.save(step, {"w": np.zeros(3)})
+        >>> [saved.step for saved in manager.all()]
+        [0, 2, 4, 5]
+    """
 
     n: int
 
@@ -198,7 +252,7 @@ class KeepEverySteps(Keep):
         _require_positive("KeepEverySteps", self.n)
 
     def kept(self, saves: Sequence[Saved]) -> set[int]:
-        """Return the multiples."""
+        """Return the multiples of `n`."""
         return {save.step for save in saves if save.step % self.n == 0}
 
     def __str__(self) -> str:
@@ -207,7 +261,16 @@ class KeepEverySteps(Keep):
 
 @dataclass(frozen=True, slots=True)
 class OnePerMinutes(Keep):
-    """The oldest of each window of `minutes`; a window begins with the first save that the one before leaves out."""
+    """Keep one save per `minutes`: the first, and each that is at least so much later than the last one kept.
+
+    Example:
+        >>> clock = iter(range(0, 6000, 600)).__next__  # a save every ten minutes
+        >>> with vs.CheckpointManager("run", keep=vs.OnePerMinutes(30), clock=clock) as manager:
+        ...     for step in range(7):
+        ...         pending = manager.save(step, {"w": np.zeros(3)})
+        >>> [saved.step for saved in manager.all()]
+        [0, 3, 6]
+    """
 
     minutes: float
 
@@ -215,13 +278,13 @@ class OnePerMinutes(Keep):
         _require_positive("OnePerMinutes", self.minutes)
 
     def kept(self, saves: Sequence[Saved]) -> set[int]:
-        """Return the first step of each window."""
+        """Return the first step, and each that is late enough after the one before it."""
         kept = set()
-        begin = -math.inf
+        last = -math.inf
         for save in sorted(saves, key=lambda save: (save.time, save.step)):
-            if save.time - begin >= self.minutes * 60:
+            if save.time - last >= self.minutes * 60:
                 kept.add(save.step)
-                begin = save.time
+                last = save.time
         return kept
 
     def __str__(self) -> str:
@@ -230,7 +293,15 @@ class OnePerMinutes(Keep):
 
 @dataclass(frozen=True, slots=True)
 class Pinned(Keep):
-    """The given steps."""
+    """Keep the given steps.
+
+    Example:
+        >>> with vs.CheckpointManager("run", keep=vs.Pinned([1]) | vs.Latest()) as manager:
+        ...     for step in range(4):
+        ...         pending = manager.save(step, {"w": np.zeros(3)})
+        >>> [saved.step for saved in manager.all()]
+        [1, 3]
+    """
 
     steps: frozenset[int]
 
@@ -238,7 +309,7 @@ class Pinned(Keep):
         object.__setattr__(self, "steps", frozenset(steps))
 
     def kept(self, saves: Sequence[Saved]) -> set[int]:
-        """Return those that were saved."""
+        """Return those of the steps that were saved."""
         return {save.step for save in saves if save.step in self.steps}
 
     def __str__(self) -> str:
@@ -247,12 +318,20 @@ class Pinned(Keep):
 
 @dataclass(frozen=True, slots=True)
 class KeepIf(Keep):
-    """Whatever a function of a save wants kept."""
+    """Keep the saves for which a function returns True; it gets the save's `step`, `time` and `metrics`.
+
+    Example:
+        >>> with vs.CheckpointManager("run", keep=vs.KeepIf(lambda save: save.metrics["loss"] < 0.3)) as manager:
+        ...     for step in range(4):
+        ...         pending = manager.save(step, {"w": np.zeros(3)}, metrics={"loss": 1 / (step + 1)})
+        >>> [saved.step for saved in manager.all()]
+        [3]
+    """
 
     function: Callable[[Saved], bool]
 
     def kept(self, saves: Sequence[Saved]) -> set[int]:
-        """Ask the function."""
+        """Return the steps for which the function returns True."""
         return {save.step for save in saves if self.function(save)}
 
     def __str__(self) -> str:
@@ -271,9 +350,9 @@ class _KeepAny(Keep):
 
 
 def retain(keep: Keep | None, saves: Iterable[Saved]) -> dict[int, tuple[str, ...]]:
-    """Return the steps that stay, each with its reasons: what the policies say together, never nothing.
+    """Return the steps to keep, each with the reasons: the texts of the policies that want it.
 
-    Without a policy all stay; where the policies want none, the last one does.
+    Without a policy, all are kept. If the policies want none, the last one is kept.
     """
     ordered = sorted(saves, key=lambda save: save.step)
     if keep is None:
@@ -292,10 +371,10 @@ def _whens(policy: When) -> tuple[When, ...]:
 
 
 def policies_of(policy: Keep) -> tuple[Keep, ...]:
-    """Return the policies that ``|`` made one of."""
+    """Return the policies that were combined with ``|``."""
     return policy.policies if isinstance(policy, _KeepAny) else (policy,)
 
 
 def _require_positive(what: str, number: float) -> None:
     if not number > 0:
-        raise UsageError("must be more than nothing", field=what, found=number)
+        raise UsageError("must be positive", field=what, found=number)

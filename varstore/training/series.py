@@ -1,4 +1,4 @@
-"""A directory that holds one checkpoint a step: which are complete, and what else lies there."""
+"""A directory with one checkpoint per step: which of them are complete, and what else is there."""
 
 from __future__ import annotations
 
@@ -18,19 +18,19 @@ from varstore.training.policies import Saved
 __all__ = ["KEY", "Member", "Series", "time_of"]
 
 KEY = "training"
-"""The attribute of a checkpoint that holds its step, time and metrics, and the parts taken out of it."""
+"""The attribute of a checkpoint that holds its step, time and metrics, and what was removed from it."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Member:
-    """A complete checkpoint of the series; `trimmed` are the patterns of variables that were taken out of it."""
+    """A complete checkpoint of the series; `trimmed` are the patterns of the variables that were removed from it."""
 
     saved: Saved
     trimmed: frozenset[str]
 
 
 class Series:
-    """The folders ``PREFIX`` + step of a directory; what the disk says is asked each time."""
+    """The folders of a directory that are named ``PREFIX`` + step; each call looks at the disk."""
 
     def __init__(self, directory: str, prefix: str) -> None:
         self.directory = directory
@@ -39,16 +39,16 @@ class Series:
         self._known: dict[tuple[str, int], Member] = {}
 
     def path(self, step: int) -> str:
-        """Return where a step's checkpoint is, or would be."""
+        """Return the path of a step's checkpoint, which need not exist."""
         return os.path.join(self.directory, f"{self.prefix}{step}")
 
     def members(self) -> list[Member]:
-        """Return the complete checkpoints, by number of the step."""
+        """Return the complete checkpoints in the order of their steps."""
         found = [member for _, member in self._look() if isinstance(member, Member)]
         return sorted(found, key=lambda member: member.saved.step)
 
     def others(self) -> dict[str, str]:
-        """Return the names of everything else, each with why it is no checkpoint of the series."""
+        """Return the names of everything else, each with the reason why it is not a checkpoint of the series."""
         return {name: why for name, why in sorted(self._look(), key=lambda pair: pair[0]) if isinstance(why, str)}
 
     def _look(self) -> Iterator[tuple[str, Member | str]]:
@@ -58,9 +58,9 @@ class Series:
             if is_staging_name(entry.name):
                 continue
             if match is None or not entry.is_dir(follow_symlinks=False):
-                yield entry.name, "not of this series"
+                yield entry.name, "not a step of this run"
                 continue
-            key = (entry.name, entry.inode())  # another checkpoint is another folder: none changes in place
+            key = (entry.name, entry.inode())  # a save makes a new folder and never changes one in place
             try:
                 self._known[key] = known.get(key) or _member(int(match[1]), entry.path)
             except (VarstoreError, OSError) as error:
@@ -92,7 +92,7 @@ def _member(step: int, path: str) -> Member:
 
 
 def time_of(checkpoint: Checkpoint) -> float:
-    """Return when a checkpoint was saved, in seconds since the epoch, by the clock of what saved it."""
+    """Return when a checkpoint was saved, in seconds since the epoch, by the clock of the process that saved it."""
     said = checkpoint.attributes.get(KEY)
     if isinstance(said, dict) and "time" in said:
         return float(said["time"])

@@ -1,4 +1,4 @@
-"""Save and load nested state: one checkpoint holds model, optimizer, epoch and loss."""
+"""Save and load nested state, such as a model, its optimizer, the epoch and the loss in one checkpoint."""
 
 from __future__ import annotations
 
@@ -30,21 +30,33 @@ __all__ = ["load_state", "save_state"]
 
 
 def save_state(path: str | os.PathLike[str], state: Any, **save_options: Unpack[StateOptions]) -> Checkpoint:
-    """Save nested state: all of it, or nothing.
+    """Save nested state as a checkpoint, either complete or absent; nothing is pickled.
 
-    Dicts with keys of any plain kind, OrderedDicts, Counters, lists, tuples, named tuples, sets, None, bools,
-    numbers of any size, strings, bytes and numpy scalars are kept exactly, in the manifest. Arrays, tensors and
-    variables of other checkpoints become variables named by their path, such as
-    ``optimizer/state/0/momentum_buffer``, each readable by itself as in any checkpoint. Tensors that are one in
-    memory, or lie within another one, are so again when they are loaded. Arrays come back in C order and the
-    machine's byte order; containers that stand in two places come back as two. Nothing is pickled.
+    Arrays, tensors and variables of other checkpoints become variables that are named by their path, such as
+    ``optimizer/state/0/momentum_buffer``. Each can be read by itself, as in any checkpoint. Everything else is stored
+    exactly, in the manifest: dicts with keys of any plain type, OrderedDicts, Counters, lists, tuples, named tuples,
+    sets, None, bools, numbers of any size, strings, bytes and numpy scalars.
+
+    Tensors that share memory, or lie within another tensor, do so again after `load_state`. Arrays come back in C
+    order and the machine's byte order. A container that is in two places comes back as two containers.
 
     Args:
-        save_options: those of `varstore.save`.
+        path: as for `varstore.save`.
+        state: the nested state; often a dict.
+        save_options: the options of `varstore.save`.
 
     Raises:
-        UsageError: something that is not data; says where, before the first byte.
+        UsageError: a value is not data; the message says where it is. Nothing was written.
         InvalidName, UnsupportedDtype, CheckpointExists, OutOfSpace, StorageError: see `varstore.save`.
+
+    Example:
+        >>> weight = np.zeros((10, 84), np.float32)
+        >>> state = {"model": {"fc.weight": weight}, "optimizer": {"lr": 0.1, "betas": (0.9, 0.999)}, "epoch": 3}
+        >>> checkpoint = vs.save_state("run-3", state)
+        >>> checkpoint.names
+        ('model/fc.weight',)
+        >>> vs.load_state("run-3")["optimizer"]
+        {'lr': 0.1, 'betas': (0.9, 0.999)}
     """
     flat = flatten(state)
     return save(path, flat.variables, tree=flat.tree, **save_options)
@@ -58,19 +70,30 @@ def load_state(
     threads: int | None = None,
     progress: Progress = None,
 ) -> Any:
-    """Load what `save_state` saved, each thing of the type that it was; of plain variables, a dict by name.
+    """Load the state that `save_state` saved, every value of the type that it had.
+
+    Arrays come back as numpy's, torch's or jax's, as they were. A checkpoint that `varstore.save` made gives a dict of
+    arrays by name.
 
     Args:
-        map_location: where torch's tensors go, in torch's own forms: a device, its name, a dict of names, or a
-            function of (tensor on the CPU, name of the device that it was on) that returns the tensor to keep, or
-            None; without it, they go where they were.
-        verify, threads, progress: see `varstore.load`. Tensors that go to a device are read one at a time.
+        path: a checkpoint's directory, or an open `Checkpoint`.
+        map_location: where torch's tensors go, as for ``torch.load``: a device, its name, a dict of device names, or a
+            function of (tensor on the CPU, name of its device) that returns the tensor to use, or None for the device
+            that it was on. Default: the device that each tensor was on.
+        verify: as for `varstore.load`.
+        threads: as for `varstore.load`. Tensors that go to a device are read one at a time.
+        progress: as for `varstore.load`.
 
     Raises:
         MissingDependency: the state holds arrays of a framework that is not installed.
-        UsageError: a device is not there, or jax would make an array narrower.
-        ManifestError: the tree in the manifest does not fit the variables.
+        UsageError: a device is not available, or jax would convert an array to a narrower type.
+        ManifestError: the tree in the manifest does not match the variables.
         CheckpointNotFound, IncompleteCheckpoint, DigestMismatch, SizeMismatch: see `varstore.load`.
+
+    Example:
+        >>> checkpoint = vs.save_state("run-3", {"layers": [np.zeros(2), np.ones(2)], "step": 3})
+        >>> vs.load_state("run-3")
+        {'layers': [array([0., 0.]), array([1., 1.])], 'step': 3}
     """
     checkpoint = path if isinstance(path, Checkpoint) else open_checkpoint(path)
     options: LoadOptions = {"verify": verify, "threads": threads, "progress": progress}
@@ -82,7 +105,7 @@ def load_state(
 def restore(
     checkpoint: Checkpoint, tree: Any, *, map_location: MapLocation, **load_options: Unpack[LoadOptions]
 ) -> Any:
-    """Put the state of a tree together from a checkpoint's variables; see `load_state`."""
+    """Return the state that a tree describes, with a checkpoint's variables as its arrays; see `load_state`."""
     restoring = _Restoring(checkpoint, map_location)
     unflatten(tree, restoring.note, path=checkpoint.path)
     restoring.load(**load_options)
@@ -90,7 +113,11 @@ def restore(
 
 
 class _Restoring:
-    """Reads in parallel what stays in the host's memory, and one at a time what goes to a device."""
+    """The arrays of a state while it is restored.
+
+    What stays in the host's memory is read in parallel. What goes to a device is read one variable at a time, so that
+    the host never holds more than one of them.
+    """
 
     def __init__(self, checkpoint: Checkpoint, map_location: MapLocation) -> None:
         self._checkpoint = checkpoint
@@ -101,26 +128,26 @@ class _Restoring:
         self._made: dict[Any, Any] = {}
 
     def note(self, leaf: Leaf) -> None:
-        """Collect the leaves before anything is read, and refuse what the checkpoint cannot give."""
+        """Collect a leaf; called for all of them before anything is read, so that a wrong tree costs nothing."""
         for name in (leaf.name, *(leaf.view or ())[:1]):
             if name not in self._checkpoint:
                 raise ManifestError(
-                    "the tree names a variable that is not there", path=self._checkpoint.path, variable=name
+                    "the tree names a variable that does not exist", path=self._checkpoint.path, variable=name
                 )
         self._leaves[leaf.name] = leaf
 
     def load(self, **options: Unpack[LoadOptions]) -> None:
-        """Read all that stays in the host's memory."""
-        here = [name for name, leaf in self._leaves.items() if leaf.view is None and self._stays(leaf)]
-        if here:
-            whole = len(here) == len(self._checkpoint)
-            self._arrays = load(self._checkpoint, include=None if whole else here, **options)
+        """Read all arrays that stay in the host's memory."""
+        names = [name for name, leaf in self._leaves.items() if leaf.view is None and self._is_on_host(leaf)]
+        if names:
+            is_whole = len(names) == len(self._checkpoint)
+            self._arrays = load(self._checkpoint, include=None if is_whole else names, **options)
 
-    def _stays(self, leaf: Leaf) -> bool:
+    def _is_on_host(self, leaf: Leaf) -> bool:
         return leaf.type not in (TENSOR, PARAMETER) or locate(leaf, self._map_location) == "cpu"
 
     def array(self, leaf: Leaf) -> Any:
-        """Return one array as what it was; arrays that were one in memory are one again."""
+        """Return an array of the type that it had; arrays that shared memory share it again."""
         if leaf.type in (TENSOR, PARAMETER):
             identity = (leaf.type, leaf.requires_grad, self._place(leaf))
             if identity not in self._made:
@@ -137,7 +164,7 @@ class _Restoring:
 
     def _tensor(self, leaf: Leaf) -> Any:
         owner = self._leaves.get(leaf.view[0]) if leaf.view is not None else None
-        if leaf.view is not None and owner is not None:  # what is restored alone has its own values too
+        if leaf.view is not None and owner is not None:  # without its owner, it has its own values
             if owner.view is not None or owner.type not in (TENSOR, PARAMETER):
                 raise ValueError(f"{owner.name!r} cannot hold {leaf.name!r}")
             return view_of(self._tensor(owner), leaf, self._checkpoint[leaf.name].shape)

@@ -1,7 +1,7 @@
-"""What an array in a state was, torch's or jax's or numpy's, and how it becomes that again.
+"""The types of arrays in a state, torch's, jax's or numpy's: how they are described, and how they are restored.
 
-The tree names the type of an array that is not numpy's. A framework is imported when a state that holds its
-arrays is restored, and never before. Arrays of other frameworks come back as numpy's.
+The tree names the type of an array that is not numpy's. A framework is imported only when a state that holds its
+arrays is restored. Arrays of other frameworks come back as numpy's.
 """
 
 from __future__ import annotations
@@ -36,12 +36,12 @@ PARAMETER = "torch.nn.Parameter"
 JAX = "jax.Array"
 
 MapLocation: TypeAlias = Any
-"""A device, a string, a dict of strings, or a function of (tensor, location); None: where each tensor was."""
+"""A device, its name, a dict of names, or a function of (tensor, name); None for the device that each tensor had."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Leaf:
-    """What a tree says of one array: `view` is (owner, offset, strides), in elements, of a tensor within another."""
+    """What a tree says of an array; `view` is (owner, offset, strides), in elements, for a tensor within another."""
 
     name: str
     type: str = ""
@@ -51,9 +51,9 @@ class Leaf:
 
     @classmethod
     def of(cls, node: Mapping[str, Any]) -> Leaf:
-        """Read a node of the tree; anything wrong is a KeyError, TypeError or ValueError."""
+        """Return what a node of the tree says; raise KeyError, TypeError or ValueError if it is wrong."""
         if not isinstance(node["name"], str):
-            raise TypeError(f"a name that is {type(node['name']).__name__}")
+            raise TypeError(f"a name that is not a string but {type(node['name']).__name__}")
         view = node.get("view")
         return cls(
             name=node["name"],
@@ -65,17 +65,17 @@ class Leaf:
 
 
 def describe(value: Any, place: str) -> dict[str, Any]:
-    """Return what the tree keeps of an array beside its name: nothing of numpy's.
+    """Return what the tree says of an array in addition to its name: nothing for one of numpy's.
 
     Raises:
-        UsageError: a subclass of torch's tensor, which only its own code could restore.
+        UsageError: it is of a subclass of torch's tensor, which only its own code can restore.
     """
     torch, jax = sys.modules.get("torch"), sys.modules.get("jax")
     if torch is not None and isinstance(value, torch.Tensor):
         kind = {torch.Tensor: TENSOR, torch.nn.Parameter: PARAMETER}.get(type(value))
         if kind is None:
             raise UsageError(
-                f"{type(value).__name__} is a tensor of another kind",
+                f"{type(value).__name__} is a subclass of torch.Tensor, which only its own code can restore",
                 field=place,
                 hint="save the plain tensors that it is made of",
             )
@@ -87,7 +87,7 @@ def describe(value: Any, place: str) -> dict[str, Any]:
 
 
 def find_views(variables: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
-    """Return, for each torch tensor that lies within a contiguous other one, which, and where in it."""
+    """Return for each torch tensor that lies within another, contiguous one: the name of that one, and where in it."""
     torch = sys.modules.get("torch")
     if torch is None:
         return {}
@@ -98,7 +98,7 @@ def find_views(variables: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
             shared.setdefault(key, []).append((name, value))
     views = {}
     for group in shared.values():
-        whole: tuple[str, int, int] | None = None  # the contiguous one that reaches farthest, of those begun
+        whole: tuple[str, int, int] | None = None  # of the contiguous ones so far, the one that ends last
         for start, end, _, name, tensor in sorted(
             map(_reach, group), key=lambda reach: (reach[0], -reach[1], reach[2])
         ):
@@ -110,7 +110,7 @@ def find_views(variables: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
 
 
 def _reach(named: tuple[str, Any]) -> tuple[int, int, bool, str, Any]:
-    """Return where a tensor begins and ends in its storage, so that what may hold others sorts before them."""
+    """Return where a tensor starts and ends in its storage, in an order that puts owners before their views."""
     name, tensor = named
     start = tensor.storage_offset()
     return start, start + _extent(tensor.shape, tensor.stride()), not tensor.is_contiguous(), name, tensor
@@ -121,7 +121,7 @@ def _extent(shape: tuple[int, ...], strides: tuple[int, ...]) -> int:
 
 
 def locate(leaf: Leaf, map_location: MapLocation) -> str | Callable[[Any, str], Any]:
-    """Return the device that a tensor goes to, or the function that says it."""
+    """Return the device that a tensor goes to, or the caller's function that decides it."""
     if map_location is None:
         return leaf.device
     if isinstance(map_location, Mapping):
@@ -133,8 +133,7 @@ def to_torch(array: np.ndarray, leaf: Leaf, where: str | Callable[[Any, str], An
     """Return an array as a tensor, on the CPU in the array's own memory.
 
     Raises:
-        UsageError: the device is not there.
-        UnsupportedDtype: torch has no such type.
+        UsageError: the device is not available, or torch does not have the type.
     """
     torch = _framework("torch")
     tensor = _host_tensor(torch, array)
@@ -144,16 +143,16 @@ def to_torch(array: np.ndarray, leaf: Leaf, where: str | Callable[[Any, str], An
             moved = tensor.to(leaf.device)
     except (RuntimeError, AssertionError) as error:
         raise UsageError(
-            "the tensor cannot go to its device",
+            "the tensor cannot be moved to its device",
             variable=leaf.name,
             found=str(error).partition("\n")[0],
-            hint='load with map_location="cpu", or another device that is there',
+            hint='load with map_location="cpu", or with a device that is available',
         ) from error
     return moved
 
 
 def as_saved(tensor: Any, leaf: Leaf) -> Any:
-    """Return a tensor as the Parameter, or with the requires_grad, that it had."""
+    """Return a tensor as a Parameter if it was one, and with the requires_grad that it had."""
     if leaf.type == PARAMETER:
         return _framework("torch").nn.Parameter(tensor, requires_grad=leaf.requires_grad)
     return tensor.requires_grad_() if leaf.requires_grad else tensor
@@ -163,12 +162,12 @@ def view_of(owner: Any, leaf: Leaf, shape: tuple[int, ...]) -> Any:
     """Return the tensor that lies within another.
 
     Raises:
-        ManifestError: it would not.
+        ManifestError: it would reach beyond the other's memory.
     """
     assert leaf.view is not None
     name, offset, strides = leaf.view
     if len(strides) != len(shape) or min((offset, *strides)) < 0 or offset + _extent(shape, strides) > owner.numel():
-        raise ManifestError("the tree has a tensor reach out of the one that holds it", variable=leaf.name, found=name)
+        raise ManifestError("the tree puts a tensor beyond the memory of its owner", variable=leaf.name, found=name)
     return owner.as_strided(shape, strides, owner.storage_offset() + offset)
 
 
@@ -176,12 +175,12 @@ def to_jax(array: np.ndarray, leaf: Leaf) -> Any:
     """Return an array as jax's.
 
     Raises:
-        UsageError: jax would make it narrower, because 64-bit types are not enabled.
+        UsageError: jax would convert it to a narrower type, because 64-bit types are not enabled.
     """
     jax = _framework("jax")
     if jax.dtypes.canonicalize_dtype(array.dtype) != array.dtype:
         raise UsageError(
-            "jax would make this array narrower",
+            "jax would convert this array to a narrower type",
             variable=leaf.name,
             found=f"dtype {array.dtype}",
             hint="enable 64-bit types: jax.config.update('jax_enable_x64', True)",
@@ -195,9 +194,9 @@ def _host_tensor(torch: Any, array: np.ndarray) -> Any:
     dtype = getattr(torch, array.dtype.name, None)
     if dtype is None or dtype.itemsize != array.dtype.itemsize:
         raise UsageError(
-            "torch has no such type",
+            "torch does not have this type",
             found=f"dtype {array.dtype}",
-            hint="load it with varstore.load, which gives numpy arrays",
+            hint="varstore.load gives numpy arrays",
         )
     bits = array.view({1: np.uint8, 2: np.int16}[array.dtype.itemsize])
     return _host_tensor(torch, bits).view(dtype)

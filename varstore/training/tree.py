@@ -1,13 +1,13 @@
-"""Nested state <-> flat variables and a JSON tree.
+"""Nested state to flat variables and a JSON tree, and back.
 
-Arrays become variables named by their path; all else, and where each array belongs, is in the tree. What JSON
-has, stands for itself: None, bool, int, finite float, str, list, and dict with string keys. Everything else
-is an object that says what it is under ``"$"``::
+Each array becomes a variable that is named by its path. The tree holds everything else, and where each array belongs.
+What JSON has stands for itself: None, bool, int, finite float, str, list, and dict with string keys. Everything else
+is an object whose ``"$"`` says what it is:
 
     {"$": "array", "name": "optimizer/state/0/exp_avg", "type": "torch.Tensor"}
     {"$": "array", …, "device": "cuda:0", "requires_grad": true, "view": {"of": NAME, "offset": 6, "strides": [1]}}
     {"$": "tuple", "items": [...]}            likewise set, frozenset
-    {"$": "dict", "items": [[key, value]]}    other keys than strings, or a key "$"; likewise OrderedDict, Counter
+    {"$": "dict", "items": [[key, value]]}    with keys other than strings, or a key "$"; likewise OrderedDict, Counter
     {"$": "namedtuple", "type": "Point", "fields": ["x", "y"], "items": [...]}
     {"$": "int", "hex": "-0x1…"}              beyond 64 bits
     {"$": "float", "hex": "7ff8000000000000"} nan and the infinities: the IEEE 754 bits, big-endian
@@ -15,11 +15,11 @@ is an object that says what it is under ``"$"``::
     {"$": "bytes", "hex": "…"}                {"$": "str", "hex": "…"}: text with lone surrogates
     {"$": "scalar", "type": "float16", "hex": "…"}   a numpy scalar, little-endian
 
-An array says its type where it is not numpy's, and what of a tensor its values do not: the device unless that is
-the CPU, and where it lies, in elements, within the memory of another one.
+An array says its type if that is not numpy's. A tensor also says what its values do not: its device if that is not
+the CPU, and its place within the memory of another tensor, in elements.
 
-A named tuple comes back as one of the same name and fields, made by `collections.namedtuple`: its class is
-code, and no code is stored. Nothing here can run any.
+A named tuple comes back as one with the same name and fields, made by `collections.namedtuple`, because its class is
+code. No code is stored, and reading a tree runs none.
 """
 
 from __future__ import annotations
@@ -53,22 +53,22 @@ _SCALARS = {row.dtype.name: row.dtype for row in TABLE if row.dtype is not None}
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Flat:
-    """State taken apart: `variables` as `varstore.save` takes them, and the text of the tree."""
+    """Flattened state: `variables` as `varstore.save` takes them, and the text of the tree."""
 
     variables: dict[str, Any]
     tree: str
 
 
 def flatten(state: Any) -> Flat:
-    """Take a nested state apart; no array is copied.
+    """Flatten a nested state; no array is copied.
 
-    A name is the path to the array, its keys between ``/``; where that is taken already, or cannot be a folder,
-    ``~2`` and so on follow it, or it is ``unnamed/N``. The order of the state decides, and nothing else.
+    A variable's name is the path to the array, its keys joined by ``/``. If the name is taken, ``~2``, ``~3`` and so on
+    are appended; if it cannot be a folder, the name is ``unnamed/N``. Equal states get equal names.
 
     Raises:
-        UsageError: something that is not data, containers nested deeper than 100 or in themselves; says where,
-            as in ``state['sched'].lr_lambda: function``.
-        UnsupportedDtype: an array whose type has no place on disk.
+        UsageError: a value is not data, or a container contains itself or is nested deeper than 100. The message says
+            where, as in ``state['sched'].lr_lambda: function``.
+        UnsupportedDtype: the type of an array cannot be stored.
     """
     work = _Flattening()
     node = work.node(state, "state", ())
@@ -85,7 +85,7 @@ class _Flattening:
         self._above: set[int] = set()
 
     def node(self, value: Any, place: str, parts: tuple[str, ...] | None) -> Any:
-        """Return what stands in the tree for a value; `parts` is None inside keys, where no array may be."""
+        """Return the node of a value; `parts` is None inside a key, which cannot hold an array."""
         kind = type(value)
         if kind in _PLAIN:
             return value
@@ -97,14 +97,14 @@ class _Flattening:
         if kind in _PAIRED or kind in _ROWED or kind is list or _is_namedtuple(value):
             return self._container(value, place, parts)
         if parts is None:
-            raise _refusal(value, place, "a key is a number, a string, bytes, None, or a tuple of them")
+            raise _not_data(value, place, "a key is a number, a string, bytes, None, or a tuple of these")
         return self._array(value, place, parts)
 
     def _container(self, value: Any, place: str, parts: tuple[str, ...] | None) -> Any:
         if id(value) in self._above:
-            raise UsageError("contains itself", field=place, hint="state must be a tree")
+            raise UsageError("contains itself", field=place, hint="remove the cycle")
         if len(self._above) >= _DEEPEST:
-            raise UsageError(f"nested deeper than {_DEEPEST}", field=place)
+            raise UsageError(f"nested deeper than {_DEEPEST}", field=place, hint="flatten some of the levels")
         self._above.add(id(value))
         try:
             if parts is not None and type(value) in _PAIRED:
@@ -125,7 +125,7 @@ class _Flattening:
     def _row(self, value: Any, place: str, parts: tuple[str, ...] | None) -> Any:
         kind = type(value)
         if parts is None and (kind is list or kind is set or kind in _PAIRED):
-            raise _refusal(value, place, "a key cannot change")
+            raise _not_data(value, place, "a key must be hashable")
         if isinstance(value, (set, frozenset)):
             parts = None
         fields = value._fields if _is_namedtuple(value) else range(len(value))
@@ -141,14 +141,14 @@ class _Flattening:
 
     def _array(self, value: Any, place: str, parts: tuple[str, ...]) -> dict[str, Any]:
         if isinstance(value, (int, float, complex, str, bytes)):  # an enum or another subclass would come back plain
-            raise _refusal(value, place, "convert it to the plain type")
+            raise _not_data(value, place, "convert it to the plain type")
         name = self._name(parts)
         try:
             as_source(value, variable=name)
         except UnsupportedDtype:
             raise
         except UsageError as error:
-            raise _refusal(value, place, error.hint if hasattr(value, "__array__") else _hint(value)) from error
+            raise _not_data(value, place, error.hint if hasattr(value, "__array__") else _hint(value)) from error
         said = describe(value, place)
         self.variables[name] = value
         self.arrays[name] = {"$": "array", "name": name, **said}
@@ -174,14 +174,14 @@ def _is_namedtuple(value: Any) -> bool:
     return isinstance(value, tuple) and isinstance(fields, tuple) and len(fields) == len(value)
 
 
-def _refusal(value: Any, place: str, hint: str | None) -> UsageError:
+def _not_data(value: Any, place: str, hint: str | None) -> UsageError:
     return UsageError(f"{type(value).__name__} cannot be saved as data", field=place, hint=hint)
 
 
 def _hint(value: Any) -> str:
     if hasattr(value, "state_dict"):
         return "save its state_dict()"
-    return "only numbers, text, containers and arrays are; leave it out, or save what it is made from"
+    return "data is numbers, text, containers and arrays; leave this out, or save what it is made from"
 
 
 def _shown(key: Any) -> str:
@@ -231,12 +231,12 @@ def _scalar(value: np.generic, place: str) -> Any:
 
 
 def prune(tree: Any, gone: Callable[[str], bool]) -> Any:
-    """Return a tree without the arrays whose names are `gone`: entries of dicts vanish, in rows None stands."""
+    """Return a tree without the arrays whose names are `gone`; dicts lose their entries, lists get None instead."""
     if isinstance(tree, list):
         return [None if _is_gone(item, gone) else prune(item, gone) for item in tree]
     if not isinstance(tree, dict):
         return tree
-    if tree.get("$") == "array":  # a tensor within one that is gone has its own values too
+    if tree.get("$") == "array":  # a tensor within one that is gone is saved with its own values
         return {key: item for key, item in tree.items() if key != "view" or not gone(item["of"])}
     if tree.get("$") in _PAIRED.values():
         pairs = [[key, prune(item, gone)] for key, item in tree["items"] if not _is_gone(item, gone)]
@@ -249,7 +249,7 @@ def _is_gone(node: Any, gone: Callable[[str], bool]) -> bool:
 
 
 def unflatten(tree: Any, restore: Callable[[Leaf], Any], *, path: str) -> Any:
-    """Put a state together; `restore` is asked for each array.
+    """Return the state that a tree describes; `restore` is called for each array in it.
 
     Raises:
         ManifestError: the tree is not one that `flatten` makes.
@@ -280,7 +280,7 @@ def _decode(node: Any, restore: Callable[[Leaf], Any]) -> Any:
 
 @cache
 def _tuple_type(name: str, fields: tuple[str, ...]) -> Any:
-    return namedtuple(name, fields)  # names that are no identifiers are a ValueError
+    return namedtuple(name, fields)  # raises ValueError for a name that is not an identifier
 
 
 def _from_namedtuple(node: Mapping[str, Any], items: list[Any]) -> Any:
