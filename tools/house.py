@@ -32,10 +32,11 @@ FLOORS: dict[str, int] = {
 
 ORDER: dict[str, tuple[str, ...]] = {
     "text": ("hints", "html"),
-    "layout": ("collector", "names", "dtypes", "meta", "manifest", "difference"),
+    "layout": ("collector", "names", "dtypes", "meta", "encodings", "location", "manifest", "readable", "difference"),
     "values": ("select", "methods", "lazy", "arrays", "plan"),
-    "storage": ("memory", "syscalls", "failures", "containment", "beneath", "appearing"),
-    "disk": ("progress", "threads", "blocks", "save", "read", "seal"),
+    "storage": ("memory", "syscalls", "failures", "containment", "directory", "beneath", "appearing"),
+    "disk": ("progress", "threads", "blocks", "encodings", "save", "read", "seal"),
+    "disk/encodings": ("raw", "table"),
     "disk/save": ("staging", "large_file", "links", "space", "incremental", "writer"),
     "disk/read": ("checks", "digests", "batches", "whole", "parts", "variable", "scan", "checkpoint"),
     "model": ("options", "match", "report", "store", "into"),

@@ -10,7 +10,7 @@ import pytest
 from support import assert_same, check_checkpoint
 
 import varstore as vs
-from varstore.errors import UnsupportedDtype, UsageError
+from varstore.errors import StorageError, UnsupportedDtype, UsageError
 from varstore.values.arrays import as_source
 from varstore.values.plan import plan_save
 
@@ -190,3 +190,30 @@ def test_a_tensor_without_plain_values_is_refused(case):
 def test_what_is_torchs_and_no_tensor_is_refused(value):
     with pytest.raises(UsageError, match="not an array, a scalar or a variable of a checkpoint"):
         source(value)
+
+
+class Rows(torch.utils.data.Dataset):
+    """Rows of a variable, read when they are asked for, and the length of its checkpoint."""
+
+    def __init__(self, checkpoint, name):
+        self.checkpoint = checkpoint
+        self.variable = checkpoint[name]
+
+    def __len__(self):
+        return len(self.variable)
+
+    def __getitem__(self, index):
+        return torch.from_numpy(np.asarray(self.variable[index])), len(self.checkpoint)
+
+
+@pytest.mark.parametrize("context", ["fork", "spawn"])
+def test_workers_of_a_data_loader_read(tmp_path, context):
+    values = np.arange(24, dtype=np.float32).reshape(8, 3)
+    rows = Rows(vs.save(tmp_path / "c", {"rows": values, "other": values}), "rows")
+    loader = torch.utils.data.DataLoader(rows, batch_size=4, num_workers=2, multiprocessing_context=context)
+    batches = list(loader)
+    assert torch.equal(torch.cat([batch for batch, _ in batches]), torch.from_numpy(values))
+    assert {int(length) for _, lengths in batches for length in lengths} == {2}
+    vs.save(tmp_path / "c", {"rows": values + 1}, overwrite=True)
+    with pytest.raises(StorageError, match="replaced since it was opened"):
+        list(loader)

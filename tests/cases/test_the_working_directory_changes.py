@@ -106,7 +106,6 @@ USES = {
 
 @pytest.mark.parametrize("there_is", ["nothing", "folder", "checkpoint"])
 @pytest.mark.parametrize("use", USES)
-@follows
 def test_a_handle_stays_where_it_was_opened(places, use, there_is):
     there = places[1]
     vs.save("c", VALUES)

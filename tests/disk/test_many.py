@@ -9,8 +9,10 @@ import numpy as np
 import pytest
 
 import varstore as vs
+from varstore.disk import threads as disk_threads
 from varstore.disk.read import whole
 from varstore.disk.save import writer
+from varstore.inspection import verify
 
 COUNT = 10_000
 NAMES = [f"block{i // 100}/layer{i % 100}/weight" for i in range(COUNT)]
@@ -59,13 +61,17 @@ def test_threads_help_with_slow_calls_and_change_nothing(path, tmp_path, monkeyp
 
 @pytest.mark.parametrize("quick", [0, 1e9])
 def test_threads_help_with_slow_reading_and_change_nothing(path, monkeypatch, quick):
-    monkeypatch.setattr(whole, "_QUICK", quick)
+    monkeypatch.setattr(disk_threads, "_QUICK", quick)
     threads = set()
-    read = whole.read_batch
-    monkeypatch.setattr(
-        whole, "read_batch", lambda *given, **how: threads.add(threading.get_ident()) or read(*given, **how)
-    )
+    for module, name in ((whole, "read_batch"), (verify, "check_meta")):
+        do = getattr(module, name)
+        monkeypatch.setattr(
+            module, name, lambda *given, do=do, **how: threads.add(threading.get_ident()) or do(*given, **how)
+        )
     loaded = vs.load(path, threads=3)
+    assert (len(threads) > 1) is (quick == 0)
+    threads.clear()
+    assert vs.verify(path, threads=3).ok
     assert (len(threads) > 1) is (quick == 0)
     assert list(loaded) == NAMES
     assert all(np.array_equal(loaded[name], value) for name, value in values().items())

@@ -9,6 +9,7 @@ import pytest
 
 import varstore as vs
 from varstore.errors import CheckpointNotFound, IncompleteCheckpoint, ManifestError, MetaError, SizeMismatch
+from varstore.storage import syscalls
 
 DATA = Path(__file__).resolve().parents[1] / "data" / "oneflow"
 SHARED = np.arange(4.0)
@@ -32,6 +33,36 @@ def test_verify_of_a_good_one(path):
     vs.verify(path, progress=lambda done, total: seen.append((done, total)))
     assert seen[0][0] == 0
     assert seen[-1][0] == seen[-1][1] == report.nbytes
+
+
+def test_verify_opens_each_file_once_and_leaves_none_open(tmp_path, monkeypatch):
+    many = {f"v{i}": np.full(5, i) for i in range(150)} | {"large": np.arange(5 << 20), "tied": SHARED, "twin": SHARED}
+    vs.save(tmp_path / "c", many, durable=False)
+    opened = []
+    real = syscalls.openat2_beneath
+    monkeypatch.setattr(syscalls, "openat2_beneath", lambda path, fd: opened.append(path) or real(path, fd))
+    before = len(os.listdir("/proc/self/fd"))
+    for threads in (1, 3):
+        opened.clear()
+        assert vs.verify(tmp_path / "c", threads=threads).ok
+        files = sorted(f"{name}/{file}" for name in many for file in ("meta", "out"))
+        assert sorted(path for path in opened if path != "manifest") == files
+    (tmp_path / "c" / "large" / "out").chmod(0o644)
+    with open(tmp_path / "c" / "large" / "out", "r+b") as file:
+        file.write(b"\x01")
+        file.seek(17 << 20)
+        file.write(b"\x01")
+    assert [problem for problem in vs.verify(tmp_path / "c").problems if "large" in problem and "xxh3" in problem]
+    os.truncate(tmp_path / "c" / "large" / "out", 9 << 20)
+    assert [problem for problem in vs.verify(tmp_path / "c").problems if "large" in problem and "long" in problem]
+    with pytest.raises(KeyboardInterrupt):
+        vs.verify(tmp_path / "c", progress=interrupt)
+    assert len(os.listdir("/proc/self/fd")) == before
+
+
+def interrupt(done, total):
+    if done:
+        raise KeyboardInterrupt
 
 
 def test_verify_lists_every_problem_at_once(path):

@@ -131,7 +131,7 @@ def test_writer_and_reader_never_meet():
     saving, reading = (reached(module, set()) for module in ("disk/save/writer", "disk/read/checkpoint"))
     assert not any(module.startswith("disk/read/") for module in saving)
     assert not any(module.startswith("disk/save/") for module in reading)
-    assert {"layout/manifest", "storage/beneath"} <= saving & reading
+    assert {"layout/manifest", "storage/directory"} <= saving & reading
 
 
 @pytest.mark.parametrize("module", MODULES)

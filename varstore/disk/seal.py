@@ -9,7 +9,6 @@ from collections.abc import Mapping
 
 from varstore.disk.progress import Progress, reporting
 from varstore.disk.read.checkpoint import open_checkpoint
-from varstore.disk.read.checks import check_readable
 from varstore.disk.read.digests import all_digests
 from varstore.disk.read.scan import WalkedEntries
 from varstore.disk.save.staging import fsync_path
@@ -17,7 +16,8 @@ from varstore.errors import FormatError, InvalidName, ManifestError, MetaError
 from varstore.layout.difference import DiffReport, compare
 from varstore.layout.manifest import VERSION_FIELD, Entry, Manifest
 from varstore.layout.names import MANIFEST
-from varstore.storage.beneath import open_root
+from varstore.layout.readable import readable
+from varstore.storage.directory import Directory, locate
 from varstore.storage.failures import translated
 
 __all__ = ["seal"]
@@ -34,17 +34,18 @@ def seal(path: str | os.PathLike[str], *, writer: str = "varstore", progress: Pr
         MetaError, SizeMismatch: a folder that is no variable as it stands; nothing is written.
         StorageError: the operating system refused; nothing is written.
     """
-    root = os.fspath(path)
+    location = locate(path)
+    root = location.path
     before = _present_manifest(root)
     listed = _decodable(before.entries) if before else {}
     known = {entry.folder: entry for entry in listed.values()}
     order = {folder: place for place, folder in enumerate(known)}
-    with translated(root, "sealing failed"), open_root(root) as root_fd:
-        walked = WalkedEntries(root_fd, root)
+    with translated(root, "sealing failed"), Directory(location) as directory:
+        walked = WalkedEntries(directory, location)
         entries: dict[str, Entry] = {}
         with reporting(progress, sum(e.nbytes for e in walked.values()), f"sealing {root}") as advance:
             for found in sorted(walked.values(), key=lambda entry: order.get(entry.folder, len(order))):
-                entry = _sealed(root_fd, root, found, known.get(found.folder))
+                entry = _sealed(directory, found, known.get(found.folder))
                 if entry.name in entries:
                     raise InvalidName(
                         "two folders would have this name", path=root, variable=entry.name, found=entry.folder
@@ -60,7 +61,7 @@ def seal(path: str | os.PathLike[str], *, writer: str = "varstore", progress: Pr
             tree=before.tree if before else "",
             entries=entries,
         )
-        _replace_manifest(root_fd, root, after.encode())
+        _replace_manifest(directory, after.encode())
     return compare(root, root, listed, entries)
 
 
@@ -83,16 +84,16 @@ def _decodable(entries: Mapping[str, Entry]) -> dict[str, Entry]:
     return decoded
 
 
-def _sealed(root_fd: int, root: str, found: Entry, known: Entry | None) -> Entry:
+def _sealed(directory: Directory, found: Entry, known: Entry | None) -> Entry:
     if found.meta is None:
         raise MetaError(
             "a variable without meta cannot be sealed",
-            path=os.path.join(root, found.folder),
+            path=directory.place(found.folder),
             variable=found.name,
             hint="load it with load_variables, which knows shape and type, and save that",
         )
-    check_readable(root, found)
-    entry = found._replace(digests=all_digests(root_fd, root, found))
+    readable(found, path=directory.path)
+    entry = found._replace(digests=all_digests(directory, found))
     if known is None:
         return entry
     return entry._replace(name=known.name, attributes=known.attributes)
@@ -106,16 +107,16 @@ def _tied(entry: Entry, known: Entry | None, entries: Mapping[str, Entry]) -> En
     return entry._replace(alias_of=first.name)
 
 
-def _replace_manifest(root_fd: int, root: str, data: bytes) -> None:
+def _replace_manifest(directory: Directory, data: bytes) -> None:
     temporary = f".{MANIFEST}.{os.urandom(4).hex()}"
-    fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o444, dir_fd=root_fd)
+    fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o444, dir_fd=directory.fd)
     try:
         with open(fd, "wb") as file:
             file.write(data)
             file.flush()
             os.fsync(fd)
-        os.rename(temporary, MANIFEST, src_dir_fd=root_fd, dst_dir_fd=root_fd)
+        os.rename(temporary, MANIFEST, src_dir_fd=directory.fd, dst_dir_fd=directory.fd)
     except BaseException:
-        os.unlink(temporary, dir_fd=root_fd)
+        os.unlink(temporary, dir_fd=directory.fd)
         raise
-    fsync_path(root)
+    fsync_path(directory.location.absolute)

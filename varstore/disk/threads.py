@@ -4,17 +4,24 @@ from __future__ import annotations
 
 import os
 import threading
+import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
+from typing import TypeVar
 
 from varstore.errors import UsageError
 
-__all__ = ["Job", "Lane", "in_lanes", "run", "start", "thread_count"]
+__all__ = ["Job", "Lane", "in_lanes", "run", "shared_if_slow", "start", "thread_count"]
+
+Item = TypeVar("Item")
 
 Job = Callable[[], bool | None]
 """A piece of work; it returns True where there is more of it, which the same thread then does next."""
 
 _DEFAULT_LIMIT = 8
+_QUICK = 100e-6
+"""Seconds for the files of one small variable; of calls that take longer, the disk or a server does most."""
 
 
 def thread_count(threads: int | None) -> int:
@@ -106,6 +113,21 @@ def in_lanes(work: Iterable[Lane | Job]) -> Iterator[Job]:
         yield item.step
     while lanes and (lane := max(lanes, key=lambda lane: lane.left)).left:
         yield lane.step
+
+
+def shared_if_slow(groups: Iterable[Sequence[Item]], do: Callable[[Sequence[Item]], None]) -> Iterator[Job]:
+    """Do groups of small things here while that is quick, and yield them where threads would help: they wait.
+
+    Threads that make quick calls wait for the interpreter longer than they save.
+    """
+    calls_are_slow = False
+    for group in groups:
+        if calls_are_slow:
+            yield partial(do, group)
+            continue
+        start = time.perf_counter()
+        do(group)
+        calls_are_slow = time.perf_counter() - start > _QUICK * len(group)
 
 
 class _Crew:

@@ -8,7 +8,7 @@ from varstore.disk.read.checkpoint import Checkpoint, open_checkpoint
 from varstore.disk.read.digests import all_digests
 from varstore.layout.difference import DiffReport, compare
 from varstore.layout.manifest import Entry
-from varstore.storage.beneath import open_root
+from varstore.storage.directory import Directory
 from varstore.storage.failures import translated
 
 __all__ = ["DiffReport", "diff"]
@@ -25,10 +25,10 @@ def diff(a: str | os.PathLike[str] | Checkpoint, b: str | os.PathLike[str] | Che
 
 
 def _with_digests(checkpoint: Checkpoint) -> dict[str, Entry]:
-    with translated(checkpoint.root, "reading failed"), open_root(checkpoint.root) as root_fd:
+    with translated(checkpoint.path, "reading failed"), Directory(checkpoint.location) as directory:
         return {
             name: variable.entry
             if variable.entry.digests
-            else variable.entry._replace(digests=all_digests(root_fd, checkpoint.root, variable.entry))
+            else variable.entry._replace(digests=all_digests(directory, variable.entry))
             for name, variable in checkpoint.items()
         }

@@ -2,28 +2,33 @@
 
 from __future__ import annotations
 
+import contextlib
+import itertools
 import os
 import stat
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 
-from varstore.disk.blocks import spans
+from varstore.disk.blocks import SMALL, digest_file_block, spans
 from varstore.disk.progress import Progress, reporting
 from varstore.disk.read.checkpoint import Checkpoint, open_checkpoint
-from varstore.disk.read.checks import check_digest, check_meta, check_readable, check_size
-from varstore.disk.read.digests import digest_of_block
+from varstore.disk.read.checks import check_digest, check_meta, check_size
+from varstore.disk.read.digests import all_digests
 from varstore.disk.read.scan import variable_folders
-from varstore.disk.threads import Job, Lane, in_lanes, run, thread_count
+from varstore.disk.threads import Lane, in_lanes, run, shared_if_slow, thread_count
 from varstore.errors import CheckpointNotFound, VarstoreError
-from varstore.layout.manifest import BLOCK, Entry
+from varstore.layout.manifest import BLOCK, Entry, block_count
 from varstore.layout.names import MARKER, Folder
-from varstore.storage.beneath import open_root, opened_file
+from varstore.layout.readable import readable
+from varstore.storage.directory import Directory, locate
 from varstore.storage.failures import translated
 from varstore.text.hints import plural
 
 __all__ = ["VerifyReport", "verify"]
+
+_BATCH = 64
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -71,15 +76,15 @@ def verify(path: str | os.PathLike[str], *, threads: int | None = None, progress
     total = sum(entry.nbytes for entry in entries)
     with (
         translated(root, "verifying failed"),
-        open_root(root) as root_fd,
+        Directory(checkpoint.location if checkpoint else locate(path)) as directory,
         reporting(progress, total, f"verifying {root}") as advance,
     ):
-        problems += _marker_problems(root_fd, root)
+        problems += _marker_problems(directory)
         if checkpoint is not None and checkpoint.manifest is not None:
             listed = {entry.folder for entry in entries}
-            problems += _unlisted_problems(root_fd, root, listed)
-        work = _Verification(root_fd, root, advance)
-        run(work.jobs(entries), thread_count(threads))
+            problems += _unlisted_problems(directory, listed)
+        work = _Verification(directory, advance)
+        work.run(entries, thread_count(threads))
     problems += [work.problems[entry.name] for entry in entries if entry.name in work.problems]
     return VerifyReport(
         path=root,
@@ -112,59 +117,103 @@ def _decodable_entries(checkpoint: Checkpoint, problems: list[str]) -> list[Entr
     return entries
 
 
-def _unlisted_problems(root_fd: int, root: str, listed: set[Folder]) -> list[str]:
+def _unlisted_problems(directory: Directory, listed: set[Folder]) -> list[str]:
     try:
         return [
-            f"{os.path.join(root, folder)}: a variable that the manifest does not list"
-            for folder in variable_folders(root_fd)
+            f"{directory.place(folder)}: a variable that the manifest does not list"
+            for folder in variable_folders(directory)
             if folder not in listed
         ]
     except (VarstoreError, OSError) as error:
-        return [f"{root}: its folders cannot be listed: {error}"]
+        return [f"{directory.path}: its folders cannot be listed: {error}"]
 
 
-def _marker_problems(root_fd: int, root: str) -> list[str]:
+def _marker_problems(directory: Directory) -> list[str]:
     try:
-        status = os.stat(MARKER, dir_fd=root_fd, follow_symlinks=False)
+        status = os.stat(MARKER, dir_fd=directory.fd, follow_symlinks=False)
     except FileNotFoundError:
         return []
     if not stat.S_ISREG(status.st_mode) or status.st_size == 0:
         return []
-    return [f"{os.path.join(root, MARKER)}: found {status.st_size} bytes, expected an empty file"]
+    return [f"{directory.place(MARKER)}: found {status.st_size} bytes, expected an empty file"]
 
 
 class _Verification:
-    """Checks block after block; keeps the first problem of each variable."""
+    """Checks small variables one after the other and large ones block by block; keeps the first problem of each.
 
-    def __init__(self, root_fd: int, root: str, advance: Callable[[int], None] | None) -> None:
-        self._root_fd = root_fd
-        self._root = root
+    Each file is opened once. That of a large variable stays open until its last block was read.
+    """
+
+    def __init__(self, directory: Directory, advance: Callable[[int], None] | None) -> None:
+        self._directory = directory
         self._advance = advance
         self._lock = threading.Lock()
+        self._blocks_left: dict[int, int] = {}
         self.problems: dict[str, str] = {}
 
-    def jobs(self, entries: list[Entry]) -> Iterator[Job]:
-        return in_lanes(Lane(list(spans(entry.nbytes)) or [(0, 0)], partial(self._check, entry)) for entry in entries)
-
-    def _check(self, entry: Entry, start: int, stop: int) -> None:
-        if entry.name in self.problems:
-            return
+    def run(self, entries: Sequence[Entry], threads: int) -> None:
+        """Check all of these."""
+        small = [entry for entry in entries if entry.nbytes < SMALL]
+        groups = (small[start : start + _BATCH] for start in range(0, len(small), _BATCH))
+        lanes = self._lanes([entry for entry in entries if entry.nbytes >= SMALL])
         try:
-            if start == 0:
-                self._check_files(entry)
-            self._check_block(entry, start, stop)
+            run(in_lanes(itertools.chain(lanes, shared_if_slow(groups, self._check_small))), threads)
+        finally:
+            for fd in self._blocks_left:
+                os.close(fd)
+
+    @contextlib.contextmanager
+    def _noting(self, entry: Entry) -> Iterator[None]:
+        try:
+            yield
         except (VarstoreError, OSError) as error:
             with self._lock:
                 self.problems.setdefault(entry.name, str(error))
 
-    def _check_files(self, entry: Entry) -> None:
-        check_readable(self._root, entry)
-        check_meta(self._root_fd, self._root, entry)
-        with opened_file(self._root_fd, f"{entry.folder}/out", root=self._root, variable=entry.name) as (_, size):
-            check_size(self._root, entry, size)
+    def _check_form(self, entry: Entry) -> None:
+        if entry.meta is not None:
+            readable(entry, path=self._directory.path)
+        check_meta(self._directory, entry)
 
-    def _check_block(self, entry: Entry, start: int, stop: int) -> None:
-        found = digest_of_block(self._root_fd, self._root, entry, start, stop)
-        check_digest(self._root, entry, start // BLOCK, found)
+    def _check_small(self, entries: Sequence[Entry]) -> None:
+        for entry in entries:
+            with self._noting(entry):
+                self._check_form(entry)
+                check_digest(self._directory, entry, 0, all_digests(self._directory, entry))
+        if self._advance:
+            self._advance(sum(entry.nbytes for entry in entries))
+
+    def _lanes(self, entries: Sequence[Entry]) -> Iterator[Lane]:
+        for entry in entries:
+            fd = self._opened(entry)
+            if fd is not None:
+                yield Lane(spans(entry.nbytes), partial(self._check_block, entry, fd))
+            elif self._advance:
+                self._advance(entry.nbytes)
+
+    def _opened(self, entry: Entry) -> int | None:
+        """Return the descriptor of a large ``out`` whose blocks are to be read; None where it has a problem already."""
+        with self._noting(entry):
+            self._check_form(entry)
+            relative = f"{entry.folder}/out"
+            fd = self._directory.open(relative, variable=entry.name)
+            try:
+                check_size(self._directory, entry, self._directory.size(fd, relative, entry.name))
+            except BaseException:
+                os.close(fd)
+                raise
+            self._blocks_left[fd] = block_count(entry.nbytes)
+            return fd
+        return None
+
+    def _check_block(self, entry: Entry, fd: int, start: int, stop: int) -> None:
+        if entry.name not in self.problems:
+            with self._noting(entry):
+                check_digest(self._directory, entry, start // BLOCK, digest_file_block(fd, start, stop))
+        with self._lock:
+            self._blocks_left[fd] -= 1
+            if not self._blocks_left[fd]:
+                del self._blocks_left[fd]
+                os.close(fd)
         if self._advance:
             self._advance(stop - start)

@@ -6,6 +6,7 @@ had. Checkpoints contain these names and numbers, so a number never changes its 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,6 +29,13 @@ class DataType:
     number: int
     dtype: np.dtype[Any] | None
     written: bool = True
+
+    def __reduce__(self) -> tuple[Callable[[int], DataType], tuple[int]]:
+        return _numbered, (self.number,)
+
+
+def _numbered(number: int) -> DataType:
+    return BY_NUMBER[number]
 
 
 def _row(name: str, number: int, scalar: Any, *, written: bool = True) -> DataType:

@@ -23,11 +23,11 @@ from functools import lru_cache
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-import numpy as np
 import xxhash
 
 from varstore.errors import InvalidName, ManifestError, UsageError
-from varstore.layout.dtypes import BFLOAT16, BY_NUMBER
+from varstore.layout.dtypes import BY_NUMBER
+from varstore.layout.encodings import ENCODINGS, RAW
 from varstore.layout.meta import Meta, shape_problem
 from varstore.layout.names import Folder, is_safe_folder
 
@@ -40,12 +40,13 @@ __all__ = [
     "BLOCK",
     "DIGEST_SIZE",
     "FORMAT_VERSION",
+    "HEADER_SIZE",
     "NO_ATTRIBUTES",
-    "RAW",
     "Entry",
     "Manifest",
     "attributes_json",
     "block_count",
+    "digest_in",
     "frame",
     "to_json",
 ]
@@ -56,11 +57,10 @@ BLOCK = 16 << 20
 DIGEST_SIZE = 16
 VERSION_FIELD = "format_version"
 """The `field` of an error about an intact manifest that a later version of varstore wrote."""
-_FLOAT32 = np.dtype("<f4")
 NO_ATTRIBUTES: Mapping[str, Any] = MappingProxyType({})
-RAW = "raw"
 
 _HEADER = struct.Struct("<8sIIQ16s")
+HEADER_SIZE = _HEADER.size
 _MAGIC = b"varstore"
 
 
@@ -127,7 +127,7 @@ class Entry(NamedTuple):
     meta: Meta | None
     nbytes: int
     digests: bytes = b""
-    encoding: str = RAW
+    encoding: str = RAW.name
     attributes: Mapping[str, Any] = NO_ATTRIBUTES
     alias_of: str = ""
     meta_digest: bytes = b""
@@ -141,14 +141,13 @@ class Entry(NamedTuple):
         dtype = self.meta.data_type.dtype
         return f"{list(self.meta.shape)} {self.meta.data_type.name if dtype is None else dtype}"
 
-    @property
-    def stored_dtype(self) -> np.dtype[Any] | None:
-        """The numpy type of the values in ``out``: float32 if OneFlow wrote bfloat16 with four bytes per element."""
-        if self.meta is None:
-            return None
-        if self.meta.data_type is BFLOAT16 and self.nbytes == 4 * self.meta.elements != 0:
-            return _FLOAT32
-        return self.meta.data_type.dtype
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _entry_of, (*self._replace(attributes=dict(self.attributes)),)
+
+
+def _entry_of(*fields: Any) -> Entry:
+    entry = Entry(*fields)
+    return entry._replace(attributes=MappingProxyType(entry.attributes))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -270,6 +269,13 @@ def frame(body: bytes) -> bytes:
     return _HEADER.pack(_MAGIC, FORMAT_VERSION, 0, len(body), digest) + body
 
 
+def digest_in(header: bytes) -> bytes | None:
+    """Return the digest that a manifest's header states of its body, which tells checkpoints apart; None if torn."""
+    if len(header) < HEADER_SIZE or not header.startswith(_MAGIC):
+        return None
+    return header[HEADER_SIZE - DIGEST_SIZE : HEADER_SIZE]
+
+
 def _unframe(data: bytes, path: str) -> bytes:
     torn = "open with allow_incomplete=True to salvage what is whole, or check the folder and then seal it"
     if len(data) < _HEADER.size:
@@ -314,7 +320,7 @@ def _add_entry(messages: RepeatedCompositeFieldContainer[manifest_pb2.Variable],
         ) from error
     if meta_digest:
         message.meta_digest = meta_digest
-    if encoding != RAW:
+    if encoding != RAW.name:
         message.encoding = encoding
     if attributes:
         message.attributes = attributes_json(attributes, variable=name)
@@ -338,7 +344,7 @@ def _decode_entry(message: manifest_pb2.Variable, path: str) -> Entry:
         problem = form.problem
     elif not name:
         problem = "a variable does not have a name"
-    elif form.sizes and size not in form.sizes and not encoding:
+    elif not _fits(form.meta, size, encoding):
         problem = f"{size} bytes do not hold shape {list(form.meta.shape)} of {form.meta.data_type.name}"
     elif digests and len(digests) != DIGEST_SIZE * block_count(size):
         problem = f"{len(digests)} bytes of digests do not cover {size} bytes"
@@ -352,7 +358,7 @@ def _decode_entry(message: manifest_pb2.Variable, path: str) -> Entry:
         form.meta,
         size,
         digests,
-        encoding or RAW,
+        encoding or RAW.name,
         _from_json(attributes, path, name) if attributes else NO_ATTRIBUTES,
         message.alias_of,
         meta_digest,
@@ -360,12 +366,17 @@ def _decode_entry(message: manifest_pb2.Variable, path: str) -> Entry:
     )
 
 
+def _fits(meta: Meta, size: int, encoding: str) -> bool:
+    """Tell whether ``out`` of this size can hold the values; of what cannot be read here nothing is known."""
+    row = ENCODINGS.get(encoding or RAW.name)
+    return row is None or meta.data_type.dtype is None or row.stored_dtype(meta, size) is not None
+
+
 class _Form(NamedTuple):
-    """What all entries of one shape and data type have in common; `sizes` are the sizes that ``out`` may have."""
+    """What all entries of one shape and data type have in common."""
 
     meta: Meta | None
     problem: str | None = None
-    sizes: tuple[int, ...] = ()
 
 
 @lru_cache(maxsize=4096)
@@ -374,11 +385,7 @@ def _form_of(shape: tuple[int, ...], number: int) -> _Form:
     if row is None:
         return _Form(None)
     meta = Meta(shape=shape, data_type=row)
-    problem = shape_problem(meta)
-    if problem is not None or row.dtype is None:
-        return _Form(meta, problem)
-    widths = (2, 4) if row is BFLOAT16 else (row.dtype.itemsize,)
-    return _Form(meta, None, tuple(meta.elements * width for width in widths))
+    return _Form(meta, shape_problem(meta))
 
 
 def _from_json(text: str, path: str, variable: str | None = None) -> Mapping[str, Any]:

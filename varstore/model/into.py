@@ -13,12 +13,13 @@ import numpy as np
 
 from varstore.disk.progress import Progress, reporting
 from varstore.disk.read.checkpoint import Checkpoint
-from varstore.disk.read.checks import check_files, check_readable
+from varstore.disk.read.checks import check_files
 from varstore.disk.read.parts import row_chunks
 from varstore.disk.read.variable import Variable
 from varstore.disk.read.whole import read_into
 from varstore.errors import UsageError
-from varstore.layout.manifest import Entry
+from varstore.layout.location import Location
+from varstore.layout.readable import Readable, readable
 from varstore.model.match import OnMismatch, Pair, compare, spec_of
 from varstore.model.options import Path
 from varstore.model.report import LoadReport, make_report
@@ -85,7 +86,7 @@ def load_into(
     _check_targets(targets)
 
     def fill(given: Mapping[str, Any]) -> LoadReport:
-        selected = select(given, include=include, exclude=exclude, rename=rename)
+        selected = select(tuple(given), include=include, exclude=exclude, rename=rename)
         modes: dict[str, Any] = {"on_mismatch": on_mismatch, "cast": cast}
         return _load_into(targets, given, selected, modes, verify=verify, threads=threads, progress=progress)
 
@@ -115,20 +116,20 @@ def _load_into(
         **modes,
     )
     work = [(pair, targets[pair.target], _with_meta(sources[pair.source], pair)) for pair in match.pairs]
-    direct: dict[str, list[tuple[Entry, np.ndarray]]] = {}
+    direct: dict[Location, list[tuple[Readable, np.ndarray]]] = {}
     buffered: list[tuple[Pair, np.ndarray, Source]] = []
     for pair, target, value in work:
         if isinstance(value, Stored):
-            check_readable(value.root, value.entry)
-            if pair.how == "exact" and target.flags.c_contiguous and value.entry.stored_dtype == target.dtype:
-                direct.setdefault(value.root, []).append((value.entry, target.reshape(-1).view(np.uint8)))
+            variable = readable(value.entry, path=value.location.path)
+            if pair.how == "exact" and target.flags.c_contiguous and variable.stored == target.dtype:
+                direct.setdefault(value.location, []).append((variable, target.reshape(-1).view(np.uint8)))
                 continue
         buffered.append((pair, target, value))
-    check_files([(value.root, value.entry) for _, _, value in work if isinstance(value, Stored)])
+    check_files([(value.location, value.entry) for _, _, value in work if isinstance(value, Stored)])
     total = sum(value.entry.nbytes if isinstance(value, Stored) else value.nbytes for _, _, value in work)
     with reporting(progress, total, f"loading {where}") as advance:
-        for root, wanted in direct.items():
-            read_into(root, wanted, verify=verify, threads=threads, advance=advance)
+        for location, wanted in direct.items():
+            read_into(location, wanted, verify=verify, threads=threads, advance=advance)
         for pair, target, value in buffered:
             _fill(pair, target, value, verify=verify)
             if advance:
@@ -157,9 +158,8 @@ def _with_meta(source: Source, pair: Pair) -> Source:
 def _fill(pair: Pair, target: np.ndarray, source: Source, *, verify: bool) -> None:
     """Copy through a buffer: other types, other layouts, corners, and values that are not in a checkpoint."""
     if isinstance(source, Stored):
-        chunks: Iterable[tuple[tuple[Any, ...], np.ndarray]] = row_chunks(
-            source.root, source.entry, source.dtype, verify=verify
-        )
+        variable = readable(source.entry, path=source.location.path)
+        chunks: Iterable[tuple[tuple[Any, ...], np.ndarray]] = row_chunks(source.location, variable, verify=verify)
     else:
         chunks = [((...,), source.numpy() if isinstance(source, LazyArray) else source)]
     for index, values in chunks:

@@ -10,11 +10,13 @@ import numpy as np
 
 from varstore.disk.progress import Progress, reporting
 from varstore.disk.read.checkpoint import Checkpoint, open_checkpoint
-from varstore.disk.read.checks import check_files, check_readable, known_meta
+from varstore.disk.read.checks import check_files
 from varstore.disk.read.whole import read_new
 from varstore.disk.save.writer import write_checkpoint
 from varstore.errors import CheckpointNotFound, FormatError, StorageError, UsageError
+from varstore.layout.location import Location
 from varstore.layout.manifest import Entry
+from varstore.layout.readable import Readable, readable
 from varstore.model.options import Path
 from varstore.values.plan import plan_save
 from varstore.values.select import Patterns, Rename, select
@@ -177,7 +179,7 @@ def load(
         path,
         lambda checkpoint: _load(
             checkpoint,
-            select(checkpoint, include=include, exclude=exclude, rename=rename, path=checkpoint.path),
+            select(checkpoint.names, include=include, exclude=exclude, rename=rename, path=checkpoint.path),
             mmap=mmap,
             verify=verify,
             threads=threads,
@@ -197,22 +199,19 @@ def _load(
 ) -> dict[str, np.ndarray]:
     if mmap:
         return {name: checkpoint[source].numpy(mmap=True) for name, source in chosen.items()}
+    location = checkpoint.location
     entries = {name: checkpoint.entry(source) for name, source in chosen.items()}
     first_of: dict[str, str] = {}
-    tied: list[Entry] = []
+    wanted: list[Readable] = []
+    tied: list[tuple[Location, Entry]] = []
     for name, entry in entries.items():
         if first_of.setdefault(entry.alias_of or entry.name, name) == name:
-            known_meta(checkpoint.root, entry)
-            check_readable(checkpoint.root, entry)
+            wanted.append(readable(entry, path=location.path))
         else:
-            tied.append(entry)
-    check_files([(checkpoint.root, entry) for entry in tied])
-    read = [entries[name] for name in first_of.values()] if tied else list(entries.values())
-    with reporting(progress, sum(entry.nbytes for entry in read), f"loading {checkpoint.root}") as advance:
-        new = read_new(checkpoint.root, read, verify=verify, threads=threads, advance=advance)
-    for index, entry in enumerate(read):
-        if entry.meta and entry.stored_dtype is not entry.meta.data_type.dtype:
-            new[index] = new[index].astype(entry.meta.data_type.dtype)
+            tied.append((location, entry))
+    check_files(tied)
+    with reporting(progress, sum(v.entry.nbytes for v in wanted), f"loading {location.path}") as advance:
+        new = read_new(location, wanted, verify=verify, threads=threads, advance=advance)
     arrays = dict(zip(first_of, new, strict=True))
     return {name: arrays[entry.alias_of or entry.name] for name, entry in entries.items()}
 

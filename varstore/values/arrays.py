@@ -7,7 +7,6 @@ a `LazyArray`, whose values are fetched when its turn to be written comes.
 from __future__ import annotations
 
 import sys
-from abc import abstractmethod
 from collections.abc import Callable, Hashable
 from typing import Any
 
@@ -15,6 +14,7 @@ import numpy as np
 
 from varstore.errors import UnsupportedDtype, UsageError
 from varstore.layout.dtypes import TABLE
+from varstore.layout.location import Location
 from varstore.layout.manifest import Entry
 from varstore.values.lazy import LazyArray
 from varstore.values.methods import NumpyMethods
@@ -29,16 +29,8 @@ class Stored(NumpyMethods):
     """
 
     entry: Entry
-
-    @property
-    @abstractmethod
-    def root(self) -> str:
-        """The directory of the checkpoint."""
-
-    @property
-    @abstractmethod
-    def checkpoint(self) -> Hashable:
-        """What tells the variable's checkpoint from every other, a later one at the same path among them."""
+    location: Location
+    """Of its checkpoint; equal for variables of one checkpoint, other for those of a later one at the same path."""
 
 
 Source = np.ndarray | LazyArray | Stored

@@ -12,9 +12,11 @@ import numpy as np
 
 from varstore.errors import UsageError
 from varstore.layout.dtypes import data_type_of
-from varstore.layout.manifest import NO_ATTRIBUTES, RAW, Entry, attributes_json
+from varstore.layout.encodings import RAW
+from varstore.layout.manifest import NO_ATTRIBUTES, Entry, attributes_json
 from varstore.layout.meta import Meta
 from varstore.layout.names import Folder, folder_of
+from varstore.layout.readable import readable
 from varstore.values.arrays import Source, Stored, as_source
 from varstore.values.lazy import LazyArray
 
@@ -42,7 +44,7 @@ class PlannedVariable(NamedTuple):
     def entry(self, digests: bytes) -> Entry:
         """Return the entry for the manifest, once the digests are known."""
         name, folder, meta, nbytes, _, attributes, alias_of = self
-        return Entry(name, folder, meta, nbytes, digests, RAW, attributes, alias_of)
+        return Entry(name, folder, meta, nbytes, digests, RAW.name, attributes, alias_of)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -129,18 +131,17 @@ def _plan_variable(
 
 def _stored_source(stored: Stored) -> tuple[tuple[int, ...], Stored | LazyArray]:
     """Return the shape, and the variable itself if its file can be linked, else a source that reads its values."""
-    entry = stored.entry
-    if entry.meta is None:
+    if stored.entry.meta is None:
         raise UsageError(
             "the variable does not have a meta file, so its shape and data type are unknown",
-            path=stored.root,
-            variable=entry.name,
+            path=stored.location.path,
+            variable=stored.entry.name,
             hint="load it with load_variables or load_into, whose targets have a shape and type, and save those",
         )
-    shape = entry.meta.shape
-    if entry.encoding == RAW and entry.stored_dtype == stored.dtype:
-        return shape, stored
-    return shape, LazyArray(shape, stored.dtype, stored.numpy)
+    variable = readable(stored.entry, path=stored.location.path)
+    if variable.encoding.is_plain and variable.stored == variable.dtype:
+        return variable.shape, stored
+    return variable.shape, LazyArray(variable.shape, variable.dtype, stored.numpy)
 
 
 def _identity(source: Source) -> Hashable | None:
@@ -149,7 +150,7 @@ def _identity(source: Source) -> Hashable | None:
         return _memory_key(source) if source.size else None
     if isinstance(source, Stored):
         entry = source.entry
-        return (source.checkpoint, entry.alias_of or entry.name, entry.meta)
+        return (source.location, entry.alias_of or entry.name, entry.meta)
     return source.identity if source.nbytes else None
 
 

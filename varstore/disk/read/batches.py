@@ -11,8 +11,8 @@ import xxhash
 
 from varstore.disk.blocks import read_block
 from varstore.disk.read.checks import check_digest, check_size
-from varstore.layout.manifest import Entry
-from varstore.storage.beneath import not_regular, open_file
+from varstore.layout.readable import Readable
+from varstore.storage.directory import Directory
 
 __all__ = ["batches", "read_batch"]
 
@@ -21,25 +21,28 @@ _BATCH_FILES = 256
 _ALIGNMENT = 64
 
 
-def batches(entries: Sequence[Entry]) -> Iterator[range]:
+def batches(variables: Sequence[Readable]) -> Iterator[range]:
     """Yield runs of neighbours that are read together: few enough to share a buffer of about a MiB."""
     first = nbytes = 0
-    for index, entry in enumerate(entries):
-        if index > first and (nbytes + entry.nbytes > _BATCH_BYTES or index - first == _BATCH_FILES):
+    for index, variable in enumerate(variables):
+        size = variable.entry.nbytes
+        if index > first and (nbytes + size > _BATCH_BYTES or index - first == _BATCH_FILES):
             yield range(first, index)
             first, nbytes = index, 0
-        nbytes += entry.nbytes
-    if first < len(entries):
-        yield range(first, len(entries))
+        nbytes += size
+    if first < len(variables):
+        yield range(first, len(variables))
 
 
-def read_batch(root_fd: int, root: str, batch: Sequence[Entry], *, verify: bool) -> tuple[np.ndarray, list[int]]:
+def read_batch(directory: Directory, batch: Sequence[Readable], *, verify: bool) -> tuple[np.ndarray, list[int]]:
     """Return a buffer and where in it each variable's bytes begin; with `verify`, every digest is compared.
+
+    The variables are of a plain encoding.
 
     Raises:
         FormatError: a file is missing, of another size, damaged, or not a file at all.
     """
-    sizes = np.fromiter([entry.nbytes for entry in batch], np.int64, len(batch))
+    sizes = np.fromiter([variable.entry.nbytes for variable in batch], np.int64, len(batch))
     slots = -(-sizes // _ALIGNMENT) * _ALIGNMENT
     offsets = np.cumsum(slots) - slots
     buffer = np.empty(int(slots.sum()), np.uint8)
@@ -47,27 +50,29 @@ def read_batch(root_fd: int, root: str, batch: Sequence[Entry], *, verify: bool)
     memory = buffer.data
     too_long = bytearray(1)
     digest_of = xxhash.xxh3_128_digest
-    for entry, start in zip(batch, starts, strict=True):
+    for variable, start in zip(batch, starts, strict=True):
+        entry = variable.entry
         target = memory[start : start + entry.nbytes]
-        _read_one(root_fd, root, entry, target, too_long)
+        _read_one(directory, variable, target, too_long)
         if verify and entry.digests:
             digest = digest_of(target)
             if digest != entry.digests:
-                check_digest(root, entry, 0, digest)
+                check_digest(directory, entry, 0, digest)
     return buffer, starts
 
 
-def _read_one(root_fd: int, root: str, entry: Entry, target: memoryview, too_long: bytearray) -> None:
+def _read_one(directory: Directory, variable: Readable, target: memoryview, too_long: bytearray) -> None:
     """Fill the memory with the values; a byte more is asked for, which shows a file that is too long."""
+    entry = variable.entry
     relative = entry.folder + "/out"
-    fd = open_file(root_fd, relative, root=root, variable=entry.name)
+    fd = directory.open(relative, variable=entry.name)
     try:
         if os.preadv(fd, (target, too_long), 0) != entry.nbytes:
-            check_size(root, entry, os.fstat(fd).st_size)
+            check_size(directory, entry, os.fstat(fd).st_size)
             read_block(fd, np.frombuffer(target, np.uint8), 0, hashed=False)  # a call may give less than there is
     except OSError as error:
         if error.errno in (errno.ESPIPE, errno.EISDIR, errno.EAGAIN):
-            raise not_regular(root, relative, entry.name) from error
+            raise directory.not_regular(relative, entry.name) from error
         raise
     finally:
         os.close(fd)

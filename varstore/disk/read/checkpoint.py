@@ -7,10 +7,11 @@ import os
 import stat
 import threading
 import weakref
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from types import MappingProxyType, TracebackType
-from typing import Any
+from typing import Any, NamedTuple
 
+from varstore.disk.read.checks import check_size
 from varstore.disk.read.scan import WalkedEntries
 from varstore.disk.read.variable import Variable
 from varstore.errors import (
@@ -23,9 +24,11 @@ from varstore.errors import (
     VariableNotFound,
     VarstoreError,
 )
-from varstore.layout.manifest import Entry, Manifest
+from varstore.layout.location import Location
+from varstore.layout.manifest import Entry, Manifest, digest_in
 from varstore.layout.names import MANIFEST, MARKER
-from varstore.storage.beneath import Root, identity_of, open_root, read_small
+from varstore.layout.readable import readable
+from varstore.storage.directory import Directory, locate
 from varstore.storage.failures import translated
 from varstore.text.hints import nearest, plural
 from varstore.text.html import html_table
@@ -38,27 +41,41 @@ _HTML_ROWS = 50
 _ATTEMPTS = 100
 
 
+class Content(NamedTuple):
+    """What a checkpoint says of itself; `damaged` tells of each variable that is not whole what is wrong with it."""
+
+    entries: Mapping[str, Entry]
+    manifest: Manifest | None
+    damaged: Mapping[str, str] = MappingProxyType({})
+
+
 class Checkpoint(Mapping[str, Variable]):
     """The variables of a checkpoint by name, in the order in which they were saved.
 
     Nothing is kept open: the directory is opened anew for each reading. `close`, or the end of a ``with``
-    block, only says that this handle will not be read from again.
+    block, only says that this handle will not be read from again. A handle can be pickled: another process on this
+    machine opens the same checkpoint when it first uses it, or is told that it was replaced.
     """
 
-    def __init__(
-        self,
-        path: Root,
-        entries: Mapping[str, Entry],
-        manifest: Manifest | None,
-        damaged: Mapping[str, str],
-    ) -> None:
-        self._path = path
-        self._entries = entries
-        self._manifest = manifest
-        self._damaged = damaged
+    def __init__(self, location: Location, content: Content | None, *, allow_incomplete: bool = False) -> None:
+        """Make a handle of the checkpoint; without `content` it is read at the first use."""
+        self._location = location
+        self._content = content
+        self._allow_incomplete = allow_incomplete
         self._closed = False
         with _handles_lock:
             _handles.add(self)
+
+    def __reduce__(self) -> tuple[Callable[..., Checkpoint], tuple[Any, ...]]:
+        return _unpickled, (self._location, self._allow_incomplete, self._closed)
+
+    def __copy__(self) -> Checkpoint:
+        copy = Checkpoint(self._location, self._content, allow_incomplete=self._allow_incomplete)
+        copy._closed = self._closed
+        return copy
+
+    def __deepcopy__(self, memo: object) -> Checkpoint:
+        return self.__copy__()  # nothing in the content changes
 
     __hash__ = object.__hash__
 
@@ -66,20 +83,34 @@ class Checkpoint(Mapping[str, Variable]):
         return self is other
 
     def __getitem__(self, name: str) -> Variable:
-        return Variable(self._path, self.entry(name))
+        return Variable(self._location, self.entry(name))
+
+    @property
+    def _known(self) -> Content:
+        if self._content is None:
+            with (
+                translated(self.path, "the checkpoint cannot be opened"),
+                Directory(self._location) as directory,
+            ):
+                self._content = _read(directory, allow_incomplete=self._allow_incomplete)[1]
+        return self._content
+
+    @property
+    def _entries(self) -> Mapping[str, Entry]:
+        return self._known.entries
 
     def get(self, key: str, default: Any = None) -> Any:
         """Return a variable or the default, without the search for near names that an error would cost."""
         return self[key] if key in self._entries else default
 
     def _not_found(self, name: str) -> VariableNotFound:
-        if name in self._damaged:
+        if name in self.damaged:
             return VariableNotFound(
-                "this variable is not whole", path=self._path, variable=name, found=self._damaged[name]
+                "this variable is not whole", path=self.path, variable=name, found=self.damaged[name]
             )
         near = nearest(name, self._entries)
         hint = f"did you mean {' or '.join(map(repr, near))}?" if near else "`varstore ls` lists the names"
-        return VariableNotFound("no such variable", path=self._path, variable=name, hint=hint)
+        return VariableNotFound("no such variable", path=self.path, variable=name, hint=hint)
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._entries)
@@ -111,7 +142,7 @@ class Checkpoint(Mapping[str, Variable]):
     def is_replaced(self) -> bool:
         """Whether the path has come to hold another checkpoint, or none, since this one was opened."""
         try:
-            with open_root(self._path):
+            with Directory(self._location):
                 return False
         except VarstoreError:
             return True
@@ -119,12 +150,12 @@ class Checkpoint(Mapping[str, Variable]):
     @property
     def path(self) -> str:
         """The directory."""
-        return str(self._path)
+        return self._location.path
 
     @property
-    def root(self) -> Root:
-        """The directory, as what reading checks to be still the same checkpoint's."""
-        return self._path
+    def location(self) -> Location:
+        """The directory, and what reading checks to be still the same checkpoint's."""
+        return self._location
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -139,29 +170,29 @@ class Checkpoint(Mapping[str, Variable]):
     @property
     def attributes(self) -> Mapping[str, Any]:
         """What was saved as the checkpoint's attributes; empty without a manifest."""
-        return self._manifest.attributes if self._manifest else MappingProxyType({})
+        return self.manifest.attributes if self.manifest else MappingProxyType({})
 
     @property
     def tree(self) -> Any:
         """The JSON tree that nested state was flattened from, None where there was none."""
-        if self._manifest is None or not self._manifest.tree:
+        if self.manifest is None or not self.manifest.tree:
             return None
         try:
-            return json.loads(self._manifest.tree)
+            return json.loads(self.manifest.tree)
         except (ValueError, RecursionError) as error:
             raise ManifestError(
-                "the tree of nested state is not JSON", path=os.path.join(self._path, MANIFEST), found=str(error)
+                "the tree of nested state is not JSON", path=os.path.join(self.path, MANIFEST), found=str(error)
             ) from error
 
     @property
     def manifest(self) -> Manifest | None:
         """The manifest, None for a checkpoint without one."""
-        return self._manifest
+        return self._known.manifest
 
     @property
     def damaged(self) -> Mapping[str, str]:
         """After ``allow_incomplete=True``: the variables that are not whole, and what is wrong with each."""
-        return self._damaged
+        return self._known.damaged
 
     def entry(self, name: str) -> Entry:
         """Return what is known of a variable, as the manifest or its folder tells it.
@@ -170,7 +201,7 @@ class Checkpoint(Mapping[str, Variable]):
             VariableNotFound: there is no such variable.
         """
         if self._closed:
-            raise UsageError("this handle of the checkpoint is closed", path=self._path, hint="open it again")
+            raise UsageError("this handle of the checkpoint is closed", path=self.path, hint="open it again")
         try:
             return self._entries[name]
         except KeyError:
@@ -190,8 +221,8 @@ class Checkpoint(Mapping[str, Variable]):
         return {target: self[source] for target, source in chosen.items()}
 
     def __repr__(self) -> str:
-        kind = "" if self._manifest else ", no manifest"
-        return f"<Checkpoint {self._path!r}: {plural(len(self), 'variable')}{kind}>"
+        kind = "" if self.manifest else ", no manifest"
+        return f"<Checkpoint {self.path!r}: {plural(len(self), 'variable')}{kind}>"
 
     def _repr_html_(self) -> str:
         shown = [variable for variable, _ in zip(self.values(), range(_HTML_ROWS), strict=False)]
@@ -211,37 +242,51 @@ def open_checkpoint(path: str | os.PathLike[str], *, allow_incomplete: bool = Fa
         IncompleteCheckpoint: it has no ``snapshot_done``.
         ManifestError: its manifest is torn, edited, or of a later version.
     """
-    root = os.fspath(path)
+    location = locate(path)
     for _ in range(_ATTEMPTS):
-        with translated(root, "the checkpoint cannot be opened"), open_root(root) as root_fd:
+        with translated(location.path, "the checkpoint cannot be opened"), Directory(location) as directory:
             try:
-                checkpoint = _open(root_fd, root, allow_incomplete=allow_incomplete)
+                found, content = _read(directory, allow_incomplete=allow_incomplete)
                 if not allow_incomplete:
-                    _require_marker(root_fd, root)  # the first to go when a checkpoint is replaced
-                return checkpoint
+                    _require_marker(directory)  # the first to go when a checkpoint is replaced
+                return Checkpoint(found, content, allow_incomplete=allow_incomplete)
             except (FormatError, FileNotFoundError):
-                if _is_still_there(root, root_fd):
+                if _is_still_there(directory):
                     raise
-    raise StorageError("the checkpoint is replaced faster than it can be opened", path=root)
+    raise StorageError("the checkpoint is replaced faster than it can be opened", path=location.path)
 
 
-def _open(root_fd: int, root: str, *, allow_incomplete: bool) -> Checkpoint:
+def _unpickled(location: Location, allow_incomplete: bool, closed: bool) -> Checkpoint:
+    """Return a handle that reads nothing yet: an error here would be one of unpickling, which ends a pool's workers."""
+    checkpoint = Checkpoint(location, None, allow_incomplete=allow_incomplete)
+    if closed:
+        checkpoint.close()
+    return checkpoint
+
+
+def _read(directory: Directory, *, allow_incomplete: bool) -> tuple[Location, Content]:
+    """Return what lies in a directory, and its place with the identity that it has."""
     if not allow_incomplete:
-        _require_marker(root_fd, root)
+        _require_marker(directory)
     manifest = None
+    location = directory.location
     try:
-        manifest = _read_manifest(root_fd, root)
+        manifest, identity = _read_manifest(directory)
+        location = location.known_as(identity or directory.identity())
     except FormatError:
         if not allow_incomplete:
             raise
-    entries = manifest.entries if manifest else WalkedEntries(root_fd, root)
-    whole, damaged = _salvage(root, entries) if allow_incomplete else (entries, {})
-    return Checkpoint(Root(root, identity_of(root_fd)), whole, manifest, MappingProxyType(damaged))
+        location = location.known_as(directory.identity())
+    entries = manifest.entries if manifest else WalkedEntries(directory, location)
+    if not allow_incomplete:
+        return location, Content(entries, manifest)
+    whole, damaged = _salvage(directory, entries)
+    return location, Content(whole, manifest, MappingProxyType(damaged))
 
 
-def _is_still_there(root: str, root_fd: int) -> bool:
+def _is_still_there(directory: Directory) -> bool:
     try:
-        return os.path.samestat(os.stat(root), os.fstat(root_fd))
+        return os.path.samestat(os.stat(directory.location.absolute), os.fstat(directory.fd))
     except FileNotFoundError:
         return False
 
@@ -254,7 +299,7 @@ def is_being_read(path: str | os.PathLike[str]) -> bool:
     """Tell whether this process holds a handle of the checkpoint that is not closed."""
     real = os.path.realpath(path)
     with _handles_lock:
-        return any(not handle.closed and os.path.realpath(handle.path) == real for handle in _handles)
+        return any(not handle.closed and os.path.realpath(handle.location.absolute) == real for handle in _handles)
 
 
 def open_variable(path: str | os.PathLike[str]) -> Variable:
@@ -283,13 +328,13 @@ def open_variable(path: str | os.PathLike[str]) -> Variable:
 _SEAL = "run `varstore seal` if it was put there on purpose"
 
 
-def _require_marker(root_fd: int, root: str) -> None:
+def _require_marker(directory: Directory) -> None:
     try:
-        status = os.stat(MARKER, dir_fd=root_fd, follow_symlinks=False)
+        status = os.stat(MARKER, dir_fd=directory.fd, follow_symlinks=False)
     except FileNotFoundError:
-        raise _incomplete(root) from None
+        raise _incomplete(directory.path) from None
     if not stat.S_ISREG(status.st_mode):
-        raise IncompleteCheckpoint("its marker is not a file", path=os.path.join(root, MARKER))
+        raise IncompleteCheckpoint("its marker is not a file", path=directory.place(MARKER))
 
 
 def _incomplete(root: str) -> IncompleteCheckpoint:
@@ -300,22 +345,26 @@ def _incomplete(root: str) -> IncompleteCheckpoint:
     )
 
 
-def _read_manifest(root_fd: int, root: str) -> Manifest | None:
+def _read_manifest(directory: Directory) -> tuple[Manifest | None, bytes | None]:
+    """Return the manifest and the digest in its header; None where there is none."""
     try:
-        os.stat(MANIFEST, dir_fd=root_fd, follow_symlinks=False)
+        os.stat(MANIFEST, dir_fd=directory.fd, follow_symlinks=False)
     except FileNotFoundError:
-        return None
-    data = read_small(root_fd, MANIFEST, root=root, limit=_MANIFEST_LIMIT)
-    return Manifest.decode(data, path=os.path.join(root, MANIFEST))
+        return None, None
+    data = directory.read_small(MANIFEST, limit=_MANIFEST_LIMIT)
+    return Manifest.decode(data, path=directory.place(MANIFEST)), digest_in(data)
 
 
-def _salvage(root: str, entries: Mapping[str, Entry]) -> tuple[dict[str, Entry], dict[str, str]]:
+def _salvage(directory: Directory, entries: Mapping[str, Entry]) -> tuple[dict[str, Entry], dict[str, str]]:
     whole: dict[str, Entry] = {}
     damaged: dict[str, str] = {}
     for name in entries:
         try:
             entry = entries[name]
-            Variable(root, entry).check_files()
+            if entry.meta is not None:
+                readable(entry, path=directory.path)
+            with directory.file(entry, "out") as (_, size):
+                check_size(directory, entry, size)
             whole[name] = entry
         except (VarstoreError, OSError) as error:
             damaged[name] = str(error)

@@ -9,11 +9,13 @@ from typing import Any
 import numpy as np
 import xxhash
 
-from varstore.disk.blocks import read_block
-from varstore.disk.read.checks import check_digest, check_readable, check_size
+from varstore.disk.encodings.table import read_part
+from varstore.disk.read.checks import check_digest, check_size
 from varstore.disk.read.whole import read_values
-from varstore.layout.manifest import BLOCK, Entry
-from varstore.storage.beneath import open_root, opened_file
+from varstore.layout.location import Location
+from varstore.layout.manifest import BLOCK
+from varstore.layout.readable import Readable
+from varstore.storage.directory import Directory
 from varstore.storage.failures import translated
 
 __all__ = ["read_index", "row_chunks"]
@@ -24,25 +26,20 @@ _DENSE = 4096
 """Bytes; rows that are nearer to each other than this are read with what lies between them."""
 
 
-def read_index(root: str, entry: Entry, dtype: np.dtype[Any], index: Any) -> Any:
+def read_index(location: Location, variable: Readable, index: Any) -> Any:
     """Return ``array[index]`` of the variable's values, reading the rows of the first axis that it needs.
 
     Integers and slices, and one integer or boolean array on the first axis, read no other rows; every
     other index reads the variable and takes its part. Digests are not checked: they cover whole blocks.
     """
-    check_readable(root, entry)
-    assert entry.meta is not None
     parts = index if isinstance(index, tuple) else (index,)
-    shape = entry.meta.shape
-    stored = entry.stored_dtype
-    assert stored is not None
+    shape = variable.shape
     picked = _picked(parts[0], shape[0]) if shape and len(parts) == 1 else None
     if picked is not None:
         needed, places = np.unique(picked, return_inverse=True)
-        rows = _read_rows(root, entry, stored, shape, 0, needed)
-        return rows.astype(dtype, copy=False)[places.reshape(picked.shape)]
+        return _read_rows(location, variable, shape, 0, needed)[places.reshape(picked.shape)]
     if not (shape and parts and all(map(_is_basic, parts)) and isinstance(parts[0], (int, np.integer, slice))):
-        return read_values(root, entry, dtype)[index]
+        return read_values(location, variable)[index]
     rest = list(parts)
     offset = 0
     while rest and shape and isinstance(rest[0], (int, np.integer)):
@@ -50,29 +47,26 @@ def read_index(root: str, entry: Entry, dtype: np.dtype[Any], index: Any) -> Any
         if not -extent <= at < extent:
             raise IndexError(f"index {at} is out of bounds for axis {axis} with size {extent}")
         shape = shape[1:]
-        offset += (at % extent) * math.prod(shape) * stored.itemsize
+        offset += (at % extent) * math.prod(shape) * variable.stored.itemsize
     if rest and shape and isinstance(rest[0], slice):
-        return _read_slice(root, entry, dtype, shape, offset, tuple(rest))
-    inner = _read_rows(root, entry, stored, (1, *shape), offset, np.zeros(1, np.intp))[0]
-    found = np.asarray(inner, dtype)[tuple(rest)]
+        return _read_slice(location, variable, shape, offset, tuple(rest))
+    found = np.asarray(_read_rows(location, variable, (1, *shape), offset, np.zeros(1, np.intp))[0])[tuple(rest)]
     return found.copy() if isinstance(found, np.ndarray) else found
 
 
 def _read_slice(
-    root: str, entry: Entry, dtype: np.dtype[Any], shape: tuple[int, ...], offset: int, parts: tuple[Any, ...]
+    location: Location, variable: Readable, shape: tuple[int, ...], offset: int, parts: tuple[Any, ...]
 ) -> np.ndarray:
     """Return ``part[parts]`` of the part of the values of this shape at this byte; the first index is a slice."""
-    stored = entry.stored_dtype
-    assert stored is not None
-    result = np.empty(np.broadcast_to(np.empty((), dtype), shape)[parts].shape, dtype)
+    result = np.empty(np.broadcast_to(np.empty((), variable.dtype), shape)[parts].shape, variable.dtype)
     rows = range(shape[0])[parts[0]]
-    width = math.prod(shape[1:]) * stored.itemsize
+    width = math.prod(shape[1:]) * variable.stored.itemsize
     stride = abs(rows.step) if abs(rows.step) * width <= _DENSE else 1
     at_once = max(1, _AT_ONCE // max(1, width * stride))
     for start in range(0, len(rows) if result.size else 0, at_once):
         part = rows[start : start + at_once]
         read = range(min(part[0], part[-1]), max(part[0], part[-1]) + 1) if stride > 1 else part
-        chunk = _read_rows(root, entry, stored, shape, offset, np.arange(read.start, read.stop, read.step))
+        chunk = _read_rows(location, variable, shape, offset, np.arange(read.start, read.stop, read.step))
         every = slice(None, None, rows.step) if stride > 1 else slice(None)
         result[start : start + at_once] = chunk[(every, *parts[1:])]
     return result
@@ -101,63 +95,57 @@ def _is_basic(part: Any) -> bool:
 
 
 def _read_rows(
-    root: str, entry: Entry, stored: np.dtype[Any], shape: tuple[int, ...], offset: int, rows: np.ndarray
+    location: Location, variable: Readable, shape: tuple[int, ...], offset: int, rows: np.ndarray
 ) -> np.ndarray:
     """Read rows of the part of the values that has this shape and begins at this byte, neighbours in one call."""
-    values = np.empty((len(rows), *shape[1:]), stored)
-    width = math.prod(shape[1:]) * stored.itemsize
-    if values.nbytes == 0:
-        return values
-    target = values.reshape(-1).view(np.uint8)
-    breaks = np.flatnonzero(np.diff(rows) != 1) + 1
-    with (
-        translated(root, "reading failed"),
-        open_root(root) as root_fd,
-        opened_file(root_fd, f"{entry.folder}/out", root=root, variable=entry.name) as (fd, size),
-    ):
-        check_size(root, entry, size)
-        for first, last in zip([0, *breaks], [*breaks, len(rows)], strict=True):
-            begin = offset + int(rows[first]) * width
-            read_block(fd, target[first * width : last * width], begin, hashed=False)
-    return values
+    values = np.empty((len(rows), *shape[1:]), variable.stored)
+    width = math.prod(shape[1:]) * variable.stored.itemsize
+    if values.nbytes:
+        target = values.reshape(-1).view(np.uint8)
+        breaks = np.flatnonzero(np.diff(rows) != 1) + 1
+        with (
+            translated(location.path, "reading failed"),
+            Directory(location) as directory,
+            directory.file(variable.entry, "out") as (fd, size),
+        ):
+            check_size(directory, variable.entry, size)
+            for first, last in zip([0, *breaks], [*breaks, len(rows)], strict=True):
+                begin = offset + int(rows[first]) * width
+                read_part(fd, variable, target[first * width : last * width], begin, hashed=False)
+    return values.astype(variable.dtype, copy=False)
 
 
-def row_chunks(
-    root: str, entry: Entry, dtype: np.dtype[Any], *, verify: bool
-) -> Iterator[tuple[tuple[Any, ...], np.ndarray]]:
+def row_chunks(location: Location, variable: Readable, *, verify: bool) -> Iterator[tuple[tuple[Any, ...], np.ndarray]]:
     """Yield (index, values) pairs that cover the variable in order, a few MiB at a time.
 
     Raises:
         DigestMismatch: after the pairs of a block that is damaged.
     """
-    check_readable(root, entry)
-    assert entry.meta is not None
-    stored = entry.stored_dtype
-    assert stored is not None
+    entry = variable.entry
     hasher = xxhash.xxh3_128()
     offset = 0
     with (
-        translated(root, "reading failed"),
-        open_root(root) as root_fd,
-        opened_file(root_fd, f"{entry.folder}/out", root=root, variable=entry.name) as (fd, size),
+        translated(location.path, "reading failed"),
+        Directory(location) as directory,
+        directory.file(entry, "out") as (fd, size),
     ):
-        check_size(root, entry, size)
-        for index, shape in _chunk_indices(entry.meta.shape, stored.itemsize):
-            values = np.empty(shape, stored)
+        check_size(directory, entry, size)
+        for index, shape in _chunk_indices(variable.shape, variable.stored.itemsize):
+            values = np.empty(shape, variable.stored)
             flat = values.reshape(-1).view(np.uint8)
             done = 0
             while done < flat.nbytes:
                 step = min(BLOCK - (offset + done) % BLOCK, flat.nbytes - done)
                 piece = flat[done : done + step]
-                read_block(fd, piece, offset + done, hashed=False)
+                read_part(fd, variable, piece, offset + done, hashed=False)
                 done += step
                 if verify and entry.digests:
                     hasher.update(piece.data)
-                    if (offset + done) % BLOCK == 0 or offset + done == entry.nbytes:
-                        check_digest(root, entry, (offset + done - 1) // BLOCK, hasher.digest())
+                    if (offset + done) % BLOCK == 0 or offset + done == variable.nbytes:
+                        check_digest(directory, entry, (offset + done - 1) // BLOCK, hasher.digest())
                         hasher.reset()
             offset += done
-            yield index, values.astype(dtype, copy=False)
+            yield index, values.astype(variable.dtype, copy=False)
 
 
 def _chunk_indices(shape: tuple[int, ...], itemsize: int) -> Iterator[tuple[tuple[Any, ...], tuple[int, ...]]]:

@@ -10,20 +10,22 @@ from collections.abc import Iterator, Mapping
 import xxhash
 
 from varstore.errors import FormatError
+from varstore.layout.location import Location
 from varstore.layout.manifest import Entry
 from varstore.layout.meta import META_LIMIT, Meta, encode_meta, parse_meta
 from varstore.layout.names import Folder
-from varstore.storage.beneath import opened_file, read_small
+from varstore.storage.directory import Directory
 
-__all__ = ["WalkedEntries", "read_meta", "variable_folders"]
+__all__ = ["WalkedEntries", "variable_folders"]
 
 
 class WalkedEntries(Mapping[str, Entry]):
     """Entries by name, which is the folder's path taken literally; ``meta`` is read when one is asked for."""
 
-    def __init__(self, root_fd: int, root: str) -> None:
-        self._root = root
-        self._folders = dict.fromkeys(sorted(variable_folders(root_fd)))
+    def __init__(self, directory: Directory, location: Location) -> None:
+        """List the folders of an open directory; entries are read later, if `location` is still its checkpoint's."""
+        self._location = location
+        self._folders = dict.fromkeys(sorted(variable_folders(directory)))
         self._made: dict[str, Entry] = {}
 
     def __getitem__(self, name: str) -> Entry:
@@ -44,20 +46,18 @@ class WalkedEntries(Mapping[str, Entry]):
         return name in self._folders
 
     def _read(self, folder: Folder) -> Entry:
-        root_fd = os.open(self._root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        try:
-            with opened_file(root_fd, f"{folder}/out", root=self._root, variable=folder) as (_, size):
-                meta = read_meta(root_fd, self._root, folder)
-            if meta is None:
-                return Entry(name=folder, folder=folder, meta=None, nbytes=size)
-            described, text = meta
-            digest = b"" if text == encode_meta(described) else xxhash.xxh3_128_digest(text)
-            return Entry(name=folder, folder=folder, meta=described, nbytes=size, meta_digest=digest)
-        finally:
-            os.close(root_fd)
+        entry = Entry(name=folder, folder=folder, meta=None, nbytes=0)
+        with Directory(self._location) as directory:
+            with directory.file(entry, "out") as (_, size):
+                entry = entry._replace(nbytes=size)
+            found = _read_meta(directory, folder)
+        if found is None:
+            return entry
+        meta, text = found
+        return entry._replace(meta=meta, meta_digest=b"" if text == encode_meta(meta) else xxhash.xxh3_128_digest(text))
 
 
-def read_meta(root_fd: int, root: str, folder: str) -> tuple[Meta, bytes] | None:
+def _read_meta(directory: Directory, folder: str) -> tuple[Meta, bytes] | None:
     """Return what a folder's ``meta`` says, and its text; None where there is none.
 
     Raises:
@@ -66,18 +66,19 @@ def read_meta(root_fd: int, root: str, folder: str) -> tuple[Meta, bytes] | None
     """
     relative = f"{folder}/meta"
     try:
-        os.stat(relative, dir_fd=root_fd, follow_symlinks=False)
+        os.stat(relative, dir_fd=directory.fd, follow_symlinks=False)
     except FileNotFoundError:
         return None
-    text = read_small(root_fd, relative, root=root, limit=META_LIMIT, variable=folder)
-    return parse_meta(text, path=os.path.join(root, relative)), text
+    text = directory.read_small(relative, limit=META_LIMIT, variable=folder)
+    return parse_meta(text, path=directory.place(relative)), text
 
 
-def variable_folders(root_fd: int) -> Iterator[str]:
+def variable_folders(directory: Directory) -> Iterator[str]:
     """Yield every folder below the root that holds an ``out``, hidden ones too.
 
     A symbolic link to a folder counts as one if it holds an ``out``, but is not walked into.
     """
+    root_fd = directory.fd
     pending = [""]
     while pending:
         below = pending.pop()

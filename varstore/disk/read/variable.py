@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Hashable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
-from varstore.disk.read import parts as rows
-from varstore.disk.read.checks import check_files, check_readable, check_size, known_meta
+from varstore.disk.read.checks import check_files, check_size
+from varstore.disk.read.parts import read_index
 from varstore.disk.read.whole import read_values
 from varstore.layout.dtypes import data_type_of, dtype_of
+from varstore.layout.location import Location
 from varstore.layout.manifest import Entry
 from varstore.layout.meta import Meta
+from varstore.layout.readable import Readable, known_meta, readable
 from varstore.storage import syscalls
-from varstore.storage.beneath import Root, open_root, opened_file
+from varstore.storage.directory import Directory
 from varstore.storage.failures import translated
 from varstore.values.arrays import Stored
 
@@ -25,24 +27,29 @@ __all__ = ["Variable"]
 class Variable(Stored):
     """A variable on disk: `numpy` and ``np.asarray`` read all of it, ``[]`` only what the index asks for.
 
-    Given to `save` it is linked, not copied. Whole reads check the digest; slices do not.
+    Given to `save` it is linked, not copied. Whole reads check the digest; slices do not. It can be pickled: another
+    process on this machine reads the same values, or is told that the checkpoint was replaced.
     """
 
-    __slots__ = ("_root", "entry")
+    __slots__ = ("entry", "location")
 
-    def __init__(self, root: str, entry: Entry) -> None:
-        self._root = root
+    def __init__(self, location: Location, entry: Entry) -> None:
+        self.location = location
         self.entry = entry
+
+    def __reduce__(self) -> tuple[type[Variable], tuple[Location, Entry]]:
+        return Variable, (self.location, self.entry)
+
+    def __copy__(self) -> Variable:
+        return self
+
+    def __deepcopy__(self, memo: object) -> Variable:
+        return self  # nothing in it changes
 
     @property
     def root(self) -> str:
         """The directory of the checkpoint."""
-        return self._root
-
-    @property
-    def checkpoint(self) -> Hashable:
-        """Equal for variables of one checkpoint, and different for those of a later one at the same path."""
-        return (self._root, self._root.identity if isinstance(self._root, Root) else None)
+        return self.location.path
 
     @property
     def name(self) -> str:
@@ -52,7 +59,7 @@ class Variable(Stored):
     @property
     def path(self) -> str:
         """The folder that holds ``out`` and ``meta``."""
-        return os.path.join(self._root, self.entry.folder)
+        return os.path.join(self.location.path, self.entry.folder)
 
     @property
     def has_meta(self) -> bool:
@@ -66,7 +73,7 @@ class Variable(Stored):
         Raises:
             MetaError: the folder has no ``meta``.
         """
-        return known_meta(self._root, self.entry)
+        return known_meta(self.entry, path=self.location.path)
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -103,13 +110,14 @@ class Variable(Stored):
             DigestMismatch: the bytes are not those that were saved.
             SizeMismatch: ``out`` is longer or shorter than shape and type say.
         """
-        return self._map() if mmap else read_values(self._root, self.entry, self.dtype)
+        variable = readable(self.entry, path=self.location.path)
+        return self._map(variable) if mmap else read_values(self.location, variable)
 
     def known_as(self, shape: tuple[int, ...], dtype: Any) -> Variable:
         """Return this variable with the shape and type that its missing ``meta`` would say."""
         meta = Meta(shape=tuple(shape), data_type=data_type_of(np.dtype(dtype), variable=self.name))
         entry = Entry(name=self.name, folder=self.entry.folder, meta=meta, nbytes=self.entry.nbytes)
-        return Variable(self._root, entry)
+        return Variable(self.location, entry)
 
     def check_files(self) -> None:
         """Check that the files are there and of the size that shape and type say; values are not read.
@@ -117,26 +125,23 @@ class Variable(Stored):
         Raises:
             FormatError: they are not.
         """
-        check_readable(self._root, self.entry)
-        check_files([(self._root, self.entry)])
+        readable(self.entry, path=self.location.path)
+        check_files([(self.location, self.entry)])
 
-    def _map(self) -> np.ndarray:
-        check_readable(self._root, self.entry)
-        stored = self.entry.stored_dtype
-        if stored != self.dtype or self.nbytes == 0:
-            return self.numpy()
-        relative = f"{self.entry.folder}/out"
+    def _map(self, variable: Readable) -> np.ndarray:
+        if not variable.encoding.is_plain or variable.stored != variable.dtype or variable.nbytes == 0:
+            return read_values(self.location, variable)
         with (
-            translated(self._root, "mapping failed"),
-            open_root(self._root) as root_fd,
-            opened_file(root_fd, relative, root=self._root, variable=self.name) as (fd, size),
+            translated(self.location.path, "mapping failed"),
+            Directory(self.location) as directory,
+            directory.file(self.entry, "out") as (fd, size),
         ):
-            check_size(self._root, self.entry, size)
+            check_size(directory, self.entry, size)
             mapped = syscalls.map_file(fd, size)
-        return np.frombuffer(mapped, self.dtype).reshape(self.shape)
+        return np.frombuffer(mapped, variable.dtype).reshape(variable.shape)
 
     def __getitem__(self, index: Any) -> Any:
-        return rows.read_index(self._root, self.entry, self.dtype, index)
+        return read_index(self.location, readable(self.entry, path=self.location.path), index)
 
     def __repr__(self) -> str:
         return f"<Variable {self.name!r}: {self.entry.form}, {self.entry.nbytes:,} bytes in {self.path!r}>"

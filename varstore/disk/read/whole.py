@@ -3,68 +3,65 @@
 from __future__ import annotations
 
 import itertools
-import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
-from typing import Any
 
 import numpy as np
 
-from varstore.disk.blocks import SMALL, read_block, spans
+from varstore.disk.blocks import SMALL, spans
+from varstore.disk.encodings.table import read_part
 from varstore.disk.read.batches import batches, read_batch
-from varstore.disk.read.checks import check_digest, check_readable, check_size
-from varstore.disk.threads import Job, Lane, in_lanes, run, thread_count
-from varstore.layout.manifest import BLOCK, Entry
-from varstore.storage.beneath import open_root, opened_file
+from varstore.disk.read.checks import check_digest, check_size
+from varstore.disk.threads import Job, Lane, in_lanes, run, shared_if_slow, thread_count
+from varstore.layout.location import Location
+from varstore.layout.manifest import BLOCK
+from varstore.layout.readable import Readable
+from varstore.storage.directory import Directory
 from varstore.storage.failures import translated
 
 __all__ = ["read_into", "read_new", "read_values"]
 
 Advance = Callable[[int], None] | None
 
-_QUICK = 100e-6
-"""Seconds per small file; of calls that take longer, the disk or a server does most."""
-
 
 def read_new(
-    root: str, entries: Sequence[Entry], *, verify: bool, threads: int | None, advance: Advance = None
+    location: Location, variables: Sequence[Readable], *, verify: bool, threads: int | None, advance: Advance = None
 ) -> list[np.ndarray]:
-    """Read variables into new arrays of their stored type; small ones that are read together share a buffer.
+    """Read variables of a checkpoint into new arrays; small ones that are read together share a buffer.
 
-    With `verify`, the values are compared with their digests. The entries must be readable.
+    With `verify`, the values are compared with their digests.
 
     Raises:
         FormatError: a file is missing, of another size, damaged, or not a file at all.
     """
-    new = _NewArrays(entries)
-    _read(root, entries, new, verify=verify, threads=threads, advance=advance)
-    return new.arrays
+    new = _NewArrays(variables)
+    _read(location, variables, new, verify=verify, threads=threads, advance=advance)
+    return new.arrays()
 
 
 def read_into(
-    root: str,
-    wanted: Sequence[tuple[Entry, np.ndarray]],
+    location: Location,
+    wanted: Sequence[tuple[Readable, np.ndarray]],
     *,
     verify: bool,
     threads: int | None,
     advance: Advance = None,
 ) -> None:
-    """Fill rows of bytes, each of the size of its entry, with the variables' values.
+    """Fill rows of bytes with the variables' values as they are stored.
 
     Raises:
         FormatError: as for `read_new`; rows may have been filled before.
     """
-    entries = [entry for entry, _ in wanted]
+    variables = [variable for variable, _ in wanted]
     rows = _Rows([row for _, row in wanted])
-    _read(root, entries, rows, verify=verify, threads=threads, advance=advance)
+    _read(location, variables, rows, verify=verify, threads=threads, advance=advance)
 
 
-def read_values(root: str, entry: Entry, dtype: np.dtype[Any]) -> np.ndarray:
-    """Read one variable into a new array of its type."""
-    check_readable(root, entry)
-    (values,) = read_new(root, [entry], verify=True, threads=None)
-    return values if values.dtype == dtype else values.astype(dtype)
+def read_values(location: Location, variable: Readable) -> np.ndarray:
+    """Read one variable into a new array."""
+    (values,) = read_new(location, [variable], verify=True, threads=None)
+    return values
 
 
 class _Destination(ABC):
@@ -75,26 +72,31 @@ class _Destination(ABC):
         """Return the memory of a large variable."""
 
     @abstractmethod
-    def take(self, indices: list[int], buffer: np.ndarray, starts: list[int]) -> None:
+    def take(self, indices: Sequence[int], buffer: np.ndarray, starts: list[int]) -> None:
         """Take small variables from where they were read to."""
 
 
 class _NewArrays(_Destination):
-    def __init__(self, entries: Sequence[Entry]) -> None:
-        self._entries = entries
-        self.arrays: list[np.ndarray] = [_NOTHING] * len(entries)
+    def __init__(self, variables: Sequence[Readable]) -> None:
+        self._variables = variables
+        self._arrays: list[np.ndarray] = [_NOTHING] * len(variables)
 
     def row(self, index: int) -> np.ndarray:
-        entry = self._entries[index]
-        assert entry.meta is not None
-        array = self.arrays[index] = np.empty(entry.meta.shape, entry.stored_dtype)
+        variable = self._variables[index]
+        array = self._arrays[index] = np.empty(variable.shape, variable.stored)
         return array.reshape(-1).view(np.uint8)
 
-    def take(self, indices: list[int], buffer: np.ndarray, starts: list[int]) -> None:
+    def take(self, indices: Sequence[int], buffer: np.ndarray, starts: list[int]) -> None:
         for index, start in zip(indices, starts, strict=True):
-            entry = self._entries[index]
-            assert entry.meta is not None
-            self.arrays[index] = np.ndarray(entry.meta.shape, entry.stored_dtype, buffer, start)
+            variable = self._variables[index]
+            self._arrays[index] = np.ndarray(variable.shape, variable.stored, buffer, start)
+
+    def arrays(self) -> list[np.ndarray]:
+        """Return the arrays, of the variables' own types."""
+        for index, variable in enumerate(self._variables):
+            if variable.stored is not variable.dtype:
+                self._arrays[index] = self._arrays[index].astype(variable.dtype, copy=False)
+        return self._arrays
 
 
 _NOTHING = np.empty(0)
@@ -107,26 +109,24 @@ class _Rows(_Destination):
     def row(self, index: int) -> np.ndarray:
         return self._rows[index]
 
-    def take(self, indices: list[int], buffer: np.ndarray, starts: list[int]) -> None:
+    def take(self, indices: Sequence[int], buffer: np.ndarray, starts: list[int]) -> None:
         for index, start in zip(indices, starts, strict=True):
             row = self._rows[index]
             row[...] = buffer[start : start + row.nbytes]
 
 
 def _read(
-    root: str,
-    entries: Sequence[Entry],
+    location: Location,
+    variables: Sequence[Readable],
     destination: _Destination,
     *,
     verify: bool,
     threads: int | None,
     advance: Advance,
 ) -> None:
-    small = [index for index, entry in enumerate(entries) if entry.nbytes < SMALL]
-    groups = [small[part.start : part.stop] for part in batches([entries[index] for index in small])]
-    with translated(root, "reading failed"), open_root(root) as root_fd:
-        work = _Work(root_fd, root, entries, destination, verify, advance)
-        run(work.jobs(groups), thread_count(threads))
+    with translated(location.path, "reading failed"), Directory(location) as directory:
+        work = _Work(directory, variables, destination, verify, advance)
+        run(work.jobs(), thread_count(threads))
 
 
 class _Work:
@@ -134,57 +134,48 @@ class _Work:
 
     def __init__(
         self,
-        root_fd: int,
-        root: str,
-        entries: Sequence[Entry],
+        directory: Directory,
+        variables: Sequence[Readable],
         destination: _Destination,
         verify: bool,
         advance: Advance,
     ) -> None:
-        self._root_fd = root_fd
-        self._root = root
-        self._entries = entries
+        self._directory = directory
+        self._variables = variables
         self._destination = destination
         self._verify = verify
         self._advance = advance
 
-    def jobs(self, groups: list[list[int]]) -> Iterator[Job]:
+    def jobs(self) -> Iterator[Job]:
         """Return the jobs of large variables, then those of small ones, a batch at a time."""
-        return in_lanes(itertools.chain(self._lanes(), self._small_jobs(groups)))
+        small: list[int] = []
+        large: list[int] = []
+        for index, variable in enumerate(self._variables):
+            is_small = variable.entry.nbytes < SMALL and variable.encoding.is_plain
+            (small if is_small else large).append(index)
+        parts = batches([self._variables[index] for index in small])
+        groups = (small[part.start : part.stop] for part in parts)
+        return in_lanes(itertools.chain(self._lanes(large), shared_if_slow(groups, self._read_batch)))
 
-    def _small_jobs(self, groups: list[list[int]]) -> Iterator[Job]:
-        """Read batches here while that is quick, and yield them where threads would help: they wait for the disk.
+    def _lanes(self, indices: list[int]) -> Iterator[Lane]:
+        for index in indices:
+            variable = self._variables[index]
+            yield Lane(spans(variable.nbytes), partial(self._read_block, variable, self._destination.row(index)))
 
-        Threads that make quick calls wait for the interpreter longer than they save.
-        """
-        calls_are_slow = False
-        for group in groups:
-            if calls_are_slow:
-                yield partial(self._read_batch, group)
-                continue
-            start = time.perf_counter()
-            self._read_batch(group)
-            calls_are_slow = time.perf_counter() - start > _QUICK * len(group)
-
-    def _lanes(self) -> Iterator[Lane]:
-        for index, entry in enumerate(self._entries):
-            if entry.nbytes >= SMALL:
-                yield Lane(spans(entry.nbytes), partial(self._read_block, entry, self._destination.row(index)))
-
-    def _read_block(self, entry: Entry, row: np.ndarray, start: int, stop: int) -> None:
+    def _read_block(self, variable: Readable, row: np.ndarray, start: int, stop: int) -> None:
+        entry = variable.entry
         target = row[start:stop]
-        relative = f"{entry.folder}/out"
-        with opened_file(self._root_fd, relative, root=self._root, variable=entry.name) as (fd, size):
-            check_size(self._root, entry, size)
-            digest = read_block(fd, target, start, hashed=self._verify and bool(entry.digests))
+        with self._directory.file(entry, "out") as (fd, size):
+            check_size(self._directory, entry, size)
+            digest = read_part(fd, variable, target, start, hashed=self._verify and bool(entry.digests))
         if self._verify:
-            check_digest(self._root, entry, start // BLOCK, digest)
+            check_digest(self._directory, entry, start // BLOCK, digest)
         if self._advance:
             self._advance(target.nbytes)
 
-    def _read_batch(self, indices: list[int]) -> None:
-        batch = [self._entries[index] for index in indices]
-        buffer, starts = read_batch(self._root_fd, self._root, batch, verify=self._verify)
+    def _read_batch(self, indices: Sequence[int]) -> None:
+        batch = [self._variables[index] for index in indices]
+        buffer, starts = read_batch(self._directory, batch, verify=self._verify)
         self._destination.take(indices, buffer, starts)
         if self._advance:
-            self._advance(sum(entry.nbytes for entry in batch))
+            self._advance(sum(variable.entry.nbytes for variable in batch))

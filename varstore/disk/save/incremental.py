@@ -10,7 +10,8 @@ import numpy as np
 
 from varstore.disk.blocks import digest_block, spans
 from varstore.disk.threads import run
-from varstore.layout.manifest import BLOCK, DIGEST_SIZE, RAW
+from varstore.layout.encodings import RAW
+from varstore.layout.manifest import BLOCK, DIGEST_SIZE
 from varstore.values.arrays import Stored
 from varstore.values.plan import PlannedVariable, SavePlan
 
@@ -67,6 +68,6 @@ def _same_form(variable: PlannedVariable, stored: Stored | None) -> bool:
     return (
         entry.meta == variable.meta
         and entry.nbytes == variable.nbytes
-        and entry.encoding == RAW
+        and entry.encoding == RAW.name
         and bool(entry.digests)
     )

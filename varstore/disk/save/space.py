@@ -45,7 +45,9 @@ def disk_became_full(plan: SavePlan, target: str, copied: int) -> OutOfSpace:
 
 def _far(plan: SavePlan, target: str) -> list[PlannedVariable]:
     """Return the variables of other file systems, which are copied and not linked."""
-    stored = [(v, v.source.root) for v in plan.variables if isinstance(v.source, Stored) and not v.alias_of]
+    stored = [
+        (v, v.source.location.absolute) for v in plan.variables if isinstance(v.source, Stored) and not v.alias_of
+    ]
     device = os.stat(_place_of(target)).st_dev
     far = {root for root in {root for _, root in stored} if os.path.isdir(root) and os.stat(root).st_dev != device}
     return [v for v, root in stored if root in far]

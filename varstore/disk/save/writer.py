@@ -161,9 +161,9 @@ class _Writer:
                     return
                 source = self._fetch(variable, source)
             if isinstance(source, Stored):
-                links[source.checkpoint].append((variable, source))
-                if len(links[source.checkpoint]) == _BATCH:
-                    yield from self._link_batch(links.pop(source.checkpoint))
+                links[source.location].append((variable, source))
+                if len(links[source.location]) == _BATCH:
+                    yield from self._link_batch(links.pop(source.location))
             elif variable.nbytes >= SMALL:
                 if source is not variable.source:
                     self._fetched.add(variable.name)
@@ -279,8 +279,8 @@ class _Writer:
     def _link_batch(self, batch: list[tuple[PlannedVariable, Stored]]) -> list[Job]:
         """Link variables of one checkpoint; return what takes longer: copies across file systems, unknown digests."""
         later: list[Job] = []
-        root = batch[0][1].root
-        with open_root(root) as root_fd:
+        root = batch[0][1].location.path
+        with open_root(batch[0][1].location) as root_fd:
             for variable, stored in batch:
                 entry = stored.entry
                 if not self._link_out(variable, _origin(variable, entry, root_fd, root)):
@@ -305,8 +305,8 @@ class _Writer:
 
     def _copy(self, variable: PlannedVariable, stored: Stored) -> None:
         entry = stored.entry
-        with open_root(stored.root) as root_fd:
-            self._copy_out(variable, _origin(variable, entry, root_fd, stored.root))
+        with open_root(stored.location) as root_fd:
+            self._copy_out(variable, _origin(variable, entry, root_fd, stored.location.path))
         self.digests[variable.name] = entry.digests
         if not entry.digests:
             self._digest(variable)

@@ -1,0 +1,54 @@
+"""The one table of encodings: what an ``out`` of some size holds of a variable's shape and type (FORMAT F9).
+
+A row states facts; how bytes are decoded is in `varstore.disk.encodings`, which has a row for each of these.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+
+from varstore.layout.dtypes import BFLOAT16
+from varstore.layout.meta import Meta
+
+__all__ = ["ENCODINGS", "RAW", "Encoding"]
+
+_FLOAT32 = np.dtype("<f4")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class Encoding:
+    """One row of the table, itself and no other.
+
+    `stored_dtype` takes what ``meta`` says and the size of ``out``; it returns the type of the elements in it, and
+    None where it cannot hold them. `is_plain`: ``out`` is those elements and nothing else, in C order.
+    """
+
+    name: str
+    is_plain: bool
+    stored_dtype: Callable[[Meta, int], np.dtype[Any] | None]
+
+    def __reduce__(self) -> tuple[Callable[[str], Encoding], tuple[str]]:
+        return _named, (self.name,)
+
+
+def _named(name: str) -> Encoding:
+    return ENCODINGS[name]
+
+
+@lru_cache(maxsize=4096)
+def _of_plain(meta: Meta, nbytes: int) -> np.dtype[Any] | None:
+    """Return the type's own dtype, but float32 where OneFlow wrote bfloat16 in four bytes."""
+    dtype = meta.data_type.dtype
+    if meta.data_type is BFLOAT16 and nbytes == meta.elements * _FLOAT32.itemsize != 0:
+        return _FLOAT32
+    return dtype if dtype is not None and nbytes == meta.elements * dtype.itemsize else None
+
+
+RAW = Encoding(name="raw", is_plain=True, stored_dtype=_of_plain)
+
+ENCODINGS: dict[str, Encoding] = {row.name: row for row in (RAW,)}
