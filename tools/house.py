@@ -33,7 +33,7 @@ FLOORS: dict[str, int] = {
 ORDER: dict[str, tuple[str, ...]] = {
     "text": ("hints", "html"),
     "layout": ("collector", "names", "dtypes", "meta", "encodings", "location", "manifest", "readable", "difference"),
-    "values": ("select", "methods", "lazy", "arrays", "plan"),
+    "values": ("select", "methods", "parts", "lazy", "arrays", "plan"),
     "storage": ("memory", "syscalls", "failures", "containment", "directory", "beneath", "appearing"),
     "disk": ("progress", "threads", "blocks", "encodings", "save", "read", "seal"),
     "disk/encodings": ("raw", "table"),

@@ -251,7 +251,7 @@ def test_a_view_is_within_its_storage_or_refused(shape: list[int], data: st.Data
 
 
 def test_a_large_strided_view_is_read_in_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("varstore.formats.torch.tensors._BLOCK", 64)
+    monkeypatch.setattr("varstore.values.parts._AT_ONCE", 64)
     base = np.arange(40 * 6, dtype=np.float32)
     sizes = []
 

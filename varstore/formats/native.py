@@ -55,7 +55,7 @@ def _lazy(variable: Variable) -> LazyArray:
         variable.dtype,
         variable.numpy,
         variable.attributes,
-        part=variable.__getitem__,
+        part=lambda index, _: variable[index],
         name=variable.name,
     )
 

@@ -34,7 +34,7 @@ from varstore.formats.nodes import BARE
 from varstore.formats.opened import ForeignCheckpoint
 from varstore.formats.state.flat import fetch_plain, flat_arrays
 from varstore.storage.appearing import replacing
-from varstore.values.lazy import LazyArray
+from varstore.values.lazy import LazyArray, derived
 
 __all__ = ["read", "write"]
 
@@ -133,12 +133,10 @@ def _member_array(source: Source, member: Member) -> LazyArray | None:
     place, _ = member.span
     array = _array(source, (place + start, member.size - start), header, name)
 
-    def fetch() -> np.ndarray:
-        values = array.numpy()
+    def check(values: np.ndarray) -> None:
         _check_crc(member, member.read(0, start), values.T if header[2] else values, header[0])
-        return values
 
-    return LazyArray(array.shape, array.dtype, fetch)
+    return derived(array, check=check)
 
 
 def _check_crc(member: Member, head: np.ndarray, values: np.ndarray, stored: np.dtype[Any]) -> None:

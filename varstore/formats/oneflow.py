@@ -17,7 +17,7 @@ import ml_dtypes
 import numpy as np
 
 from varstore.errors import CheckpointNotFound, FormatError, SizeMismatch, UnsafeContent
-from varstore.formats.binary.source import Source, lazy_array
+from varstore.formats.binary.source import Source
 from varstore.formats.opened import ForeignCheckpoint
 from varstore.formats.pickles.arrays import PLAIN, Array
 from varstore.formats.pickles.emit import Emitter, Named
@@ -30,7 +30,8 @@ from varstore.layout.dtypes import BFLOAT16, BY_NAME, BY_NUMBER, data_type_of, d
 from varstore.layout.meta import META_LIMIT, Meta, encode_meta, parse_meta
 from varstore.storage.appearing import new_folder
 from varstore.storage.containment import inside
-from varstore.values.lazy import LazyArray, derived
+from varstore.values.lazy import LazyArray, derived, placed_array
+from varstore.values.parts import in_c_order
 
 __all__ = ["read", "write"]
 
@@ -193,7 +194,7 @@ def _folder(root: str, name: str) -> LazyArray:
     dtype = dtype_of(meta.data_type, path=source.path, variable=name)
     size = meta.elements * dtype.itemsize
     if meta.data_type is BFLOAT16 and source.size == 2 * size:
-        return _rounded(lazy_array(source.read, 0, meta.shape, np.dtype(np.float32)))
+        return _rounded(placed_array(source.read, in_c_order(meta.shape, np.dtype(np.float32))))
     if source.size != size:
         raise SizeMismatch(
             "the number of values does not match the shape",
@@ -202,7 +203,7 @@ def _folder(root: str, name: str) -> LazyArray:
             found=f"{source.size} bytes",
             expected=f"{size} bytes",
         )
-    return lazy_array(source.read, 0, meta.shape, dtype)
+    return placed_array(source.read, in_c_order(meta.shape, dtype))
 
 
 def _meta(source: Source) -> Meta:

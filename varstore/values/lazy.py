@@ -8,8 +8,12 @@ from typing import Any
 import numpy as np
 
 from varstore.values.methods import NumpyMethods
+from varstore.values.parts import Placed, Read, read_all, read_part, taken
 
-__all__ = ["LazyArray", "derived"]
+__all__ = ["LazyArray", "derived", "placed_array"]
+
+Part = Callable[[Any, Callable[[], np.ndarray]], Any]
+"""Return what an index asks for; the function reads all values where it needs them."""
 
 
 class LazyArray(NumpyMethods):
@@ -31,7 +35,7 @@ class LazyArray(NumpyMethods):
         fetch: Callable[[], np.ndarray],
         attributes: Mapping[str, Any] | None = None,
         *,
-        part: Callable[[Any], Any] | None = None,
+        part: Part | None = None,
         identity: Hashable = None,
         name: str = "",
     ) -> None:
@@ -55,16 +59,33 @@ class LazyArray(NumpyMethods):
     read = numpy
 
     def __getitem__(self, index: Any) -> Any:
-        if self._part is not None:
-            return self._part(index)
-        values = self.numpy()
-        found = values[index]
-        is_small = isinstance(found, np.ndarray) and 2 * found.size < values.size
-        return found.copy() if is_small else found
+        return self.take_part(index, self.numpy)
+
+    def take_part(self, index: Any, whole: Callable[[], np.ndarray]) -> Any:
+        """Return what ``[]`` gives; `whole` reads all values where the index needs them."""
+        return taken(whole(), index) if self._part is None else self._part(index, whole)
 
     def __repr__(self) -> str:
         name = f" {self.name!r}" if self.name else ""
         return f"<LazyArray{name}: {self.dtype} {list(self.shape)}, {self.nbytes:,} bytes>"
+
+
+def placed_array(
+    read: Read,
+    placed: Placed,
+    convert: Callable[[np.ndarray], np.ndarray] | None = None,
+    dtype: np.dtype[Any] | None = None,
+) -> LazyArray:
+    """Return the array that lies among bytes; `convert` makes values of type `dtype` of the elements there."""
+
+    def fetch() -> np.ndarray:
+        values = read_all(placed, read)
+        return values if convert is None else np.asarray(convert(values))
+
+    def part(index: Any, whole: Callable[[], np.ndarray]) -> Any:
+        return read_part(placed, index, read, whole, convert)
+
+    return LazyArray(placed.shape, placed.dtype if dtype is None else dtype, fetch, part=part)
 
 
 def derived(
@@ -72,14 +93,25 @@ def derived(
     convert: Callable[[Any], Any] | None = None,
     dtype: np.dtype[Any] | None = None,
     attributes: Mapping[str, Any] | None = None,
+    check: Callable[[np.ndarray], None] | None = None,
 ) -> LazyArray:
-    """Return an array of the values of another after `convert`, which changes each element and not the shape."""
+    """Return an array of another's values after `convert`, which changes each element and not the shape.
+
+    `check` looks at the values, before they are converted, where all are read.
+    """
     change = convert or (lambda values: values)
+
+    def whole() -> np.ndarray:
+        values = array.numpy()
+        if check is not None:
+            check(values)
+        return values
+
     return LazyArray(
         array.shape,
         array.dtype if dtype is None else dtype,
-        lambda: change(array.numpy()),
+        lambda: change(whole()),
         array.attributes if attributes is None else attributes,
-        part=lambda index: change(array[index]),
+        part=lambda index, _: change(array.take_part(index, whole)),
         name=array.name,
     )

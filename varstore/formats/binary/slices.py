@@ -6,17 +6,20 @@ bytes that its shape and type need, so no allocation is larger than what the fil
 
 from __future__ import annotations
 
+import bisect
 import errno
 import io
+import itertools
 from collections.abc import Sequence
 from typing import Any, Protocol
 
 import numpy as np
 
 from varstore.errors import SizeMismatch, VarstoreError
-from varstore.formats.binary.packing import packed_size, unpack
+from varstore.formats.binary.packing import bits_of, packed_size, unpack
 from varstore.formats.binary.source import count_elements
-from varstore.values.lazy import LazyArray
+from varstore.values.lazy import LazyArray, placed_array
+from varstore.values.parts import Read, in_c_order, in_fortran_order
 
 __all__ = ["Content", "MemoryContent", "Span", "array_of_spans", "check_span", "refused_array", "stream_of"]
 
@@ -126,27 +129,36 @@ def array_of_spans(
             expected=f"{expected} for {dtype} {list(shape)}",
             hint="the file is cut off or damaged",
         )
+    read, start = (content.read, spans[0][0]) if len(spans) == 1 else (_joined(content, spans), 0)
+    if bits_of(dtype) != 8 * dtype.itemsize:
+        return LazyArray(shape, dtype, lambda: unpack(read(start, expected), count, dtype).reshape(shape))
+    place = in_fortran_order if fortran else in_c_order
+    if dtype == np.bool_:
+        return placed_array(read, place(shape, np.dtype(np.uint8), start), lambda values: values != 0, dtype)
     native = dtype if dtype.fields else dtype.newbyteorder("=")
-
-    def fetch() -> np.ndarray:
-        packed = _joined(content, spans, expected)
-        values = packed != 0 if dtype == np.bool_ else unpack(packed, count, dtype)
-        if native != dtype:
-            values = values.byteswap(inplace=True).view(native)
-        return values.reshape(shape[::-1]).T if fortran else values.reshape(shape)
-
-    return LazyArray(shape, native, fetch)
+    if native != dtype:
+        return placed_array(read, place(shape, dtype, start), lambda values: values.astype(native), native)
+    return placed_array(read, place(shape, dtype, start))
 
 
-def _joined(content: Content, spans: Sequence[Span], size: int) -> np.ndarray:
-    if len(spans) == 1:
-        return content.read(*spans[0])
-    joined = np.empty(size, np.uint8)
-    position = 0
-    for offset, length in spans:
-        joined[position : position + length] = content.read(offset, length)
-        position += length
-    return joined
+def _joined(content: Content, spans: Sequence[Span]) -> Read:
+    """Return what reads spans as if they lay end to end."""
+    ends = [*itertools.accumulate(length for _, length in spans)]
+
+    def read(offset: int, size: int) -> np.ndarray:
+        joined = np.empty(size, np.uint8)
+        done = 0
+        at = bisect.bisect_right(ends, offset)
+        while done < size:
+            begin, length = spans[at]
+            skipped = offset + done - (ends[at] - length)
+            step = min(length - skipped, size - done)
+            joined[done : done + step] = content.read(begin + skipped, step)
+            done += step
+            at += 1
+        return joined
+
+    return read
 
 
 def refused_array(shape: Sequence[int], error: VarstoreError) -> LazyArray:

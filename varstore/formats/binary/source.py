@@ -12,25 +12,20 @@ from __future__ import annotations
 import mmap
 import os
 import stat
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
 from varstore.errors import CheckpointNotFound, FormatError, SizeMismatch
 from varstore.storage.failures import storage_error
-from varstore.values.lazy import LazyArray
 
-__all__ = ["MOST_DIMENSIONS", "Read", "Source", "count_elements", "lazy_array"]
+__all__ = ["MOST_DIMENSIONS", "Source", "count_elements"]
 
 MOST_DIMENSIONS = 32
 """The number of dimensions that every version of numpy accepts."""
 
 Mapped = bytes | mmap.mmap
 """The content of a whole file, for parsing."""
-
-Read = Callable[[int, int], np.ndarray]
-"""A function of (offset, size) that returns that range as an array of uint8, which nothing else uses."""
 
 
 class Source:
@@ -141,20 +136,6 @@ def count_elements(shape: tuple[Any, ...], itemsize: int, *, path: str, variable
 
 def _shown(extent: Any) -> str:
     return str(extent) if type(extent) in (int, float) else type(extent).__name__
-
-
-def lazy_array(
-    read: Read, offset: int, shape: tuple[int, ...], dtype: np.dtype[Any], *, fortran: bool = False
-) -> LazyArray:
-    """Return the array whose values lie at `offset`; the caller has checked that they do."""
-
-    def fetch() -> np.ndarray:
-        count = 1
-        for extent in shape:
-            count *= extent
-        return read(offset, count * dtype.itemsize).view(dtype).reshape(shape, order="F" if fortran else "C")
-
-    return LazyArray(shape, dtype, fetch)
 
 
 def _identity(status: os.stat_result) -> tuple[int, ...]:

@@ -21,9 +21,10 @@ import numpy as np
 
 from varstore.errors import FormatError, SizeMismatch, UnsupportedDtype
 from varstore.formats.binary.slices import stream_of
-from varstore.formats.binary.source import Source, count_elements, lazy_array
+from varstore.formats.binary.source import Source, count_elements
 from varstore.formats.binary.wire import BYTES, Field, Wire
-from varstore.values.lazy import LazyArray
+from varstore.values.lazy import LazyArray, placed_array
+from varstore.values.parts import in_c_order
 
 __all__ = ["is_stream", "parameter_names", "read_streams"]
 
@@ -101,7 +102,7 @@ def _stream(source: Source, wire: Wire, start: int) -> tuple[LazyArray, int]:
         raise SizeMismatch(
             "the file ends within a variable", path=source.path, found=f"{source.size} bytes", expected=f"{end} bytes"
         )
-    return lazy_array(source.read, position, tuple(shape), dtype), end
+    return placed_array(source.read, in_c_order(tuple(shape), dtype, position)), end
 
 
 def parameter_names(source: Source) -> list[str] | None:

@@ -16,11 +16,12 @@ from typing import Any
 import numpy as np
 
 from varstore.errors import FormatError, SizeMismatch, UnsupportedDtype
-from varstore.formats.binary.source import Read, count_elements, lazy_array
+from varstore.formats.binary.source import count_elements
 from varstore.formats.pickles.machine import Machine, Record
 from varstore.formats.pickles.names import Constructor, Global, Span, Table, show
 from varstore.layout.dtypes import TABLE
-from varstore.values.lazy import LazyArray
+from varstore.values.lazy import LazyArray, placed_array
+from varstore.values.parts import Read, in_c_order, in_fortran_order, read_all
 
 __all__ = ["PLAIN", "Array", "Dtype"]
 
@@ -86,11 +87,13 @@ class Array(Record):
     def lazy(self, read: Read, dtype: np.dtype[Any] | None = None) -> LazyArray:
         """Return the array; `read` reads ranges of the pickle, and `dtype` replaces the type that the pickle states."""
         data, kind = self.data, dtype or self.dtype.dtype
+        placed = (in_fortran_order if self.fortran else in_c_order)(self.shape, kind)
         if type(data) is not Span:
-            return lazy_array(_reader_of(data), 0, self.shape, kind, fortran=self.fortran)
+            return placed_array(_reader_of(data), placed)
         if data.recoded:
-            return lazy_array(_recoded_reader(read, data, self.path), 0, self.shape, kind, fortran=self.fortran)
-        return lazy_array(read, data.offset, self.shape, kind, fortran=self.fortran)
+            recoded = _recoded_reader(read, data, self.path)
+            return LazyArray(self.shape, kind, lambda: read_all(placed, recoded))
+        return placed_array(read, placed._replace(start=data.offset))
 
 
 def _reader_of(data: bytes) -> Read:
@@ -98,6 +101,8 @@ def _reader_of(data: bytes) -> Read:
 
 
 def _recoded_reader(read: Read, span: Span, path: str) -> Read:
+    """Return what reads all bytes of an array; no part of them has a place of its own in the text."""
+
     def fetch(_offset: int, size: int) -> np.ndarray:
         raw = read(span.offset, span.size).tobytes()
         try:

@@ -10,13 +10,14 @@ from typing import Any
 
 from varstore.errors import FormatError
 from varstore.formats.binary.magic import TORCH_LEGACY
-from varstore.formats.binary.source import Read, Source
+from varstore.formats.binary.source import Source
 from varstore.formats.opened import ForeignCheckpoint
 from varstore.formats.pickles.machine import Machine
 from varstore.formats.pickles.names import show
 from varstore.formats.pickles.tree import plain_tree
 from varstore.formats.torch.names import storage_identity, torch_leaf, torch_table
 from varstore.formats.torch.tensors import Storage, Storages
+from varstore.values.parts import Read
 
 __all__ = ["read_legacy"]
 

@@ -11,13 +11,13 @@ from typing import Any
 import numpy as np
 
 from varstore.errors import UnsafeContent, UnsupportedDtype
-from varstore.formats.binary.source import Read
 from varstore.formats.pickles.arrays import PLAIN, Array
 from varstore.formats.pickles.machine import Machine, Opaque
 from varstore.formats.pickles.names import Constructor, Global, Table, show
 from varstore.formats.pickles.tree import module_state
 from varstore.formats.torch.tensors import DTYPES, STORAGES, Storage, StorageClass, Storages, whole_storage
 from varstore.values.lazy import LazyArray, derived
+from varstore.values.parts import Read
 
 __all__ = ["storage_identity", "torch_leaf", "torch_table"]
 

@@ -14,14 +14,14 @@ import ml_dtypes
 import numpy as np
 
 from varstore.errors import FormatError, SizeMismatch, UnsafeContent
-from varstore.formats.binary.source import MOST_DIMENSIONS, Read, count_elements
+from varstore.formats.binary.source import MOST_DIMENSIONS, count_elements
 from varstore.formats.pickles.machine import Record
 from varstore.formats.pickles.names import Global, show
-from varstore.values.lazy import LazyArray
+from varstore.values.lazy import LazyArray, placed_array
+from varstore.values.parts import Placed, Read, taken
 
 __all__ = ["DTYPES", "STORAGES", "Complex32", "Storage", "StorageClass", "Storages", "whole_storage"]
 
-_BLOCK = 1 << 26
 _EXPANDED = 1 << 26
 _LONGEST = 1 << 58
 
@@ -66,7 +66,7 @@ STORAGES: dict[str, str | None] = {
 class Storage(Record):
     """The memory of one or more tensors: `size` bytes in a file; `read` is set once their position is known."""
 
-    __slots__ = ("dtype", "key", "path", "read", "size", "swapped")
+    __slots__ = ("dtype", "is_plain", "key", "path", "read", "size", "swapped")
 
     def __init__(self, path: str, key: str, dtype: np.dtype[Any] | None, count: int) -> None:
         self.path = path
@@ -74,6 +74,7 @@ class Storage(Record):
         self.dtype = dtype
         self.size = count * (1 if dtype is None else dtype.itemsize)
         self.swapped = False
+        self.is_plain = True
         self.read: Read = self._missing
 
     def _missing(self, _offset: int, _size: int) -> np.ndarray:
@@ -174,48 +175,26 @@ def _lazy_view(
     stride = tuple(step if extent > 1 else 0 for extent, step in zip(shape, stride, strict=True))
     if kind.shape:
         shape, stride, offset = (*shape, *kind.shape), (*(2 * step for step in stride), 1), 2 * offset
+    reach = sum((extent - 1) * step for extent, step in zip(shape, stride, strict=True)) + 1
 
-    def fetch() -> np.ndarray:
-        dtype = plain.newbyteorder(">") if storage.swapped else plain
-        values = _gather(storage.read, offset, shape, stride, dtype)
+    def convert(values: np.ndarray) -> np.ndarray:
+        values = values.astype(plain, copy=False)
         for mark in todo:
             values = _MARKS[mark](values)
         return values
 
-    return LazyArray(shape, plain, fetch)
+    def placed() -> LazyArray:  # where the storage lies is known when the pickle has been read
+        stored = plain.newbyteorder(">") if storage.swapped else plain
+        place = Placed(shape, stored, stride, offset * plain.itemsize)
+        if storage.is_plain or 0 in shape:
+            return placed_array(storage.read, place, convert, plain)
+        raw = storage.read(place.start, reach * plain.itemsize)  # unpacked once
+        return placed_array(lambda start, size: raw[start : start + size], place._replace(start=0), convert, plain)
 
+    def part(index: Any, whole: Callable[[], np.ndarray]) -> Any:
+        return placed().take_part(index, whole) if storage.is_plain else taken(whole(), index)
 
-def _gather(
-    read: Read, offset: int, shape: tuple[int, ...], stride: tuple[int, ...], dtype: np.dtype[Any]
-) -> np.ndarray:
-    """Return a strided view in C order; the memory used is at most its size plus a block of 64 MiB."""
-    if 0 in shape:
-        return np.empty(shape, dtype)
-    reach = sum((extent - 1) * step for extent, step in zip(shape, stride, strict=True)) + 1
-    start, size = offset * dtype.itemsize, reach * dtype.itemsize
-    if _is_contiguous(shape, stride):
-        return read(start, size).view(dtype).reshape(shape)
-    axis = max(range(len(shape)), key=stride.__getitem__)
-    rows = max(1, _BLOCK // (stride[axis] * dtype.itemsize or 1))
-    if rows >= shape[axis] or size <= _BLOCK:
-        raw = read(start, size).view(dtype)
-        view = np.lib.stride_tricks.as_strided(raw, shape, [step * dtype.itemsize for step in stride])
-        return np.ascontiguousarray(view)
-    values = np.empty(shape, dtype)
-    for row in range(0, shape[axis], rows):
-        part = min(rows, shape[axis] - row)
-        piece = _gather(read, offset + row * stride[axis], (*shape[:axis], part, *shape[axis + 1 :]), stride, dtype)
-        values[(slice(None),) * axis + (slice(row, row + part),)] = piece
-    return values
-
-
-def _is_contiguous(shape: tuple[int, ...], stride: tuple[int, ...]) -> bool:
-    expected = 1
-    for extent, step in zip(reversed(shape), reversed(stride), strict=True):
-        if extent != 1 and step != expected:
-            return False
-        expected *= extent
-    return True
+    return LazyArray(shape, plain, lambda: placed().numpy(), part=part)
 
 
 class StorageClass:

@@ -12,13 +12,14 @@ from typing import Any
 import numpy as np
 
 from varstore.errors import FormatError, UnsafeContent
-from varstore.formats.binary.source import Read, Source
+from varstore.formats.binary.source import Source
 from varstore.formats.binary.zip import Member, archive_members
 from varstore.formats.opened import ForeignCheckpoint
 from varstore.formats.pickles.machine import Machine
 from varstore.formats.pickles.tree import plain_tree
 from varstore.formats.torch.names import storage_identity, torch_leaf, torch_table
 from varstore.formats.torch.tensors import Storage, Storages
+from varstore.values.parts import Read
 
 __all__ = ["read_zip"]
 
@@ -79,6 +80,7 @@ def _locate(storage: Storage, member: Member | None, swapped: bool) -> None:
         )
     storage.swapped = swapped
     storage.read = member.read
+    storage.is_plain = member.is_plain
 
 
 def _reader(data: bytes) -> Read:
