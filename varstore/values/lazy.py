@@ -59,9 +59,9 @@ class LazyArray(NumpyMethods):
     read = numpy
 
     def __getitem__(self, index: Any) -> Any:
-        return self.take_part(index, self.numpy)
+        return self._take(index, self.numpy)
 
-    def take_part(self, index: Any, whole: Callable[[], np.ndarray]) -> Any:
+    def _take(self, index: Any, whole: Callable[[], np.ndarray]) -> Any:
         """Return what ``[]`` gives; `whole` reads all values where the index needs them."""
         return taken(whole(), index) if self._part is None else self._part(index, whole)
 
@@ -112,6 +112,6 @@ def derived(
         array.dtype if dtype is None else dtype,
         lambda: change(whole()),
         array.attributes if attributes is None else attributes,
-        part=lambda index, _: change(array.take_part(index, whole)),
+        part=lambda index, _: change(array._take(index, whole)),
         name=array.name,
     )

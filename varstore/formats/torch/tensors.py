@@ -192,7 +192,7 @@ def _lazy_view(
         return placed_array(lambda start, size: raw[start : start + size], place._replace(start=0), convert, plain)
 
     def part(index: Any, whole: Callable[[], np.ndarray]) -> Any:
-        return placed().take_part(index, whole) if storage.is_plain else taken(whole(), index)
+        return placed()[index] if storage.is_plain else taken(whole(), index)
 
     return LazyArray(shape, plain, lambda: placed().numpy(), part=part)
 
