@@ -13,7 +13,8 @@ torch     | test_torch_values test_torch_adapter test_v0_1_0 test_readme_framewo
 jax       | test_jax_adapter test_v0_1_0 test_readme_frameworks test_docstrings
 lightning | test_lightning_adapter test_transformers_adapter test_readme_frameworks test_docstrings
 mindspore | test_model_checkpoint test_readme_frameworks
-paddle    | test_readme_frameworks
+paddle    | test_paddle_values test_readme_frameworks
+paddle2   | test_paddle_values test_readme_frameworks
 '
 
 cd "$root"

@@ -57,7 +57,7 @@ def as_source(value: Any, *, variable: str) -> Source:
         return _scalar(value, variable)
     for base in type(value).__mro__:
         reader = _FRAMEWORKS.get(base.__module__.partition(".")[0])
-        if reader is not None and hasattr(value, "dtype"):
+        if reader is not None and (hasattr(value, "dtype") or (reader is _paddle and hasattr(value, "_dtype"))):
             return reader(value, variable)
     if hasattr(value, "__array__") and hasattr(value, "shape") and hasattr(value, "dtype"):
         return _late(value, variable, lambda: np.asarray(value))
@@ -87,10 +87,10 @@ def _late(value: Any, variable: str, fetch: Callable[[], np.ndarray], identity: 
 def _numpy_type(dtype: Any, variable: str) -> np.dtype[Any]:
     if isinstance(dtype, np.dtype):
         return dtype
-    name = str(getattr(dtype, "name", dtype)).rpartition(".")[2].lower().removesuffix("_")
-    known = _BY_NUMPY_NAME.get(name)
-    if known is not None:
-        return known
+    for spelling in (getattr(dtype, "name", ""), dtype):  # Paddle 2's names are "FP32" and the like, its text is not
+        known = _BY_NUMPY_NAME.get(str(spelling).rpartition(".")[2].lower().removesuffix("_"))
+        if known is not None:
+            return known
     raise UnsupportedDtype(
         "this tensor's type has no place on disk", variable=variable, found=str(dtype), hint="convert it first"
     )
@@ -123,6 +123,18 @@ def _torch_values(tensor: Any, dtype: np.dtype[Any]) -> np.ndarray:
     return values.view(dtype)
 
 
+def _paddle(tensor: Any, variable: str) -> Source:
+    """Read a tensor of dynamic Paddle, or one of a static program, whose shape and type are methods."""
+    if not callable(tensor.shape):
+        return _by_method("numpy")(tensor, variable)
+    if not tensor._is_initialized():
+        raise UnsupportedDtype(
+            "a tensor without values cannot be saved", variable=variable, hint="run the startup program first"
+        )
+    dtype = _numpy_type(tensor._dtype(), variable)
+    return LazyArray(tuple(tensor.shape()), dtype, lambda: _same_type(tensor, dtype), identity=id(tensor))
+
+
 def _by_method(method: str) -> Callable[[Any, str], Source]:
     def read(tensor: Any, variable: str) -> Source:
         late = _late(tensor, variable, lambda: _same_type(getattr(tensor, method)(), late.dtype))
@@ -145,6 +157,6 @@ _FRAMEWORKS: dict[str, Callable[[Any, str], Source]] = {
     "megengine": _by_method("numpy"),
     "mindspore": _by_method("asnumpy"),
     "oneflow": _by_method("numpy"),
-    "paddle": _by_method("numpy"),
+    "paddle": _paddle,
     "torch": _torch,
 }
