@@ -16,7 +16,7 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
-from varstore.errors import CheckpointNotFound, FormatError, SizeMismatch, UnsafeContent
+from varstore.errors import CheckpointNotFound, FormatError, UnsafeContent
 from varstore.formats.binary.source import Source
 from varstore.formats.opened import ForeignCheckpoint
 from varstore.formats.pickles.arrays import PLAIN, Array
@@ -26,8 +26,11 @@ from varstore.formats.pickles.names import Constructor, show
 from varstore.formats.pickles.tree import module_state, plain_tree
 from varstore.formats.state.flat import fetch_plain
 from varstore.formats.state.nested import nested_state
-from varstore.layout.dtypes import BFLOAT16, BY_NAME, BY_NUMBER, data_type_of, dtype_of
+from varstore.layout.dtypes import BFLOAT16, BY_NAME, BY_NUMBER, data_type_of
+from varstore.layout.manifest import Entry
 from varstore.layout.meta import META_LIMIT, Meta, encode_meta, parse_meta
+from varstore.layout.names import Folder
+from varstore.layout.readable import readable
 from varstore.storage.appearing import new_folder
 from varstore.storage.containment import inside
 from varstore.values.lazy import LazyArray, derived, placed_array
@@ -191,19 +194,10 @@ def _folder(root: str, name: str) -> LazyArray:
             )
     meta = _meta(Source(inside(root, name, "meta")))
     source = Source(inside(root, name, "out"))
-    dtype = dtype_of(meta.data_type, path=source.path, variable=name)
-    size = meta.elements * dtype.itemsize
-    if meta.data_type is BFLOAT16 and source.size == 2 * size:
-        return _rounded(placed_array(source.read, in_c_order(meta.shape, np.dtype(np.float32))))
-    if source.size != size:
-        raise SizeMismatch(
-            "the number of values does not match the shape",
-            path=source.path,
-            variable=name,
-            found=f"{source.size} bytes",
-            expected=f"{size} bytes",
-        )
-    return placed_array(source.read, in_c_order(meta.shape, dtype))
+    entry = Entry(name=name, folder=Folder(name), meta=meta, nbytes=source.size)
+    variable = readable(entry, path=root)
+    values = placed_array(source.read, in_c_order(variable.shape, variable.stored))
+    return values if variable.stored == variable.dtype else _rounded(values)
 
 
 def _meta(source: Source) -> Meta:

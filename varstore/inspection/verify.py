@@ -179,7 +179,7 @@ class _Verification:
         for entry in entries:
             with self._noting(entry):
                 self._check_form(entry)
-                check_digest(self._directory, entry, 0, all_digests(self._directory, entry))
+                check_digest(self._directory, entry, entry.digests, 0, all_digests(self._directory, entry))
         if self._advance:
             self._advance(sum(entry.nbytes for entry in entries))
 
@@ -209,7 +209,8 @@ class _Verification:
     def _check_block(self, entry: Entry, fd: int, start: int, stop: int) -> None:
         if entry.name not in self.problems:
             with self._noting(entry):
-                check_digest(self._directory, entry, start // BLOCK, digest_file_block(fd, start, stop))
+                found = digest_file_block(fd, start, stop)
+                check_digest(self._directory, entry, entry.digests, start // BLOCK, found)
         with self._lock:
             self._blocks_left[fd] -= 1
             if not self._blocks_left[fd]:

@@ -34,6 +34,11 @@ class Readable(NamedTuple):
         """Bytes of the values as they are read, before they become those of `dtype`."""
         return math.prod(self.shape) * self.stored.itemsize
 
+    @property
+    def digests(self) -> bytes:
+        """The xxh3-128 of each 16 MiB of the values as they are read; empty where nothing is known of them."""
+        return self.entry.digests if self.encoding.is_plain else b""
+
 
 def readable(entry: Entry, *, path: str) -> Readable:
     """Return an entry of the checkpoint at `path` with all that reading its values takes.

@@ -57,7 +57,7 @@ def read_batch(directory: Directory, batch: Sequence[Readable], *, verify: bool)
         if verify and entry.digests:
             digest = digest_of(target)
             if digest != entry.digests:
-                check_digest(directory, entry, 0, digest)
+                check_digest(directory, entry, entry.digests, 0, digest)
     return buffer, starts
 
 

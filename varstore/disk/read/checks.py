@@ -33,13 +33,13 @@ def check_size(directory: Directory, entry: Entry, size: int) -> None:
         )
 
 
-def check_digest(directory: Directory, entry: Entry, block: int, found: bytes) -> None:
+def check_digest(directory: Directory, entry: Entry, digests: bytes, block: int, found: bytes) -> None:
     """Check the digest of one block of ``out``, if there is one to compare with.
 
     Raises:
         DigestMismatch: the bytes are not those that were saved.
     """
-    expected = entry.digests[block * DIGEST_SIZE : (block + 1) * DIGEST_SIZE]
+    expected = digests[block * DIGEST_SIZE : (block + 1) * DIGEST_SIZE]
     if expected and found != expected:
         raise DigestMismatch(
             "out does not hold the bytes that were saved",

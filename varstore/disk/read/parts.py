@@ -121,7 +121,7 @@ def row_chunks(location: Location, variable: Readable, *, verify: bool) -> Itera
     Raises:
         DigestMismatch: after the pairs of a block that is damaged.
     """
-    entry = variable.entry
+    entry, digests = variable.entry, variable.digests
     hasher = xxhash.xxh3_128()
     offset = 0
     with (
@@ -139,10 +139,10 @@ def row_chunks(location: Location, variable: Readable, *, verify: bool) -> Itera
                 piece = flat[done : done + step]
                 read_part(fd, variable, piece, offset + done, hashed=False)
                 done += step
-                if verify and entry.digests:
+                if verify and digests:
                     hasher.update(piece.data)
                     if (offset + done) % BLOCK == 0 or offset + done == variable.nbytes:
-                        check_digest(directory, entry, (offset + done - 1) // BLOCK, hasher.digest())
+                        check_digest(directory, entry, digests, (offset + done - 1) // BLOCK, hasher.digest())
                         hasher.reset()
             offset += done
             yield index, values.astype(variable.dtype, copy=False)

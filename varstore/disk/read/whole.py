@@ -167,9 +167,9 @@ class _Work:
         target = row[start:stop]
         with self._directory.file(entry, "out") as (fd, size):
             check_size(self._directory, entry, size)
-            digest = read_part(fd, variable, target, start, hashed=self._verify and bool(entry.digests))
+            digest = read_part(fd, variable, target, start, hashed=self._verify and bool(variable.digests))
         if self._verify:
-            check_digest(self._directory, entry, start // BLOCK, digest)
+            check_digest(self._directory, entry, variable.digests, start // BLOCK, digest)
         if self._advance:
             self._advance(target.nbytes)
 
