@@ -171,7 +171,7 @@ def test_ls_salvages_an_unfinished_checkpoint_when_told(model):
     assert result.exit_code == 1
     assert "encoder/bias" in result.stdout
     assert "step" not in result.stdout
-    assert result.stderr.startswith("not whole: step: ")
+    assert result.stderr.startswith("damaged: step: ")
     assert list(json.loads(run("ls", "--json", "--allow-incomplete", model).stdout)["damaged"]) == ["step"]
 
 
@@ -246,7 +246,7 @@ def test_show_takes_the_variables_own_folder(model):
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
-    [(["{model}"], "say the NAME"), (["{model}/step", "step"], "takes no NAME"), ([], "Missing argument")],
+    [(["{model}"], "give the NAME"), (["{model}/step", "step"], "NAME cannot be given"), ([], "Missing argument")],
 )
 def test_show_without_the_right_arguments_is_a_usage_error(model, arguments, message):
     result = run("show", *(argument.format(model=model) for argument in arguments))
@@ -519,7 +519,7 @@ def test_help_lists_every_command_and_the_exit_codes():
     output = shell("--help").stdout
     listed = re.findall(r"^  (\w+) {2,}", output.partition("Commands:")[2], re.MULTILINE)
     assert tuple(listed) == COMMANDS
-    assert "Exit status: 0" in output
+    assert "Exit status: 0 if" in output
 
 
 @pytest.mark.parametrize("command", COMMANDS)

@@ -87,7 +87,7 @@ def test_what_it_prints_is_what_lies_there(demo):
     meta = directory / "mlp_ext_models_1" / "dense3-weight" / "meta"
     assert f"$ cat {meta}\n{meta.read_text()}" in output
     assert output.count("every byte as it was saved") == 2
-    tree = output.partition("3. What lies on the disk\n")[2].partition("\n$ cat")[0]
+    tree = output.partition("3. What is on the disk\n")[2].partition("\n$ cat")[0]
     for path in Path(directory).rglob("*"):
         assert re.search(rf"^ +{re.escape(path.name)}(/|  \d)", tree, re.MULTILINE), path
 

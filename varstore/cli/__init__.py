@@ -1,8 +1,8 @@
 """The command line: a table of commands, and the one place where errors become messages and exit codes.
 
-Every command is a click command in a module of this folder, imported when it is called, and sees of varstore
-only what a user of the library sees. Commands raise, and `main` turns an exception into a message; `verify`
-alone says it by itself and goes on with the next path.
+Each command is a click command in a module of this folder, which is imported when the command is called, and uses only
+the public interface of the library. Commands raise errors, and `main` turns them into messages and exit codes. Only
+`verify` prints an error itself, because it continues with the next path.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Any
 import click
 
 import varstore as vs
-from varstore.cli.output import FAILED, complain
+from varstore.cli.output import FAILED, complain, error_text
 
 __all__ = ["main"]
 
@@ -49,12 +49,12 @@ class _Commands(click.Group):
             result = super().invoke(ctx)
             sys.stdout.flush()
         except vs.VarstoreError as error:
-            complain(str(error))
+            complain(error_text(error))
             ctx.exit(FAILED)
         except KeyboardInterrupt:
             ctx.exit(_INTERRUPTED)
         except BrokenPipeError:
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python's last flush complains
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python's last flush would fail
             ctx.exit(_PIPE_CLOSED)
         except OSError as error:
             complain(f"{error.filename}: {error.strerror}" if error.filename else str(error))
@@ -65,28 +65,28 @@ class _Commands(click.Group):
 @click.group(
     cls=_Commands,
     context_settings={"help_option_names": ["-h", "--help"]},
-    epilog="Exit status: 0 all is well; 1 verify, diff or ls --allow-incomplete found something; 2 wrong usage; "
-    "3 the operation failed, and one line on stderr says why; 130 interrupted.",
+    epilog="Exit status: 0 if all is well; 1 if verify, diff or ls --allow-incomplete found something; 2 for wrong "
+    "usage; 3 if the operation failed, with the reason on stderr; 130 if interrupted.",
 )
 @click.version_option(vs.__version__, prog_name="varstore")
 def main() -> None:
-    """Look at, check and compare checkpoints: directories that hold one folder for each variable.
+    """Inspect, check, compare and convert checkpoints: directories with one folder per variable.
 
-    A variable's values are the raw bytes in its file "out"; "meta" beside it says shape and type. `ls`, `cat`,
-    `cp` and `rm` work on them too; after a change by hand, `varstore seal` records it.
+    A variable's folder holds its values as raw bytes in the file "out", and its shape and type in the file "meta". You
+    can use ls, cat, cp and rm on them too. After a change by hand, run `varstore seal` to record it.
 
     \b
     Examples:
-      varstore ls lenet              what is in it
-      varstore show lenet/conv1      one variable: shape, digest, statistics, first values
+      varstore ls lenet              list the variables
+      varstore show lenet/conv1      one variable: shape, digests, statistics, first values
       varstore verify lenet          compare every byte with what was saved
-      varstore diff lenet lenet_2    which variables changed
-      varstore convert m.pt lenet    another system's file as a checkpoint
+      varstore diff lenet lenet_2    list the variables that differ
+      varstore convert m.pt lenet    convert another system's file to a checkpoint
     """
 
 
 def _never_fail_to_encode() -> None:
-    """Let a terminal that lacks a character show its escape."""
+    """Print an escape in place of a character that the terminal's encoding does not have."""
     for stream in (sys.stdout, sys.stderr):
         reconfigure = getattr(stream, "reconfigure", None)
         if reconfigure is not None:

@@ -1,11 +1,11 @@
-"""``varstore verify`` and ``varstore diff``: commands that answer with their exit status."""
+"""``varstore verify`` and ``varstore diff``: commands whose exit status is the answer."""
 
 from __future__ import annotations
 
 import click
 
 import varstore as vs
-from varstore.cli.output import FAILED, complain, print_report, progress
+from varstore.cli.output import FAILED, complain, error_text, print_report, progress
 
 __all__ = ["diff", "verify"]
 
@@ -16,10 +16,12 @@ __all__ = ["diff", "verify"]
 def verify(ctx: click.Context, paths: tuple[str, ...]) -> None:
     """Read every byte of each checkpoint PATH and compare it with the digests in its manifest.
 
-    Lists whatever is wrong: bytes, sizes, "meta" files, variables missing or unlisted, the manifest itself, a
-    missing marker. Digests find damage, not forgery: who can change the files can change the manifest too.
+    Lists everything that is wrong: bytes, sizes, "meta" files, variables that are missing or not in the manifest, the
+    manifest itself, a missing marker. Digests find damage, not forgery: whoever can change the files can change the
+    manifest too.
 
-    Exit status: 0 all is as it was saved; 1 something is not; 3 a PATH could not be looked at (the others were).
+    Exit status: 0 if everything is as it was saved; 1 if something is not; 3 if a PATH could not be read (the others
+    are still verified).
 
     \b
     Examples:
@@ -31,7 +33,7 @@ def verify(ctx: click.Context, paths: tuple[str, ...]) -> None:
         try:
             report = vs.verify(path, progress=progress())
         except vs.VarstoreError as error:
-            complain(str(error))
+            complain(error_text(error))
             status = FAILED
             continue
         print_report(report, ok=report.ok)
@@ -39,16 +41,16 @@ def verify(ctx: click.Context, paths: tuple[str, ...]) -> None:
     ctx.exit(status)
 
 
-@click.command(short_help="List the variables in which two checkpoints differ.")
+@click.command(short_help="List the variables that differ between two checkpoints.")
 @click.argument("a", type=click.Path())
 @click.argument("b", type=click.Path())
 @click.pass_context
 def diff(ctx: click.Context, a: str, b: str) -> None:
-    """Compare the checkpoints A and B by name, shape, type and values.
+    """Compare the checkpoints A and B: names, shapes, types and values of their variables.
 
-    Values are compared by the digests in the manifests; they are read only where a manifest is missing.
+    Values are compared by the digests in the manifests. They are read only if a checkpoint does not have a manifest.
 
-    Exit status: 0 the same variables with the same values; 1 they differ; 3 one could not be read.
+    Exit status: 0 if both have the same variables with the same values; 1 if they differ; 3 if one could not be read.
 
     \b
     Examples:

@@ -1,4 +1,4 @@
-"""``varstore convert``: from one system's files to another's, one tensor at a time."""
+"""``varstore convert``: convert one system's files to another's, one tensor at a time."""
 
 from __future__ import annotations
 
@@ -18,20 +18,22 @@ def _renames(_: click.Context, __: click.Parameter, given: tuple[str, ...]) -> d
     for item in given:
         old, equals, new = item.partition("=")
         if not equals:
-            raise click.BadParameter(f"{item!r} is not OLD=NEW, two prefixes of names; NEW may be empty")
+            raise click.BadParameter(f"{item!r} is not OLD=NEW, two prefixes of names of which NEW may be empty")
         prefixes[old] = new
     return prefixes or None
 
 
-@click.command(short_help="Write another system's file as a checkpoint, or the other way round.")
+@click.command(short_help="Convert another system's file to a checkpoint, or a checkpoint to a file.")
 @click.argument("source", type=click.Path())
 @click.argument("target", type=click.Path())
-@click.option("--format", "format_", metavar="NAME", help="Format of TARGET, where its suffix does not tell.")
-@click.option("--source-format", metavar="NAME", help="Format of SOURCE, where its content does not tell.")
-@click.option("--include", multiple=True, metavar="PATTERN", help="Only names like this; may be repeated.")
-@click.option("--exclude", multiple=True, metavar="PATTERN", help="No names like this; may be repeated.")
-@click.option("--rename", multiple=True, metavar="OLD=NEW", callback=_renames, help="Change a prefix of names.")
-@click.option("--dtype", metavar="TYPE", help="Convert floating tensors to this type, such as bfloat16.")
+@click.option("--format", "format_", metavar="NAME", help="Format of TARGET, if its suffix does not tell.")
+@click.option("--source-format", metavar="NAME", help="Format of SOURCE, if its content does not tell.")
+@click.option("--include", multiple=True, metavar="PATTERN", help="Convert only names that match; may be repeated.")
+@click.option("--exclude", multiple=True, metavar="PATTERN", help="Leave out names that match; may be repeated.")
+@click.option(
+    "--rename", multiple=True, metavar="OLD=NEW", callback=_renames, help="Replace a prefix of names; may be repeated."
+)
+@click.option("--dtype", metavar="TYPE", help="Convert floating-point tensors to this type, such as bfloat16.")
 def convert(
     source: str,
     target: str,
@@ -42,17 +44,17 @@ def convert(
     rename: dict[str, str | None] | None,
     dtype: str | None,
 ) -> None:
-    """Read SOURCE, of any format, and write it as TARGET: a new directory, or a file, which replaces one of its name.
+    """Read SOURCE in any format and write it to TARGET, a new directory or a file. An existing file is replaced.
 
-    Nobody's framework is needed, and nothing that a file names is run: pickles are read by varstore's own
-    machine. Without a suffix, TARGET is a checkpoint directory. Patterns are those of a shell, on whole names
-    as SOURCE has them.
+    The frameworks need not be installed, and no code that a file asks for is run, because varstore reads pickles
+    itself. A TARGET without a suffix is a checkpoint directory. A PATTERN is compared with the whole name that SOURCE
+    has: * matches any text, separators too; ? matches one character; [ab] matches one of several.
 
     \b
     Examples:
       varstore convert model.pt model                      PyTorch to a checkpoint
-      varstore convert model model.safetensors             and on
-      varstore convert a.pdparams b.ckpt --dtype float16   Paddle to MindSpore, in half the space
+      varstore convert model model.safetensors             a checkpoint to safetensors
+      varstore convert a.pdparams b.ckpt --dtype float16   Paddle to MindSpore, with half the bytes
       varstore convert m.pt backbone --include 'net.*' --rename net.=
     """
     done = vs.convert(

@@ -1,8 +1,8 @@
-"""``varstore demo``: what varstore is for, on real data, written with OneFlow's interface.
+"""``varstore demo``: what varstore is for, shown on real data with OneFlow's interface.
 
-A two-layer network learns handwritten digits with numpy alone and is saved. A second network with one layer
-more loads what it shares with the first, keeps its own initial values for the rest, and is trained on while
-``dense1`` stays frozen; saved beside the first, its unchanged variables take no space.
+A network of two layers, in plain numpy, learns to read handwritten digits and is saved. A second network with one more
+layer loads the variables that both have, initializes the others, and is trained further while ``dense1`` is frozen. It
+is saved next to the first, and its unchanged variables take no additional space.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from varstore.cli.output import print_report, printable
 
 __all__ = ["demo"]
 
-STEP = "System-Train-TrainStep-train_job"  # OneFlow's name for the count of training steps
+STEP = "System-Train-TrainStep-train_job"  # OneFlow's name for the number of training steps
 CLASSES = 10
 HIDDEN = 64
 BATCH = 32
@@ -31,11 +31,10 @@ MOMENTUM = 0.9
 @click.command(short_help="Train, save, fine-tune and inspect a small model in DIRECTORY.")
 @click.argument("directory", type=click.Path())
 def demo(directory: str) -> None:
-    """Train a small model on handwritten digits, save it in DIRECTORY, fine-tune a larger one from it.
+    """Train a small model on handwritten digits, save it in DIRECTORY, and fine-tune a larger one from it.
 
-    Writes DIRECTORY/mlp_models_1 and DIRECTORY/mlp_ext_models_1, which must not exist, and shows what lies
-    there. It takes a few seconds and needs scikit-learn for its data, but no network:
-    pip install varstore[demo].
+    Writes DIRECTORY/mlp_models_1 and DIRECTORY/mlp_ext_models_1, which must not exist, and shows the files. It takes a
+    few seconds. Its data comes with scikit-learn (pip install varstore[demo]); nothing is downloaded.
 
     \b
     Examples:
@@ -51,7 +50,7 @@ def demo(directory: str) -> None:
         network.train(digits, epochs=10)
         flow.checkpoint.save(first, attributes={"accuracy": network.accuracy(digits)})
 
-    print_title("2. Put dense3 on top, load the rest, freeze dense1, train on, and save")
+    print_title("2. Add dense3, load the other layers, freeze dense1, train further, and save")
     with flow.Session():
         layers = [Dense("dense1", 64, HIDDEN), Dense("dense2", HIDDEN, CLASSES), Dense("dense3", CLASSES, CLASSES)]
         network = Network(*layers)
@@ -61,7 +60,7 @@ def demo(directory: str) -> None:
         network.train(digits, epochs=10)
         flow.checkpoint.save(extended, base=first, attributes={"accuracy": network.accuracy(digits)})
 
-    print_title("3. What lies on the disk")
+    print_title("3. What is on the disk")
     print_tree(directory)
     print_meta(os.path.join(extended, "dense3-weight", "meta"))
     for path in (first, extended):
@@ -74,7 +73,7 @@ def demo(directory: str) -> None:
 
 
 class Dense:
-    """A fully connected layer: ``x @ weight.T + bias``, with the gradients of its last call."""
+    """A fully connected layer, ``x @ weight.T + bias``, and the gradients of its last call."""
 
     def __init__(self, name: str, inputs: int, units: int) -> None:
         glorot, zeros = flow.glorot_uniform_initializer(), flow.zeros_initializer()
@@ -83,23 +82,23 @@ class Dense:
         self.velocities = [np.zeros(self.weight.shape, np.float32), np.zeros(self.bias.shape, np.float32)]
 
     def freeze(self) -> None:
-        """Leave the layer as it is from now on."""
+        """Do not change the layer any more."""
         self.weight.trainable = self.bias.trainable = False
 
     def forward(self, x: np.ndarray) -> np.ndarray:
-        """Return the layer's output, shape (batch, units)."""
+        """Return the layer's output, of shape (batch, units)."""
         self.x = x
         y: np.ndarray = x @ self.weight.numpy().T + self.bias.numpy()
         return y
 
     def backward(self, gradient: np.ndarray) -> np.ndarray:
-        """Take the loss's gradient by the output, return its gradient by the input."""
+        """Take the gradient of the loss with respect to the output, and return that with respect to the input."""
         self.gradients = [gradient.T @ self.x, gradient.sum(axis=0)]
         by_input: np.ndarray = gradient @ self.weight.numpy()
         return by_input
 
     def update(self) -> None:
-        """Take one step of gradient descent with momentum; ``numpy()`` is the live array, changed in place."""
+        """Take a step of gradient descent with momentum; ``numpy()`` is the live array, changed in place."""
         for variable, velocity, gradient in zip((self.weight, self.bias), self.velocities, self.gradients, strict=True):
             if variable.trainable:
                 velocity *= MOMENTUM
@@ -108,14 +107,14 @@ class Dense:
 
 
 class Network:
-    """Layers in a row, a ReLU behind the first, and the count of training steps."""
+    """Layers in sequence with a ReLU after the first, and the number of training steps."""
 
     def __init__(self, *layers: Dense) -> None:
         self.layers = layers
         self.step = flow.get_variable(STEP, (1,), flow.int64, flow.zeros_initializer(flow.int64))
 
     def scores(self, images: np.ndarray) -> np.ndarray:
-        """Return a score for each image and class, shape (images, 10)."""
+        """Return a score per image and class, of shape (images, 10)."""
         first, *others = self.layers
         x: np.ndarray = np.maximum(first.forward(images), 0)
         for layer in others:
@@ -123,7 +122,7 @@ class Network:
         return x
 
     def train(self, digits: Digits, *, epochs: int) -> None:
-        """Train in mini-batches on the cross-entropy of a softmax."""
+        """Train in mini-batches; the loss is the cross-entropy of a softmax."""
         rng = np.random.default_rng(0)
         for epoch in range(1, epochs + 1):
             losses = [self.train_on(images, labels) for images, labels in mini_batches(digits, rng)]
@@ -132,7 +131,7 @@ class Network:
                 click.echo(f"epoch {epoch:>2}  step {step:>3}  loss {loss:.3f}  test accuracy {score:.1%}")
 
     def train_on(self, images: np.ndarray, labels: np.ndarray) -> float:
-        """Take one training step, return the loss before it."""
+        """Take a training step, and return the loss before it."""
         rows = np.arange(len(labels))
         scores = self.scores(images)
         exponentials = np.exp(scores - scores.max(axis=1, keepdims=True))
@@ -152,13 +151,13 @@ class Network:
         return loss
 
     def accuracy(self, digits: Digits) -> float:
-        """Return which part of the test images is named rightly."""
+        """Return the fraction of the test images that are classified correctly."""
         return float((self.scores(digits.test_images).argmax(axis=1) == digits.test_labels).mean())
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Digits:
-    """Images as rows of 64 numbers from 0 to 1, and the digits that they show."""
+    """Images, as rows of 64 numbers from 0 to 1, and the digits that they show."""
 
     train_images: np.ndarray
     train_labels: np.ndarray
@@ -167,7 +166,7 @@ class Digits:
 
 
 def mini_batches(digits: Digits, rng: np.random.Generator) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Yield all training images and labels in random order, a few at a time."""
+    """Yield all training images and labels in random order, in batches."""
     order = rng.permutation(len(digits.train_images))
     for start in range(0, len(order), BATCH):
         rows = order[start : start + BATCH]
@@ -175,7 +174,7 @@ def mini_batches(digits: Digits, rng: np.random.Generator) -> Iterator[tuple[np.
 
 
 def load_digits() -> Digits:
-    """Return the 1,797 handwritten digits of 8 × 8 pixels that come with scikit-learn, one in five for testing.
+    """Return the 1,797 handwritten digits of 8 × 8 pixels that come with scikit-learn, a fifth of them for testing.
 
     Raises:
         MissingDependency: scikit-learn is not installed.
@@ -199,12 +198,12 @@ def load_digits() -> Digits:
 
 
 def print_title(title: str) -> None:
-    """Print what comes next."""
+    """Print the title of the next part."""
     click.echo(click.style(f"\n{title}", bold=True))
 
 
 def print_tree(directory: str) -> None:
-    """Print all files below a directory with their sizes and how many names each has."""
+    """Print all files below a directory with their sizes, and which of them two checkpoints share."""
     click.echo(printable(directory))
     for folder, folders, files in os.walk(directory):
         folders.sort()

@@ -1,7 +1,7 @@
-"""``varstore ls``: names, shapes, types and sizes, without reading a value.
+"""``varstore ls``: names, shapes, types and sizes; no values are read.
 
-A terminal gets a table; pipes, files and long lists get plain columns. rich is imported only for the table:
-it costs more than opening a checkpoint, and more than a second for 10,000 rows.
+A terminal gets a table; a pipe, a file or a long list gets plain columns. rich is imported only for the table, because
+importing it takes longer than opening a checkpoint, and a table of 10,000 rows takes it more than a second.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import Any
 import click
 
 import varstore as vs
-from varstore.cli.output import allow_incomplete_option, is_terminal, open_path, printable
+from varstore.cli.output import allow_incomplete_option, is_terminal, open_path, printable, with_flags
 from varstore.text.hints import plural
 
 __all__ = ["ls", "print_listing"]
@@ -24,17 +24,17 @@ _HEADINGS = ("name", "shape", "type", "bytes", "")
 @click.command(short_help="List the variables of a checkpoint.")
 @click.argument("path", type=click.Path())
 @click.argument("patterns", metavar="[PATTERN]...", nargs=-1)
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead, for programs.")
+@click.option("--json", "as_json", is_flag=True, help="Print a JSON object, for programs.")
 @allow_incomplete_option
 @click.pass_context
 def ls(ctx: click.Context, path: str, patterns: tuple[str, ...], as_json: bool, allow_incomplete: bool) -> None:
-    """List the variables of the checkpoint PATH: name, shape, type, bytes; no values are read.
+    """List the variables of the checkpoint PATH: name, shape, type and size in bytes; no values are read.
 
-    PATH may be the folder of a single variable too. Of several PATTERNs one must match: * stands for anything,
-    separators too, ? for one sign, [ab] for one of these. Tied variables share one file; the total counts it
-    once.
+    PATH can also be the folder of a single variable. With several PATTERNs, variables are listed that match any of
+    them: * matches any text, separators too; ? matches one character; [ab] matches one of several. Tied variables
+    share a file, which the total counts once.
 
-    With --allow-incomplete, variables that are not whole are listed on stderr, and the exit status is 1.
+    With --allow-incomplete, damaged variables are listed on stderr, and the exit status is 1 if there are any.
 
     \b
     Examples:
@@ -46,7 +46,7 @@ def ls(ctx: click.Context, path: str, patterns: tuple[str, ...], as_json: bool, 
     opened = open_path(path, allow_incomplete=allow_incomplete)
     if isinstance(opened, vs.Variable):
         if patterns:
-            raise click.UsageError("A single variable's folder takes no PATTERN.")
+            raise click.UsageError("PATH is the folder of a single variable, so PATTERN cannot be given.")
         variables, damaged = [opened], {}
     else:
         variables, damaged = list(opened.select(patterns or None).values()), dict(opened.damaged)
@@ -55,12 +55,12 @@ def ls(ctx: click.Context, path: str, patterns: tuple[str, ...], as_json: bool, 
     else:
         print_listing(variables)
         for name, problem in damaged.items():
-            click.echo(printable(f"not whole: {name}: {problem}"), err=True)
+            click.echo(printable(f"damaged: {name}: {with_flags(problem)}"), err=True)
     ctx.exit(1 if damaged else 0)
 
 
 def print_listing(variables: list[vs.Variable]) -> None:
-    """Print a table of variables on a terminal, plain columns elsewhere."""
+    """Print variables as a table on a terminal, and as plain columns elsewhere."""
     rows = [_row(variable) for variable in variables]
     total = (plural(len(variables), "variable"), "", "", str(_total(variables)), "")
     if is_terminal() and len(rows) <= _TABLE_ROWS:

@@ -1,10 +1,15 @@
-"""What commands print with: nothing that comes from a disk can send control codes to a terminal."""
+"""What commands print with: text that is safe for a terminal, and errors in the words of the command line.
+
+Nothing that comes from a disk can send control codes to a terminal. The library's messages name its parameters; here
+they become the flags of the command that was called.
+"""
 
 from __future__ import annotations
 
 import os
+import re
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import click
@@ -15,56 +20,98 @@ __all__ = [
     "FAILED",
     "allow_incomplete_option",
     "complain",
+    "error_text",
     "is_terminal",
     "open_path",
     "print_facts",
     "print_report",
     "printable",
     "progress",
+    "with_flags",
 ]
 
 FAILED = 3
-"""Exit status of what could not be done; a line on stderr says why."""
+"""Exit status of an operation that failed; a line on stderr says why."""
+
+_PARAMETER = re.compile(r"""(?<![\w/'"-])([a-z_]+)=(True\b|'[^']*'|"[^"]*"|…|(?![\w='"-]))""")
+"""A parameter in a message: a name, and True, a quoted value, or nothing; not within a path or a quoted name."""
+
+_ARGUMENTS = {"include": "patterns"}
+"""Parameters of the library that a command takes as an argument of another name."""
 
 allow_incomplete_option = click.option(
     "--allow-incomplete",
     is_flag=True,
-    help="Open what a save or copy left unfinished, or whose manifest is torn, and use what is whole.",
+    help="Open a checkpoint that is incomplete or whose manifest is torn, and use the variables that are whole.",
 )
 
 
 def printable(text: str) -> str:
-    """Return the text with every sign that is neither visible nor a newline written as its escape."""
+    """Return the text with every character that is neither visible nor a newline replaced by its escape."""
     if text.isprintable():
         return text
     return "".join([sign if sign.isprintable() or sign == "\n" else _escaped(sign) for sign in text])
 
 
 def complain(message: str) -> None:
-    """Say on stderr, in one line, what failed."""
+    """Print one line on stderr that says what failed."""
     line = " ".join(part.strip() for part in message.splitlines())
     click.echo(f"varstore: {printable(line)}", err=True)
 
 
+def error_text(error: vs.VarstoreError) -> str:
+    """Return the message of an error, with flags in place of parameters.
+
+    An alternative in the hint that needs a parameter that no command has as a flag is left out. If the hint has no
+    other alternative, it says that it is for Python.
+    """
+    field = error.field and (_flag(error.field) or error.field)
+    ways = [] if error.hint is None else with_flags(error.hint).split(", or ")
+    open_ways = [way for way in ways if not _PARAMETER.search(way)]
+    hint = ", or ".join(open_ways or ways)
+    return str(
+        vs.VarstoreError(
+            error.problem,
+            path=error.path,
+            variable=error.variable,
+            field=field,
+            found=error.found,
+            expected=error.expected,
+            hint=hint if open_ways or not hint else f"in Python, {hint}",
+        )
+    )
+
+
+def with_flags(text: str) -> str:
+    """Return the text with flags in place of the parameters that are flags of a command."""
+
+    def flag(match: re.Match[str]) -> str:
+        value = "" if match[2] in ("True", "") else " " + match[2].strip("'\"")
+        found = _flag(match[1], value)
+        return match[0] if found is None else found
+
+    return _PARAMETER.sub(flag, text)
+
+
 def is_terminal() -> bool:
-    """Tell whether what is printed goes to a terminal."""
+    """Tell whether the output goes to a terminal."""
     return sys.stdout.isatty()
 
 
 def progress() -> bool:
-    """Tell whether somebody looks at progress bars, which go to stderr."""
+    """Tell whether progress bars, which go to stderr, can be seen."""
     return sys.stderr.isatty()
 
 
 def print_facts(facts: Iterable[tuple[str, str]]) -> None:
-    """Print labels and what they stand for, one a line; labels are bold on a terminal."""
+    """Print labels and their values, one per line; labels are bold on a terminal."""
     lines = [f"{click.style(f'{label:<10}', bold=True)}  {printable(value)}" for label, value in facts]
     click.echo("\n".join(lines))
 
 
 def print_report(report: Any, *, ok: bool) -> None:
     """Print a report of the library; its first line is green or red on a terminal."""
-    head, *rest = printable(str(report)).split("\n")
+    head, *rest = printable(with_flags(str(report))).split("\n")
     click.echo("\n".join([click.style(head, fg="green" if ok else "red"), *rest]))
 
 
@@ -79,3 +126,28 @@ def open_path(path: str, *, allow_incomplete: bool) -> vs.Checkpoint | vs.Variab
 
 def _escaped(sign: str) -> str:
     return sign.encode("unicode_escape").decode("ascii")
+
+
+def _flag(parameter: str, value: str = "") -> str | None:
+    """Return how the command that was called takes a parameter, or else which other command does, and how."""
+    for is_called, name, command in _commands():
+        for param in command.params:
+            if isinstance(param, click.Option) and param.name in (parameter, f"{parameter}_"):
+                return f"{param.opts[0]}{value}" if is_called else f"`varstore {name} {param.opts[0]}{value}`"
+            if is_called and param.name == _ARGUMENTS.get(parameter):
+                return param.human_readable_name.strip("[].")
+    return None
+
+
+def _commands() -> Iterator[tuple[bool, str, click.Command]]:
+    """Yield the command that was called, if any, and then the others; each is imported when it is yielded."""
+    context = click.get_current_context(silent=True)
+    if context is None:
+        return
+    root = context.find_root()
+    called = context.invoked_subcommand if context is root else context.info_name
+    assert isinstance(root.command, click.Group)
+    for name in sorted(root.command.list_commands(root), key=lambda name: name != called):
+        command = root.command.get_command(root, name)
+        assert command is not None
+        yield name == called, name, command

@@ -1,4 +1,4 @@
-"""``varstore seal`` and ``varstore clean``: commands that change a directory, and say what they changed."""
+"""``varstore seal`` and ``varstore clean``: commands that change a directory and print what they changed."""
 
 from __future__ import annotations
 
@@ -10,13 +10,14 @@ from varstore.cli.output import print_report, printable, progress
 __all__ = ["clean", "seal"]
 
 
-@click.command(short_help="Record what lies in a checkpoint's folders now.")
+@click.command(short_help="Record what is in a checkpoint's folders now.")
 @click.argument("path", type=click.Path())
 def seal(path: str) -> None:
-    """Write a manifest for the checkpoint PATH that records what lies in its folders now.
+    """Write a manifest for the checkpoint PATH that records what is in its folders now.
 
-    For a checkpoint that has none, such as OneFlow's, and after a deliberate change by hand with rm, cp or mv.
-    Values are read once for their digests and are not changed. Prints what the new manifest changes.
+    Use it for a checkpoint that does not have a manifest, such as OneFlow's, and after you have changed one on purpose
+    with rm, cp or mv. Values are read once to compute their digests, and are not changed. Prints how the new manifest
+    differs from the old one.
 
     \b
     Examples:
@@ -26,13 +27,13 @@ def seal(path: str) -> None:
     print_report(vs.seal(path, progress=progress()), ok=True)
 
 
-@click.command(short_help="Remove what crashed saves left behind.")
+@click.command(short_help="Remove what crashed saves left.")
 @click.argument("directory", type=click.Path())
 def clean(directory: str) -> None:
-    """Remove from DIRECTORY, the parent of checkpoints, the staging folders of saves that crashed.
+    """Remove the staging folders of crashed saves from DIRECTORY, the parent directory of checkpoints.
 
-    They are named .NAME.saving-XXXXXXXX. One whose save still runs is locked and stays. Finished checkpoints
-    are never touched. Prints each folder that was removed.
+    These folders are named .NAME.saving-XXXXXXXX. The folder of a save that is still running is locked and stays.
+    Complete checkpoints are never changed. Prints each folder that was removed.
 
     \b
     Examples:

@@ -1,4 +1,4 @@
-"""``varstore show``: one variable in full, whatever its type and however large."""
+"""``varstore show``: one variable in detail, of any type and any size."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ _HEAD = 8
 _DIGESTS = 4
 
 
-@click.command(short_help="Show one variable: shape, digest, statistics, first values.")
+@click.command(short_help="Show one variable: shape, digests, statistics, first values.")
 @click.argument("path", type=click.Path())
 @click.argument("name", required=False)
 @allow_incomplete_option
 def show(path: str, name: str | None, allow_incomplete: bool) -> None:
-    """Show the variable NAME of the checkpoint PATH; without NAME, PATH is the variable's own folder.
+    """Show the variable NAME of the checkpoint PATH. Without NAME, PATH is the folder of the variable.
 
-    Prints shape and type, the folder, the digests of its 16 MiB blocks, attributes, the first values, and
-    statistics of all of them: min, max, mean and standard deviation of the finite ones, and how many are zero,
-    nan and infinite. Complex numbers are measured by their magnitude. Values are read a few MiB at a time and
-    are not compared with the digests; `varstore verify` does that.
+    Prints its shape, type and folder, the digests of its blocks of 16 MiB, its attributes, its first values, and
+    statistics of all values: how many are zero, nan and infinite, and the min, max, mean and standard deviation of
+    those that are finite. Complex numbers count by their magnitude. Values are read a few MiB at a time and are not
+    compared with the digests; `varstore verify` does that.
 
     \b
     Examples:
@@ -39,10 +39,10 @@ def show(path: str, name: str | None, allow_incomplete: bool) -> None:
     opened = open_path(path, allow_incomplete=allow_incomplete)
     if isinstance(opened, vs.Checkpoint):
         if name is None:
-            raise click.UsageError("PATH is a checkpoint, so say the NAME of a variable; `varstore ls` lists them.")
+            raise click.UsageError("PATH is a checkpoint, so give the NAME of a variable; `varstore ls` lists them.")
         opened = opened[name]
     elif name is not None:
-        raise click.UsageError("PATH is the folder of a single variable and takes no NAME.")
+        raise click.UsageError("PATH is the folder of a single variable, so NAME cannot be given.")
     print_facts(_described(opened))
     print_facts(_measured(opened))
 
@@ -72,6 +72,6 @@ def _measured(variable: vs.Variable) -> Iterator[tuple[str, str]]:
 
 
 def _chunks(variable: vs.Variable) -> Iterator[np.ndarray]:
-    """Yield all values in order; each part is mapped anew, so that no other stays in memory."""
+    """Yield all values in order; each part is a new mapping, so that the pages of the others can be freed."""
     for start in range(0, variable.size, _AT_ONCE):
         yield variable.numpy(mmap=True).reshape(-1)[start : start + _AT_ONCE]

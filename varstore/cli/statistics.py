@@ -1,7 +1,7 @@
-"""Statistics of values that come in parts, of every type that a checkpoint can hold.
+"""Statistics of values that come in parts, for every type that a checkpoint can hold.
 
-Means and squared deviations of the parts are joined by the formula of Chan, Golub and LeVeque (1979), which
-does not lose digits as sums of squares do.
+The means and squared deviations of the parts are combined by the formula of Chan, Golub and LeVeque (1979), which does
+not lose digits as sums of squares do.
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ __all__ = ["summarize"]
 
 
 def summarize(parts: Iterable[np.ndarray]) -> list[tuple[str, str]]:
-    """Return (label, value) rows: count, zeros, nan and inf, and of the finite values min, max, mean and std.
+    """Return rows of (label, value): count, zeros, nan and inf, and min, max, mean and std of the finite values.
 
-    `std` is that of the population. Complex values are measured by their magnitude, booleans as 0 and 1.
-    Integers keep all their digits in min and max.
+    `std` is that of the population. Complex values count by their magnitude, and booleans as 0 and 1. Integers keep all
+    their digits in min and max.
     """
     count = zeros = nan = infinite = finite = 0
     mean = deviation = 0.0
@@ -53,7 +53,7 @@ def _shown(value: Any) -> str:
 
 
 def _as_numbers(part: np.ndarray) -> np.ndarray:
-    """Return values that numpy can compare and add: integers as they are, all else as float64."""
+    """Return values that numpy can compare and add: integers as they are, everything else as float64."""
     if part.dtype.kind == "b":
         return part.astype(np.uint8)
     if part.dtype.kind in "iu":

@@ -44,7 +44,7 @@ class ForeignCheckpoint(Mapping[str, LazyArray]):
                     "two tensors have this name when their keys are joined by '/'",
                     path=path,
                     variable=name,
-                    hint="read it with .state() of varstore.read(..., format=) and rename one",
+                    hint="rename one of them with the framework that wrote the file",
                 )
             self._arrays[name] = array
 

@@ -64,13 +64,13 @@ def _too_few_inodes(problem: str, status: os.statvfs_result, target: str, files:
 
 
 def _too_few_bytes(problem: str, status: os.statvfs_result, target: str, needed: str, plan: SavePlan) -> OutOfSpace:
-    base = ", or give base= so that unchanged variables are linked" if plan.nbytes else ""
+    base = ", or pass base= to link unchanged variables" if plan.nbytes else ""
     return OutOfSpace(
         problem,
         path=target,
         found=f"{_free(status):,} bytes free",
         expected=f"{needed} for the values",
-        hint=f"free some space, save elsewhere{base}",
+        hint=f"free some space, or save elsewhere{base}",
     )
 
 

@@ -116,7 +116,7 @@ def _from_tensorstore(path: str, folder: str, name: str, *, is_v3: bool) -> Lazy
         raise MissingDependency(
             "this Orbax checkpoint is an OCDBT database, which needs tensorstore",
             path=path,
-            hint="install it: pip install tensorstore, or save it with use_ocdbt=False",
+            hint="install it: pip install tensorstore, or save it without OCDBT",
         ) from error
     base = f"file://{os.path.realpath(path)}/"
     spec = {"driver": "zarr3" if is_v3 else "zarr", "kvstore": {"driver": "ocdbt", "base": base, "path": f"{folder}/"}}
