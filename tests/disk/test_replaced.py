@@ -103,7 +103,7 @@ def test_one_row_of_an_enormous_row_is_read_alone(tmp_path):
     np.testing.assert_array_equal(variable[1, 5:9], values[1, 5:9])
     assert variable[1, 5, 7] == values[1, 5, 7]
     np.testing.assert_array_equal(variable[-1, ..., 3], values[-1, ..., 3])
-    assert variable[1, 5:9].base is None
+    assert variable[1, 5:9].base.nbytes == values[1, 5:9].nbytes
     assert read_bytes() - before < 12 << 20
 
 

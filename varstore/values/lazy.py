@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from varstore.values.methods import NumpyMethods
-from varstore.values.parts import Placed, Read, read_all, read_part, taken
+from varstore.values.parts import Placed, Read, read_all, read_indexed, taken
 
 __all__ = ["LazyArray", "derived", "placed_array"]
 
@@ -83,7 +83,7 @@ def placed_array(
         return values if convert is None else np.asarray(convert(values))
 
     def part(index: Any, whole: Callable[[], np.ndarray]) -> Any:
-        return read_part(placed, index, read, whole, convert)
+        return read_indexed(placed, index, read, whole, convert)
 
     return LazyArray(placed.shape, placed.dtype if dtype is None else dtype, fetch, part=part)
 

@@ -18,7 +18,7 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
-__all__ = ["Placed", "Read", "in_c_order", "in_fortran_order", "read_all", "read_part", "taken"]
+__all__ = ["Placed", "Read", "in_c_order", "in_fortran_order", "read_all", "read_indexed", "taken"]
 
 Read = Callable[[int, int], np.ndarray]
 """Return `size` bytes at `offset` as a new array of uint8."""
@@ -28,7 +28,7 @@ Offsets = range | np.ndarray
 
 _AT_ONCE = 4 << 20
 """Bytes of one read."""
-_DENSE = 4096
+_DENSE = 16384
 """Bytes; elements that are nearer to each other than this are read with what lies between them."""
 
 
@@ -75,7 +75,7 @@ def read_all(placed: Placed, read: Read) -> np.ndarray:
     return _spread(_block(placed, axes, read), placed.shape)
 
 
-def read_part(
+def read_indexed(
     placed: Placed,
     index: Any,
     read: Read,

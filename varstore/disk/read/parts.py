@@ -1,9 +1,10 @@
-"""Read a part of a variable: the rows that an index asks for, or all of them a few at a time."""
+"""Read a part of a variable: what an index asks for, or all values a few MiB at a time."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from contextlib import ExitStack
 from typing import Any
 
 import numpy as np
@@ -17,102 +18,39 @@ from varstore.layout.manifest import BLOCK
 from varstore.layout.readable import Readable
 from varstore.storage.directory import Directory
 from varstore.storage.failures import translated
+from varstore.values.parts import in_c_order, read_indexed
 
 __all__ = ["read_index", "row_chunks"]
 
 _AT_ONCE = 4 << 20
-"""Bytes of rows that are in memory beside the result."""
-_DENSE = 4096
-"""Bytes; rows that are nearer to each other than this are read with what lies between them."""
+"""Bytes of a chunk."""
 
 
 def read_index(location: Location, variable: Readable, index: Any) -> Any:
-    """Return ``array[index]`` of the variable's values, reading the rows of the first axis that it needs.
+    """Return ``array[index]`` of the variable's values, reading the elements that it needs and few others.
 
-    Integers and slices, and one integer or boolean array on the first axis, read no other rows; every
-    other index reads the variable and takes its part. Digests are not checked: they cover whole blocks.
+    Digests cover whole blocks, so they are checked only where the index needs all values.
     """
-    parts = index if isinstance(index, tuple) else (index,)
-    shape = variable.shape
-    picked = _picked(parts[0], shape[0]) if shape and len(parts) == 1 else None
-    if picked is not None:
-        needed, places = np.unique(picked, return_inverse=True)
-        return _read_rows(location, variable, shape, 0, needed)[places.reshape(picked.shape)]
-    if not (shape and parts and all(map(_is_basic, parts)) and isinstance(parts[0], (int, np.integer, slice))):
-        return read_values(location, variable)[index]
-    rest = list(parts)
-    offset = 0
-    while rest and shape and isinstance(rest[0], (int, np.integer)):
-        at, axis, extent = rest.pop(0), len(parts) - len(rest) - 1, shape[0]
-        if not -extent <= at < extent:
-            raise IndexError(f"index {at} is out of bounds for axis {axis} with size {extent}")
-        shape = shape[1:]
-        offset += (at % extent) * math.prod(shape) * variable.stored.itemsize
-    if rest and shape and isinstance(rest[0], slice):
-        return _read_slice(location, variable, shape, offset, tuple(rest))
-    found = np.asarray(_read_rows(location, variable, (1, *shape), offset, np.zeros(1, np.intp))[0])[tuple(rest)]
-    return found.copy() if isinstance(found, np.ndarray) else found
+    fd = -1
+    with translated(location.path, "reading failed"), ExitStack() as opened:
 
+        def read(offset: int, size: int) -> np.ndarray:
+            nonlocal fd
+            if fd < 0:  # an index that is wrong, or needs nothing, opens nothing
+                directory = opened.enter_context(Directory(location))
+                fd, file_size = opened.enter_context(directory.file(variable.entry, "out"))
+                check_size(directory, variable.entry, file_size)
+            values = np.empty(size, np.uint8)
+            read_part(fd, variable, values, offset, hashed=False)
+            return values
 
-def _read_slice(
-    location: Location, variable: Readable, shape: tuple[int, ...], offset: int, parts: tuple[Any, ...]
-) -> np.ndarray:
-    """Return ``part[parts]`` of the part of the values of this shape at this byte; the first index is a slice."""
-    result = np.empty(np.broadcast_to(np.empty((), variable.dtype), shape)[parts].shape, variable.dtype)
-    rows = range(shape[0])[parts[0]]
-    width = math.prod(shape[1:]) * variable.stored.itemsize
-    stride = abs(rows.step) if abs(rows.step) * width <= _DENSE else 1
-    at_once = max(1, _AT_ONCE // max(1, width * stride))
-    for start in range(0, len(rows) if result.size else 0, at_once):
-        part = rows[start : start + at_once]
-        read = range(min(part[0], part[-1]), max(part[0], part[-1]) + 1) if stride > 1 else part
-        chunk = _read_rows(location, variable, shape, offset, np.arange(read.start, read.stop, read.step))
-        every = slice(None, None, rows.step) if stride > 1 else slice(None)
-        result[start : start + at_once] = chunk[(every, *parts[1:])]
-    return result
-
-
-def _picked(part: Any, extent: int) -> np.ndarray | None:
-    """Return the rows that an integer or boolean array picks, None for any other index."""
-    if not isinstance(part, (list, np.ndarray)):
-        return None
-    index = np.asarray(part)
-    if index.dtype == np.bool_ and index.shape == (extent,):
-        return np.flatnonzero(index)
-    if index.dtype.kind not in "iu":
-        return None
-    rows = index.astype(np.intp)
-    rows = np.where(rows < 0, rows + extent, rows)
-    if rows.size and not 0 <= rows.min() <= rows.max() < extent:
-        raise IndexError(f"an index is out of bounds for axis 0 with size {extent}")
-    return rows
-
-
-def _is_basic(part: Any) -> bool:
-    return (
-        part is None or part is Ellipsis or (isinstance(part, (slice, int, np.integer)) and not isinstance(part, bool))
-    )
-
-
-def _read_rows(
-    location: Location, variable: Readable, shape: tuple[int, ...], offset: int, rows: np.ndarray
-) -> np.ndarray:
-    """Read rows of the part of the values that has this shape and begins at this byte, neighbours in one call."""
-    values = np.empty((len(rows), *shape[1:]), variable.stored)
-    width = math.prod(shape[1:]) * variable.stored.itemsize
-    if values.nbytes:
-        target = values.reshape(-1).view(np.uint8)
-        breaks = np.flatnonzero(np.diff(rows) != 1) + 1
-        with (
-            translated(location.path, "reading failed"),
-            Directory(location) as directory,
-            directory.file(variable.entry, "out") as (fd, size),
-        ):
-            check_size(directory, variable.entry, size)
-            for first, last in zip([0, *breaks], [*breaks, len(rows)], strict=True):
-                begin = offset + int(rows[first]) * width
-                read_part(fd, variable, target[first * width : last * width], begin, hashed=False)
-    return values.astype(variable.dtype, copy=False)
+        return read_indexed(
+            in_c_order(variable.shape, variable.stored),
+            index,
+            read,
+            whole=lambda: read_values(location, variable),
+            convert=lambda values: values.astype(variable.dtype, copy=False),
+        )
 
 
 def row_chunks(location: Location, variable: Readable, *, verify: bool) -> Iterator[tuple[tuple[Any, ...], np.ndarray]]:
