@@ -2,10 +2,12 @@
 it was replaced."""
 
 import copy
+import gc
 import multiprocessing
 import os
 import pickle
 import shutil
+import threading
 from concurrent.futures import ProcessPoolExecutor
 
 import ml_dtypes
@@ -14,6 +16,7 @@ import pytest
 from support import assert_same, run_python
 
 import varstore as vs
+from varstore.disk.read.checkpoint import Checkpoint, is_being_read
 from varstore.errors import CheckpointNotFound, IncompleteCheckpoint, StorageError, UsageError, VariableNotFound
 from varstore.layout.dtypes import TABLE
 from varstore.layout.encodings import ENCODINGS
@@ -145,6 +148,35 @@ def test_a_pickle_of_a_checkpoint_is_small(tmp_path):
     many = vs.save(tmp_path / "c", {f"v{i}": np.ones(3) for i in range(300)}, durable=False)
     assert len(pickle.dumps(many)) < 500
     assert len(pickle.dumps(many["v7"])) < 1000
+
+
+def test_a_signal_handler_may_open_what_is_looked_for(tmp_path, monkeypatch):
+    """At each step of `is_being_read`, as a signal handler could: nothing waits for what the interrupted code holds."""
+    handle = vs.save(tmp_path / "c", VALUES, durable=False)
+    real = os.path.realpath
+    opened = []
+
+    def interrupted(path):
+        opened.append(Checkpoint(handle.location, None))
+        return real(path)
+
+    monkeypatch.setattr(os.path, "realpath", interrupted)
+    found = []
+    thread = threading.Thread(target=lambda: found.append(is_being_read(tmp_path / "c")), daemon=True)
+    thread.start()
+    thread.join(20)
+    assert found == [True]
+    assert opened
+
+
+def test_handles_that_are_gone_are_not_read(tmp_path):
+    handle = vs.save(tmp_path / "c", VALUES, durable=False)
+    other = vs.open(tmp_path / "c")
+    handle.close()
+    assert is_being_read(tmp_path / "c")
+    del other
+    gc.collect()
+    assert not is_being_read(tmp_path / "c")
 
 
 def test_a_relative_path_is_found_from_elsewhere(tmp_path, monkeypatch):

@@ -5,9 +5,9 @@ from __future__ import annotations
 import json
 import os
 import stat
-import threading
 import weakref
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from types import MappingProxyType, TracebackType
 from typing import Any, NamedTuple
 
@@ -63,8 +63,7 @@ class Checkpoint(Mapping[str, Variable]):
         self._content = content
         self._allow_incomplete = allow_incomplete
         self._closed = False
-        with _handles_lock:
-            _handles.add(self)
+        _handles[id(self)] = weakref.ref(self, partial(_forget, id(self)))
 
     def __reduce__(self) -> tuple[Callable[..., Checkpoint], tuple[Any, ...]]:
         return _unpickled, (self._location, self._allow_incomplete, self._closed)
@@ -291,15 +290,20 @@ def _is_still_there(directory: Directory) -> bool:
         return False
 
 
-_handles: weakref.WeakSet[Checkpoint] = weakref.WeakSet()
-_handles_lock = threading.Lock()
+_handles: dict[int, weakref.ref[Checkpoint]] = {}
+"""Every handle that is in use. Each access is a single step and takes no lock: a signal handler or a forked process may
+open checkpoints too, and would wait for a lock that the interrupted code holds."""
+
+
+def _forget(key: int, _: object) -> None:
+    _handles.pop(key, None)
 
 
 def is_being_read(path: str | os.PathLike[str]) -> bool:
     """Tell whether this process holds a handle of the checkpoint that is not closed."""
     real = os.path.realpath(path)
-    with _handles_lock:
-        return any(not handle.closed and os.path.realpath(handle.location.absolute) == real for handle in _handles)
+    handles = [handle for made in _handles.copy().values() if (handle := made()) is not None]
+    return any(not handle.closed and os.path.realpath(handle.location.absolute) == real for handle in handles)
 
 
 def open_variable(path: str | os.PathLike[str]) -> Variable:
