@@ -1,7 +1,7 @@
 """Ctrl-C at any moment of ``save_async``: it hangs nothing, and mixes nothing with what is saved later."""
 
 import pytest
-from support.confined import Hung, confined
+from support.confined import confined
 
 ROUNDS = """
 import logging, os, shutil, signal, sys, threading
@@ -64,12 +64,7 @@ tell(sorted(story))
     assert confined(ROUNDS + code, tmp_path, when, seconds=8) == []
 
 
-stays_locked = pytest.mark.xfail(
-    strict=True, raises=Hung, reason="Thread.start leaves its own lock taken, and the thread waits for it for ever"
-)
-
-
-@pytest.mark.parametrize("where", ["varstore", pytest.param("threading", marks=stays_locked)])
+@pytest.mark.parametrize("where", ["varstore", "threading"])
 def test_ctrl_c_at_each_call_of_a_background_save(tmp_path, where):
     """The signal comes where the interpreter looks for one, as a call begins and as one into C ends: at each."""
     code = """
@@ -101,6 +96,6 @@ while True:
     judge(moment % 100, story)
 tell([moment, sorted(story)])
 """
-    moments, story = confined(ROUNDS + code, tmp_path, where, seconds=20 if where == "varstore" else 3)
+    moments, story = confined(ROUNDS + code, tmp_path, where, seconds=20)
     assert where == "threading" or moments > 100
     assert story == ["KeyboardInterrupt"]

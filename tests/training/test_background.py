@@ -22,6 +22,7 @@ from varstore.disk.read.checkpoint import open_checkpoint
 from varstore.errors import CheckpointExists, InvalidName, UsageError
 from varstore.inspection.verify import verify
 from varstore.model.store import load, save
+from varstore.training import background
 from varstore.training.background import BackgroundSaver, save_async, save_state_async
 from varstore.training.state import load_state
 
@@ -181,13 +182,11 @@ def test_nested_state(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("when", ["before the thread starts", "after it started", "and it starts late"])
 def test_an_interrupt_while_the_thread_starts(tmp_path: Path, monkeypatch: Any, when: str) -> None:
-    real = threading.Thread.start
+    real = background.start
     held: list[threading.Thread] = []
 
-    def start(thread: threading.Thread) -> None:
-        if thread.name != "varstore-save":
-            return real(thread)
-        monkeypatch.setattr(threading.Thread, "start", real)
+    def start(thread: threading.Thread) -> bool:
+        monkeypatch.setattr(background, "start", real)
         if when == "after it started":
             real(thread)
         held.append(thread)
@@ -195,11 +194,11 @@ def test_an_interrupt_while_the_thread_starts(tmp_path: Path, monkeypatch: Any, 
 
     saver = BackgroundSaver()
     given = [{f"v{i}": np.full(1 << 20, seed, np.uint8) for i in range(8)} for seed in (1, 2)]
-    monkeypatch.setattr(threading.Thread, "start", start)
+    monkeypatch.setattr(background, "start", start)
     with pytest.raises(KeyboardInterrupt):
         saver.save(tmp_path / "a", given[0])
     if when == "and it starts late":
-        threading.Timer(0.01, real, held).start()
+        threading.Timer(0.01, held[0].start).start()
     pending = saver.save(tmp_path / "b", given[1])
     pending.wait(20)
     assert is_right(tmp_path / "b", 2)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import _thread
+import contextlib
 import os
 import threading
 import time
@@ -47,9 +49,8 @@ def run(jobs: Iterable[Job], threads: int, *, on_failure: Callable[[], None] | N
     crew = _Crew(jobs, on_failure)
     try:
         first = crew.take()
-        for number in range(1, threads if first else 1):
-            if not start(threading.Thread(target=crew.help, name=f"varstore-{number}", daemon=True)):
-                break
+        if first and threads > 1:
+            start(*(threading.Thread(target=crew.help, name=f"varstore-{n}", daemon=True) for n in range(1, threads)))
         crew.work(first)
     except BaseException as error:  # Ctrl-C between two jobs
         crew.fail(error)
@@ -58,18 +59,35 @@ def run(jobs: Iterable[Job], threads: int, *, on_failure: Callable[[], None] | N
         raise crew.error
 
 
-def start(thread: threading.Thread) -> bool:
-    """Start a thread; False where there can be no more: at a limit, or when the interpreter ends.
+def start(*threads: threading.Thread) -> bool:
+    """Start threads; False where there can be no more: at a limit, or when the interpreter ends.
 
-    Ctrl-C is raised as itself; the thread may run by then.
+    Ctrl-C within `Thread.start` can leave a lock taken that the new thread waits for without end. Only the main thread
+    is interrupted; there, a thread that is begun in one step starts the others.
     """
-    try:
-        thread.start()
-    except RuntimeError as error:
-        if "new thread" in str(error):
+    starting = threading.Lock()
+    starting.acquire()
+    started: list[threading.Thread] = []
+
+    def launch() -> None:
+        try:
+            with contextlib.suppress(RuntimeError, MemoryError):
+                for thread in threads:
+                    thread.start()
+                    started.append(thread)
+        finally:
+            starting.release()
+
+    if threading.get_ident() == threading.main_thread().ident:
+        try:
+            _thread.start_new_thread(launch, ())
+        except RuntimeError:
             return False
-        raise error.__context__ or error from None  # `threading` gives back a lock that the interrupt took from it
-    return True
+        with starting:
+            pass
+    else:
+        launch()
+    return len(started) == len(threads)
 
 
 class Lane:

@@ -118,10 +118,14 @@ class _Turn:
 
     def is_over(self) -> bool:
         """Tell whether the thread has finished with the buffers, or was never started because Ctrl-C came first."""
-        if not self.is_handed_over and self._is_owned_by("nobody"):
-            self._job = None
-            return True
-        return not self._running.locked()
+        return (not self.is_handed_over and self.is_withdrawn()) or not self._running.locked()
+
+    def is_withdrawn(self) -> bool:
+        """Withdraw the turn unless the thread has it; tell whether the thread will never have it."""
+        if not self._is_owned_by("nobody"):
+            return False
+        self._job = None
+        return True
 
     def wait(self) -> None:
         """Wait until it is over."""
@@ -194,10 +198,8 @@ class BackgroundSaver:
     def _hand_over(self, turn: _Turn) -> bool:
         """Give the turn to a new thread; False if the system, or an interpreter that is ending, refuses one."""
         self._turn = turn
-        if start(threading.Thread(target=turn.work, name="varstore-save", daemon=False)):
-            turn.is_handed_over = True
-        else:
-            self._turn = None
+        thread = threading.Thread(target=turn.work, name="varstore-save", daemon=False)
+        turn.is_handed_over = start(thread) or not turn.is_withdrawn()
         return turn.is_handed_over
 
     def _copied(self, plan: SavePlan) -> dict[str, Any]:
