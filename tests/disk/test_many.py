@@ -11,7 +11,7 @@ import pytest
 import varstore as vs
 from varstore.disk import threads as disk_threads
 from varstore.disk.read import whole
-from varstore.disk.save import writer
+from varstore.disk.save import small_files
 from varstore.inspection import verify
 
 COUNT = 10_000
@@ -48,11 +48,13 @@ def test_names_and_values(path):
 
 @pytest.mark.parametrize("quick", [0, 1e9])
 def test_threads_help_with_slow_calls_and_change_nothing(path, tmp_path, monkeypatch, quick):
-    monkeypatch.setattr(writer, "_QUICK", quick)
+    monkeypatch.setattr(small_files, "_QUICK", quick)
     batches = []
-    write = writer._Writer._write_batch
+    write = small_files.SmallFiles._write
     monkeypatch.setattr(
-        writer._Writer, "_write_batch", lambda self, batch: batches.append(threading.get_ident()) or write(self, batch)
+        small_files.SmallFiles,
+        "_write",
+        lambda self, batch: batches.append(threading.get_ident()) or write(self, batch),
     )
     vs.save(tmp_path / "c", values(), durable=False, threads=3)
     assert (len(set(batches)) > 1) is (quick == 0)

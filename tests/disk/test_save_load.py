@@ -1,5 +1,6 @@
 """What is saved is what is loaded, whatever its type, layout and name; what cannot be saved leaves no trace."""
 
+import json
 import os
 import stat
 import tempfile
@@ -10,9 +11,10 @@ import numpy as np
 import pytest
 from hypothesis import given, settings, strategies as st
 from hypothesis.extra import numpy as hnp
-from support import run_python
+from support import check_checkpoint, run_python
 
 import varstore as vs
+from varstore.disk.read import checkpoint, scan
 from varstore.disk.save.staging import discard
 from varstore.errors import CheckpointExists, InvalidName, UnsupportedDtype, UsageError
 from varstore.layout.dtypes import TABLE
@@ -373,3 +375,56 @@ except vs.errors.StorageError as error:
     assert done.stdout.startswith("1 ")
     assert "this disk is broken" in done.stdout
     assert list(tmp_path.iterdir()) == []
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    values=st.dictionaries(names, arrays(), max_size=4),
+    tied=names,
+    attributes=st.dictionaries(st.text("ab/é", max_size=3), st.lists(st.integers() | st.text()), max_size=2),
+    manifest=st.booleans(),
+)
+def test_save_returns_what_opening_finds(values, tied, attributes, manifest):
+    with tempfile.TemporaryDirectory() as folder:
+        given = dict(values)
+        if values:
+            given[tied] = next(iter(values.values()))
+        options = (
+            {"attributes": attributes, "variable_attributes": dict.fromkeys(given, attributes)} if manifest else {}
+        )
+        try:
+            first = vs.save(f"{folder}/first", given, durable=False, manifest=manifest, **options)
+        except InvalidName:
+            return
+        second = vs.save(f"{folder}/second", first, durable=False, manifest=manifest)
+        expected = json.loads(json.dumps(attributes))
+        for items in attributes.values():
+            items.append("a change to come")  # the caller's, not the checkpoint's
+        for saved in (first, second):
+            found = vs.open(saved.path)
+            assert (saved.names, dict(saved.attributes), saved.tree) == (
+                found.names,
+                dict(found.attributes),
+                found.tree,
+            )
+            assert [saved.entry(name) for name in saved] == [found.entry(name) for name in found]
+            assert all(type(name) is str for name in saved)
+            assert not saved.is_replaced
+            if manifest:
+                assert dict(saved.attributes) == expected
+                assert saved.manifest.encode() == found.manifest.encode()
+            else:
+                assert saved.manifest is found.manifest is None
+            check_checkpoint(saved.path, {name: variable.numpy() for name, variable in saved.items()})
+
+
+def test_what_was_saved_is_not_read_again(tmp_path, monkeypatch):
+    def refuse(*_, **__):
+        raise OSError("nothing is read")
+
+    for module in (checkpoint, scan):
+        monkeypatch.setattr(module, "read_small", refuse)
+    for manifest in (True, False):
+        saved = vs.save(tmp_path / str(manifest), {"w": np.arange(3)}, manifest=manifest)
+        assert saved["w"].shape == (3,)
+        assert saved["w"].numpy().tolist() == [0, 1, 2]

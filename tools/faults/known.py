@@ -13,20 +13,7 @@ from tools.faults.campaign import Loss
 
 __all__ = ["known_losses"]
 
-_AFTER_THE_RENAME = frozenset({Loss.UNTRUE})
-"""What fails once the new checkpoint has its name, closing or removing or syncing, is told as if it had been undone."""
-_UNDER_LOCK = frozenset({Loss.LEAK})
-"""A staging folder that cannot take over the mode of what it replaces stays open, and locked."""
-
 _KNOWN: Final[Mapping[tuple[str, str], frozenset[Loss]]] = {
-    ("new", "EIO"): _AFTER_THE_RENAME,
-    ("new, durable", "EIO"): _AFTER_THE_RENAME,
-    ("overwrite", "EIO"): _AFTER_THE_RENAME | _UNDER_LOCK,
-    ("overwrite, durable", "EIO"): _AFTER_THE_RENAME | _UNDER_LOCK,
-    ("base", "EIO"): _AFTER_THE_RENAME,
-    ("base, durable", "EIO"): _AFTER_THE_RENAME,
-    ("overwrite base", "EIO"): _AFTER_THE_RENAME | _UNDER_LOCK,
-    ("overwrite base, durable", "EIO"): _AFTER_THE_RENAME | _UNDER_LOCK,
     ("seal", "SIGKILL"): frozenset({Loss.LEFT_OVER}),  # nothing removes `.manifest.*`
     ("seal", "EIO"): frozenset({Loss.WRONG_ERROR}),  # a folder that cannot be read is a FormatError
 }

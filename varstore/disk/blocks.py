@@ -1,4 +1,4 @@
-"""Move the bytes of variables between memory and files, hashing them on the way.
+"""Move bytes between memory and files, and hash those of variables on the way.
 
 The unit is the block that one digest covers: 16 MiB of ``out``, moved by one thread. Within it, bytes go
 in chunks that are still in the processor's cache when they are hashed and written, or read and hashed.
@@ -23,10 +23,13 @@ __all__ = [
     "AlignedBuffer",
     "digest_block",
     "lies_as_out",
+    "new_file",
     "read_block",
     "spans",
     "write_all",
     "write_block",
+    "write_file",
+    "write_small",
 ]
 
 SMALL = 1 << 20
@@ -38,6 +41,8 @@ READ_CHUNK = 256 << 10
 DIRECT_CHUNK = 2 << 20
 """Bytes written at a time with direct I/O, where each piece is waited for."""
 DIRECT_ALIGNMENT = 4096
+
+_NEW = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
 
 
 def spans(nbytes: int) -> Iterator[tuple[int, int]]:
@@ -106,12 +111,48 @@ def write_block(fd: int, array: np.ndarray, start: int, stop: int, direct: Align
     return hasher.digest()
 
 
+def new_file(path: str, *, dir_fd: int) -> int:
+    """Create a file that did not exist, for writing; its mode says that nobody writes to it later (FORMAT F8)."""
+    return os.open(path, _NEW, 0o444, dir_fd=dir_fd)
+
+
+def write_file(path: str, data: bytes, dir_fd: int, *, sync: bool) -> None:
+    """Create a file of these bytes, and make it durable if asked."""
+    fd = os.open(path, _NEW, 0o444, dir_fd=dir_fd)
+    try:
+        write_all(fd, data)
+        if sync:
+            os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def write_small(path: str, array: np.ndarray, dir_fd: int, *, sync: bool) -> bytes:
+    """Create an ``out`` of at most one block, most often with one write, and return its digest.
+
+    It is made durable if asked.
+    """
+    fd = os.open(path, _NEW, 0o444, dir_fd=dir_fd)
+    try:
+        buffer: Any = array  # numpy's types say so from Python 3.12 on
+        if not array.nbytes:
+            digest = b""
+        elif lies_as_out(array) and os.write(fd, buffer) == array.nbytes:
+            digest = xxhash.xxh3_128_digest(buffer)
+        else:
+            digest = write_block(fd, array, 0, array.nbytes)
+        if sync:
+            os.fsync(fd)
+        return digest
+    finally:
+        os.close(fd)
+
+
 def write_all(fd: int, data: bytes | memoryview, offset: int = 0) -> None:
     """Write all these bytes at their place, in as many calls as it takes: one may write fewer than it was given."""
-    view = memoryview(data)
-    while view:
-        done = os.pwrite(fd, view, offset)
-        view, offset = view[done:], offset + done
+    done = os.pwrite(fd, data, offset)
+    while done < len(data):
+        done += os.pwrite(fd, memoryview(data)[done:], offset + done)
 
 
 class AlignedBuffer:

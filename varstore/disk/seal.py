@@ -11,8 +11,9 @@ from varstore.disk.progress import Progress, reporting
 from varstore.disk.read.checkpoint import open_checkpoint
 from varstore.disk.read.digests import all_digests
 from varstore.disk.read.scan import WalkedEntries
-from varstore.disk.save.staging import fsync_path
+from varstore.disk.save.durability import sync_folder
 from varstore.errors import FormatError, InvalidName, ManifestError, MetaError
+from varstore.layout.collector import collector_paused
 from varstore.layout.difference import DiffReport, compare
 from varstore.layout.manifest import VERSION_FIELD, Entry, Manifest
 from varstore.layout.names import MANIFEST
@@ -61,7 +62,9 @@ def seal(path: str | os.PathLike[str], *, writer: str = "varstore", progress: Pr
             tree=before.tree if before else "",
             entries=entries,
         )
-        _replace_manifest(directory, after.encode())
+        with collector_paused():
+            encoded = after.encode()
+        _replace_manifest(directory, encoded)
     return compare(root, root, listed, entries)
 
 
@@ -119,4 +122,4 @@ def _replace_manifest(directory: Directory, data: bytes) -> None:
     except BaseException:
         os.unlink(temporary, dir_fd=directory.fd)
         raise
-    fsync_path(directory.location.absolute)
+    sync_folder(directory.location.absolute)

@@ -48,6 +48,7 @@ __all__ = [
     "block_count",
     "digest_in",
     "frame",
+    "kept_attributes",
     "to_json",
 ]
 
@@ -100,6 +101,16 @@ def attributes_json(attributes: Mapping[str, Any] | None, *, variable: str | Non
     if not attributes:
         return ""
     return to_json(dict(attributes), what="attributes", variable=variable)
+
+
+def kept_attributes(attributes: Mapping[str, Any] | None, *, variable: str | None = None) -> Mapping[str, Any]:
+    """Return attributes as reading the manifest will give them, whatever becomes of the caller's own objects.
+
+    Raises:
+        UsageError: they are not a mapping, or not JSON.
+    """
+    text = attributes_json(attributes, variable=variable)
+    return MappingProxyType(json.loads(text)) if text else NO_ATTRIBUTES
 
 
 def _check_keys(value: Any) -> None:

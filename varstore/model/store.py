@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping
+from types import MappingProxyType
 from typing import Any, TypeVar
 
 import numpy as np
 
 from varstore.disk.progress import Progress, reporting
-from varstore.disk.read.checkpoint import Checkpoint, open_checkpoint
+from varstore.disk.read.checkpoint import Checkpoint, Content, open_checkpoint
 from varstore.disk.read.checks import check_files
 from varstore.disk.read.whole import read_new
 from varstore.disk.save.writer import write_checkpoint
@@ -18,6 +19,7 @@ from varstore.layout.location import Location
 from varstore.layout.manifest import Entry
 from varstore.layout.readable import Readable, readable
 from varstore.model.options import Path
+from varstore.storage.directory import locate
 from varstore.values.plan import plan_save
 from varstore.values.select import Patterns, Rename, select
 from varstore.version import __version__
@@ -118,7 +120,7 @@ def save(
     target = os.fspath(path)
     if not target:
         raise UsageError("the path to save to is empty")
-    write_checkpoint(
+    saved = write_checkpoint(
         target,
         plan,
         writer=f"varstore {__version__}",
@@ -129,7 +131,8 @@ def save(
         threads=threads,
         progress=progress,
     )
-    return open_checkpoint(target)
+    content = Content(saved.entries, saved.manifest, MappingProxyType({}))
+    return Checkpoint(locate(target).known_as(saved.identity), content)
 
 
 def load(

@@ -11,9 +11,10 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from varstore.errors import UsageError
+from varstore.layout.collector import collector_paused
 from varstore.layout.dtypes import data_type_of
 from varstore.layout.encodings import RAW
-from varstore.layout.manifest import NO_ATTRIBUTES, Entry, attributes_json
+from varstore.layout.manifest import NO_ATTRIBUTES, Entry, kept_attributes
 from varstore.layout.meta import Meta
 from varstore.layout.names import Folder, folder_of
 from varstore.layout.readable import readable
@@ -44,7 +45,7 @@ class PlannedVariable(NamedTuple):
     def entry(self, digests: bytes) -> Entry:
         """Return the entry for the manifest, once the digests are known."""
         name, folder, meta, nbytes, _, attributes, alias_of = self
-        return Entry(name, folder, meta, nbytes, digests, RAW.name, attributes, alias_of)
+        return Entry(name, folder, meta, nbytes, digests, RAW.name, attributes, alias_of, witnessed=True)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -57,9 +58,14 @@ class SavePlan:
     tree: str
 
     @property
+    def written(self) -> list[PlannedVariable]:
+        """The variables whose ``out`` is to be written, not linked."""
+        return [variable for variable in self.variables if not variable.is_linked]
+
+    @property
     def nbytes(self) -> int:
         """The number of bytes of values to write, links not included."""
-        return sum(variable.nbytes for variable in self.variables if not variable.is_linked)
+        return sum(variable.nbytes for variable in self.written)
 
 
 def plan_save(
@@ -86,32 +92,32 @@ def plan_save(
     own_attributes = variable_attributes or {}
     if unknown := [name for name in own_attributes if name not in variables]:
         raise UsageError("variable_attributes has names that are not in variables", found=unknown[:5])
-    attributes_json(attributes)
+    kept = kept_attributes(attributes)
     planned: list[PlannedVariable] = []
     parents: dict[str, None] = {}
     ties: dict[Hashable, str] = {}
-    for name, value in variables.items():
-        variable = _plan_variable(name, value, own_attributes.get(name), ties)
-        planned.append(variable)
-        if "/" in variable.folder:
-            parents.update(dict.fromkeys(_parents(variable.folder)))
-    return SavePlan(
-        variables=tuple(planned), parents=tuple(sorted(parents)), attributes=dict(attributes or {}), tree=tree
-    )
+    with collector_paused():
+        for name, value in variables.items():
+            variable = _plan_variable(name, value, own_attributes.get(name), ties)
+            planned.append(variable)
+            if "/" in variable.folder:
+                parents.update(dict.fromkeys(_parents(variable.folder)))
+    return SavePlan(variables=tuple(planned), parents=tuple(sorted(parents)), attributes=kept, tree=tree)
 
 
 def _plan_variable(
     name: str, value: Any, attributes: Mapping[str, Any] | None, ties: dict[Hashable, str]
 ) -> PlannedVariable:
     folder = folder_of(name)
+    if type(name) is not str:  # an enum's member; the manifest keeps its text
+        name = str.__str__(name)
     source = as_source(value, variable=name)
     identity = _identity(source)
-    if attributes is not None:
-        attributes_json(attributes, variable=name)
+    kept = NO_ATTRIBUTES if attributes is None else kept_attributes(attributes, variable=name)
     if isinstance(source, np.ndarray):
         shape = source.shape
     elif isinstance(source, Stored):
-        attributes = source.entry.attributes if attributes is None else attributes
+        kept = source.entry.attributes if attributes is None else kept
         shape, source = _stored_source(source)
     else:
         shape = source.shape
@@ -124,7 +130,7 @@ def _plan_variable(
         meta,
         math.prod(shape) * dtype.itemsize,
         source,
-        attributes or NO_ATTRIBUTES,
+        kept,
         "" if first == name else first,
     )
 

@@ -1,25 +1,92 @@
-"""One large ``out`` on its way to the disk: written by several threads, past the page cache where that pays."""
+"""The large ``out`` files of a save: written a block at a time by several threads, past the page cache where that pays.
+
+Each file is a lane: a thread keeps to one file, since threads that write to one file wait for each other in the
+kernel, and only at the end do all help with what is left. Blocks of 16 MiB are also what one digest covers, so the
+thread that writes a block hashes it, while its bytes are in the cache.
+
+Values that had to be fetched (from a device, or from another file) must not pile up in memory. While such a variable
+is being written, nothing else is begun: every thread helps with it, and the thread that makes the jobs waits in
+`wait_for_fetched` before the next one is fetched. A failing write will never finish its variable, so `fail` wakes
+whoever waits; `failed` says that the wait was ended so.
+"""
 
 from __future__ import annotations
 
 import errno
 import fcntl
+import itertools
 import os
 import threading
+from collections.abc import Callable, Iterator
+from functools import partial
 
 import numpy as np
 
-from varstore.disk.blocks import AlignedBuffer, write_block
+from varstore.disk.blocks import AlignedBuffer, new_file, spans, write_block
+from varstore.disk.save.staging import Staging
+from varstore.disk.threads import Job, Lane
 from varstore.layout.manifest import BLOCK, block_count
 from varstore.storage import syscalls
+from varstore.values.plan import PlannedVariable
 
-__all__ = ["CREATE", "OutFile"]
+__all__ = ["LargeFiles", "OutFile"]
 
-CREATE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
 DIRECT_FROM = 4 << 20
 """Bytes; a durable save writes variables from this size with direct I/O."""
 
 _buffers = threading.local()
+
+
+class LargeFiles:
+    """Makes the jobs that write large variables; their digests go to `digests`, by name."""
+
+    def __init__(self, staging: Staging, digests: dict[str, bytes], advance: Callable[[int], None] | None) -> None:
+        self._staging = staging
+        self._digests = digests
+        self._advance = advance
+        self.open: set[OutFile] = set()
+        """Files that threads are writing, or are about to."""
+        self._changed = threading.Condition()
+        self._fetched: set[str] = set()
+        self.failed = False
+
+    def jobs(self, variable: PlannedVariable, array: np.ndarray, *, fetched: bool) -> Iterator[Lane | Job]:
+        """Create the file and yield the jobs that write it."""
+        durability = self._staging.durability
+        if fetched:
+            self._fetched.add(variable.name)
+        out = OutFile(variable.folder + "/out", array, dir_fd=self._staging.fd, durable=durability.durable)
+        self.open.add(out)
+        lane = Lane(spans(variable.nbytes), partial(self._write_block, variable.name, out))
+        yield lane
+        if fetched:  # all help with it: nothing else is begun until it is written
+            yield from itertools.repeat(lane.step, lane.left)
+
+    def _write_block(self, name: str, out: OutFile, start: int, stop: int) -> None:
+        if out.write(start, stop):
+            self.open.remove(out)
+            self._digests[name] = out.finish(fsync=self._staging.durability.each)
+            with self._changed:
+                self._fetched.discard(name)
+                self._changed.notify_all()
+        if self._advance:
+            self._advance(stop - start)
+
+    def wait_for_fetched(self) -> None:
+        """Wait until no fetched values are being written any more, or a write has failed."""
+        with self._changed:
+            self._changed.wait_for(lambda: not self._fetched or self.failed)
+
+    def fail(self) -> None:
+        """Wake whoever waits for a block that will not be written any more."""
+        with self._changed:
+            self.failed = True
+            self._changed.notify_all()
+
+    def close(self) -> None:
+        """Give up the files of a save that failed."""
+        for out in self.open:
+            out.close()
 
 
 class OutFile:
@@ -32,7 +99,7 @@ class OutFile:
     """
 
     def __init__(self, path: str, array: np.ndarray, *, dir_fd: int, durable: bool) -> None:
-        self.fd = os.open(path, CREATE, 0o444, dir_fd=dir_fd)
+        self.fd = new_file(path, dir_fd=dir_fd)
         self._array = array
         self._digests = [b""] * block_count(array.nbytes)
         self._left = len(self._digests)

@@ -22,10 +22,11 @@ def check_space(plan: SavePlan, target: str) -> None:
     """
     status = _file_system_of(target)
     far = _far(plan, target)
-    files = sum(1 if v.is_linked else _FILES for v in plan.variables) + (_FILES - 1) * len(far)
+    written = plan.written
+    files = len(plan.variables) + (_FILES - 1) * (len(written) + len(far))
     if status.f_files > 0 and status.f_favail < files:
         raise _too_few_inodes("too few files can be made on this disk; nothing was written", status, target, files)
-    nbytes = plan.nbytes + sum(v.nbytes for v in far)
+    nbytes = sum(v.nbytes for v in [*written, *far])
     if _free(status) < nbytes:
         raise _too_few_bytes(
             "the disk is too full for this save; nothing was written", status, target, f"{nbytes:,} bytes", plan

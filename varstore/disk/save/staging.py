@@ -1,7 +1,20 @@
 """How a save becomes visible: a locked staging folder beside the target, made durable, then one rename.
 
-A crash leaves the old state or the new one, and at most a staging folder whose lock is free, by which
-the next save in that place, or `clean`, recognises it.
+The law: at every moment the target's path holds the old state or the new one, whole, and whatever else a save
+made is recognisable and may be removed. Two things hold it up:
+
+- **One rename.** All is written below ``.NAME.saving-RANDOM``, beside the target and so on its file system. One
+  call gives that folder its name: a rename where nothing stands, an exchange where a checkpoint is replaced. Where
+  a file system cannot exchange, two renames do it, by way of ``.NAME.replaced-RANDOM``; a crash between them leaves
+  no checkpoint at the path, and `clean_staging` gives that one its name back. A mount point and the working
+  directory cannot be renamed: they are filled in place, where the marker, written last, says "complete".
+- **A lock that dies with its writer.** The folder's descriptor holds a ``flock`` for as long as the save lives, and
+  the kernel frees it however the process ends. So whoever can take the lock of a staging folder may remove it. A
+  folder is made before it is locked: a cleaner may come between, so the writer, once it holds the lock, checks that
+  the path is still the folder that it locked, and begins again if not. A file system without locks is written to
+  all the same, but nothing on it is ever cleaned.
+
+In which order all this becomes durable is the law of `durability`.
 """
 
 from __future__ import annotations
@@ -13,16 +26,20 @@ import os
 import re
 import stat
 from collections.abc import Iterator
+from dataclasses import dataclass
 from types import TracebackType
 
-from varstore.disk.blocks import write_all
+from varstore.disk.blocks import write_file
+from varstore.disk.save.durability import Durability, sync_folder, sync_names
 from varstore.errors import CheckpointExists, CheckpointNotFound, InvalidName
+from varstore.layout.location import Identity, Location
 from varstore.layout.names import MANIFEST, MARKER
 from varstore.storage import syscalls
 from varstore.storage.appearing import target_of
+from varstore.storage.directory import Directory
 from varstore.storage.failures import storage_error
 
-__all__ = ["Staging", "clean_staging", "discard", "fsync_path", "is_staging_name", "set_aside"]
+__all__ = ["Staging", "Target", "clean_staging", "discard", "examine", "is_staging_name", "set_aside"]
 
 _INFIX = ".saving-"
 _ASIDE = ".replaced-"
@@ -31,182 +48,228 @@ _NAME_LIMIT = 255 - len(".") - len(_ASIDE) - 8
 _NO_LOCKS = {errno.EBADF, errno.EINVAL, errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP}
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Target:
+    """The place that a save is to take, as `examine` found it; `shown` is the path that the caller gave."""
+
+    path: str
+    shown: str
+    exists: bool = False
+    replaces: bool = False
+    in_place: bool = False
+
+
+def examine(path: str, *, overwrite: bool) -> Target:
+    """Look at the place that a save is to take, and remove what crashed saves left beside it.
+
+    Raises:
+        CheckpointExists: the place is taken, be it by a symbolic link.
+        InvalidName: the directory's name is too long.
+    """
+    target = target_of(path)
+    directory, name = os.path.split(target)
+    if len(os.fsencode(name)) > _NAME_LIMIT:
+        raise InvalidName(
+            "the directory's name is too long to stage a save beside it",
+            path=path,
+            found=f"{len(os.fsencode(name))} bytes",
+            expected=f"at most {_NAME_LIMIT}",
+        )
+    if os.path.isdir(directory):
+        clean_staging(directory, name=name)
+    try:
+        names = _content(target)
+    except FileNotFoundError:
+        return Target(path=target, shown=path)
+    except NotADirectoryError:
+        raise CheckpointExists("the target is a file", path=path, hint="choose another path") from None
+    immovable = os.path.ismount(target) or os.path.samefile(target, os.curdir)
+    if names:
+        _check_replaceable(path, names, overwrite=overwrite, immovable=immovable)
+        return Target(path=target, shown=path, exists=True, replaces=True)
+    return Target(path=target, shown=path, exists=True, in_place=immovable)
+
+
+def _check_replaceable(path: str, names: list[str], *, overwrite: bool, immovable: bool) -> None:
+    if not overwrite:
+        raise CheckpointExists(
+            "the target is not empty",
+            path=path,
+            found=_few(names),
+            hint="choose a new path, or overwrite=True to replace the whole checkpoint",
+        )
+    if immovable:
+        raise CheckpointExists(
+            "a mount point or the working directory cannot be replaced",
+            path=path,
+            found=_few(names),
+            hint="save to a folder in it",
+        )
+    if not {MARKER, MANIFEST} & set(names):
+        raise CheckpointExists(
+            "the target is not a checkpoint, and overwrite=True replaces nothing else",
+            path=path,
+            found=_few(names),
+            hint="remove it yourself if it may go",
+        )
+
+
 class Staging:
-    """A folder that becomes the checkpoint when `commit` is called, and goes away if the block fails.
+    """A folder that becomes the checkpoint when `commit` is called, and goes away if the block fails before.
 
     `fd` is its directory descriptor; everything is created relative to it. Where the target is an empty
     mount point, or the working directory, it is the target itself: the marker alone then says "complete".
     """
 
-    def __init__(self, target: str, *, overwrite: bool) -> None:
-        self.target = target_of(target)
-        self._shown = target
-        self._overwrite = overwrite
-        directory, name = os.path.split(self.target)
-        if len(os.fsencode(name)) > _NAME_LIMIT:
-            raise InvalidName(
-                "the directory's name is too long to stage a save beside it",
-                path=target,
-                found=f"{len(os.fsencode(name))} bytes",
-                expected=f"at most {_NAME_LIMIT}",
-            )
-        if os.path.isdir(directory):
-            clean_staging(directory, name=name)
-        self._exists, self._replaces, self._in_place = self._refuse_or_allow()
+    def __init__(self, target: Target, durability: Durability) -> None:
+        self.durability = durability
         self.path = ""
         self.fd = -1
+        self.stands = False
+        """Whether the checkpoint has its name: no error after that undoes the save."""
+        self._target = target
         self._new_parents: list[str] = []
-
-    def _refuse_or_allow(self) -> tuple[bool, bool, bool]:
-        try:
-            names = _content(self.target)
-        except FileNotFoundError:
-            return False, False, False
-        except NotADirectoryError:
-            raise CheckpointExists("the target is a file", path=self._shown, hint="choose another path") from None
-        if not names:
-            in_place = os.path.ismount(self.target) or os.path.samefile(self.target, os.curdir)
-            return True, False, in_place
-        if not self._overwrite:
-            raise CheckpointExists(
-                "the target is not empty",
-                path=self._shown,
-                found=_few(names),
-                hint="choose a new path, or overwrite=True to replace the whole checkpoint",
-            )
-        if os.path.ismount(self.target) or os.path.samefile(self.target, os.curdir):
-            raise CheckpointExists(
-                "a mount point or the working directory cannot be replaced",
-                path=self._shown,
-                found=_few(names),
-                hint="save to a folder in it",
-            )
-        if not {MARKER, MANIFEST} & set(names):
-            raise CheckpointExists(
-                "the target is not a checkpoint, and overwrite=True replaces nothing else",
-                path=self._shown,
-                found=_few(names),
-                hint="remove it yourself if it may go",
-            )
-        return True, True, False
+        self._replaced: str | None = None
 
     def __enter__(self) -> Staging:
-        if self._in_place:
-            self.path, self.fd = self.target, self._lock_target()
-            return self
+        try:
+            self._open()
+        except BaseException:  # Ctrl-C among others
+            self._undo()
+            raise
+        return self
+
+    def _open(self) -> None:
+        target = self._target
+        if target.in_place:
+            self.path, self.fd = target.path, self._lock_target()
+            return
         self._make_parents()
-        mode = stat.S_IMODE(os.stat(self.target).st_mode) if self._exists else None
+        mode = stat.S_IMODE(os.stat(target.path).st_mode) if target.exists else None
         while self.fd < 0:
-            self.path = _beside(self.target, _INFIX)
+            self.path = _beside(target.path, _INFIX)
             os.mkdir(self.path)
             with contextlib.suppress(BlockingIOError, FileNotFoundError):  # a cleaner was faster: again
                 self.fd = _lock(self.path)
         if mode is not None:
             with contextlib.suppress(PermissionError):  # vfat keeps no modes
                 os.fchmod(self.fd, mode)
-        return self
 
     def _make_parents(self) -> None:
-        missing = os.path.dirname(self.target)
+        missing = parent = os.path.dirname(self._target.path)
         while not os.path.isdir(missing):
             self._new_parents.append(missing)
             missing = os.path.dirname(missing)
-        os.makedirs(os.path.dirname(self.target), exist_ok=True)
+        os.makedirs(parent, exist_ok=True)
 
     def _lock_target(self) -> int:
         try:
-            fd = _lock(self.target)
+            fd = _lock(self._target.path)
         except BlockingIOError as error:
             raise self._taken("another writer is saving here") from error
-        if _content(self.target):
+        if _content(self._target.path):
             os.close(fd)
             raise self._taken("another writer saved here meanwhile")
         return fd
 
     def _taken(self, problem: str) -> CheckpointExists:
-        return CheckpointExists(problem, path=self._shown, hint="its checkpoint stands; choose a new path")
+        return CheckpointExists(problem, path=self._target.shown, hint="its checkpoint stands; choose a new path")
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        if error is not None and not self.stands:
+            self._undo()
+            return
         try:
-            if error is not None:
-                with contextlib.suppress(FileNotFoundError):  # Ctrl-C after the rename: it stands
-                    _remove_contents(self.path)
-                    if not self._in_place:
-                        os.rmdir(self.path)
-                        self._remove_new_parents()
+            if error is not None and not isinstance(error, OSError):  # Ctrl-C
+                self._settle()  # not after an error of the disk: what was replaced may be what a power cut leaves
         finally:
             os.close(self.fd)
 
-    def _remove_new_parents(self) -> None:
-        with contextlib.suppress(OSError):  # somebody else uses them by now
+    def _undo(self) -> None:
+        """Remove all that was made, and let go of the lock."""
+        try:
+            with contextlib.suppress(FileNotFoundError):  # Ctrl-C just after the rename: it stands
+                if self.path:
+                    _remove_contents(self.path)
+                    if not self._target.in_place:
+                        os.rmdir(self.path)
             for folder in self._new_parents:
-                os.rmdir(folder)
+                with contextlib.suppress(OSError):  # somebody else uses it by now, or it was never made
+                    os.rmdir(folder)
+        finally:
+            if self.fd >= 0:
+                os.close(self.fd)
 
-    def commit(self, manifest: bytes | None, *, durable: bool) -> None:
-        """Write the manifest and the marker, and give the folder its name.
+    def commit(self, manifest: bytes | None) -> Identity | None:
+        """Write the manifest and the marker, and give the folder its name: steps 2 to 5 of the law of durability.
 
-        What lies in the folder already must be durable if `durable` asks for it.
+        Returns what tells this checkpoint from every other.
 
         Raises:
             CheckpointExists: another writer has taken the target meanwhile.
+            OSError: the disk refused; if the checkpoint `stands`, only a power cut can still undo it.
         """
+        sync = self.durability.durable
         if manifest is not None:
-            self._write(MANIFEST, manifest, durable)
-        self._write(MARKER, b"", durable)
-        if durable:
-            os.fsync(self.fd)
-        if not self._in_place:
+            write_file(MANIFEST, manifest, self.fd, sync=sync)
+        if sync and self._target.in_place:
+            sync_names(self.fd)  # the marker is not to be durable before the manifest's name is
+        write_file(MARKER, b"", self.fd, sync=sync)
+        if sync:
+            sync_names(self.fd)
+        identity = Directory(Location(self.path, self.path), self.fd).identity()
+        if not self._target.in_place:
             self._take_name()
-        if durable:
-            for folder in (self.target, *self._new_parents):
-                fsync_path(os.path.dirname(folder))
-
-    def _write(self, name: str, data: bytes, durable: bool) -> None:
-        fd = os.open(name, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o444, dir_fd=self.fd)
-        try:
-            write_all(fd, data)
-            if durable:
-                os.fsync(fd)
-        finally:
-            os.close(fd)
+        self.stands = True
+        self._settle()
+        return identity
 
     def _take_name(self) -> None:
-        if self._replaces:
-            self._replace()
+        if self._target.replaces:
+            self._replaced = self._replace()
             return
         try:
-            os.rename(self.path, self.target)
+            os.rename(self.path, self._target.path)
         except OSError as error:
             if error.errno not in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR):
                 raise
             raise self._taken("another writer saved here meanwhile") from error
 
-    def _replace(self) -> None:
+    def _replace(self) -> str:
+        """Take the name of the old checkpoint; return where that lies now."""
         try:
-            syscalls.exchange(self.path, self.target)
-            old = self.path
+            syscalls.exchange(self.path, self._target.path)
         except OSError as error:
             if not syscalls.is_missing(error):
                 raise
-            old = self._replace_in_two_steps()
-        _remove_tree(old)
+            return self._replace_in_two_steps()
+        return self.path
 
     def _replace_in_two_steps(self) -> str:
         """Where the file system cannot exchange: a crash between the steps is undone by `clean`."""
-        aside = _beside(self.target, _ASIDE)
-        held = _lock(self.target)
+        aside = _beside(self._target.path, _ASIDE)
+        held = _lock(self._target.path)
         try:
-            os.rename(self.target, aside)
+            os.rename(self._target.path, aside)
             try:
-                os.rename(self.path, self.target)
+                os.rename(self.path, self._target.path)
             except OSError:
-                os.rename(aside, self.target)
+                os.rename(aside, self._target.path)
                 raise
         finally:
             os.close(held)
         return aside
+
+    def _settle(self) -> None:
+        """Make the new name durable, and then remove what had it before."""
+        if self.durability.durable:
+            for folder in (self._target.path, *self._new_parents):
+                sync_folder(os.path.dirname(folder))
+        if self._replaced is not None:
+            _remove_tree(self._replaced)
+            self._replaced = None
 
 
 def clean_staging(directory: str | os.PathLike[str], *, name: str | None = None) -> list[str]:
@@ -259,18 +322,6 @@ def discard(path: str) -> None:
 def is_staging_name(name: str) -> bool:
     """Tell whether a folder's name is one that only staging gives."""
     return _LEFT_BEHIND.fullmatch(name) is not None
-
-
-def fsync_path(path: str) -> None:
-    """Make a directory's entries durable, where the file system can."""
-    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(fd)
-    except OSError as error:
-        if not syscalls.is_missing(error):
-            raise
-    finally:
-        os.close(fd)
 
 
 def _left_behind(directory: str) -> Iterator[re.Match[str]]:

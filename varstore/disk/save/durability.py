@@ -1,0 +1,85 @@
+"""How a save outlives a power cut: what is made durable, in which order, and with which calls.
+
+The law: nothing is durable before what it vouches for. A power cut may come between any two calls, and a file
+system may write back what was written in any order, so each step waits for the one before it:
+
+1. every ``out`` and ``meta``, then the folders that hold their names;
+2. the manifest, whose digests vouch for them;
+3. the marker, which vouches for the manifest, then the staging folder, which holds the names of both;
+4. the rename that gives the checkpoint its name, then the parent folder, which holds that name, and each parent
+   folder that the save had to make;
+5. only then may an old checkpoint go, whose place the new one took.
+
+Step 1 is `Durability`'s; steps 2 to 5 are `Staging.commit`'s. For step 1 there are two ways. A file system that
+is flushed whole (syncfs) writes thousands of files in the time of a few, but waits for the data of other programs
+as well. So a save of a few variables syncs each file as it is written, and a larger one flushes once, at the end.
+Where that call is missing, each file is synced at the end.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+
+from varstore.storage import syscalls
+
+__all__ = ["Durability", "sync_folder", "sync_names"]
+
+_SYNC_EACH = 4
+"""Variables; a durable save of more flushes the file system once instead of every file."""
+
+
+class Durability:
+    """What one save does to make its files durable: nothing, or one of the two ways."""
+
+    def __init__(self, *, durable: bool, variables: int) -> None:
+        self.durable = durable
+        self.each = durable and variables <= _SYNC_EACH
+        """Whether each file is made durable as it is written."""
+
+    def sync_all(self, dir_fd: int, files: Iterable[str], folders: Iterable[str]) -> None:
+        """Make durable what was written below a folder; `files` and `folders` are relative to it.
+
+        Raises:
+            OSError: the disk refused, and what was written may be lost.
+        """
+        if not self.durable:
+            return
+        if not self.each:
+            try:
+                syscalls.sync_file_system(dir_fd)
+            except OSError as error:
+                if not syscalls.is_missing(error):
+                    raise
+                for path in files:
+                    _sync(path, dir_fd)
+            else:
+                return
+        for path in folders:
+            sync_folder(path, dir_fd=dir_fd)
+
+
+def sync_folder(path: str, *, dir_fd: int | None = None) -> None:
+    """Make the names in a folder durable, where the file system can."""
+    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=dir_fd)
+    try:
+        sync_names(fd)
+    finally:
+        os.close(fd)
+
+
+def sync_names(fd: int) -> None:
+    """Make the names in an open folder durable, where the file system can."""
+    try:
+        os.fsync(fd)
+    except OSError as error:
+        if not syscalls.is_missing(error):
+            raise
+
+
+def _sync(path: str, dir_fd: int) -> None:
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC, dir_fd=dir_fd)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)

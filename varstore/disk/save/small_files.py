@@ -1,0 +1,78 @@
+"""The small files of a save: each ``meta``, and each ``out`` of less than a mebibyte, many of them in one job.
+
+Thousands of small files cost calls, not bytes, and a call that the kernel answers at once is answered soonest to
+one thread alone: several threads that make such calls spend more on handing the interpreter to each other than
+they win. On a file system whose calls wait, for a disk or a server, several threads wait at the same time. So the
+first batches are written by the thread that makes the jobs; once a batch turns out slow, or other threads are at
+work anyhow, batches become jobs for all.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from functools import partial
+
+import numpy as np
+
+from varstore.disk.blocks import write_file, write_small
+from varstore.disk.save.staging import Staging
+from varstore.disk.threads import Job
+from varstore.layout.meta import encode_meta
+from varstore.values.plan import PlannedVariable
+
+__all__ = ["SmallFiles"]
+
+_BATCH = 64
+_BATCH_BYTES = 8 << 20
+_QUICK = 100e-6
+"""Seconds for the files of one variable; of calls that take longer, the kernel or a server does most."""
+
+_Batch = list[tuple[PlannedVariable, np.ndarray]]
+
+
+class SmallFiles:
+    """Writes ``meta`` files at once and small ``out`` files in batches; their digests go to `digests`, by name."""
+
+    def __init__(self, staging: Staging, digests: dict[str, bytes], advance: Callable[[int], None] | None) -> None:
+        self._fd = staging.fd
+        self._sync = staging.durability.each
+        self._digests = digests
+        self._advance = advance
+        self._batch: _Batch = []
+        self._nbytes = 0
+        self._calls_are_slow = False
+
+    def write_meta(self, variable: PlannedVariable) -> None:
+        """Write what says the variable's shape and type."""
+        write_file(variable.folder + "/meta", encode_meta(variable.meta), self._fd, sync=self._sync)
+
+    def add(self, variable: PlannedVariable, array: np.ndarray) -> bool:
+        """Note a variable to be written; True where that makes a batch, and `jobs` is to be called."""
+        self._batch.append((variable, array))
+        self._nbytes += variable.nbytes
+        return len(self._batch) == _BATCH or self._nbytes >= _BATCH_BYTES
+
+    def jobs(self, *, threads_take: bool) -> Iterator[Job]:
+        """Write what was added since the last call, or yield the job that does.
+
+        It is yielded where threads help, and where `threads_take` says that they decide: others are at work, or have
+        failed, and nothing more is to be written.
+        """
+        batch, self._batch, self._nbytes = self._batch, [], 0
+        if not batch:
+            return
+        if self._calls_are_slow or threads_take:
+            yield partial(self._write, batch)
+        else:
+            start = time.perf_counter()
+            self._write(batch)
+            self._calls_are_slow = time.perf_counter() - start > _QUICK * len(batch)
+
+    def _write(self, batch: _Batch) -> None:
+        fd, sync, digests = self._fd, self._sync, self._digests
+        for variable, array in batch:
+            write_file(variable.folder + "/meta", encode_meta(variable.meta), fd, sync=sync)
+            digests[variable.name] = write_small(variable.folder + "/out", array, fd, sync=sync)
+        if self._advance:
+            self._advance(sum(array.nbytes for _, array in batch))
