@@ -1,5 +1,7 @@
 """Loading into arrays that exist: in place, whatever their layout, all checked before the first one changes."""
 
+import os
+
 import ml_dtypes
 import numpy as np
 import pytest
@@ -136,6 +138,22 @@ def test_a_file_of_the_wrong_size_is_refused_before_any_change(path, layout):
     refused(SizeMismatch, blank(w=TARGETS[layout]((6, 8), np.float64)), path, "17 bytes")
     (path / "half" / "out").unlink()
     refused(FormatError, blank(), path, "missing")
+
+
+@pytest.mark.parametrize("how", ["gone", "a pipe", "a folder", "a link that leads out"])
+@pytest.mark.parametrize("layout", ["C", "Fortran"])
+def test_files_of_all_checkpoints_are_looked_at_before_any_change(path, tmp_path, layout, how):
+    other = vs.save(tmp_path / "other", {"last": np.ones(3), "more": np.ones(3)}, durable=False)
+    out = tmp_path / "other" / "more" / "out"
+    out.unlink()
+    if how == "a pipe":
+        os.mkfifo(out)
+    elif how == "a folder":
+        out.mkdir()
+    elif how == "a link that leads out":
+        out.symlink_to(path / "b" / "out")
+    targets = blank(w=TARGETS[layout]((6, 8), np.float64), last=np.zeros(3), more=np.zeros(3))
+    refused(FormatError, targets, {**vs.open(path), **other}, "'more'|more/out")
 
 
 @pytest.mark.parametrize("layout", ["C", "Fortran"])

@@ -369,7 +369,7 @@ def test_raise_for_each_category(category):
     assert alone.raise_for(*others) is alone
 
 
-@pytest.mark.parametrize("category", ["loaded", "missing", None])
+@pytest.mark.parametrize("category", ["loaded", "extra", None])
 def test_raise_for_an_unknown_category(category):
     with pytest.raises(UsageError) as caught:
         FULL.raise_for("kept", category)

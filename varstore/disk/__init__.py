@@ -19,6 +19,8 @@
 - **`load_into` and damaged data.** Names, shapes, types and sizes are compared before the first array changes. A
   digest can only be compared after the bytes have been read into their place: after `DigestMismatch`, the arrays hold
   a mixture. `load_variables` reads everything first and changes all variables or none.
+- **`load_into` and arrays that share memory.** The values that they would get are compared first. Different ones are an
+  error, unless `on_tied` says whose values are taken.
 - **What `base=` trusts.** It compares digests with those in the base's manifest, and reads no file of the base. If
   one is damaged on disk, the new checkpoint shares it; `verify` of either says so.
 - **Hard links and changes by hand.** Linked checkpoints share files. Removing one never harms another. Forcing a

@@ -6,29 +6,28 @@ between. What has to be converted, cut to the shared corner, or written to a str
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, MutableMapping
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping, MutableMapping
+from typing import Any, get_args
 
 import numpy as np
 
 from varstore.disk.progress import Progress, reporting
 from varstore.disk.read.checkpoint import Checkpoint
 from varstore.disk.read.checks import check_files
-from varstore.disk.read.parts import row_chunks
-from varstore.disk.read.variable import Variable
 from varstore.disk.read.whole import read_into
 from varstore.errors import UsageError
 from varstore.layout.location import Location
-from varstore.layout.readable import Readable, readable
-from varstore.model.match import OnMismatch, Pair, compare, spec_of
+from varstore.layout.readable import Readable
+from varstore.model.match import Missing, OnMismatch, OnTied, check_mode, compare, spec_of
+from varstore.model.moves import Move, OnDisk, Place, fill, move_of, nbytes_of
 from varstore.model.options import Path
 from varstore.model.report import LoadReport, make_report
 from varstore.model.store import CheckpointVariables, retry_if_replaced
-from varstore.values.arrays import Source, Stored, as_source
-from varstore.values.lazy import LazyArray
+from varstore.model.ties import Settled, settle
+from varstore.values.arrays import as_source
 from varstore.values.select import Patterns, Rename, select
 
-__all__ = ["load_into"]
+__all__ = ["carry_out", "load_into", "prepare"]
 
 
 def load_into(
@@ -40,14 +39,17 @@ def load_into(
     rename: Rename | None = None,
     on_mismatch: OnMismatch = "error",
     cast: bool = False,
+    missing: Missing = None,
+    on_tied: OnTied = "error",
     verify: bool = True,
     threads: int | None = None,
     progress: Progress = None,
 ) -> LoadReport:
     """Fill existing arrays with the variables of the same names, in place.
 
-    Names, shapes, types and file sizes are checked before the first array changes. A digest can be compared only
-    after its bytes have been read into the array: after `DigestMismatch`, the arrays hold a mixture.
+    Names, shapes, types, file sizes, and the values for arrays that share memory are compared before the first array
+    changes. A digest can be compared only after its bytes have been read into the array: after `DigestMismatch`, the
+    arrays hold a mixture.
 
     Args:
         targets: writeable arrays by name, in any layout.
@@ -58,6 +60,11 @@ def load_into(
         on_mismatch: what to do where shapes or types differ: "error"; "skip" leaves the target as it is and reports
             it; "overlap" copies the corner that both shapes share, for a vocabulary that grew.
         cast: convert between types of the same kind, such as float32 and bfloat16.
+        missing: what to do if the source does not have all targets: None leaves the others as they are and reports
+            them; "error" raises an error.
+        on_tied: what to do if the source has different values for targets that share memory, such as one array under
+            two names: "error"; "first" and "last" take the values of the one that comes first or last in `targets`.
+            Equal values are always loaded.
         verify: as for `load`.
         threads: as for `load`.
         progress: as for `load`.
@@ -66,7 +73,8 @@ def load_into(
         A report of what was loaded, what was missing in the source, and what was unexpected in it.
 
     Raises:
-        VariableMismatch: shapes or types differ; the message lists them all, and nothing has changed.
+        VariableMismatch: shapes or types differ, `missing` or `on_tied` refuses; the message lists all that is wrong,
+            and nothing has changed.
         UsageError: a target is not a writeable array.
         DigestMismatch, SizeMismatch, ManifestError: the files are not what was saved.
 
@@ -84,15 +92,25 @@ def load_into(
         840
     """
     _check_targets(targets)
+    check_mode("missing", missing, (None, "error"))
+    check_mode("on_tied", on_tied, get_args(OnTied))
 
-    def fill(given: Mapping[str, Any]) -> LoadReport:
-        selected = select(tuple(given), include=include, exclude=exclude, rename=rename)
-        modes: dict[str, Any] = {"on_mismatch": on_mismatch, "cast": cast}
-        return _load_into(targets, given, selected, modes, verify=verify, threads=threads, progress=progress)
+    def load_from(given: Mapping[str, Any]) -> LoadReport:
+        return _load_into(
+            targets,
+            given,
+            select(tuple(given), include=include, exclude=exclude, rename=rename),
+            {"on_mismatch": on_mismatch, "cast": cast},
+            missing=missing,
+            on_tied=on_tied,
+            verify=verify,
+            threads=threads,
+            progress=progress,
+        )
 
     if isinstance(source, Mapping) and not isinstance(source, Checkpoint):
-        return fill(source)
-    return retry_if_replaced(source, fill)
+        return load_from(source)
+    return retry_if_replaced(source, load_from)
 
 
 def _load_into(
@@ -101,6 +119,8 @@ def _load_into(
     selected: Mapping[str, str],
     modes: Mapping[str, Any],
     *,
+    missing: Missing,
+    on_tied: OnTied,
     verify: bool,
     threads: int | None,
     progress: Progress,
@@ -115,26 +135,56 @@ def _load_into(
         path=path,
         **modes,
     )
-    work = [(pair, targets[pair.target], _with_meta(sources[pair.source], pair)) for pair in match.pairs]
+    report = make_report(match, source=where, target="targets")
+    if missing == "error":
+        report.raise_for("kept")
+    moves = [move_of(pair, targets[pair.target], sources[pair.source]) for pair in match.pairs]
+    settled = prepare(moves, names=targets, on_tied=on_tied, verify=verify, path=path)
+    with reporting(progress, settled.nbytes, f"loading {where}") as advance:
+        carry_out(settled, verify=verify, threads=threads, advance=advance)
+    return report
+
+
+def prepare(
+    moves: list[Move], *, names: Iterable[str], on_tied: OnTied, verify: bool, path: str | None = None
+) -> Settled:
+    """Check all that can be checked before anything changes, and decide what is written where targets share memory.
+
+    `names` are those of all targets; their order says which of two is the first.
+
+    Raises:
+        VariableMismatch: targets that share memory would get different values.
+        SizeMismatch, FormatError: a file is missing, is not a regular file, or has another size.
+    """
+    check_files((move.source.location, move.source.variable.entry) for move in moves if isinstance(move.source, OnDisk))
+    return settle(moves, names=names, on_tied=on_tied, verify=verify, path=path)
+
+
+def carry_out(
+    settled: Settled, *, verify: bool, threads: int | None, advance: Callable[[int], None] | None = None
+) -> None:
+    """Move the values: in parallel those that are read straight into their targets, the others one after the other.
+
+    Raises:
+        DigestMismatch: the bytes are not those that were saved; they have been written to the target all the same.
+    """
     direct: dict[Location, list[tuple[Readable, np.ndarray]]] = {}
-    buffered: list[tuple[Pair, np.ndarray, Source]] = []
-    for pair, target, value in work:
-        if isinstance(value, Stored):
-            variable = readable(value.entry, path=value.location.path)
-            if pair.how == "exact" and target.flags.c_contiguous and variable.stored == target.dtype:
-                direct.setdefault(value.location, []).append((variable, target.reshape(-1).view(np.uint8)))
+    buffered: list[Move] = []
+    for move in settled.free:
+        pair, target, source = move
+        if isinstance(source, OnDisk) and isinstance(target, np.ndarray):
+            is_same_on_disk = pair.how == "exact" and source.variable.stored == target.dtype
+            if is_same_on_disk and target.flags.c_contiguous:
+                direct.setdefault(source.location, []).append((source.variable, target.reshape(-1).view(np.uint8)))
                 continue
-        buffered.append((pair, target, value))
-    check_files([(value.location, value.entry) for _, _, value in work if isinstance(value, Stored)])
-    total = sum(value.entry.nbytes if isinstance(value, Stored) else value.nbytes for _, _, value in work)
-    with reporting(progress, total, f"loading {where}") as advance:
-        for location, wanted in direct.items():
-            read_into(location, wanted, verify=verify, threads=threads, advance=advance)
-        for pair, target, value in buffered:
-            _fill(pair, target, value, verify=verify)
-            if advance:
-                advance(value.entry.nbytes if isinstance(value, Stored) else value.nbytes)
-    return make_report(match, source=where, target="targets")
+        buffered.append(move)
+    for location, wanted in direct.items():
+        read_into(location, wanted, verify=verify, threads=threads, advance=advance)
+    for move in (*buffered, *settled.ordered):
+        if not isinstance(move.target, Place):
+            fill(move, verify=verify)
+        if advance:
+            advance(nbytes_of(move))
 
 
 def _check_targets(targets: Mapping[str, np.ndarray]) -> None:
@@ -147,37 +197,3 @@ def _check_targets(targets: Mapping[str, np.ndarray]) -> None:
                 found=what,
                 hint="varstore.load makes new arrays, and varstore.adapters load into the modules of frameworks",
             )
-
-
-def _with_meta(source: Source, pair: Pair) -> Source:
-    if isinstance(source, Variable) and not source.has_meta:
-        return source.known_as(pair.target_shape, pair.target_dtype)
-    return source
-
-
-def _fill(pair: Pair, target: np.ndarray, source: Source, *, verify: bool) -> None:
-    """Copy through a buffer: other types, other layouts, corners, and values that are not in a checkpoint."""
-    if isinstance(source, Stored):
-        variable = readable(source.entry, path=source.location.path)
-        chunks: Iterable[tuple[tuple[Any, ...], np.ndarray]] = row_chunks(source.location, variable, verify=verify)
-    else:
-        chunks = [((...,), source.numpy() if isinstance(source, LazyArray) else source)]
-    for index, values in chunks:
-        corner = _corner(index, pair.common)
-        if corner is not None:
-            into, part = corner
-            np.copyto(target[into], values[part], casting="unsafe")
-
-
-def _corner(index: tuple[Any, ...], common: tuple[int, ...]) -> tuple[tuple[Any, ...], tuple[Any, ...]] | None:
-    """Return the target's index and the chunk's index of what a chunk and the common corner share, None if nothing."""
-    if index == (...,):
-        whole = (..., *(slice(0, extent) for extent in common))
-        return whole, whole
-    *lead, rows = index
-    axis = len(lead)
-    if any(at >= extent for at, extent in zip(lead, common, strict=False)) or rows.start >= common[axis]:
-        return None
-    stop = min(rows.stop, common[axis])
-    rest = tuple(slice(0, extent) for extent in common[axis + 1 :])
-    return (*lead, slice(rows.start, stop), *rest), (slice(0, stop - rows.start), *rest)

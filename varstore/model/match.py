@@ -18,23 +18,27 @@ from varstore.values.arrays import Source, Stored
 __all__ = [
     "Match",
     "Mismatch",
+    "Missing",
     "OnMismatch",
+    "OnTied",
     "Pair",
     "Shape",
     "SourceSpec",
     "Spec",
+    "check_mode",
     "compare",
     "is_same_type",
     "spec_of",
 ]
 
 OnMismatch: TypeAlias = Literal["error", "skip", "overlap"]
+OnTied: TypeAlias = Literal["error", "first", "last"]
+Missing: TypeAlias = Literal["error"] | None
 How: TypeAlias = Literal["exact", "cast", "overlap"]
 Shape: TypeAlias = tuple[int, ...]
 Spec: TypeAlias = tuple[Shape, np.dtype[Any]]
 SourceSpec: TypeAlias = tuple[Shape | None, np.dtype[Any] | None]
 
-_MODES = get_args(OnMismatch)
 _KINDS = "buifc"
 _ML_KINDS = (("uint", "u"), ("int", "i"), ("float", "f"), ("bfloat", "f"))
 _LINES = 10
@@ -117,9 +121,7 @@ def compare(
         VariableMismatch: shapes or types differ more than is allowed; the message lists them.
         UsageError: `on_mismatch` is not "error", "skip" or "overlap".
     """
-    if on_mismatch not in _MODES:
-        expected = " or ".join(map(repr, _MODES))
-        raise UsageError("unknown mode", field="on_mismatch", found=repr(on_mismatch), expected=expected)
+    check_mode("on_mismatch", on_mismatch, get_args(OnMismatch))
     pairs: list[Pair] = []
     unused: list[str] = []
     mismatched: list[Mismatch] = []
@@ -147,6 +149,16 @@ def compare(
         raise _mismatch_error(mismatched, path, _suggestion(mismatched, on_mismatch, cast=cast))
     kept = tuple(name for name in targets if name not in selected)
     return Match(pairs=tuple(pairs), kept=kept, unused=tuple(unused), mismatched=tuple(mismatched))
+
+
+def check_mode(field: str, mode: object, modes: tuple[object, ...]) -> None:
+    """Refuse what is not one of a keyword's modes.
+
+    Raises:
+        UsageError: names the keyword and its modes.
+    """
+    if mode not in modes:
+        raise UsageError("unknown mode", field=field, found=repr(mode), expected=" or ".join(map(repr, modes)))
 
 
 def is_same_type(source: np.dtype[Any], target: np.dtype[Any]) -> bool:

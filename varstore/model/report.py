@@ -31,6 +31,7 @@ _CATEGORIES = {
     "overlapped": "",
     "cast": "",
 }
+_ALIASES = {"missing": "kept", "unexpected": "unused"}
 _ROWS = 4
 _HINTS = 5
 _LABEL_WIDTH = 60
@@ -73,8 +74,8 @@ class LoadReport:
     `print` shows it as a table on one page, with hints; a notebook shows it as HTML.
 
     - `loaded`: the names of all targets that got values, including those in `overlapped` and `cast`.
-    - `kept`: missing, names of targets that the source does not have; they keep their values.
-    - `unused`: unexpected, names in the source that the target does not have.
+    - `kept` or `missing`: names of targets that the source does not have; they keep their values.
+    - `unused` or `unexpected`: names in the source that the target does not have.
     - `waiting`: in place of `unused` after a load into a session: a variable declared later takes its value.
     - `mismatched`: variables that both have, in different shapes or types, and that were not loaded.
     - `overlapped`: variables of which only the corner was loaded that both shapes share.
@@ -103,16 +104,28 @@ class LoadReport:
     cast: tuple[Cast, ...] = ()
     hints: tuple[str, ...] = ()
 
+    @property
+    def missing(self) -> tuple[str, ...]:
+        """The same as `kept`."""
+        return self.kept
+
+    @property
+    def unexpected(self) -> tuple[str, ...]:
+        """The same as `unused`."""
+        return self.unused
+
     def raise_for(self, *categories: str) -> LoadReport:
         """Return the report itself if these categories are empty; raise an error if one is not.
 
         Args:
-            categories: of "kept", "unused", "waiting", "mismatched", "overlapped" and "cast".
+            categories: of "kept" or "missing", "unused" or "unexpected", "waiting", "mismatched", "overlapped" and
+                "cast".
 
         Raises:
             VariableMismatch: a category is not empty; the message lists its variables and the hints.
             UsageError: a category is unknown.
         """
+        categories = tuple(_ALIASES.get(category, category) for category in categories)
         for category in categories:
             if category not in _CATEGORIES:
                 raise UsageError("unknown category", found=repr(category), expected=" or ".join(map(repr, _CATEGORIES)))

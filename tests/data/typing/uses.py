@@ -17,6 +17,10 @@ row: Any = variable[0]
 loaded: dict[str, np.ndarray] = vs.load("a", include="w*", exclude=["*/m"], rename={"module.": ""}, mmap=True)
 report: vs.LoadReport = vs.load_into(loaded, "a", on_mismatch="skip", cast=True)
 vs.load_into(loaded, "a", on_mismatch="ignore")  # wrong
+vs.load_into(loaded, "a", missing="error", on_tied="last").raise_for("missing", "unexpected")
+vs.load_into(loaded, "a", missing="keep")  # wrong
+vs.load_into(loaded, "a", on_tied="any")  # wrong
+absent: tuple[str, ...] = report.missing + report.unexpected
 vs.load("a", verfy=False)  # wrong
 
 with vs.open("a", allow_incomplete=False) as checkpoint:
