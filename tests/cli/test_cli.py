@@ -559,5 +559,5 @@ def test_convert_refuses_what_it_cannot_do(tmp_path, model):
     assert taken.stderr == f"varstore: {model}: source and target are the same\n"
     unknown = shell("convert", model, tmp_path / "x.h5")
     assert unknown.returncode == 3
-    assert "the suffix does not tell the format to write" in unknown.stderr
+    assert "the format to write cannot be determined from the suffix" in unknown.stderr
     assert not (tmp_path / "x.h5").exists()

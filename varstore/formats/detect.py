@@ -1,6 +1,6 @@
-"""Tell the formats apart by what lies on the disk: a few bytes at both ends of a file, the names in a folder.
+"""Detect the format of a file or folder by its content: bytes at both ends of a file, the names in a folder.
 
-A recogniser only decides whose file it is; whether it is a good one its reader finds out.
+These functions only decide which format a file has. Whether it is valid is checked by the reader of the format.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ _MOST_FIELDS = 1000
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Probe:
-    """What there is to look at: a folder's names, or both ends of a file and, for a zip archive, its members."""
+    """What the decision is based on: the names in a folder, or both ends of a file and the members of a zip archive."""
 
     path: str
     is_folder: bool = False
@@ -53,17 +53,17 @@ class Probe:
 
     @classmethod
     def of(cls, path: str) -> Probe:
-        """Look at a path.
+        """Examine a path.
 
         Raises:
-            CheckpointNotFound: nothing lies there.
+            CheckpointNotFound: there is nothing at the path.
             StorageError: it cannot be read.
         """
         with translated(path, "reading failed"):
             if os.path.isdir(path):
                 return cls(path=path, is_folder=True, entries=frozenset(os.listdir(path)))
         if not os.path.lexists(path):
-            raise CheckpointNotFound("there is nothing here", path=path)
+            raise CheckpointNotFound("there is nothing at this path", path=path)
         source = Source(path)
         shown = min(_SHOWN, source.size)
         head = source.bytes(0, shown)
@@ -77,27 +77,27 @@ class Probe:
 
     @property
     def is_pickle(self) -> bool:
-        """Whether it begins as a pickle of protocol 2 or later does, or as torch's oldest files."""
+        """Whether the file starts like a pickle of protocol 2 or later."""
         return self.head[:1] == b"\x80" and self.head[1:2] in (b"\2", b"\3", b"\4", b"\5")
 
     def says(self, *marks: bytes) -> bool:
-        """Whether one of these stands near the beginning or the end."""
+        """Whether one of these is near the start or the end of the file."""
         return any(mark in self.head or mark in self.tail for mark in marks)
 
     def ends(self, *suffixes: str) -> bool:
-        """Whether the name has one of these suffixes."""
+        """Whether the path has one of these suffixes."""
         return self.path.lower().endswith(suffixes)
 
 
 def is_native(probe: Probe) -> bool:
-    """A marker or a manifest, or at least a folder with ``meta`` and ``out`` that is no nn.Graph's."""
+    """Detect a folder with a marker or a manifest, or with a variable's ``meta``, unless it is that of an nn.Graph."""
     if "pickled_data" in probe.entries or "model.mlir" in probe.entries:
         return False
     return MARKER in probe.entries or MANIFEST in probe.entries or _has_variable(probe)
 
 
 def is_safetensors(probe: Probe) -> bool:
-    """A length and ``{``, or an index; a folder with one index."""
+    """Detect a length followed by ``{``, an index file, or a folder with one index file."""
     if probe.is_folder:
         return sum(name.endswith(".safetensors.index.json") for name in probe.entries) == 1
     if probe.source is None or probe.ends(".safetensors.index.json"):
@@ -106,7 +106,7 @@ def is_safetensors(probe: Probe) -> bool:
 
 
 def is_torch(probe: Probe) -> bool:
-    """A zip archive around ``data.pkl``, the old format's number, a tar archive; a folder with ``.metadata``."""
+    """Detect a zip archive with ``data.pkl``, the number of the older format, a tar archive, or ``.metadata``."""
     if probe.is_folder:
         return ".metadata" in probe.entries
     zipped = any(name == "data.pkl" or name.endswith("/data.pkl") for name in probe.members)
@@ -114,33 +114,33 @@ def is_torch(probe: Probe) -> bool:
 
 
 def is_numpy(probe: Probe) -> bool:
-    """The npy magic, or a zip archive with such files in it."""
+    """Detect the magic number of npy, or a zip archive with npy files."""
     return probe.head.startswith(magic.NPY) or any(name.endswith(".npy") for name in probe.members)
 
 
 def is_oneflow(probe: Probe) -> bool:
-    """``pickled_data`` or a compiled graph in a folder; a pickle that gives its protocol version first."""
+    """Detect a folder with ``pickled_data`` or a compiled graph, or a pickle that starts with a protocol version."""
     if probe.is_folder:
         return "pickled_data" in probe.entries or "model.mlir" in probe.entries
     return probe.is_pickle and b"protocol_version" in probe.head[:64]
 
 
 def is_paddle(probe: Probe) -> bool:
-    """A pickle with Paddle's own keys or suffix, or a raw stream: zeros, then a number of dimensions."""
+    """Detect a pickle with Paddle's keys or suffix, or raw variables: zeros, then the size of a description."""
     if probe.is_pickle:
         return probe.says(*_PADDLE_MARKS) or probe.ends(".pdparams", ".pdopt", ".pdckpt")
     return len(probe.head) > 20 and not any(probe.head[:16]) and any(probe.head[16:20])
 
 
 def is_megengine(probe: Probe) -> bool:
-    """A pickle with MegEngine's classes or suffix, or a dumped graph (which its reader refuses by name)."""
+    """Detect a pickle with MegEngine's classes or suffix, or a dumped graph, which the reader refuses."""
     if magic.is_megengine_graph(probe.head):
         return True
     return probe.is_pickle and (probe.says(b"megengine.") or probe.ends(".mge"))
 
 
 def is_mindspore(probe: Probe) -> bool:
-    """A Checkpoint message that begins with a Value of tag and tensor, or an encrypted block."""
+    """Detect an encrypted block, or a Checkpoint message that starts with a Value of a tag and a tensor."""
     if probe.source is None:
         return False
     if is_encrypted(probe.source):
@@ -159,7 +159,7 @@ def is_mindspore(probe: Probe) -> bool:
 
 
 def is_onnx(probe: Probe) -> bool:
-    """A message with the fields of a model, a version and a graph among them."""
+    """Detect a message that has only fields of a ModelProto, a version and a graph among them."""
     if probe.source is None or not probe.head:
         return False
     found = set()
@@ -175,12 +175,12 @@ def is_onnx(probe: Probe) -> bool:
 
 
 def is_orbax(probe: Probe) -> bool:
-    """A folder with ``_METADATA``."""
+    """Detect a folder with ``_METADATA``."""
     return "_METADATA" in probe.entries
 
 
 def is_zarr(probe: Probe) -> bool:
-    """A folder with zarr's metadata in it."""
+    """Detect a folder with zarr's metadata."""
     return not probe.entries.isdisjoint({"zarr.json", ".zgroup", ".zarray"})
 
 
@@ -192,5 +192,5 @@ def _has_variable(probe: Probe) -> bool:
 def _members(source: Source) -> tuple[str, ...]:
     try:
         return tuple(archive_members(source))
-    except FormatError:  # whose it is, and what is wrong with it, its reader says
+    except FormatError:  # the reader of the format says what is wrong with it
         return ()

@@ -1,4 +1,4 @@
-"""varstore's own checkpoint directories, under the two verbs that every format has."""
+"""Read and write varstore's own checkpoint directories like any other format."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ def read(path: str) -> Checkpoint:
 
 
 def nested(checkpoint: Checkpoint) -> Any:
-    """Return the state that `varstore.save_state` saved, with lazy arrays at its leaves; None for plain variables.
+    """Return the state that `varstore.save_state` saved, with lazy arrays as leaves; None for plain variables.
 
     Raises:
-        ManifestError: the tree in the manifest does not fit the variables.
+        ManifestError: the tree in the manifest does not match the variables.
     """
     if checkpoint.tree is None:
         return None
@@ -33,9 +33,12 @@ def nested(checkpoint: Checkpoint) -> Any:
 
 
 def write(path: str, state: Any, **options: Unpack[SaveOptions]) -> None:
-    """Write names and arrays as a checkpoint directory, nested state as `varstore.save_state` does.
+    """Write names and arrays as a checkpoint directory, and nested state like `varstore.save_state`.
 
-    What a file said of one array, such as the scale of quantised values, becomes the variable's attributes.
+    The attributes of an array, such as the scale of quantised values, become those of the variable.
+
+    Raises:
+        CheckpointExists, InvalidName, UnsupportedDtype, UsageError, StorageError: see `varstore.save`.
     """
     if isinstance(state, Checkpoint) or _is_flat(state):
         variables = state if isinstance(state, Checkpoint) else flat_leaves(state)
@@ -61,13 +64,13 @@ def _lazy(variable: Variable) -> LazyArray:
 
 
 def _is_flat(state: Any) -> bool:
-    """Tell whether state is a mapping of names to arrays and nothing else."""
+    """Return whether state is a mapping of names to arrays, with nothing else in it."""
     return isinstance(state, Mapping) and all(
         isinstance(name, str) and hasattr(value, "dtype") for name, value in state.items()
     )
 
 
 def _plain(array: LazyArray) -> dict[str, Any]:
-    """Return what is said of an array, with lists in the place of arrays."""
+    """Return the attributes of an array, with arrays among them as lists."""
     said = array.attributes.items()
     return {key: value.tolist() if isinstance(value, LazyArray) else value for key, value in said}

@@ -1,4 +1,4 @@
-"""Walk over nested state: its containers are mappings, lists and tuples, and everything else is a leaf."""
+"""Walk over nested state. Its containers are mappings, lists and tuples; everything else is a leaf."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from typing import Any
 __all__ = ["BARE", "leaves", "replaced"]
 
 BARE = "(array)"
-"""The name of the only leaf where there is no container around it."""
+"""The name of a leaf that is not in a container."""
 
 
 def leaves(node: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[str, Any]]:
-    """Yield each leaf with its name: the keys and indices on the way to it, joined by ``/``."""
+    """Yield the name and value of each leaf; names are the keys and indices that lead to it, joined by ``/``."""
     if isinstance(node, Mapping):
         for key, value in node.items():
             yield from leaves(value, (*path, key))
@@ -24,7 +24,7 @@ def leaves(node: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[str, Any]]:
 
 
 def replaced(node: Any, leaf: Callable[[Any], Any]) -> Any:
-    """Return the same state with ``leaf(value)`` in place of each leaf; containers keep their types."""
+    """Return a copy of the state with ``leaf(value)`` in place of each leaf; containers keep their types."""
     if isinstance(node, dict):
         copy = type(node)()
         for key, value in node.items():

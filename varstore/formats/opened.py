@@ -1,4 +1,4 @@
-"""What every reader of another system's file returns: a lazy mapping, and the nested state behind it."""
+"""The result of reading another system's file: a lazy mapping of its tensors, and its nested state."""
 
 from __future__ import annotations
 
@@ -16,14 +16,15 @@ from varstore.values.select import Patterns, Rename, select
 __all__ = ["ForeignCheckpoint"]
 
 _MOST_TEXT = 1 << 27
-"""Characters of all names together: long keys of many leaves would multiply."""
+"""The maximum number of characters of all names, because long keys of nested containers multiply."""
 
 
 class ForeignCheckpoint(Mapping[str, LazyArray]):
-    """The tensors of another system's file by name; ``[]`` gives one of them, and reads nothing yet.
+    """The tensors in another system's file: a lazy mapping of names to arrays.
 
-    Names are the keys and indices on the way, joined by ``/``. `state` gives the nested object with its
-    scalars, arrays at its leaves; `attributes` is the file's own metadata.
+    Names are the keys and indices that lead to a tensor, joined by ``/``. ``[]`` returns a `LazyArray`, which reads
+    its values when they are used. `state` reads the whole nested object, with its scalars; `attributes` is the metadata
+    of the file.
     """
 
     def __init__(self, path: str, format: str, tree: Any, attributes: Mapping[str, Any] | None = None) -> None:
@@ -36,12 +37,12 @@ class ForeignCheckpoint(Mapping[str, LazyArray]):
         for name, array in leaves(tree):
             left -= len(name)
             if left < 0:
-                raise FormatError("its names are too long for what it holds", path=path, variable=name[:100])
+                raise FormatError("the names of the tensors are too long", path=path, variable=name[:100])
             if not isinstance(array, LazyArray):
                 continue
             if name in self._arrays:
                 raise FormatError(
-                    "two tensors have this name when their keys are joined by '/'",
+                    "two tensors have the same name when their keys are joined by '/'",
                     path=path,
                     variable=name,
                     hint="rename one of them with the framework that wrote the file",
@@ -52,7 +53,7 @@ class ForeignCheckpoint(Mapping[str, LazyArray]):
         try:
             return self._arrays[name]
         except KeyError:
-            raise VariableNotFound("no such tensor in this file", path=self.path, variable=name) from None
+            raise VariableNotFound("there is no such tensor in this file", path=self.path, variable=name) from None
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._arrays)
@@ -67,26 +68,27 @@ class ForeignCheckpoint(Mapping[str, LazyArray]):
         return f"<{self.format} file {self.path!r}: {plural(len(self), 'tensor')}>"
 
     def lazy(self, name: str) -> LazyArray:
-        """Return one tensor, as ``[]`` does.
+        """Return one tensor, like ``[]``.
 
         Raises:
-            VariableNotFound: the file has no tensor of this name.
+            VariableNotFound: the file does not contain a tensor of this name.
         """
         return self[name]
 
     def select(
         self, *, include: Patterns | None = None, exclude: Patterns | None = None, rename: Rename | None = None
     ) -> dict[str, LazyArray]:
-        """Return chosen tensors under their new names, unread; see `varstore.load` for the parameters.
+        """Return the chosen tensors by their new names, without reading them; see `varstore.load` for the parameters.
 
         Raises:
-            VariableNotFound, VariableMismatch: a pattern matches nothing, or two tensors would get one name.
+            VariableNotFound: a pattern of `include` does not match a name.
+            VariableMismatch: two tensors would get the same name.
         """
         chosen = select(self, include=include, exclude=exclude, rename=rename, path=self.path)
         return {name: self[source] for name, source in chosen.items()}
 
     def state(self) -> Any:
-        """Read everything: the nested object as its system saved it, numpy arrays at its leaves, tied ones one."""
+        """Read everything: the nested object that was saved, with numpy arrays as leaves; tied tensors share memory."""
         read: dict[int, np.ndarray] = {}
 
         def value(leaf: Any) -> Any:

@@ -1,7 +1,7 @@
-"""The formats in one table.
+"""The table of formats.
 
-Adding a format adds a row to the table. What lies on the disk tells its format before its suffix does; where
-something is yet to be written, its suffix tells.
+To add a format, add a row. The format of an existing file is determined by its content and, if that is not sufficient,
+by its suffix. The format of a file to be written is determined by its suffix.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ __all__ = ["FORMATS", "Format", "detect", "named", "target_format"]
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Format:
-    """One row: the module is imported when it is needed; `is_nested` formats keep scalars and structure."""
+    """One row of the table; formats with `is_nested` keep scalars and the structure of nested state."""
 
     name: str
     suffixes: tuple[str, ...]
@@ -31,7 +31,7 @@ class Format:
 
     @property
     def module(self) -> Any:
-        """The module with the two verbs."""
+        """The module with the functions `read` and `write`, which is imported on first use."""
         return importlib.import_module(f"varstore.formats.{_MODULES.get(self.name, self.name)}")
 
 
@@ -67,18 +67,18 @@ FORMATS: tuple[Format, ...] = (
     Format(name="orbax", suffixes=(".orbax",), recognises=recognise.is_orbax, writes=False),
     Format(name="zarr", suffixes=(".zarr",), recognises=recognise.is_zarr),
 )
-"""In the order in which they are tried on what lies on the disk."""
+"""The formats, in the order in which they are tried on a file."""
 
 _MODULES = {"varstore": "native", "orbax": "zarr.orbax"}
 _BY_NAME = {format.name: format for format in FORMATS}
 
 
 def detect(path: str | os.PathLike[str]) -> Format:
-    """Return the format of what lies at a path: by its content, else by its suffix.
+    """Return the format of a file or folder, by its content, or by its suffix if the content is not sufficient.
 
     Raises:
-        CheckpointNotFound: nothing lies there.
-        UsageError: no format that is known.
+        CheckpointNotFound: there is nothing at the path.
+        UsageError: the format is unknown.
     """
     probe = Probe.of(os.fspath(path))
     for format in FORMATS:
@@ -87,27 +87,29 @@ def detect(path: str | os.PathLike[str]) -> Format:
     by_suffix = _by_suffix(probe.path)
     if by_suffix is None or (by_suffix.name == "varstore" and not probe.is_folder):
         raise UsageError(
-            "the format of this is not known",
+            "the format is unknown",
             path=probe.path,
-            found=f"a folder of {list(probe.entries)[:5]}"
+            found=f"a folder of {sorted(probe.entries)[:5]}"
             if probe.is_folder
-            else f"a file that begins {probe.head[:12]!r}",
+            else f"a file that starts with {probe.head[:12]!r}",
             expected=f"one of {', '.join(_BY_NAME)}",
-            hint="give its format",
+            hint="if it has one of these formats, name it",
         )
     return by_suffix
 
 
 def named(name: str) -> Format:
-    """Return the row of a format's name.
+    """Return the format of this name.
 
     Raises:
-        UsageError: there is none.
+        UsageError: there is no such format.
     """
     try:
         return _BY_NAME[name]
     except KeyError:
-        raise UsageError("unknown format", found=repr(name), expected=f"one of {', '.join(_BY_NAME)}") from None
+        raise UsageError(
+            "there is no such format", found=repr(name), expected=f"one of {', '.join(_BY_NAME)}"
+        ) from None
 
 
 def _by_suffix(path: str) -> Format | None:
@@ -121,20 +123,20 @@ def _by_suffix(path: str) -> Format | None:
 
 
 def target_format(path: str, format: str | None) -> Format:
-    """Return the format in which to write at a path: the one named, else by the suffix.
+    """Return the format in which to write to a path: the named one, or that of the suffix.
 
     Raises:
-        UsageError: unknown, or a format that is only read.
+        UsageError: the format is unknown, or can only be read.
     """
     row = _by_suffix(path) if format is None else named(format)
     if row is None:
         known = [suffix for format in FORMATS if format.writes for suffix in format.suffixes if suffix]
         raise UsageError(
-            "the suffix does not tell the format to write",
+            "the format to write cannot be determined from the suffix",
             path=path,
             expected=f"one of {', '.join(known)}",
-            hint="give the format; format='varstore' is a checkpoint directory",
+            hint="use one of these suffixes, or name the format; format='varstore' is a checkpoint directory",
         )
     if not row.writes:
-        raise UsageError(f"{row.name} is read and not written", path=path, hint="write another format")
+        raise UsageError(f"{row.name} can be read, but not written", path=path, hint="write another format")
     return row

@@ -1,9 +1,9 @@
-"""safetensors: a JSON header with every tensor's type, shape and place, then the bytes of all, end to end.
+"""safetensors files: a JSON header with the type, shape and position of every tensor, then the bytes of all tensors.
 
-The header is believed in nothing: each tensor's size must fit its shape and type, and the tensors must
-cover the rest of the file without a hole or an overlap. An index file (``*.safetensors.index.json``)
-names the files of a model in several parts. A tied name is a metadata entry whose value is a tensor's
-name, as huggingface_hub leaves it behind for each name that it drops.
+The header is not trusted: the size of each tensor must match its shape and type, and the tensors must cover the rest of
+the file without gaps or overlaps. An index file (``*.safetensors.index.json``) names the files of a model that is split
+into several. A metadata entry whose value is the name of a tensor is another name of that tensor: huggingface_hub
+writes such entries for tied tensors, which it stores once.
 
 Format: https://github.com/huggingface/safetensors#format
 """
@@ -63,12 +63,14 @@ _NAMES = {dtype: name for name, dtype in _DTYPES.items()}
 
 
 def read(path: str) -> ForeignCheckpoint:
-    """Open one file, or an index with the files that it names.
+    """Open one file, or an index file with the files that it names.
 
     Raises:
-        FormatError: the header or the index is not what the format says.
+        FormatError: the header or the index is invalid.
         SizeMismatch: the tensors do not cover the file exactly.
         UnsafeContent: the index names a file outside its folder.
+        UnsupportedDtype: the type of a tensor is unknown.
+        CheckpointNotFound: there is nothing at the path, or a file that the index names is missing.
     """
     if path.endswith(".json"):
         tensors, metadata = _read_index(path)
@@ -84,22 +86,25 @@ def read(path: str) -> ForeignCheckpoint:
 def write(
     path: str, state: Any, *, metadata: Mapping[str, str] | None = None, shard_bytes: int = 5_000_000_000
 ) -> None:
-    """Write tensors to one file, or to several with an index where `path` ends in ``.safetensors.index.json``.
+    """Write tensors to one file, or to an index and several files if `path` ends in ``.safetensors.index.json``.
 
     Args:
-        path: replaced when the write is complete.
-        state: names and arrays, or nested state of arrays and numbers; tied arrays are written once a name.
-        metadata: text for the header; `transformers` wants the default, ``{"format": "pt"}``.
-        shard_bytes: the most bytes of tensors in one of several files, where a tensor is not larger itself.
+        path: the file to write; an existing one is replaced once the new one is complete.
+        state: names and arrays, or nested state of arrays and numbers. Tied arrays are written once per name.
+        metadata: the metadata of the file; `transformers` requires the default, ``{"format": "pt"}``.
+        shard_bytes: the maximum size of the tensors in each of several files. A larger tensor has a file of its own.
 
     Raises:
-        UnsupportedDtype: the format has no name for a type.
-        UsageError: see `flat_arrays`; or metadata that is not text.
+        UnsupportedDtype: the format does not have a type.
+        UsageError: metadata is not text, packed values do not fill whole bytes, or a value is not an array or a
+            number; see `flat_arrays`.
+        InvalidName: the format reserves a name.
+        StorageError: the operating system refused.
     """
     arrays = flat_arrays(state, format="safetensors")
     metadata = {"format": "pt"} if metadata is None else dict(metadata)
     if not all(isinstance(text, str) for item in metadata.items() for text in item):
-        raise UsageError("metadata of a safetensors file is text", path=path, found=metadata)
+        raise UsageError("metadata of a safetensors file must be text", path=path, found=metadata)
     for name, array in arrays.items():
         _check_writable(path, name, array)
     if not path.endswith(INDEX_SUFFIX):
@@ -121,38 +126,38 @@ def _read_index(path: str) -> tuple[dict[str, LazyArray], dict[str, Any]]:
     index = _json(source, (0, source.size), "the index")
     weight_map, metadata = index.get("weight_map"), index.get("metadata", {})
     if not isinstance(weight_map, dict) or not isinstance(metadata, dict):
-        raise FormatError("an index needs a weight_map of names and files", path=path, field="weight_map")
+        raise FormatError("an index must have a weight_map of names and files", path=path, field="weight_map")
     for name, part in weight_map.items():
         if not isinstance(part, str) or os.path.basename(part) != part or part in ("", ".", ".."):
-            raise UnsafeContent(
-                "the index names a file outside its own folder", path=path, variable=name, found=repr(part)
-            )
+            raise UnsafeContent("the index names a file outside its folder", path=path, variable=name, found=repr(part))
     tensors: dict[str, LazyArray] = {}
     for part in dict.fromkeys(weight_map.values()):
         own, own_metadata = _read_file(os.path.join(os.path.dirname(path), part))
         metadata = {**own_metadata, **metadata}
         tensors.update((name, array) for name, array in own.items() if weight_map.get(name, part) == part)
     if missing := weight_map.keys() - tensors.keys():
-        raise FormatError("the index names tensors that their files lack", path=path, found=sorted(missing)[:5])
+        raise FormatError("the index names tensors that are not in their files", path=path, found=sorted(missing)[:5])
     return tensors, metadata
 
 
 def _read_file(path: str) -> tuple[dict[str, LazyArray], dict[str, Any]]:
     source = Source(path)
-    check_span(source, (0, 8), "the header's length")
+    check_span(source, (0, 8), "the length of the header")
     length = int.from_bytes(source.bytes(0, 8), "little")
     if length > min(_MOST_HEADER, source.size - 8):
         raise SizeMismatch(
-            "the header is longer than the file can hold",
+            "the header is longer than the file",
             path=path,
             found=f"{length} bytes",
             expected=f"at most {min(_MOST_HEADER, source.size - 8)}",
-            hint="this is no safetensors file, or it is cut off",
+            hint="it is not a safetensors file, or truncated",
         )
     header = _json(source, (8, length), "the header")
     metadata = header.pop("__metadata__", {})
     if not isinstance(metadata, dict) or not all(isinstance(text, str) for text in metadata.values()):
-        raise FormatError("must be names and text", path=path, field="__metadata__", found=str(metadata)[:80])
+        raise FormatError(
+            "the metadata must be names and text", path=path, field="__metadata__", found=str(metadata)[:80]
+        )
     places = {name: _place(path, name, info) for name, info in header.items()}
     _check_coverage(source, 8 + length, places)
     return {
@@ -176,7 +181,7 @@ def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     value: dict[str, Any] = {}
     for name, item in pairs:
         if name in value:
-            raise ValueError(f"the name {name!r} twice")
+            raise ValueError(f"the name {name!r} occurs twice")
         value[name] = item
     return value
 
@@ -186,29 +191,37 @@ Place = tuple[np.dtype[Any], list[int], int, int]
 
 def _place(path: str, name: str, info: Any) -> Place:
     if not isinstance(info, dict) or not {"dtype", "shape", "data_offsets"} <= info.keys():
-        raise FormatError("needs dtype, shape and data_offsets", path=path, variable=name, found=str(info)[:80])
+        raise FormatError(
+            "the tensor must have dtype, shape and data_offsets", path=path, variable=name, found=str(info)[:80]
+        )
     dtype = _DTYPES.get(info["dtype"]) if isinstance(info["dtype"], str) else None
     if dtype is None:
-        raise UnsupportedDtype("unknown type", path=path, variable=name, found=info["dtype"], expected=[*_DTYPES])
+        raise UnsupportedDtype(
+            "the data type is unknown", path=path, variable=name, found=info["dtype"], expected=[*_DTYPES]
+        )
     shape, offsets = info["shape"], info["data_offsets"]
     if not isinstance(shape, list):
-        raise FormatError("must be a list", path=path, variable=f"{name}.shape", found=repr(shape))
+        raise FormatError("must be a list", path=path, variable=name, field="shape", found=repr(shape))
     count = count_elements(tuple(shape), dtype.itemsize, path=path, variable=name)
     if count * bits_of(dtype) % 8:
         raise FormatError("the tensor does not end at a whole byte", path=path, variable=name, found=f"{count} values")
     if not isinstance(offsets, list) or [type(offset) for offset in offsets] != [int, int]:
-        raise FormatError("must be two integers", path=path, variable=f"{name}.data_offsets", found=repr(offsets))
+        raise FormatError("must be two integers", path=path, variable=name, field="data_offsets", found=repr(offsets))
     return dtype, shape, *offsets
 
 
 def _check_coverage(source: Source, start: int, places: Mapping[str, Place]) -> None:
-    """Refuse a hole, an overlap, and bytes that belong to no tensor: two readers could see two files."""
+    """Raise if tensors overlap, or bytes belong to no tensor, because readers could then disagree about the file."""
     position = 0
     for name, (_, _, begin, end) in sorted(places.items(), key=lambda item: item[1][2:]):
         if begin != position or end < begin:
-            problem = "bytes that belong to no tensor lie before it" if begin > position else "overlaps another tensor"
+            problem = (
+                "the bytes before it do not belong to a tensor"
+                if begin > position
+                else "the tensor overlaps another one"
+            )
             raise FormatError(
-                problem if end >= begin else "ends before it begins",
+                problem if end >= begin else "the tensor ends before it begins",
                 path=source.path,
                 variable=name,
                 found=f"data_offsets [{begin}, {end}]",
@@ -217,20 +230,20 @@ def _check_coverage(source: Source, start: int, places: Mapping[str, Place]) -> 
         position = end
     if start + position != source.size:
         raise SizeMismatch(
-            "the tensors do not end where the file does",
+            "the tensors do not end at the end of the file",
             path=source.path,
             found=f"{source.size} bytes",
             expected=f"{start + position}",
-            hint="the file is cut off, or something was appended",
+            hint="the file is truncated, or something was appended",
         )
 
 
 def _check_writable(path: str, name: str, array: LazyArray) -> None:
     if name == "__metadata__":
-        raise InvalidName("safetensors keeps this name for itself", path=path, variable=name, hint="rename it")
+        raise InvalidName("safetensors reserves this name", path=path, variable=name, hint="rename it")
     if array.dtype.newbyteorder("=") not in _NAMES:
         raise UnsupportedDtype(
-            "safetensors has no such type",
+            "safetensors does not have this type",
             path=path,
             variable=name,
             found=str(array.dtype),

@@ -1,7 +1,7 @@
-"""Arrays that lie in a file as plain bytes: where they are is checked at once, the bytes are read when asked for.
+"""Arrays that are stored in a file as plain bytes: their position is checked first, and they are read on demand.
 
-Nothing here believes a length: a span must lie in the file, and an array's spans must have exactly the
-bytes that its shape and type need, so no allocation is larger than what the file really holds.
+Lengths that a file states are not trusted: a span must lie in the file, and the spans of an array must have exactly the
+size that its shape and type require. So no allocation is larger than the file.
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ from varstore.values.parts import Read, in_c_order, in_fortran_order
 __all__ = ["Content", "MemoryContent", "Span", "array_of_spans", "check_span", "refused_array", "stream_of"]
 
 Span = tuple[int, int]
-"""Where bytes lie: (offset, length)."""
+"""The position of bytes in a file: (offset, length)."""
 
 _BUFFER = 1 << 16
 
 
 class Content(Protocol):
-    """Bytes by position: a `Source`, or what had to be unpacked or decrypted into memory."""
+    """Bytes that can be read by position: a `Source`, or a file that was decompressed or decrypted into memory."""
 
     path: str
     size: int
@@ -40,7 +40,7 @@ class Content(Protocol):
 
 
 class MemoryContent:
-    """Content of a file that had to be unpacked or decrypted."""
+    """The content of a file that was decompressed or decrypted into memory."""
 
     def __init__(self, path: str, data: bytes | memoryview) -> None:
         self.path = path
@@ -79,15 +79,15 @@ class _Stream(io.RawIOBase):
 
 
 def stream_of(content: Content) -> io.BufferedReader:
-    """Return the content as a file to be read from the beginning."""
+    """Return the content as a file, positioned at the start."""
     return io.BufferedReader(_Stream(content), _BUFFER)
 
 
 def check_span(content: Content, span: Span, what: str) -> None:
-    """Refuse a span that does not lie in the file.
+    """Check that a span lies in the file; `what` describes it, for errors.
 
     Raises:
-        SizeMismatch: it ends behind the file's end.
+        SizeMismatch: it extends beyond the file.
     """
     offset, length = span
     if offset < 0 or length < 0 or offset + length > content.size:
@@ -96,7 +96,7 @@ def check_span(content: Content, span: Span, what: str) -> None:
             path=content.path,
             found=f"{length} bytes at byte {offset}",
             expected=f"at most {content.size} bytes in all",
-            hint="the file is cut off or damaged",
+            hint="the file is truncated or damaged",
         )
 
 
@@ -109,11 +109,11 @@ def array_of_spans(
     variable: str,
     fortran: bool = False,
 ) -> LazyArray:
-    """Return the array whose bytes are these spans, one behind the other; types under a byte are packed.
+    """Return the array whose bytes are the concatenation of these spans; types of less than a byte are packed.
 
     Raises:
-        FormatError: impossible shape.
-        SizeMismatch: the spans leave the file, or have more or fewer bytes than shape and type need.
+        FormatError: no array can have this shape.
+        SizeMismatch: the spans extend beyond the file, or do not have the size that shape and type require.
     """
     shape = tuple(shape)
     count = count_elements(shape, dtype.itemsize, path=content.path, variable=variable)
@@ -122,12 +122,12 @@ def array_of_spans(
         check_span(content, span, f"tensor {variable!r}")
     if found != expected:
         raise SizeMismatch(
-            "the tensor's bytes do not fit its shape and type",
+            "the size of the tensor does not match its shape and type",
             path=content.path,
             variable=variable,
             found=f"{found} bytes",
             expected=f"{expected} for {dtype} {list(shape)}",
-            hint="the file is cut off or damaged",
+            hint="the file is truncated or damaged",
         )
     read, start = (content.read, spans[0][0]) if len(spans) == 1 else (_joined(content, spans), 0)
     if bits_of(dtype) != 8 * dtype.itemsize:
@@ -162,7 +162,7 @@ def _joined(content: Content, spans: Sequence[Span]) -> Read:
 
 
 def refused_array(shape: Sequence[int], error: VarstoreError) -> LazyArray:
-    """Return an array that can be listed and not read: reading it raises this error."""
+    """Return an array that can be listed, but raises this error when it is read."""
 
     def fetch() -> np.ndarray:
         raise error

@@ -1,7 +1,7 @@
-"""What a format that knows nothing but named tensors can take: a nested state, made flat.
+"""Flatten nested state for formats that contain only named tensors.
 
-Keys and indices on the way to a tensor are joined by ``/``, as `ForeignCheckpoint` names them; Python's
-numbers become 0-d arrays; anything else is refused, for it would be lost. Values are fetched one by one.
+A name consists of the keys and indices that lead to a tensor, joined by ``/``, as in `ForeignCheckpoint`. Python
+numbers become 0-d arrays. Anything else is refused, because it would be lost. Values are read one tensor at a time.
 """
 
 from __future__ import annotations
@@ -19,17 +19,19 @@ __all__ = ["check_unicode", "fetch_plain", "flat_arrays", "flat_leaves"]
 
 
 def flat_leaves(state: Any) -> dict[str, Any]:
-    """Return every leaf of a mapping or nested state by name, as it is.
+    """Return every leaf of a mapping or nested state by name, unchanged.
 
     Raises:
-        InvalidName: a name that is not valid Unicode.
-        UsageError: two names fall together.
+        InvalidName: a name is not valid Unicode.
+        UsageError: two leaves would get the same name.
     """
     found: dict[str, Any] = {}
     for name, value in leaves(state):
         if name in found:
             raise UsageError(
-                "two tensors have this name when their keys are joined by '/'", variable=name, hint="rename one"
+                "two tensors have the same name when their keys are joined by '/'",
+                variable=name,
+                hint="rename one of them",
             )
         check_unicode(name)
         found[name] = value
@@ -37,27 +39,27 @@ def flat_leaves(state: Any) -> dict[str, Any]:
 
 
 def flat_arrays(state: Any, *, format: str) -> dict[str, LazyArray]:
-    """Return every array of a mapping or nested state by name, unread.
+    """Return every array of a mapping or nested state by name, without reading its values.
 
     Raises:
         InvalidName: see `flat_leaves`.
-        UsageError: see `flat_leaves`; or a leaf is neither array nor number.
+        UsageError: see `flat_leaves`; or a leaf is not an array or a number.
         UnsupportedDtype: see `as_source`.
-        UnsafeContent: an array that its own file forbids to read.
+        UnsafeContent: an array comes from a file that must not be trusted with it, such as a pickle in an ``.npy``.
     """
     return {name: _late(name, value, format) for name, value in flat_leaves(state).items()}
 
 
 def fetch_plain(name: str, array: LazyArray) -> np.ndarray:
-    """Fetch the values: C order, little-endian, of the shape and type that were planned.
+    """Read the values of an array, in C order and little-endian.
 
     Raises:
-        VariableMismatch: the values are not what was announced.
+        VariableMismatch: they do not have the shape and type that the array stated.
     """
     values = np.asarray(array.numpy())
     if values.shape != array.shape or values.dtype != array.dtype:
         raise VariableMismatch(
-            "the values are not what the variable announced",
+            "the values do not have the shape and type that the array stated",
             variable=name,
             found=f"{values.dtype} {list(values.shape)}",
             expected=f"{array.dtype} {list(array.shape)}",
@@ -66,10 +68,10 @@ def fetch_plain(name: str, array: LazyArray) -> np.ndarray:
 
 
 def check_unicode(name: str) -> None:
-    """Refuse a lone surrogate, which no file format can hold.
+    """Check that a text is valid Unicode, because no file format can store a lone surrogate.
 
     Raises:
-        InvalidName: there is one.
+        InvalidName: it contains a lone surrogate.
     """
     if name.isascii():
         return
@@ -84,7 +86,7 @@ def check_unicode(name: str) -> None:
 def _late(name: str, value: Any, format: str) -> LazyArray:
     if value is None or isinstance(value, (str, bytes)):
         raise UsageError(
-            f"{format} files hold tensors and numbers only",
+            f"{format} files contain only tensors and numbers",
             variable=name,
             found=f"{type(value).__name__} {value!r}"[:80],
             hint="leave it out, or use a format that keeps nested state",

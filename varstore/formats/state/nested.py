@@ -1,8 +1,8 @@
-"""What the formats that are pickles can take: nested state with tensors and scalars at its leaves.
+"""Prepare nested state for formats that are pickles: containers with tensors and scalars as leaves.
 
-The whole state is looked at before a byte is written: each tensor becomes a `LazyArray`, fetched when its
-turn comes, one that stands in two places (or two that share memory) stays one, and whatever cannot be
-written is refused by its place in the state.
+The whole state is examined before anything is written. Each tensor becomes a `LazyArray`, whose values are read when it
+is written. A tensor that occurs in several places becomes one object, and so do several tensors that share memory.
+Anything that cannot be written is refused, with its place in the state.
 """
 
 from __future__ import annotations
@@ -33,14 +33,14 @@ def nested_state(
     """Return the state with a `LazyArray` for each tensor, plain scalars, and only plain containers.
 
     Args:
-        state: dicts, lists, tuples and sets; a mapping of variables; what a format's `read` returned.
-        format: whose name errors tell.
-        accept: tells whether the format has a type of array.
-        scalars: the types of plain values that the format keeps.
+        state: dicts, lists, tuples and sets; a mapping of variables; or the result of a format's `read`.
+        format: the name of the format, for errors.
+        accept: a function that returns whether the format has a type of array.
+        scalars: the types of scalars that the format has.
 
     Raises:
-        UsageError: a value or key that is not data, or containers nested deeper than 100.
-        UnsupportedDtype: a tensor of a type that the format lacks.
+        UsageError: a value or key is not data, or containers are nested deeper than 100.
+        UnsupportedDtype: the format does not have the type of a tensor.
     """
     if isinstance(state, ForeignCheckpoint):
         state = state.tree
@@ -61,7 +61,9 @@ class _Plan:
             value = value.item()
         if type(value) in SCALARS:
             if type(value) not in self._scalars:
-                raise UsageError(f"{self._format} does not keep {type(value).__name__}", variable="/".join(path))
+                raise UsageError(
+                    f"{self._format} files cannot contain {type(value).__name__} values", variable="/".join(path)
+                )
             return self._scalar(value, path)
         if isinstance(value, Mapping):
             items = {self._key(key, path): self.node(item, (*path, str(key))) for key, item in _items(value)}
@@ -77,7 +79,9 @@ class _Plan:
         if isinstance(value, str):
             check_unicode(value)
         if isinstance(value, int) and value.bit_length() > _LONGEST_INT:
-            raise UsageError("the integer is too long for a pickle", variable="/".join(path), found="a long integer")
+            raise UsageError(
+                "the integer is too long for a pickle", variable="/".join(path), found=f"{value.bit_length()} bits"
+            )
         return value
 
     def _key(self, key: Any, path: tuple[str, ...]) -> Any:
@@ -89,11 +93,14 @@ class _Plan:
 
     def _array(self, value: Any, name: str) -> LazyArray:
         if isinstance(value, LazyArray) and value.dtype.hasobject:
-            value.numpy()  # an array that its own file forbids to read says why
+            value.numpy()  # an array that must not be read raises here
         late = _late(as_source(value, variable=name), value)
         if not self._accept(late.dtype):
             raise UnsupportedDtype(
-                f"{self._format} has no such type", variable=name, found=f"dtype {late.dtype}", hint="convert it first"
+                f"{self._format} does not have this type",
+                variable=name,
+                found=f"dtype {late.dtype}",
+                hint="convert it first",
             )
         return self._known.setdefault(late.identity, late)
 

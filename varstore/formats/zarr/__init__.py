@@ -1,4 +1,4 @@
-"""Zarr trees, and the Orbax checkpoints that are made of them."""
+"""Zarr trees, and Orbax checkpoints, which consist of zarr arrays."""
 
 from varstore.formats.zarr.tree import read, write
 

@@ -1,7 +1,9 @@
-"""Orbax checkpoints of JAX: names and structure from ``_METADATA``, one zarr array for each leaf.
+"""Orbax checkpoints of JAX: names and structure in ``_METADATA``, and a zarr array for each leaf.
 
-Leaves lie in folders named by their keys joined with ``.``, or all in one OCDBT database, which only the
-tensorstore library reads. Python's numbers are stored as 0-d arrays and come back as such.
+Leaves are in folders named by their keys, joined by ``.``, or all in one OCDBT database, which only the tensorstore
+library can read. Orbax stores Python numbers as 0-d arrays, and they are read as arrays.
+
+Source: https://orbax.readthedocs.io/en/latest/guides/checkpoint/checkpoint_format.html
 """
 
 from __future__ import annotations
@@ -28,14 +30,15 @@ _NO_ARRAY = {"None", "string", "Dict", "List", "NamedTuple", "Tuple"}
 
 
 def read(path: str) -> ForeignCheckpoint:
-    """Open a checkpoint, the folder with ``_METADATA`` in it.
+    """Open a checkpoint: the folder that contains ``_METADATA``.
 
     Leaves without an array (None, text, empty containers) are None in `state`.
 
     Raises:
-        FormatError: metadata that is not Orbax's, or a leaf that is not there.
-        UnsafeContent: a leaf outside the checkpoint.
-        MissingDependency: zarr, or for OCDBT tensorstore, is not installed.
+        FormatError: the metadata is not Orbax's, or a leaf is missing.
+        UnsafeContent: a leaf is outside the checkpoint.
+        UnsupportedDtype: a leaf is an array of text.
+        MissingDependency: zarr is not installed, or tensorstore, which an OCDBT database requires.
     """
     metadata = _metadata(path)
     is_ocdbt = bool(metadata.get("use_ocdbt", os.path.exists(os.path.join(path, _OCDBT))))
@@ -57,28 +60,28 @@ def _metadata(path: str) -> dict[str, Any]:
     if not os.path.exists(file):
         items = [name for name in sorted(os.listdir(path)) if os.path.exists(os.path.join(path, name, METADATA))]
         hint = f"open {os.path.join(path, items[0])!r}" if items else None
-        raise FormatError(f"no {METADATA} in this folder", path=path, hint=hint)
+        raise FormatError(f"there is no {METADATA} in this folder", path=path, hint=hint)
     source = Source(file)
     if source.size > _MOST_METADATA:
-        raise SizeMismatch("metadata too long", path=file, found=source.size, expected=_MOST_METADATA)
+        raise SizeMismatch("the metadata is too long", path=file, found=source.size, expected=_MOST_METADATA)
     try:
         metadata = json.loads(source.bytes(0, source.size))
     except (ValueError, RecursionError) as error:
-        raise FormatError("not valid JSON", path=file, found=str(error)) from None
+        raise FormatError("the metadata is not valid JSON", path=file, found=str(error)) from None
     if not isinstance(metadata, dict) or not isinstance(metadata.get("tree_metadata"), dict):
-        raise FormatError("not Orbax's metadata", path=file, expected="tree_metadata, an object")
+        raise FormatError("not the metadata of Orbax", path=file, expected="tree_metadata, an object")
     return metadata
 
 
 def _keys(path: str, label: str, leaf: Any) -> tuple[tuple[Any, ...], list[bool], str]:
-    """Return a leaf's keys, which of them are indices of a sequence, and what kind of value it is."""
+    """Return the keys of a leaf, which of them are indices of a sequence, and the type of the value."""
     try:
         parts = [(part["key"], int(part["key_type"]) == _SEQUENCE) for part in leaf["key_metadata"]]
         kind = str(leaf["value_metadata"]["value_type"])
         keys = tuple(int(key) if is_sequence else str(key) for key, is_sequence in parts)
     except (KeyError, TypeError, ValueError) as error:
         raise FormatError(
-            "not Orbax's metadata of a leaf", path=os.path.join(path, METADATA), variable=label, found=repr(error)
+            "not the metadata of a leaf", path=os.path.join(path, METADATA), variable=label, found=repr(error)
         ) from None
     return keys, [is_sequence for _, is_sequence in parts], kind
 
@@ -90,7 +93,7 @@ def _put(path: str, tree: dict[Any, Any], keys: tuple[Any, ...], leaf: LazyArray
         if not isinstance(node, dict):
             break
     if not keys or not isinstance(node, dict) or keys[-1] in node:
-        raise FormatError("a leaf lies within another", path=path, variable="/".join(map(str, keys)))
+        raise FormatError("a leaf is inside another one", path=path, variable="/".join(map(str, keys)))
     node[keys[-1]] = leaf
 
 
@@ -114,9 +117,9 @@ def _from_tensorstore(path: str, folder: str, name: str, *, is_v3: bool) -> Lazy
         import tensorstore  # type: ignore[import-not-found, unused-ignore]
     except ImportError as error:
         raise MissingDependency(
-            "this Orbax checkpoint is an OCDBT database, which needs tensorstore",
+            "reading an Orbax checkpoint in an OCDBT database requires tensorstore",
             path=path,
-            hint="install it: pip install tensorstore, or save it without OCDBT",
+            hint="install it: pip install tensorstore, or save the checkpoint without OCDBT",
         ) from error
     base = f"file://{os.path.realpath(path)}/"
     spec = {"driver": "zarr3" if is_v3 else "zarr", "kvstore": {"driver": "ocdbt", "base": base, "path": f"{folder}/"}}
@@ -126,13 +129,15 @@ def _from_tensorstore(path: str, folder: str, name: str, *, is_v3: bool) -> Lazy
     except (ValueError, OSError) as error:
         raise FormatError("tensorstore cannot open this leaf", path=path, variable=name, found=str(error)) from error
     if dtype.hasobject:
-        raise UnsupportedDtype("text has no array", path=path, variable=name, found=str(dtype))
+        raise UnsupportedDtype("arrays of text are not supported", path=path, variable=name, found=str(dtype))
     count_elements(shape, dtype.itemsize, path=path, variable=name)
 
     def fetch() -> np.ndarray:
         try:
             return np.asarray(array.read().result())
         except (ValueError, OSError) as error:
-            raise FormatError("tensorstore cannot read it", path=path, variable=name, found=str(error)) from error
+            raise FormatError(
+                "tensorstore cannot read this leaf", path=path, variable=name, found=str(error)
+            ) from error
 
     return LazyArray(shape, dtype, fetch)

@@ -1,4 +1,4 @@
-"""The zarr library, and a store for it that holds one array of a tree and nothing else."""
+"""Import the zarr library, and restrict what it reads to one array of a tree."""
 
 from __future__ import annotations
 
@@ -18,34 +18,34 @@ def library(path: str) -> Any:
     """Import zarr.
 
     Raises:
-        MissingDependency: it is not installed, or older than 3.
+        MissingDependency: it is not installed, or older than version 3.
     """
     try:
         import zarr
     except ImportError as error:
         raise MissingDependency(
-            "zarr trees need the zarr library", path=path, hint="install it: pip install varstore[zarr]"
+            "zarr trees require the zarr library", path=path, hint="install it: pip install varstore[zarr]"
         ) from error
     if int(zarr.__version__.partition(".")[0]) < 3:
         raise MissingDependency(
-            "zarr trees need zarr 3",
+            "zarr trees require zarr 3",
             path=path,
             found=zarr.__version__,
-            expected="3.0.8 or newer",
+            expected="3.0.8 or later",
             hint="install it: pip install varstore[zarr]",
         )
     return zarr
 
 
 def check_folder(path: str, folder: str, name: str) -> None:
-    """Refuse a folder that zarr would read as another: it could hold anything, and only this one is checked.
+    """Check that zarr does not rewrite the name of a folder, because it would read a folder that was not checked.
 
     Raises:
-        UnsafeContent: a part that is empty, ``.`` or ``..``, or a backslash, which zarr takes for a slash.
+        UnsafeContent: a part is empty, ``.`` or ``..``, or there is a backslash, which zarr changes to a slash.
     """
     if not _is_plain(folder):
         raise UnsafeContent(
-            "the zarr library would read another folder than this one",
+            "the zarr library would read another folder instead of this one",
             path=path,
             variable=name,
             found=repr(folder),
@@ -53,10 +53,10 @@ def check_folder(path: str, folder: str, name: str) -> None:
 
 
 def inside(root: str, path: str, name: str) -> str:
-    """Return the real path of what lies below `root`, itself a real path.
+    """Return the real path of a file or folder below `root`, which is a real path itself.
 
     Raises:
-        UnsafeContent: it lies elsewhere.
+        UnsafeContent: it is not below `root`.
     """
     real = os.path.realpath(os.path.join(root, name))
     if not real.startswith(root.rstrip(os.sep) + os.sep):
@@ -65,10 +65,10 @@ def inside(root: str, path: str, name: str) -> str:
 
 
 def store_of(path: str, root: str, folder: str, metadata: tuple[str, bytes]) -> Any:
-    """Return a read-only store that holds one array and nothing else: the node at `folder` below `root`, a real path.
+    """Return a read-only store with a single array: the one in `folder` below `root`, which is a real path.
 
-    Its metadata is what was checked, under its file's name and without a look at the disk; no other metadata exists.
-    Its chunks are the regular files below the folder.
+    The store returns `metadata`, a file name and the content that was checked, and never reads metadata from disk. The
+    chunks are the regular files below the folder.
     """
     from zarr.abc import store as abc
 
@@ -99,14 +99,16 @@ def store_of(path: str, root: str, folder: str, metadata: tuple[str, bytes]) -> 
             if os.path.basename(key) in _METADATA:
                 return None
             if not (_is_plain(key) and key.startswith(_joined(folder, ""))):
-                raise UnsafeContent("the zarr library asks for what is not the array's", path=path, found=repr(key))
+                raise UnsafeContent(
+                    "the zarr library asks for a file that does not belong to the array", path=path, found=repr(key)
+                )
             try:
                 return Source(inside(root, path, key))
             except CheckpointNotFound:  # a chunk that was never written
                 return None
 
         def _refuse(self, *_: Any, **__: Any) -> Any:
-            raise NotImplementedError("one array, to be read")
+            raise NotImplementedError("the store contains one array, which can only be read")
 
         set = delete = set_partial_values = list = list_prefix = list_dir = _refuse
 
@@ -114,7 +116,7 @@ def store_of(path: str, root: str, folder: str, metadata: tuple[str, bytes]) -> 
 
 
 class _Bytes:
-    """Bytes that are read as a `Source` is."""
+    """Bytes in memory, with the interface of `Source`."""
 
     def __init__(self, content: bytes) -> None:
         self._content = content
@@ -125,7 +127,7 @@ class _Bytes:
 
 
 def _range(byte_range: Any, size: int, abc: Any) -> tuple[int, int]:
-    """Return which bytes of a file of this size are asked for."""
+    """Return the first byte and the end of a requested range in a file of this size."""
     start, stop = 0, size
     if isinstance(byte_range, abc.RangeByteRequest):
         start, stop = byte_range.start, byte_range.end
@@ -142,5 +144,5 @@ def _joined(folder: str, name: str) -> str:
 
 
 def _is_plain(key: str) -> bool:
-    """Tell whether zarr leaves a key as it is."""
+    """Return whether zarr uses a key unchanged."""
     return "\\" not in key and not {"", ".", ".."} & set(key.split("/"))

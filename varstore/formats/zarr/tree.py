@@ -1,9 +1,9 @@
-"""Zarr trees of version 2 and 3, through the zarr library; the root may be a group or one array.
+"""Zarr trees of versions 2 and 3, read with the zarr library; the root may be a group or an array.
 
-The metadata is read here first, and what is checked is what the library gets: it sees one array, by a store that
-knows no other metadata. There is no codec but those of the table (numcodecs has one that unpickles), no link that
-leads out of the tree, no shape that what lies on the disk could never fill. Types of `ml_dtypes`, which JAX's tools
-write, are read by their bits.
+The metadata is read and checked here first, and the library sees only that: its store contains a single array and this
+metadata. These are refused: codecs that are not in the table (numcodecs has one that unpickles), links that lead out of
+the tree, and shapes that are far too large for the files. Types of `ml_dtypes`, which JAX's tools write, are read as
+unsigned integers with the same bits.
 
 Format: https://zarr-specs.readthedocs.io
 """
@@ -69,21 +69,23 @@ _DEEPEST = 32
 _MOST_METADATA = 1 << 24
 _FREE = 256 << 20
 _MOST_EXPANSION = 10_000
-"""Arrays and chunks above `_FREE` bytes may be no more than so many times what lies on the disk."""
+"""Arrays and chunks of more than `_FREE` bytes may be at most `_MOST_EXPANSION` times as large as their files."""
 
 
 def read(path: str) -> ForeignCheckpoint:
-    """Open a tree; a chunk that was never written is full of the array's fill value.
+    """Open a tree; chunks that were never written have the fill value of the array.
 
     Raises:
-        FormatError: metadata that is not zarr's.
-        UnsafeContent: a link that leads out of the tree, a codec that could run code, a name that zarr would change.
+        FormatError: the metadata is not zarr's, or the library does not accept it.
+        UnsafeContent: a link leads out of the tree, a codec could run code, or zarr would change a name.
+        SizeMismatch: an array is far larger than its files.
+        UnsupportedDtype: an array contains objects.
         MissingDependency: zarr is not installed.
     """
     library(path)
     root = os.path.realpath(path)
     if not os.path.isdir(root):
-        raise FormatError("a zarr tree is a folder", path=path)
+        raise FormatError("a zarr tree must be a folder", path=path)
     attributes: dict[str, Any] = {}
     arrays: dict[str, LazyArray] = {}
     nodes = 0
@@ -94,40 +96,51 @@ def read(path: str) -> ForeignCheckpoint:
         if record.is_array:
             arrays[folder] = _array(root, path, folder, record)
     if not nodes:
-        raise FormatError("no zarr metadata in this folder", path=path, expected=f"{V3}, {V2_GROUP} or {V2_ARRAY}")
+        raise FormatError(
+            "there is no zarr metadata in this folder", path=path, expected=f"{V3}, {V2_GROUP} or {V2_ARRAY}"
+        )
     if "" in arrays:
         return ForeignCheckpoint(path, "zarr", arrays[""], attributes)
     return ForeignCheckpoint(path, "zarr", arrays, attributes)
 
 
 def array_in(path: str, folder: str, name: str) -> LazyArray:
-    """Return the array in one folder of a tree, for formats that name their arrays elsewhere.
+    """Return the array in one folder of a tree, for formats that store the names of arrays elsewhere.
 
     Raises:
-        FormatError: there is none; see also `read`.
-        UnsafeContent: the folder's name is not one that zarr takes as it is.
+        FormatError: the folder does not contain an array.
+        UnsafeContent: zarr would change the name of the folder.
+        SizeMismatch, UnsupportedDtype, MissingDependency: see `read`.
     """
     library(path)
     check_folder(path, folder, name)
     root = os.path.realpath(path)
     record = _record(root, path, folder)
     if record is None or not record.is_array:
-        raise FormatError("no zarr array lies there", path=path, variable=name, found=folder)
+        raise FormatError("the folder does not contain a zarr array", path=path, variable=name, found=folder)
     return _array(root, path, folder, record)
 
 
 def write(path: str, state: Any, *, attributes: Mapping[str, Any] | None = None, zarr_format: int = 3) -> None:
-    """Write a tree; each ``/`` in a name is a group.
+    """Write a tree; each part of a name before a ``/`` is a group.
+
+    Args:
+        path: where to write; it must not exist.
+        state: names and arrays, or nested state of arrays and numbers.
+        attributes: JSON data to keep with the root group.
+        zarr_format: the version of the format, 2 or 3.
 
     Raises:
-        CheckpointExists: something is there.
-        InvalidName: a name that zarr keeps for itself, or that lies below an array.
-        UnsupportedDtype: a type that zarr lacks.
+        CheckpointExists: the path exists.
+        InvalidName: zarr reserves a name, or a name is below that of an array.
+        UnsupportedDtype: zarr does not have a type.
+        UsageError: a value is not an array or a number; see `flat_arrays`.
         MissingDependency: zarr is not installed.
+        StorageError: the operating system refused.
     """
     zarr = library(path)
     if zarr_format not in (2, 3):
-        raise UsageError("zarr has two formats", path=path, found=zarr_format, expected="2 or 3")
+        raise UsageError("there is no such version of the zarr format", path=path, found=zarr_format, expected="2 or 3")
     arrays = flat_arrays(state, format="zarr")
     for name, array in arrays.items():
         _check_writable(path, name, array, arrays)
@@ -143,7 +156,7 @@ def write(path: str, state: Any, *, attributes: Mapping[str, Any] | None = None,
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class _Record:
-    """One node's metadata: the file it lies in, its own attributes."""
+    """The metadata of one node: the name of its file, the fields in it, and the user's attributes."""
 
     file: str
     fields: dict[str, Any]
@@ -170,7 +183,9 @@ def _nodes(root: str, path: str, folder: str, above: tuple[str, ...]) -> Iterato
             continue
         real = inside(root, path, os.path.join(folder, name))
         if real in above:
-            raise UnsafeContent("a link leads back to a folder above it", path=path, found=os.path.join(folder, name))
+            raise UnsafeContent(
+                "a link leads to a folder that contains it", path=path, found=os.path.join(folder, name)
+            )
         if len(above) > _DEEPEST:
             raise FormatError("groups are nested too deeply", path=path, found=f"more than {_DEEPEST}")
         yield from _nodes(root, path, f"{folder}/{name}" if folder else name, (*above, real))
@@ -191,13 +206,13 @@ def _json(root: str, path: str, file: str) -> dict[str, Any] | None:
         return None
     source = Source(inside(root, path, file))
     if source.size > _MOST_METADATA:
-        raise SizeMismatch("metadata too long", path=source.path, found=source.size, expected=_MOST_METADATA)
+        raise SizeMismatch("the metadata is too long", path=source.path, found=source.size, expected=_MOST_METADATA)
     try:
         fields = json.loads(source.bytes(0, source.size))
     except (ValueError, RecursionError) as error:
-        raise FormatError("not valid JSON", path=source.path, found=str(error)) from None
+        raise FormatError("the metadata is not valid JSON", path=source.path, found=str(error)) from None
     if not isinstance(fields, dict):
-        raise FormatError("must be a JSON object", path=source.path)
+        raise FormatError("the metadata must be a JSON object", path=source.path)
     return fields
 
 
@@ -218,22 +233,28 @@ def _array(root: str, path: str, folder: str, record: _Record) -> LazyArray:
         raise
     except Exception as error:
         raise FormatError(
-            "zarr does not take this array's metadata",
+            "zarr does not accept the metadata of this array",
             path=path,
             variable=name,
             found=f"{type(error).__name__}: {error}",
         ) from error
     if dtype.hasobject:
-        raise UnsupportedDtype("objects have no array", path=path, variable=name, found=str(dtype), hint="remove it")
+        raise UnsupportedDtype(
+            "arrays of objects are not supported",
+            path=path,
+            variable=name,
+            found=str(dtype),
+            hint="remove the array from the tree",
+        )
     nbytes = count_elements(shape, dtype.itemsize, path=path, variable=name) * dtype.itemsize
     largest = max(nbytes, math.prod(chunks) * dtype.itemsize)
     if largest > _FREE and largest > _MOST_EXPANSION * _on_disk(os.path.join(root, folder)):
         raise SizeMismatch(
-            "the array is far larger than what lies on the disk",
+            "the array is far larger than its files",
             path=path,
             variable=name,
             found=f"{list(shape)} in chunks of {list(chunks)}",
-            expected=f"at most {_FREE} bytes or {_MOST_EXPANSION} times the files' size",
+            expected=f"at most {_FREE} bytes, or {_MOST_EXPANSION} times the size of the files",
         )
 
     def fetch() -> np.ndarray:
@@ -254,7 +275,7 @@ def _check_codecs(path: str, name: str, fields: Mapping[str, Any]) -> None:
     for codec in _codec_names(fields):
         if codec.removeprefix("numcodecs.") not in _CODECS:
             raise UnsafeContent(
-                "a codec that is not known to be harmless",
+                "a codec is not one of those that are known to be safe",
                 path=path,
                 variable=name,
                 found=repr(codec),
@@ -263,15 +284,15 @@ def _check_codecs(path: str, name: str, fields: Mapping[str, Any]) -> None:
 
 
 def _check_opened(path: str, name: str, metadata: Any, fields: Mapping[str, Any]) -> None:
-    """Refuse an array that zarr did not make from these fields."""
+    """Check that zarr opened the array with these fields."""
     fields = {key: value for key, value in fields.items() if key != "attributes"}
     ours, theirs = (type(metadata).from_dict(fields).to_dict(), metadata.to_dict())
     if any(repr(ours[key]) != repr(theirs.get(key)) for key in ours.keys() - {"attributes"}):
-        raise UnsafeContent("zarr opened other metadata than what was checked", path=path, variable=name)
+        raise UnsafeContent("zarr did not open the metadata that was checked", path=path, variable=name)
 
 
 def _codec_names(fields: Mapping[str, Any]) -> Iterator[str]:
-    """Yield every codec that metadata of either version names, those within shards too."""
+    """Yield the name of every codec in metadata of either version, including those within shards."""
     named = [fields.get("compressor"), *(fields.get("filters") or ())]
     yield from (str(codec.get("id")) for codec in named if isinstance(codec, dict))
     for key in ("codecs", "index_codecs"):
@@ -283,7 +304,7 @@ def _codec_names(fields: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _read_by_bits(fields: dict[str, Any], record: _Record) -> np.dtype[Any] | None:
-    """Replace a type of `ml_dtypes` by the unsigned integer of its size; return the type, if it was one."""
+    """Replace a type of `ml_dtypes` by the unsigned integer of its size, and return it; None for other types."""
     key = "data_type" if record.is_v3 else "dtype"
     named = fields.get(key)
     dtype: np.dtype[Any] | None = _BITS.get(named) if isinstance(named, str) else None
@@ -305,11 +326,17 @@ def _on_disk(folder: str) -> int:
 def _check_writable(path: str, name: str, array: LazyArray, arrays: Mapping[str, Any]) -> None:
     if array.dtype.kind not in "biufc" or array.dtype.itemsize > 16 or array.dtype.type.__module__ != "numpy":
         raise UnsupportedDtype(
-            "zarr has no such type", path=path, variable=name, found=str(array.dtype), hint="convert it first"
+            "zarr does not have this type", path=path, variable=name, found=str(array.dtype), hint="convert it first"
         )
     parts = name.split("/")
     if any(part in ("", ".", "..", V3) or part.startswith(("__", ".z")) or "\0" in part for part in parts):
-        raise InvalidName("zarr keeps such names for itself", path=path, variable=name, hint="rename it")
+        raise InvalidName("zarr reserves such names", path=path, variable=name, hint="rename it")
     above = ["/".join(parts[:depth]) for depth in range(1, len(parts))]
     if taken := [prefix for prefix in above if prefix in arrays]:
-        raise InvalidName("lies below an array", path=path, variable=name, found=repr(taken[0]), hint="rename one")
+        raise InvalidName(
+            "the name is below that of an array",
+            path=path,
+            variable=name,
+            found=repr(taken[0]),
+            hint="rename one of them",
+        )
