@@ -358,46 +358,46 @@ def test_initializers_are_frozen_and_comparable():
 REFUSALS = [
     (
         lambda: flow.constant_initializer("1"),
-        "value: not a constant: found '1', expected one number",
+        "value: not a constant: found '1', expected a number",
     ),
     (
         lambda: flow.constant_initializer([1, 2]),
-        "value: not a constant: found [1, 2], expected one number",
+        "value: not a constant: found [1, 2], expected a number",
     ),
     (
         lambda: flow.constant_initializer(2.5, np.int32),
         "value: int32 cannot hold this constant: found 2.5, expected an integer from -2147483648 to 2147483647. "
-        "Give another value, or the variable another dtype",
+        "Use another value, or give the variable another dtype",
     ),
     (
         lambda: flow.constant_initializer(128, np.int8),
         "value: int8 cannot hold this constant: found 128, expected an integer from -128 to 127. "
-        "Give another value, or the variable another dtype",
+        "Use another value, or give the variable another dtype",
     ),
     (
         lambda: flow.constant_initializer(0.5)((2,), np.dtype(np.uint8), rng(0)),
         "value: uint8 cannot hold this constant: found 0.5, expected an integer from 0 to 255. "
-        "Give another value, or the variable another dtype",
+        "Use another value, or give the variable another dtype",
     ),
     (
         lambda: flow.constant_initializer(math.nan, np.int8),
         "value: int8 cannot hold this constant: found nan, expected an integer from -128 to 127. "
-        "Give another value, or the variable another dtype",
+        "Use another value, or give the variable another dtype",
     ),
     (
         lambda: flow.constant_initializer(1e6, np.float16),
-        "value: float16 cannot hold this constant: found 1000000.0, expected one that is finite in it. "
-        "Give another value, or the variable another dtype",
+        "value: float16 cannot hold this constant: found 1000000.0, expected a value that is finite in this type. "
+        "Use another value, or give the variable another dtype",
     ),
     (
         lambda: flow.zeros_initializer(ml_dtypes.float8_e8m0fnu),
-        "value: float8_e8m0fnu cannot hold this constant: found 0, expected one that is finite in it. "
-        "Give another value, or the variable another dtype",
+        "value: float8_e8m0fnu cannot hold this constant: found 0, expected a value that is finite in this type. "
+        "Use another value, or give the variable another dtype",
     ),
     (
         lambda: flow.constant_initializer(1j),
-        "value: float32 cannot hold this constant: found 1j, expected one that is finite in it. "
-        "Give another value, or the variable another dtype",
+        "value: float32 cannot hold this constant: found 1j, expected a value that is finite in this type. "
+        "Use another value, or give the variable another dtype",
     ),
     (
         lambda: flow.ones_initializer("float33"),
@@ -433,7 +433,7 @@ REFUSALS = [
     ),
     (
         lambda: flow.random_uniform_initializer(0, 1, bool),
-        "dtype: not a type to draw: found bool, expected a floating or integer type",
+        "dtype: values of this type cannot be drawn: found bool, expected a floating or integer type",
     ),
     (
         lambda: flow.random_normal_initializer("0"),
@@ -482,19 +482,19 @@ REFUSALS = [
     ),
     (
         lambda: flow.glorot_uniform_initializer()((), FLOAT32, rng(0)),
-        "shape: its fan_avg is not above zero: found (), expected dimensions above zero",
+        "shape: its fan_avg is not positive: found (), expected positive dimensions",
     ),
     (
         lambda: flow.kaiming_initializer(()),
-        "shape: its fan_in is not above zero: found (), expected dimensions above zero",
+        "shape: its fan_in is not positive: found (), expected positive dimensions",
     ),
     (
         lambda: flow.kaiming_initializer((3, 0)),
-        "shape: its fan_in is not above zero: found (3, 0), expected dimensions above zero",
+        "shape: its fan_in is not positive: found (3, 0), expected positive dimensions",
     ),
     (
         lambda: flow.kaiming_initializer((0, 3), mode="fan_out"),
-        "shape: its fan_out is not above zero: found (0, 3), expected dimensions above zero",
+        "shape: its fan_out is not positive: found (0, 3), expected positive dimensions",
     ),
     (
         lambda: flow.kaiming_initializer(3),

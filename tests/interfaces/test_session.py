@@ -121,12 +121,12 @@ class TestDeclaration:
             (
                 {"shape": (3, 2)},
                 "variable 'w': the variable exists with another shape or type: found (2, 3) float32, expected (3, 2) "
-                "float32. Leave shape and dtype out, use another name, or start anew with clear_default_session()",
+                "float32. Leave shape and dtype out, use another name, or call clear_default_session() first",
             ),
             (
                 {"dtype": "float64"},
                 "variable 'w': the variable exists with another shape or type: found (2, 3) float32, expected (2, 3) "
-                "float64. Leave shape and dtype out, use another name, or start anew with clear_default_session()",
+                "float64. Leave shape and dtype out, use another name, or call clear_default_session() first",
             ),
         ],
     )
@@ -142,12 +142,12 @@ class TestDeclaration:
             (
                 {"name": "dense1-weigth"},
                 UsageError,
-                "variable 'dense1-weigth': a new variable needs a shape. Near 'dense1-weigth': 'dense1-weight'",
+                "variable 'dense1-weigth': a new variable needs a shape. Similar to 'dense1-weigth': 'dense1-weight'",
             ),
             (
                 {"name": "x"},
                 UsageError,
-                "variable 'x': a new variable needs a shape. Give shape=, or declare it before",
+                "variable 'x': a new variable needs a shape. Pass shape=, or declare the variable first",
             ),
             (
                 {"shape": 3},
@@ -310,8 +310,8 @@ class TestInitialization:
         with pytest.raises(UsageError) as caught:
             scalar.numpy()
         assert str(caught.value) == (
-            "variable 'scalar': shape: its initializer failed: its fan_avg is not above zero: found (), "
-            "expected dimensions above zero"
+            "variable 'scalar': shape: its initializer failed: its fan_avg is not positive: found (), "
+            "expected positive dimensions"
         )
         count = flow.get_variable("count", (2,), "int64", init.constant_initializer(0.5))
         with pytest.raises(UsageError) as caught:
@@ -323,7 +323,9 @@ class TestInitialization:
     @pytest.mark.parametrize("wrong", [np.zeros(3, np.float32), np.zeros((2, 2)), [1.0]], ids=str)
     def test_an_initializer_that_gives_something_else(self, wrong):
         variable = flow.get_variable("w", (2, 2), initializer=lambda shape, dtype, rng: wrong)
-        with pytest.raises(UsageError, match=r"variable 'w': its initializer failed: not what was asked for: found"):
+        with pytest.raises(
+            UsageError, match=r"variable 'w': its initializer failed: it returned another shape or type: found"
+        ):
             variable.numpy()
 
     def test_an_initializer_may_give_a_view(self):
@@ -419,7 +421,7 @@ class TestArrayInterface:
 
     def test_len_needs_a_dimension_and_no_values(self):
         assert len(flow.get_variable("w", (7, 2), initializer=forbidden)) == 7
-        with pytest.raises(TypeError, match=r"no len\(\)"):
+        with pytest.raises(TypeError, match=r"have a len\(\)"):
             len(flow.get_variable("s", ()))
 
 
@@ -513,7 +515,7 @@ class TestLoadArrays:
             with pytest.raises(VariableMismatch) as caught:
                 flow.load_variables(values, ignore_mismatch)
             assert str(caught.value) == (
-                "nothing was loaded: 2 differ in shape or type (given -> session):\n"
+                "nothing was loaded: shapes or types of 2 variables differ, given -> session:\n"
                 "  'dense1-weight': (3, 4) -> (4, 3)\n"
                 "  'dense1-bias': float64 -> float32\n"
                 "Leave them out, or use load_into with on_mismatch= and cast="
@@ -551,8 +553,8 @@ class TestLoadArrays:
         with pytest.raises(VariableNotFound) as caught:
             flow.load_variables(values, ignore_mismatch=False)
         assert str(caught.value) == (
-            "the session has no such variables, and ignore_mismatch is false: found 'dense1-wieght', 'q'. "
-            "Near 'dense1-wieght': 'dense1-weight', 'dense2-weight', 'dense1-bias'"
+            "the session does not have these variables, and ignore_mismatch is False: found 'dense1-wieght', 'q'. "
+            "Similar to 'dense1-wieght': 'dense1-weight', 'dense2-weight', 'dense1-bias'"
         )
         assert not flow.get_variable("dense1-bias").numpy().any()
 
@@ -560,7 +562,8 @@ class TestLoadArrays:
         with pytest.raises(VariableNotFound) as caught:
             flow.load_variables({f"v{index}": np.zeros(1) for index in range(8)}, ignore_mismatch=False)
         assert str(caught.value) == (
-            "the session has no such variables, and ignore_mismatch is false: found 'v0', 'v1', 'v2', and 5 more"
+            "the session does not have these variables, and ignore_mismatch is False: "
+            "found 'v0', 'v1', 'v2', and 5 more"
         )
 
     @pytest.mark.parametrize(
@@ -572,7 +575,7 @@ class TestLoadArrays:
             flow.load_variables(value_dict)
         assert str(caught.value) == (
             f"value_dict: not a mapping of names to values: found {found}. "
-            "Give checkpoint.get(directory), or {name: value} for one variable"
+            "Pass checkpoint.get(directory), or {name: value} for one variable"
         )
 
     def test_what_is_no_array(self):
@@ -626,9 +629,9 @@ class TestLoadBeforeDeclaring:
         with pytest.raises(VariableMismatch) as caught:
             flow.get_variable("dense1-weight", shape, dtype, forbidden)
         assert str(caught.value) == (
-            f"{mlp / 'dense1-weight'}: variable 'dense1-weight': the session declares this variable otherwise than "
-            f"load_variables found it here: found (4, 3) float32, expected {shape} {dtype or 'float32'}. Declare it as "
-            "it was saved, or first remove the value from the session's `waiting`"
+            f"{mlp / 'dense1-weight'}: variable 'dense1-weight': the variable is declared with another shape or type "
+            f"than the value that load_variables was given: found (4, 3) float32, expected {shape} "
+            f"{dtype or 'float32'}. Declare it as it was saved, or remove the value from the session's `waiting` first"
         )
         assert flow.get_all_variables() == {}
         np.testing.assert_array_equal(
@@ -804,7 +807,7 @@ class TestSessions:
         initializer = init.ones_initializer()
         with flow.Session(seed=3, default_initializer=initializer) as session:
             flow.get_variable("w", (2, 2))
-            assert repr(session) == "<Session: 1 variables, 16 bytes>"
+            assert repr(session) == "<Session: 1 variable, 16 bytes>"
             session.reset()
             assert flow.get_all_variables() == {}
             assert (session.seed, session.default_initializer) == (3, initializer)

@@ -1,7 +1,7 @@
 """MindSpore's checkpoint interface, with its exact semantics (mindspore/train/callback/_checkpoint.py, 2.10).
 
-What differs is what lies on the disk: a complete checkpoint directory ``PREFIX-EPOCH_STEP`` in place of a file of
-that name, and the one that has to go is deleted after the new one is complete, not before.
+Two things differ. A checkpoint is a directory ``PREFIX-EPOCH_STEP`` in place of a file of that name. And the checkpoint
+that has to go is deleted after the new one is complete, not before.
 """
 
 from __future__ import annotations
@@ -27,23 +27,28 @@ _INTS = {"int8", "int16", "int32", "int64"}
 
 
 class WrongType(UsageError, TypeError):
-    """An argument of another type, which MindSpore calls a TypeError."""
+    """An argument has the wrong type; MindSpore raises a TypeError."""
 
 
 class CheckpointConfig:
-    """When `ModelCheckpoint` saves, and how many it keeps.
+    """Settings of `ModelCheckpoint`: when it saves, and how many checkpoints it keeps.
 
-    Steps win over seconds and the maximum over minutes; None is 0. Without a maximum or minutes one is kept;
-    without steps and seconds nothing is ever saved.
+    None is the same as 0, which switches a setting off. If steps and seconds are both set, steps count; if the maximum
+    and minutes are both set, the maximum counts. If neither steps nor seconds are set, nothing is saved; if neither the
+    maximum nor minutes are set, one checkpoint is kept.
 
     Args:
-        save_checkpoint_steps: save when so many steps have passed since the last save, and at the end.
-        save_checkpoint_seconds: save when more than so many seconds have passed, and at the end.
-        keep_checkpoint_max: keep so many, the youngest.
-        keep_checkpoint_per_n_minutes: keep the oldest of each so many minutes.
+        save_checkpoint_steps: save when this many steps have passed since the last save, and at the end.
+        save_checkpoint_seconds: save when more than this many seconds have passed, and at the end.
+        keep_checkpoint_max: keep this many checkpoints, the newest.
+        keep_checkpoint_per_n_minutes: keep the oldest checkpoint of each window of this many minutes.
 
     Raises:
-        UsageError: all are None or 0, or one is negative or no int.
+        UsageError: all are None or 0, or one is negative or not an int.
+
+    Example:
+        >>> vs.CheckpointConfig(save_checkpoint_steps=100, keep_checkpoint_max=3).get_checkpoint_policy()
+        {'save_checkpoint_steps': 100, 'save_checkpoint_seconds': None, 'keep_checkpoint_max': 3, ...}
     """
 
     def __init__(
@@ -71,7 +76,7 @@ class CheckpointConfig:
             self.keep_checkpoint_max = 1
 
     def get_checkpoint_policy(self) -> dict[str, int | None]:
-        """Return the settings that hold, by name."""
+        """Return the settings that count, by name."""
         return dict(vars(self))
 
 
@@ -85,18 +90,26 @@ def _check_number(name: str, value: object) -> None:
 
 
 class ModelCheckpoint:
-    """Saves the variables of a loop: call `begin`, `step_end` after each step, and `end`.
+    """Save the variables of a training loop: call `begin`, `step_end` after each step, and `end`.
 
     A second run with the same prefix in the same directory saves as ``PREFIX_1-…``, a third as ``PREFIX_2-…``.
 
     Args:
-        prefix: how the checkpoints' names begin.
-        directory: where they are; the working directory unless given.
-        config: `CheckpointConfig()` unless given.
-        clock: seconds since the epoch.
+        prefix: what the names of the checkpoints begin with.
+        directory: where the checkpoints are. Default: the working directory.
+        config: default `CheckpointConfig()`.
+        clock: a function that returns the time in seconds since the epoch.
 
     Raises:
-        UsageError: the prefix is no string or holds a ``/``; the config is none.
+        UsageError: `prefix` is not a string, or contains ``/``; `config` is not a `CheckpointConfig`.
+
+    Example:
+        >>> callback = vs.ModelCheckpoint("lenet", "models", vs.CheckpointConfig(2, keep_checkpoint_max=1))
+        >>> for step in range(1, 6):
+        ...     callback.step_end(epoch=1, step=step, variables={"bias": np.full(3, step)})
+        >>> callback.end()
+        >>> vs.load_checkpoint("models/lenet-1_5")
+        {'bias': array([5, 5, 5])}
     """
 
     def __init__(
@@ -123,21 +136,22 @@ class ModelCheckpoint:
 
     @property
     def latest_ckpt_file_name(self) -> str:
-        """The path of the checkpoint that was saved last; empty before."""
+        """The path of the checkpoint that was saved last; empty before the first."""
         return self._latest
 
     def begin(self) -> None:
-        """Begin a run: its steps count from one."""
+        """Start a run: its steps count from one."""
         self._steps = 0
         self._epoch_and_step = (0, 0)
         self._variables: Mapping[str, Any] = {}
 
     def step_end(self, epoch: int, step: int, variables: Mapping[str, Any]) -> None:
-        """Save if it is due.
+        """Save the variables if the settings say so.
 
         Args:
-            epoch, step: the number of the epoch and of the step in it, from one, as the checkpoint is named.
-            variables: as for `varstore.save`; `end` saves those of the last call.
+            epoch: the number of the epoch, from one; part of the checkpoint's name.
+            step: the number of the step in its epoch, from one; part of the checkpoint's name.
+            variables: as for `varstore.save`. `end` saves those of the last call.
         """
         if (epoch, step) != self._epoch_and_step:
             earlier = self._epoch_and_step[1]
@@ -146,7 +160,7 @@ class ModelCheckpoint:
         self._save(is_last=False)
 
     def end(self) -> None:
-        """Save the last step, unless it was; without steps and seconds nothing is saved."""
+        """Save the last step if it is not saved yet; nothing if neither steps nor seconds are set."""
         self._save(is_last=True)
 
     def _save(self, *, is_last: bool) -> None:
@@ -176,7 +190,7 @@ class ModelCheckpoint:
         return False
 
     def _unwanted(self) -> list[str]:
-        """Return what has to go once the new one is there: the oldest, or all but the oldest of the window."""
+        """Return what is deleted after the new one is complete: the oldest, or all but the oldest of the window."""
         times = self._present()
         by_age = sorted(times, key=lambda path: times[path])
         if self._config.keep_checkpoint_max:
@@ -196,13 +210,13 @@ class ModelCheckpoint:
             try:
                 with open_checkpoint(os.path.join(self._directory, name)) as checkpoint:
                     present[checkpoint.path] = time_of(checkpoint)
-            except VarstoreError:  # not complete: none of ours to count or delete
+            except VarstoreError:  # not a complete checkpoint, so it neither counts nor is deleted
                 continue
         return present
 
 
 def _free_prefix(directory: str, prefix: str) -> str:
-    """Return the prefix, or with the next number where names begin with it; MindSpore's own rule, oddities and all."""
+    """Return the prefix, with the next number if names begin with it, exactly as MindSpore does."""
     number = 0
     for name in os.listdir(directory):
         rest = name[len(prefix) :]
@@ -224,16 +238,26 @@ def load_checkpoint(
     specify_prefix: str | Iterable[str] | None = None,
     choice_func: Callable[[str], bool] | None = None,
 ) -> dict[str, np.ndarray]:
-    """Load the variables of a checkpoint by name, and into `net` if one is given.
+    """Load the variables of a checkpoint, and copy them into a network if one is given.
 
     Args:
-        net, strict_load: see `load_param_into_net`.
-        filter_prefix: leave out names that begin with one of these.
-        specify_prefix: take only names that begin with one of these.
-        choice_func: takes a name or not; without effect beside the two prefixes.
+        ckpt_file_name: the checkpoint's directory.
+        net: as for `load_param_into_net`.
+        strict_load: as for `load_param_into_net`.
+        filter_prefix: leave out names that begin with this, or with one of these.
+        specify_prefix: load only names that begin with this, or with one of these.
+        choice_func: a function that returns whether a name is loaded; it has no effect if a prefix is given.
+
+    Returns:
+        Arrays by name.
 
     Raises:
-        UsageError: nothing is left to load.
+        UsageError: the prefixes, or `choice_func`, leave nothing to load.
+
+    Example:
+        >>> checkpoint = vs.save("lenet", {"conv1.bias": np.zeros(6), "fc.bias": np.ones(3)})
+        >>> vs.load_checkpoint("lenet", specify_prefix="fc.")
+        {'fc.bias': array([1., 1., 1.])}
     """
     specify, filtered = _prefixes(specify_prefix), _prefixes(filter_prefix)
     checkpoint = open_checkpoint(ckpt_file_name)
@@ -245,7 +269,7 @@ def load_checkpoint(
     if choice_func is not None and specify_prefix is None and filter_prefix is None:
         names = [name for name in names if choice_func(name)]
     if not names:
-        raise UsageError("nothing is left to load", path=checkpoint.path, hint="check the prefixes, or choice_func")
+        raise UsageError("nothing is left to load", path=checkpoint.path, hint="check the prefixes or choice_func")
     chosen = set(names)
     parameters = load(checkpoint, rename=lambda name: name if name in chosen else None)
     if net is not None:
@@ -256,25 +280,34 @@ def load_checkpoint(
 def _prefixes(given: str | Iterable[str] | None) -> tuple[str, ...]:
     prefixes = (given,) if isinstance(given, str) else tuple(given or ())
     if given is not None and not (prefixes and all(isinstance(prefix, str) and prefix for prefix in prefixes)):
-        raise UsageError("a prefix must be a non-empty string, or several", found=repr(given))
+        raise UsageError("a prefix must be a non-empty string or several of them", found=repr(given))
     return prefixes
 
 
 def load_param_into_net(
     net: Any, parameter_dict: Mapping[str, Any], strict_load: bool = False
 ) -> tuple[list[str], list[str]]:
-    """Copy parameters into a network in place, and return what was not loaded: of the net, and of the dict.
-
-    Unless `strict_load` is set, values are converted among floating types and among signed integers, and names
-    that the net lacks are tried without the prefix that they have before the net's; these count as not loaded in
-    the dict, as in MindSpore.
+    """Copy parameters into a network in place, and return the names that were not loaded.
 
     Args:
-        net: a dict of writeable arrays, or a MindSpore Cell.
+        net: a dict of writeable arrays by name, or a MindSpore Cell.
         parameter_dict: arrays by name.
+        strict_load: False converts values among floating types and among signed integers. It also finds a parameter of
+            the net under a longer name, that is with a prefix, as MindSpore does.
+
+    Returns:
+        The names of the net that were not loaded, and the names of `parameter_dict` that are not in the net. As in
+        MindSpore, names that were loaded by way of a prefix are among the latter.
 
     Raises:
         VariableMismatch: shapes or types differ; nothing has changed.
+
+    Example:
+        >>> net = {"conv1.bias": np.zeros(2), "fc.bias": np.zeros(2)}
+        >>> vs.load_param_into_net(net, {"network.conv1.bias": np.ones(2)})
+        (['fc.bias'], ['network.conv1.bias'])
+        >>> net["conv1.bias"]
+        array([1., 1.])
     """
     targets = _targets(net)
     pairs = {name: name for name in targets if name in parameter_dict}
@@ -303,7 +336,7 @@ def _missing_prefix(unfed: list[str], parameter_dict: Mapping[str, Any]) -> str:
 
 
 def _targets(net: Any) -> dict[str, tuple[Any, Callable[[np.ndarray], None]]]:
-    """Return for each parameter something with shape and dtype, and what sets it."""
+    """Return for each parameter an object with its shape and dtype, and a function that sets it."""
     if isinstance(net, Mapping):
         return {name: (array, _setter(array)) for name, array in net.items()}
     if hasattr(net, "parameters_and_names"):

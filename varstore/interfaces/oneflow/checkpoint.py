@@ -19,15 +19,27 @@ __all__ = ["checkpoint"]
 
 
 class _CheckpointNamespace:
-    """OneFlow's ``checkpoint``: `save` and `get`."""
+    """OneFlow's ``checkpoint``, with its functions `save` and `get`.
+
+    Example:
+        >>> bias = vs.get_variable("dense1-bias", shape=(10,))
+        >>> vs.checkpoint.save("model")
+        <Checkpoint 'model': 1 variable>
+        >>> report = vs.load_variables(vs.checkpoint.get("model"))
+        >>> report.loaded
+        ('dense1-bias',)
+    """
 
     def save(
         self, path: str | os.PathLike[str], var_dict: Mapping[str, Any] | None = None, **options: Unpack[SaveOptions]
     ) -> Checkpoint:
-        """Save variables as a checkpoint: those of `var_dict`, or else all of the current session.
+        """Save variables as a checkpoint, as `varstore.save` does.
 
-        Values are variables of a session, which are initialized if they were not, arrays, or lazy variables of
-        another checkpoint, which are linked. Options, errors and what is returned are those of `varstore.save`.
+        Args:
+            path: as for `varstore.save`.
+            var_dict: variables of a session, arrays, or variables of another checkpoint, by name. Default: all
+                variables of the current session. A variable that does not have its values yet is initialized.
+            options: the options of `varstore.save`.
         """
         variables = get_all_variables() if var_dict is None else var_dict
         if isinstance(variables, dict):
@@ -36,13 +48,13 @@ class _CheckpointNamespace:
         return save(path, variables, **options)
 
     def get(self, path: str | os.PathLike[str]) -> CheckpointVariables | Variable:
-        """Open a checkpoint, or one variable's folder: a dict of lazy variables, or one lazy variable.
+        """Open a checkpoint as a dict of variables by name, or the folder of one variable as that variable.
 
-        The dict is the caller's: items can be removed, replaced and added. It has the checkpoint's `path` and
-        `attributes`.
+        Values are not read before they are used. The dict is the caller's own: items can be removed, replaced and
+        added. It has the checkpoint's `path` and `attributes`.
 
         Raises:
-            CheckpointNotFound: nothing is there.
+            CheckpointNotFound: there is nothing at the path.
             IncompleteCheckpoint: neither the directory nor one above it has the marker of a checkpoint.
         """
         is_variable = os.path.isfile(os.path.join(path, "out")) and not os.path.exists(os.path.join(path, MARKER))

@@ -1,4 +1,4 @@
-"""OneFlow's ``config``: what its scripts call before anything else."""
+"""OneFlow's ``config``, which its scripts call first."""
 
 from __future__ import annotations
 
@@ -6,13 +6,14 @@ __all__ = ["config"]
 
 
 class _Config:
-    """OneFlow's ``config``, of which scripts that save and load variables use one function.
+    """OneFlow's ``config``, with the function that scripts call to save and load variables.
 
-    >>> vs.config.enable_legacy_model_io(False)
+    Example:
+        >>> vs.config.enable_legacy_model_io(False)
     """
 
     def enable_legacy_model_io(self, val: bool = True) -> None:
-        """Accept the choice between OneFlow's two ways to save; it has no effect, since varstore has one."""
+        """Accept the choice between OneFlow's two ways to save; it has no effect, because varstore has one way."""
 
 
 config = _Config()

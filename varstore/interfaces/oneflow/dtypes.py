@@ -1,4 +1,4 @@
-"""OneFlow's names of data types, as numpy types: ``varstore.float32`` stands where ``flow.float32`` stood."""
+"""OneFlow's names of data types, as numpy types: ``varstore.float32`` in place of ``flow.float32``."""
 
 from __future__ import annotations
 

@@ -1,9 +1,9 @@
-"""OneFlow's initializers: what a variable holds before anything is loaded.
+"""OneFlow's initializers: the values of a variable before anything is loaded into it.
 
-An initializer is a callable ``(shape, dtype, rng) -> array``; those here are frozen records of numbers that
-were checked when they were made. Random values are drawn in float64 (or int64), in C order, block by block
-from the one stream of the generator, and then cast: for a given seed they are the same numbers whatever
-the block, and the only memory beyond the result is one block.
+An initializer is a callable ``(shape, dtype, rng) -> array``. Those here are immutable records of numbers that are
+checked when the initializer is made. Random values are drawn from the generator in float64 (or int64), in C order, one
+block after another, and then cast. So the numbers depend only on the seed and not on the size of a block, and the only
+memory in addition to the result is one block.
 """
 
 from __future__ import annotations
@@ -43,12 +43,12 @@ __all__ = [
 ]
 
 Initializer = Callable[[tuple[int, ...], np.dtype[Any], "np.random.Generator"], np.ndarray]
-"""Gives an array of this shape and type, whatever randomness it needs taken from the generator."""
+"""A function that returns an array of a shape and type; its only source of randomness is the generator."""
 
 _BLOCK = 1 << 20
 _LARGEST = sys.float_info.max
 _TRUNCATED_STDDEV = 0.87962566103423978
-"""Standard deviation of a standard normal cut off at two."""
+"""Standard deviation of a standard normal distribution that is truncated at two."""
 
 _MODES: dict[str, Callable[[int, int], float]] = {
     "fan_in": lambda fan_in, _: fan_in,
@@ -66,7 +66,7 @@ _GAINS: dict[str | None, Callable[[float], float]] = {
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Constant:
-    """One number everywhere."""
+    """The same number everywhere."""
 
     value: complex
 
@@ -94,7 +94,7 @@ class Drawn:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class VarianceScaling:
-    """Values around zero with a variance of `scale` divided by the fan of the shape."""
+    """Values with mean zero, and a variance of `scale` divided by the fan of the shape."""
 
     scale: float
     mode: str
@@ -136,43 +136,67 @@ _BY_VARIANCE: dict[str, tuple[str, Callable[[float], tuple[float, float]]]] = {
 
 
 def constant_initializer(value: complex = 0, dtype: DTypeLike = np.float32) -> Initializer:
-    """Fill with one number.
+    """Fill a variable with one number.
 
-    The variable's own type decides what is stored; `dtype` is what `value` is checked against here.
+    Args:
+        value: the number.
+        dtype: the type that `value` is checked against now. The variable's own type decides what is stored.
 
     Raises:
-        UsageError: `value` is not a number, or an integer type cannot hold it exactly, or a floating one
-            not as a finite number. Asked here for `dtype`, when it runs for the variable's.
+        UsageError: `value` is not a number, an integer type cannot hold it exactly, or a floating type cannot hold it
+            as a finite number. This is checked for `dtype` now, and for the variable's type when it is filled.
+
+    Example:
+        >>> vs.get_variable("alpha", shape=(2,), initializer=vs.constant_initializer(0.5)).numpy()
+        array([0.5, 0.5], dtype=float32)
     """
     number = _plain(value)
     if not isinstance(number, (int, float, complex)):
-        raise UsageError("not a constant", field="value", found=repr(value), expected="one number")
+        raise UsageError("not a constant", field="value", found=repr(value), expected="a number")
     _check_constant(number, as_dtype(dtype))
     return Constant(value=number)
 
 
 def zeros_initializer(dtype: DTypeLike = np.float32) -> Initializer:
-    """Fill with zeros."""
+    """Fill a variable with zeros; see `constant_initializer`.
+
+    Example:
+        >>> vs.get_variable("bias", shape=(2,), initializer=vs.zeros_initializer()).numpy()
+        array([0., 0.], dtype=float32)
+    """
     return constant_initializer(0, dtype)
 
 
 def ones_initializer(dtype: DTypeLike = np.float32) -> Initializer:
-    """Fill with ones."""
+    """Fill a variable with ones; see `constant_initializer`.
+
+    Example:
+        >>> vs.get_variable("scale", shape=(2,), initializer=vs.ones_initializer()).numpy()
+        array([1., 1.], dtype=float32)
+    """
     return constant_initializer(1, dtype)
 
 
 def random_uniform_initializer(minval: float = 0, maxval: float = 1, dtype: DTypeLike = np.float32) -> Initializer:
-    """Draw evenly from `minval` to `maxval`.
+    """Draw values from a uniform distribution between `minval` and `maxval`.
 
-    With a floating `dtype` both ends are included, and rounding may reach the float64 next to `maxval`; with
-    an integer one, integers are drawn and `maxval` is not. The values are cast to the variable's own type.
+    With a floating `dtype`, both ends are included, and rounding may give the float64 next to `maxval`. With an integer
+    `dtype`, integers are drawn, and `maxval` is excluded. The values are cast to the variable's own type.
 
     Raises:
-        UsageError: the bounds are not finite numbers in order, or not integers of an integer `dtype`.
+        UsageError: the bounds are not finite numbers in order, or `dtype` is an integer type and they are not integers.
+
+    Example:
+        >>> initializer = vs.random_uniform_initializer(-0.1, 0.1)
+        >>> values = vs.get_variable("weight", shape=(64, 32), initializer=initializer).numpy()
+        >>> bool((abs(values) <= 0.1).all())
+        True
     """
     as_type = as_dtype(dtype)
     if as_type.kind in "bc":
-        raise UsageError("not a type to draw", field="dtype", found=as_type, expected="a floating or integer type")
+        raise UsageError(
+            "values of this type cannot be drawn", field="dtype", found=as_type, expected="a floating or integer type"
+        )
     minval, maxval = _number("minval", minval), _number("maxval", maxval)
     limits = _integer_limits(as_type)
     if limits is not None:
@@ -189,27 +213,45 @@ def random_uniform_initializer(minval: float = 0, maxval: float = 1, dtype: DTyp
 
 
 def random_normal_initializer(mean: float = 0.0, stddev: float = 1.0) -> Initializer:
-    """Draw from a normal distribution.
+    """Draw values from a normal distribution.
 
     Raises:
-        UsageError: `mean` is not a finite number, or `stddev` not one of zero or more.
+        UsageError: `mean` or `stddev` is not a finite number, or `stddev` is negative.
+
+    Example:
+        >>> initializer = vs.random_normal_initializer(stddev=0.02)
+        >>> values = vs.get_variable("embedding", shape=(1000, 64), initializer=initializer).numpy()
+        >>> round(float(values.std()), 3)
+        0.02
     """
     return _normal("normal", mean, stddev)
 
 
 def truncated_normal_initializer(mean: float = 0.0, stddev: float = 1.0) -> Initializer:
-    """Draw from a normal distribution, anew where a value lies two standard deviations or more from the mean.
+    """Draw values from a normal distribution, and draw again those two standard deviations or more from the mean.
 
-    A `stddev` of zero fills with the mean, as a normal distribution does, and draws nothing.
+    With a `stddev` of zero, all values are the mean, and nothing is drawn.
 
     Raises:
-        UsageError: `mean` is not a finite number, or `stddev` not one of zero or more.
+        UsageError: `mean` or `stddev` is not a finite number, or `stddev` is negative.
+
+    Example:
+        >>> initializer = vs.truncated_normal_initializer(mean=1.0, stddev=0.5)
+        >>> values = vs.get_variable("weight", shape=(64, 32), initializer=initializer).numpy()
+        >>> bool((abs(values - 1) < 1).all())
+        True
     """
     return _normal("truncated_normal", mean, stddev)
 
 
 def truncated_normal(stddev: float = 1.0) -> Initializer:
-    """Draw from a truncated normal distribution around zero: short for `truncated_normal_initializer`."""
+    """Draw values from a truncated normal distribution with mean zero; see `truncated_normal_initializer`.
+
+    Example:
+        >>> values = vs.get_variable("weight", shape=(64, 32), initializer=vs.truncated_normal(0.02)).numpy()
+        >>> bool((abs(values) < 0.04).all())
+        True
+    """
     return truncated_normal_initializer(0.0, stddev)
 
 
@@ -219,17 +261,28 @@ def variance_scaling_initializer(
     distribution: str = "truncated_normal",
     data_format: str = "",
 ) -> Initializer:
-    """Draw around zero with a variance of `scale` / fan, so that a layer keeps the size of what it is given.
+    """Draw values with mean zero and the variance `scale` / fan, so that a layer preserves the scale of its input.
 
-    fan_in = prod(shape[1:]); fan_out = shape[0] times the spatial dimensions, shape[2:] for channels first
-    ("NC…" or ""), shape[1:-1] for channels last ("N…C"); fan_avg is their mean. A truncated normal is
-    widened so that its variance is that one too; uniform values lie within sqrt(3 scale / fan).
-    A shape without elements gives an empty array, whatever its fan.
+    The fan comes from the variable's shape. ``fan_in`` is prod(shape[1:]). ``fan_out`` is shape[0] times the spatial
+    dimensions, which are shape[2:] for channels first and shape[1:-1] for channels last. ``fan_avg`` is their mean.
+    Uniform values lie within ±sqrt(3 scale / fan). A truncated normal distribution is widened, so that its variance
+    after truncation is `scale` / fan. A shape without elements gives an empty array, whatever its fan.
+
+    Args:
+        scale: the factor of the variance.
+        mode: "fan_in", "fan_out" or "fan_avg".
+        distribution: "truncated_normal", "random_normal" or "random_uniform".
+        data_format: "NC…" or "" for channels first, "N…C" for channels last.
 
     Raises:
-        UsageError: `scale` is not a finite number of zero or more; `mode` is not fan_in, fan_out or fan_avg;
-            `distribution` is not truncated_normal, random_normal or random_uniform; `data_format` is none of
-            the above. When it runs: the variable has no dimension.
+        UsageError: `scale` is not a finite number, or is negative; another argument is unknown. When the variable is
+            filled: it does not have a dimension.
+
+    Example:
+        >>> initializer = vs.variance_scaling_initializer(2.0, "fan_in", "random_normal")
+        >>> values = vs.get_variable("weight", shape=(256, 512), initializer=initializer).numpy()
+        >>> round(float(values.var() * 512), 1)
+        2.0
     """
     scale = float(_number("scale", scale, least=0))
     _check_choice("mode", mode, _MODES)
@@ -239,12 +292,30 @@ def variance_scaling_initializer(
 
 
 def glorot_uniform_initializer(data_format: str = "") -> Initializer:
-    """Draw evenly within sqrt(6 / (fan_in + fan_out)): Glorot and Bengio (2010)."""
+    """Draw uniform values within ±sqrt(6 / (fan_in + fan_out)), as Glorot and Bengio (2010).
+
+    `variance_scaling_initializer` defines the fans and `data_format`.
+
+    Example:
+        >>> initializer = vs.glorot_uniform_initializer()
+        >>> values = vs.get_variable("weight", shape=(64, 32), initializer=initializer).numpy()
+        >>> bool((abs(values) <= (6 / (32 + 64)) ** 0.5).all())
+        True
+    """
     return variance_scaling_initializer(1.0, "fan_avg", "random_uniform", data_format)
 
 
 def glorot_normal_initializer(data_format: str = "") -> Initializer:
-    """Draw normally with a variance of 2 / (fan_in + fan_out): Glorot and Bengio (2010)."""
+    """Draw normally distributed values with the variance 2 / (fan_in + fan_out), as Glorot and Bengio (2010).
+
+    `variance_scaling_initializer` defines the fans and `data_format`.
+
+    Example:
+        >>> initializer = vs.glorot_normal_initializer()
+        >>> values = vs.get_variable("weight", shape=(256, 512), initializer=initializer).numpy()
+        >>> round(float(values.var() * (512 + 256)), 1)
+        2.0
+    """
     return variance_scaling_initializer(1.0, "fan_avg", "random_normal", data_format)
 
 
@@ -260,15 +331,28 @@ def kaiming_initializer(
     negative_slope: float = 0.0,
     data_format: str = "NCHW",
 ) -> Initializer:
-    """Draw around zero with a standard deviation of gain / sqrt(fan of `shape`): He et al. (2015).
+    """Draw values with mean zero and the standard deviation gain / sqrt(fan of `shape`), as He et al. (2015).
 
-    The gain is 1 for None and sigmoid, 5/3 for tanh, sqrt(2) for relu, sqrt(2 / (1 + negative_slope²)) for
-    leaky_relu. The fan is that of `variance_scaling_initializer`. Uniform values lie within sqrt(3) standard
-    deviations, both ends included.
+    The gain is 1 for None and "sigmoid", 5/3 for "tanh", sqrt(2) for "relu", and sqrt(2 / (1 + negative_slope²)) for
+    "leaky_relu". Uniform values lie within sqrt(3) standard deviations, both ends included.
+
+    Args:
+        shape: the shape that the fan comes from; usually that of the variable.
+        distribution: "random_normal" or "random_uniform".
+        mode: "fan_in", "fan_out" or "fan_avg"; see `variance_scaling_initializer`.
+        nonlinearity: what follows the layer; None for nothing.
+        negative_slope: that of "leaky_relu".
+        data_format: see `variance_scaling_initializer`.
 
     Raises:
-        UsageError: `shape` has no dimension or its fan is zero; `distribution` is not random_normal or
-            random_uniform; `mode`, `nonlinearity` or `data_format` is unknown; `negative_slope` is not finite.
+        UsageError: `shape` does not have a dimension, or its fan is zero; an argument is unknown; `negative_slope` is
+            not finite.
+
+    Example:
+        >>> initializer = vs.kaiming_initializer((256, 512), nonlinearity="relu")
+        >>> values = vs.get_variable("weight", shape=(256, 512), initializer=initializer).numpy()
+        >>> round(float(values.var() * 512), 1)
+        2.0
     """
     _check_choice("distribution", distribution, ("random_normal", "random_uniform"))
     _check_choice("mode", mode, _MODES)
@@ -282,11 +366,11 @@ def kaiming_initializer(
 
 
 def as_dtype(dtype: DTypeLike) -> np.dtype[Any]:
-    """Return a numpy type, a type's name or a scalar type as a type that can be saved, in native byte order.
+    """Return the numpy type, in native byte order, that a type, its name or a scalar type stands for.
 
     Raises:
-        UsageError: it is none of these.
-        UnsupportedDtype: it is one that has no place on disk.
+        UsageError: it is not a type.
+        UnsupportedDtype: the type cannot be stored.
     """
     try:
         found = np.dtype(dtype)
@@ -297,10 +381,10 @@ def as_dtype(dtype: DTypeLike) -> np.dtype[Any]:
 
 
 def as_shape(shape: Sequence[int]) -> tuple[int, ...]:
-    """Return a shape as a tuple of plain integers.
+    """Return a shape as a tuple of Python integers.
 
     Raises:
-        UsageError: it is not a sequence of integers of zero or more.
+        UsageError: it is not a sequence of integers, or one is negative.
     """
     try:
         extents = tuple(extent.__index__() for extent in shape)
@@ -315,7 +399,7 @@ def _fan(shape: tuple[int, ...], mode: str, channels_last: bool) -> float:
     spatial = shape[1:-1] if channels_last else shape[2:]
     fan = _MODES[mode](math.prod(shape[1:]), shape[0] * math.prod(spatial)) if shape else 0
     if fan == 0:
-        raise UsageError(f"its {mode} is not above zero", field="shape", found=shape, expected="dimensions above zero")
+        raise UsageError(f"its {mode} is not positive", field="shape", found=shape, expected="positive dimensions")
     return fan
 
 
@@ -364,8 +448,10 @@ def _check_constant(value: complex, dtype: np.dtype[Any]) -> None:
             f"{dtype} cannot hold this constant",
             field="value",
             found=value,
-            expected="one that is finite in it" if limits is None else f"an integer from {limits[0]} to {limits[1]}",
-            hint="give another value, or the variable another dtype",
+            expected="a value that is finite in this type"
+            if limits is None
+            else f"an integer from {limits[0]} to {limits[1]}",
+            hint="use another value, or give the variable another dtype",
         )
 
 
@@ -386,7 +472,7 @@ def _number(field: str, value: float, *, least: float = -_LARGEST) -> float:
 
 
 def _plain(value: Any) -> Any:
-    """Return a numpy scalar as Python's, whose comparisons are exact and never overflow."""
+    """Return a numpy scalar as Python's own, whose comparisons are exact and do not overflow."""
     return value.item() if isinstance(value, np.generic) else value
 
 

@@ -1,11 +1,11 @@
-"""OneFlow's variable interface: a session holds variables, ordered by their declaration.
+"""OneFlow's variable interface: a session holds variables in the order of their declaration.
 
-A declaration costs nothing. Values are made when they are first needed, and a variable that was loaded or
-assigned before never runs its initializer. Loading changes every variable that it names, or none. A program may
-load first and declare afterwards: values wait in the session for the variables of their names.
+A declaration costs nothing. A variable gets its values when they are first needed: those that were loaded or assigned,
+or else those of its initializer. Loading changes all variables that it names, or none. A program may load first and
+declare later: the values wait in the session for variables of their names.
 
-The current session is the innermost that was entered by ``with`` in this thread or task, and else the
-process-wide default one; a thread that is started inside a ``with`` enters the session itself.
+The current session is the innermost one that this thread or task has entered by ``with``, or else the default session
+of the process. A new thread starts with the default session, and has to enter another one itself.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from varstore.layout.names import folder_of
 from varstore.model.into import load_into
 from varstore.model.match import Mismatch, compare, spec_of
 from varstore.model.report import LoadReport, make_report
-from varstore.text.hints import listed, nearest
+from varstore.text.hints import listed, nearest, plural
 from varstore.values.arrays import as_source
 
 if TYPE_CHECKING:
@@ -50,7 +50,7 @@ __all__ = [
 
 
 class SessionVariable:
-    """A variable of a session: declared at once, filled when it is first used; made by `get_variable`.
+    """A variable of a session, which `get_variable` declares; it gets its values when they are first used.
 
     `trainable`, `regularizer` and `model_name` are for the training loop, which may also change them.
     """
@@ -73,7 +73,7 @@ class SessionVariable:
         self._session, self._initializer, self._random_seed = session, initializer, random_seed
         self._values: np.ndarray | None = None
         self._given: Any = None
-        """What `load_variables` left waiting for this name, to be read in place of the initializer's run."""
+        """The value that waited for this name when the variable was declared, used in place of the initializer."""
 
     @property
     def ndim(self) -> int:
@@ -91,13 +91,13 @@ class SessionVariable:
         return self.size * self.dtype.itemsize
 
     def numpy(self) -> np.ndarray:
-        """Return the values: the live array, so that a change in it is a change of the variable.
+        """Return the variable's own array; a change in it is a change of the variable.
 
-        It stays the same array: `assign` and `load_variables` write into it. The first call initializes, or reads
-        the value that was loaded before the variable was declared.
+        It is the same array at each call, and `assign` and `load_variables` write into it. The first call initializes
+        it, or reads the value that was loaded before the variable was declared.
 
         Raises:
-            UsageError: the initializer cannot fill this shape and type, or gave something else.
+            UsageError: the initializer cannot fill this shape and type, or returned something else.
             FormatError: what is read is not what was saved.
         """
         if self._values is None:
@@ -108,13 +108,14 @@ class SessionVariable:
         return self._values
 
     def assign(self, value: ArrayLike) -> None:
-        """Write a value into the variable, cast as numpy's in-place arithmetic casts: float64 into bfloat16, say.
+        """Write a value into the variable, with the casts of numpy's in-place arithmetic, as from float64 to bfloat16.
 
-        An initializer that has not run is not run any more.
+        An initializer that has not run yet will not run.
 
         Raises:
-            VariableMismatch: another shape, or a type of a higher kind (floating for an integer variable).
-            UsageError: the array of `numpy` was made read-only.
+            VariableMismatch: the shapes differ, or the value's type is of a higher kind, as floating for an integer
+                variable.
+            UsageError: the array that `numpy` returned was made read-only.
         """
         array = np.asarray(value)
         target, source = {"": (self.shape, self.dtype)}, {"": (array.shape, array.dtype)}
@@ -135,7 +136,7 @@ class SessionVariable:
 
     def __len__(self) -> int:
         if not self.shape:
-            raise TypeError("a variable without dimensions has no len()")
+            raise TypeError("a variable without dimensions does not have a len()")
         return self.shape[0]
 
     def __repr__(self) -> str:
@@ -148,7 +149,7 @@ class SessionVariable:
             values = np.asarray(initializer(self.shape, self.dtype, self._generator()))
             if values.shape != self.shape or values.dtype != self.dtype:
                 found, expected = f"{values.shape} {values.dtype}", f"{self.shape} {self.dtype}"
-                raise UsageError("not what was asked for", found=found, expected=expected)
+                raise UsageError("it returned another shape or type", found=found, expected=expected)
         except UsageError as error:
             raise UsageError(
                 f"its initializer failed: {error.problem}",
@@ -166,22 +167,22 @@ class SessionVariable:
         return values
 
     def _take(self, value: Any) -> None:
-        """Accept a value that waits for this name; it is read when it is first needed.
+        """Take the value that waits for this name; it is read when it is first needed.
 
         Raises:
-            VariableMismatch: its shape or type is another.
-            FormatError: its files are not of the size that shape and type say.
+            VariableMismatch: the value has another shape or type.
+            FormatError: its file does not have the size that shape and type say.
         """
         source = as_source(value, variable=self.name)
         match = compare({"": (self.shape, self.dtype)}, {"": spec_of(source)}, {"": ""}, cast=False, on_mismatch="skip")
         for mismatch in match.mismatched:
             raise VariableMismatch(
-                "the session declares this variable otherwise than load_variables found it here",
+                "the variable is declared with another shape or type than the value that load_variables was given",
                 path=getattr(source, "path", "a value given to load_variables"),
                 variable=self.name,
                 found=f"{mismatch.source_shape} {mismatch.source_dtype}",
                 expected=f"{self.shape} {self.dtype}",
-                hint="declare it as it was saved, or first remove the value from the session's `waiting`",
+                hint="declare it as it was saved, or remove the value from the session's `waiting` first",
             )
         if isinstance(source, Variable):
             source = value = source if source.has_meta else source.known_as(self.shape, self.dtype)
@@ -207,18 +208,31 @@ class SessionVariable:
 
 
 class Session:
-    """Variables by name, and what they are initialized with; ``with session:`` makes it the current one.
+    """Variables by name, and how they are initialized; ``with session:`` makes it the current session.
 
-    `seed` and `default_initializer` may be set at any time and count for what is initialized afterwards. A
-    variable without a seed of its own is drawn from the session's seed and its own name alone: not the order
-    of declaration or use, nor the process, changes its values. Without a default initializer, variables of
-    two or more dimensions are Glorot uniform and all others zero.
+    The random values of a variable depend on the session's seed and the variable's name, or on the variable's own seed,
+    and on nothing else: neither the order of declarations nor the process changes them. `seed` and
+    `default_initializer` can be set at any time, for the variables that are initialized after that.
 
-    `waiting` are the values that `load_variables` was given and no variable was there to take, by name; a variable
-    that is declared later takes its own. What is removed from it is not taken.
+    Args:
+        seed: an integer from 0.
+        default_initializer: for variables that do not have an initializer. Default: Glorot uniform for two or more
+            dimensions, and zeros for the others.
+
+    Attributes:
+        variables: the variables by name.
+        waiting: values by name that `load_variables` was given before a variable of their name was declared. A
+            variable that is declared later takes its value, unless the value was removed.
 
     Raises:
-        UsageError: `seed` is not an integer of zero or more; `default_initializer` is not callable.
+        UsageError: `seed` is not an integer, or is negative; `default_initializer` is not callable.
+
+    Example:
+        >>> with vs.Session(seed=1) as session:
+        ...     weight = vs.get_variable("dense1-weight", shape=(64, 32))
+        ...     saved = vs.checkpoint.save("model")
+        >>> session
+        <Session: 1 variable, 8,192 bytes>
     """
 
     def __init__(self, *, seed: int = 0, default_initializer: Initializer | None = None) -> None:
@@ -235,7 +249,7 @@ class Session:
         super().__setattr__(name, value)
 
     def reset(self) -> None:
-        """Forget all variables and the values that wait; seed and default initializer stay."""
+        """Remove all variables and all values that wait; the seed and the default initializer stay."""
         with self.lock:
             self.variables.clear()
             self.waiting.clear()
@@ -250,17 +264,25 @@ class Session:
     def __repr__(self) -> str:
         variables = list(self.variables.values())
         waits = f", {len(self.waiting)} more waiting" if self.waiting else ""
-        return f"<Session: {len(variables)} variables, {sum(variable.nbytes for variable in variables):,} bytes{waits}>"
+        size = plural(sum(variable.nbytes for variable in variables), "byte")
+        return f"<Session: {plural(len(variables), 'variable')}, {size}{waits}>"
 
 
 def current_session() -> Session:
-    """Return the session that was entered last in this thread or task, or else the default session."""
+    """Return the session that this thread or task entered last, or else the default session."""
     entered = _entered.get()
     return entered[-1] if entered else _default_session
 
 
 def clear_default_session() -> None:
-    """Begin anew with an empty default session; variables of the old one live on for whoever holds them."""
+    """Replace the default session by an empty one; variables of the old session can still be used.
+
+    Example:
+        >>> variable = vs.get_variable("bias", shape=(10,))
+        >>> vs.clear_default_session()
+        >>> variable.numpy().shape
+        (10,)
+    """
     global _default_session
     _default_session = Session()
 
@@ -277,19 +299,36 @@ def get_variable(
     *,
     distribute: Any = None,  # noqa: ARG001  # accepted for OneFlow's scripts
 ) -> SessionVariable:
-    """Return the current session's variable of this name; declare it if there is none.
+    """Return the current session's variable of a name, and declare it if it does not exist.
 
-    Of a variable that exists, `shape` and `dtype` are compared where they are given, and all else is ignored.
-    A new one is float32, trainable, and initialized as its session says, unless told otherwise; its numbers
-    are those of ``numpy.random.default_rng(random_seed)`` where that is given. Where `load_variables` was given a
-    value of this name before, the new variable takes it, and its initializer does not run. `distribute` has no
-    effect: values are whole in this process.
+    If the variable exists, `shape` and `dtype` are compared with its own where they are given, and the other arguments
+    have no effect. If `load_variables` was given a value of this name earlier, the new variable takes it, and its
+    initializer does not run.
+
+    Args:
+        name: also the name of its folder in a checkpoint.
+        shape: sizes of the dimensions; needed for a new variable.
+        dtype: default float32.
+        initializer: default that of the session.
+        regularizer: stored for the training loop.
+        trainable: stored for the training loop. Default: True.
+        model_name: stored for the training loop.
+        random_seed: initialize with ``numpy.random.default_rng(random_seed)``. Default: a generator that depends on
+            the session's seed and the name.
+        distribute: has no effect; each process has all values.
 
     Raises:
-        VariableMismatch: it exists with another shape or type, or the value that waits for it has another.
-        FormatError: the file of the value that waits is not of the size that the shape says.
-        InvalidName, UnsupportedDtype: it could not be saved.
-        UsageError: it is new and has no shape, or an argument is not what it must be.
+        VariableMismatch: the variable, or the value that waits for it, has another shape or type.
+        FormatError: the file of the value that waits does not have the size that the shape says.
+        InvalidName, UnsupportedDtype: a variable of this name or type cannot be saved.
+        UsageError: the variable is new and `shape` is not given, or an argument is wrong.
+
+    Example:
+        >>> weight = vs.get_variable("dense1-weight", shape=(2, 3), initializer=vs.ones_initializer())
+        >>> weight.numpy()[0] = 5  # changes the variable
+        >>> vs.get_variable("dense1-weight").numpy()
+        array([[5., 5., 5.],
+               [1., 1., 1.]], dtype=float32)
     """
     folder_of(name)
     session = current_session()
@@ -299,7 +338,7 @@ def get_variable(
             _check_same(variable, shape, dtype)
             return variable
         if shape is None:
-            hint = _near([name], session) or "give shape=, or declare it before"
+            hint = _near([name], session) or "pass shape=, or declare the variable first"
             raise UsageError("a new variable needs a shape", variable=name, hint=hint)
         _check_initializer("initializer", initializer)
         if random_seed is not None:
@@ -316,28 +355,50 @@ def get_variable(
 
 
 def get_all_variables() -> dict[str, SessionVariable]:
-    """Return all variables of the current session by name, in the order of their declaration."""
+    """Return all variables of the current session by name, in the order of their declaration.
+
+    Example:
+        >>> variable = vs.get_variable("dense1-bias", shape=(10,))
+        >>> list(vs.get_all_variables())
+        ['dense1-bias']
+    """
     session = current_session()
     with session.lock:
         return dict(session.variables)
 
 
 def load_variables(value_dict: Mapping[str, Any] | Variable, ignore_mismatch: bool = True) -> LoadReport:
-    """Load values into the current session's variables: all that `value_dict` names, or on any error none.
+    """Load values into the variables of the current session; after an error, no variable has changed.
 
-    `value_dict` maps names to values, or is one variable of a checkpoint, which is loaded under its own name.
-    Values are arrays, lazy variables of a checkpoint, or variables of a session. Everything is compared
-    before anything is read, and read before anything is changed. A variable that has its array already
-    keeps it and gets new contents. One without ``meta`` on disk takes shape and type from the session.
+    Everything is compared before anything is read, and read before anything is changed. A variable that has its array
+    already keeps it, with new values in it. A variable of a checkpoint without ``meta`` takes its shape and type from
+    the session.
 
-    With `ignore_mismatch`, a value whose name the session does not have waits there (`Session.waiting`) for a later
-    `get_variable`, which compares shape and type. Lazy values are not read before they are needed.
+    Args:
+        value_dict: arrays, variables of a checkpoint or variables of a session, by name; or a single variable of a
+            checkpoint, which is loaded under its own name.
+        ignore_mismatch: let a value wait (`Session.waiting`) if the session does not have a variable of its name. A
+            later `get_variable` takes the value and compares shape and type; until then a variable of a checkpoint
+            is not read. False makes such a name an error.
+
+    Returns:
+        A report of what was loaded, what was missing, and what is waiting.
 
     Raises:
-        VariableNotFound: `ignore_mismatch` is false and the session has no variable of some name.
-        VariableMismatch: a shape or a type differs, whatever `ignore_mismatch` says; lists every one.
-        FormatError: what is read is not what was saved, or its size does not fit.
+        VariableNotFound: the session does not have a variable of some name, and `ignore_mismatch` is False.
+        VariableMismatch: shapes or types differ, whatever `ignore_mismatch` says; the message lists them all.
+        FormatError: what is read is not what was saved, or a file has the wrong size.
         UsageError: `value_dict` is not a mapping of names to such values.
+
+    Example:
+        >>> checkpoint = vs.save("old", {"dense1-bias": np.ones(3, np.float32), "dense2-bias": np.zeros(9, np.float32)})
+        >>> bias = vs.get_variable("dense1-bias", shape=(3,))
+        >>> print(vs.load_variables(vs.checkpoint.get("old")))
+        old -> session: 1 of 1 loaded, 1 waiting
+        loaded          1  dense1-bias
+        waiting         1  dense2-bias  (not declared yet: loaded when it is)
+        >>> bias.numpy()
+        array([1., 1., 1.], dtype=float32)
     """
     if isinstance(value_dict, Variable):
         value_dict = {value_dict.name: value_dict}
@@ -346,7 +407,7 @@ def load_variables(value_dict: Mapping[str, Any] | Variable, ignore_mismatch: bo
             "not a mapping of names to values",
             field="value_dict",
             found=type(value_dict).__name__,
-            hint="give checkpoint.get(directory), or {name: value} for one variable",
+            hint="pass checkpoint.get(directory), or {name: value} for one variable",
         )
     session = current_session()
     with session.lock:
@@ -371,7 +432,7 @@ def load_variables(value_dict: Mapping[str, Any] | Variable, ignore_mismatch: bo
 
 
 def _waiting(name: str, value: Any) -> Any:
-    """Return what is kept of a value that nothing takes yet: arrays may change until then, so these are copied."""
+    """Return what waits for a variable; an array is copied, because the caller may change it."""
     source = as_source(value, variable=name)
     return np.array(source) if isinstance(source, np.ndarray) else value
 
@@ -406,23 +467,24 @@ def _check_same(variable: SessionVariable, shape: Sequence[int] | None, dtype: D
             variable=variable.name,
             found=f"{variable.shape} {variable.dtype}",
             expected=f"{asked_shape} {asked_dtype}",
-            hint="leave shape and dtype out, use another name, or start anew with clear_default_session()",
+            hint="leave shape and dtype out, use another name, or call clear_default_session() first",
         )
 
 
 def _refuse_unknown(unknown: list[str], session: Session) -> None:
     if unknown:
-        problem = "the session has no such variables, and ignore_mismatch is false"
+        problem = "the session does not have these variables, and ignore_mismatch is False"
         raise VariableNotFound(problem, found=listed(list(map(repr, unknown))), hint=_near(unknown[:3], session))
 
 
 def _refuse_mismatched(mismatched: Sequence[Mismatch]) -> None:
     if mismatched:
         lines = "".join(f"\n  {mismatch.name!r}: {mismatch}" for mismatch in mismatched)
-        problem = f"nothing was loaded: {len(mismatched)} differ in shape or type (given -> session):{lines}"
+        count = plural(len(mismatched), "variable")
+        problem = f"nothing was loaded: shapes or types of {count} differ, given -> session:{lines}"
         raise VariableMismatch(problem, hint="leave them out, or use load_into with on_mismatch= and cast=")
 
 
 def _near(names: Iterable[str], session: Session) -> str:
     found = [(name, nearest(name, session.variables)) for name in names]
-    return "; ".join(f"near {name!r}: {', '.join(map(repr, near))}" for name, near in found if near)
+    return "; ".join(f"similar to {name!r}: {', '.join(map(repr, near))}" for name, near in found if near)
