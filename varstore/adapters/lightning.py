@@ -47,6 +47,8 @@ class VarstoreCheckpointIO(CheckpointIO):  # type: ignore[misc, unused-ignore]  
         if storage_options is not None:
             raise UsageError("there are no storage options", path=path, hint="give save options to the plugin")
         self._finish()
+        if os.path.islink(path):  # save_last="link" made it, and a save never follows one
+            os.unlink(path)
         if self._saver is None:
             save(path, checkpoint, **self._save_options)
             return

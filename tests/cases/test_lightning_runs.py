@@ -1,0 +1,176 @@
+"""Lightning's Trainer with the plugin: hyperparameters, the last step as a link, moved runs, files of its own."""
+
+import argparse
+import os
+import pathlib
+import pickle
+import threading
+
+import pytest
+
+pytest.importorskip("lightning")
+import lightning
+import torch
+from lightning.pytorch.callbacks import ModelCheckpoint
+
+import varstore as vs
+from varstore.adapters.lightning import VarstoreCheckpointIO
+from varstore.errors import CheckpointNotFound, UsageError
+
+pytestmark = pytest.mark.filterwarnings("ignore")  # Lightning's advice about loaders and loggers
+
+
+class Model(lightning.LightningModule):
+    def __init__(self, configuration=None):
+        super().__init__()
+        self.save_hyperparameters()
+        self.linear = torch.nn.Linear(4, 1)
+
+    def training_step(self, batch, index):
+        loss = self.linear(batch[0]).pow(2).mean()
+        self.log("loss", loss)
+        return loss
+
+    def configure_optimizers(self):
+        optimizer = torch.optim.Adam(self.parameters(), 0.1)
+        return [optimizer], [torch.optim.lr_scheduler.StepLR(optimizer, 1)]
+
+
+def fit(directory, *, epochs=2, model=None, plugin=None, ckpt_path=None, **keeper):
+    """Train, and return the trainer."""
+    lightning.seed_everything(0, verbose=False)
+    data = torch.utils.data.TensorDataset(torch.ones(4, 4))
+    trainer = lightning.Trainer(
+        max_epochs=epochs, plugins=[] if plugin is None else [plugin], accelerator="cpu", default_root_dir=directory,
+        callbacks=[ModelCheckpoint(directory, filename="e{epoch}", auto_insert_metric_name=False, **keeper)],
+        logger=False, enable_progress_bar=False, enable_model_summary=False,
+    )  # fmt: skip
+    trainer.fit(model or Model(), torch.utils.data.DataLoader(data, batch_size=2), ckpt_path=ckpt_path)
+    return trainer
+
+
+def entries(directory):
+    return {name: (directory / name).is_symlink() for name in sorted(os.listdir(directory))}
+
+
+# --- hyperparameters ---------------------------------------------------------------------------------------------
+
+refused = pytest.mark.xfail(strict=True, raises=UsageError, reason="only plain data is saved")
+HYPERPARAMETERS = [
+    pytest.param(value, marks=marks, id=name)
+    for name, value, marks in [
+        ("none", None, ()),
+        ("dict", {"lr": 0.1, "layers": [1, 2]}, ()),
+        ("tuple", (1, 2), ()),
+        ("Namespace", argparse.Namespace(lr=0.1), refused),
+        ("Path", {"data": pathlib.Path("/d")}, refused),
+        ("dtype", torch.float16, refused),
+        ("class", torch.nn.ReLU, refused),
+        ("module", torch.nn.ReLU(), ()),
+        ("function", lambda x: x, ()),
+    ]
+]
+
+
+@pytest.mark.parametrize("value", HYPERPARAMETERS)
+def test_hyperparameters_of_any_kind(tmp_path, value):
+    fit(tmp_path, epochs=1, model=Model(value), plugin=VarstoreCheckpointIO())
+    assert os.listdir(tmp_path) == ["e0.ckpt"]
+    saved = VarstoreCheckpointIO().load_checkpoint(tmp_path / "e0.ckpt")
+    if value is None or isinstance(value, dict | tuple):
+        assert saved["hyper_parameters"] == {"configuration": value}
+
+
+# --- the last step -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("background", [False, True])
+@pytest.mark.parametrize(
+    ("keeper", "expected"),
+    [
+        ({"save_top_k": -1}, {"e0.ckpt": False, "e1.ckpt": False}),
+        ({"save_top_k": 0, "save_last": True}, {"last.ckpt": False}),
+        (
+            {"save_top_k": 2, "save_last": "link", "monitor": "loss"},
+            {"e0.ckpt": False, "e1.ckpt": False, "last.ckpt": True},
+        ),
+    ],
+    ids=["all", "last", "link"],
+)
+def test_a_run_is_kept_and_resumed(tmp_path, background, keeper, expected):
+    trainer = fit(tmp_path, plugin=VarstoreCheckpointIO(background=background), **keeper)
+    assert entries(tmp_path) == expected
+    assert all(vs.verify(tmp_path / name).ok for name in expected)
+    last = trainer.checkpoint_callback.last_model_path or trainer.checkpoint_callback.best_model_path
+    resumed = fit(tmp_path, epochs=3, plugin=VarstoreCheckpointIO(background=background), ckpt_path=last, **keeper)
+    assert resumed.current_epoch == 3
+    assert resumed.global_step == 6
+
+
+@pytest.fixture
+def slow_start(monkeypatch):
+    """A save in the background begins a while after the call."""
+    start = threading.Thread.start
+
+    def later(thread):
+        if "varstore" not in thread.name:
+            return start(thread)
+        return start(threading.Timer(0.2, start, [thread]))
+
+    monkeypatch.setattr(threading.Thread, "start", later)
+
+
+@pytest.mark.xfail(
+    strict=True, raises=FileNotFoundError, reason="the link is made where the save will first make a folder"
+)
+def test_a_link_to_a_step_that_is_being_written(tmp_path, slow_start):
+    fit(tmp_path / "new", save_top_k=2, save_last="link", monitor="loss", plugin=VarstoreCheckpointIO(background=True))
+    assert slow_start
+    assert entries(tmp_path / "new") == {"e0.ckpt": False, "e1.ckpt": False, "last.ckpt": True}
+    assert vs.verify(tmp_path / "new" / "last.ckpt").ok
+
+
+def test_a_run_that_was_moved_is_resumed(tmp_path):
+    keeper = {"save_top_k": 2, "save_last": "link", "monitor": "loss"}
+    fit(tmp_path / "a", plugin=VarstoreCheckpointIO(), **keeper)
+    (tmp_path / "a").rename(tmp_path / "b")
+    last = str(tmp_path / "b" / "last.ckpt")
+    trainer = fit(tmp_path / "b", epochs=3, plugin=VarstoreCheckpointIO(), ckpt_path=last, **keeper)
+    assert trainer.global_step == 6
+
+
+# --- files of Lightning's own ------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def its_own(tmp_path_factory):
+    """A file that Lightning wrote without the plugin."""
+    directory = tmp_path_factory.mktemp("own")
+    fit(directory, save_last=True, save_top_k=0)
+    return directory / "last.ckpt"
+
+
+@pytest.mark.xfail(strict=True, raises=CheckpointNotFound, reason="the plugin loads only what it saved")
+def test_a_run_without_the_plugin_is_resumed_with_it(tmp_path, its_own):
+    trainer = fit(tmp_path, epochs=3, plugin=VarstoreCheckpointIO(), ckpt_path=str(its_own))
+    assert trainer.global_step == 6
+
+
+@pytest.mark.xfail(strict=True, raises=RuntimeError, reason="a conversion forgets that arrays were tensors")
+def test_a_file_of_its_own_that_was_converted_is_resumed(tmp_path, its_own):
+    vs.convert(its_own, tmp_path / "c", format="varstore")
+    trainer = fit(tmp_path, epochs=3, plugin=VarstoreCheckpointIO(), ckpt_path=str(tmp_path / "c"))
+    assert trainer.global_step == 6
+
+
+mindspores = pytest.mark.xfail(strict=True, raises=pickle.UnpicklingError, reason=".ckpt is MindSpore's")
+
+
+@pytest.mark.parametrize("format", [pytest.param(None, marks=mindspores), "torch"])
+def test_a_step_is_converted_for_load_from_checkpoint(tmp_path, format):
+    model = Model({"lr": 0.5})
+    fit(tmp_path / "run", model=model, plugin=VarstoreCheckpointIO(), save_last=True, save_top_k=0)
+    vs.convert(tmp_path / "run" / "last.ckpt", tmp_path / "out.ckpt", format=format)
+    loaded = Model.load_from_checkpoint(tmp_path / "out.ckpt")
+    assert loaded.hparams.configuration == {"lr": 0.5}
+    assert torch.equal(loaded.linear.weight, model.linear.weight)
