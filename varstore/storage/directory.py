@@ -149,7 +149,7 @@ class Directory:
                     found=f"{size} bytes",
                     expected=f"at most {limit}",
                 )
-            return os.pread(fd, size, 0)
+            return _read_from_start(fd, size)
         finally:
             os.close(fd)
 
@@ -199,7 +199,7 @@ class Directory:
             except FormatError:
                 return None
         try:
-            return digest_in(os.pread(fd, HEADER_SIZE, 0))
+            return digest_in(_read_from_start(fd, HEADER_SIZE))
         except OSError as error:
             if error.errno in (errno.ESPIPE, errno.EISDIR, errno.EAGAIN):
                 return None
@@ -246,3 +246,13 @@ class Directory:
         if error.errno in (errno.ENXIO, errno.ENODEV):
             return self.not_regular(relative, variable)
         return storage_error(error, path, "the file cannot be opened")
+
+
+def _read_from_start(fd: int, size: int) -> bytes:
+    """Return the first bytes of a file, `size` of them unless it is shorter, however few a call gives."""
+    parts: list[bytes] = []
+    done = 0
+    while done < size and (part := os.pread(fd, size - done, done)):
+        parts.append(part)
+        done += len(part)
+    return b"".join(parts)
