@@ -113,7 +113,7 @@ set -e
 mount -t tmpfs tmpfs "$1"
 mkdir "$1/lower" "$1/upper" "$1/work" "$1/merged"
 "$2" -c "$3" "$1/lower"
-mount -t overlay overlay -o "lowerdir=$1/lower,upperdir=$1/upper,workdir=$1/work" "$1/merged"
+mount -t overlay overlay -o "redirect_dir=off,lowerdir=$1/lower,upperdir=$1/upper,workdir=$1/work" "$1/merged"
 echo mounted
 exec "$2" -c "$4" "$1/merged"
 """
