@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import pickle
 import subprocess
 import sys
 import tracemalloc
@@ -781,3 +782,14 @@ def test_what_read_returns_has_a_selection(tmp_path):
     assert np.array_equal(chosen["c.w"].numpy(), np.arange(4))
     with pytest.raises(VariableNotFound):
         verbs.read(tmp_path / "x.safetensors").select(include="z*")
+
+
+def test_a_checkpoint_is_opened_like_any_file(tmp_path):
+    vs.save_state(tmp_path / "a", {"w": np.arange(3), "epoch": 3})
+    opened = vs.read(tmp_path / "a")
+    assert (opened.format, opened.state()["epoch"], list(opened.select(rename={"w": "v"}))) == ("varstore", 3, ["v"])
+    again = pickle.loads(pickle.dumps(opened))
+    assert type(again) is type(opened)
+    assert again.lazy("w").numpy().tolist() == [0, 1, 2]
+    vs.save(tmp_path / "b", {"w": np.arange(3)})
+    assert vs.read(tmp_path / "b").state()["w"].tolist() == [0, 1, 2]

@@ -10,15 +10,35 @@ from varstore.disk.read.variable import Variable
 from varstore.formats.state.flat import flat_leaves
 from varstore.model.options import SaveOptions
 from varstore.model.store import save
+from varstore.training.state import load_state
 from varstore.training.tree import flatten, unflatten
 from varstore.values.lazy import LazyArray
 
-__all__ = ["nested", "read", "write"]
+__all__ = ["OpenedCheckpoint", "nested", "read", "write"]
 
 
-def read(path: str) -> Checkpoint:
+class OpenedCheckpoint(Checkpoint):
+    """A checkpoint with what every opened file has: `format`, `state` and `lazy`."""
+
+    format = "varstore"
+
+    def lazy(self, name: str) -> Variable:
+        """Return one variable, as ``[]`` does.
+
+        Raises:
+            VariableNotFound: there is no variable of this name.
+        """
+        return self[name]
+
+    def state(self) -> Any:
+        """Read everything: the nested state that was saved, or a dict of arrays; see `varstore.load_state`."""
+        return load_state(self)
+
+
+def read(path: str) -> OpenedCheckpoint:
     """Open a checkpoint directory; see `varstore.open`."""
-    return open_checkpoint(path)
+    opened = open_checkpoint(path)
+    return OpenedCheckpoint(opened.location, opened.content)
 
 
 def nested(checkpoint: Checkpoint) -> Any:

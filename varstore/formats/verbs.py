@@ -13,6 +13,7 @@ import numpy as np
 from varstore.disk.progress import Progress, reporting
 from varstore.disk.read.checkpoint import Checkpoint
 from varstore.errors import UnsupportedDtype, UsageError
+from varstore.formats.native import OpenedCheckpoint, nested
 from varstore.formats.nodes import leaves, replaced
 from varstore.formats.opened import ForeignCheckpoint
 from varstore.model.options import StoreOptions
@@ -64,7 +65,7 @@ class Converted:
 
 def read(
     path: str | os.PathLike[str], format: str | None = None, **options: Unpack[ReadOptions]
-) -> Checkpoint | ForeignCheckpoint:
+) -> OpenedCheckpoint | ForeignCheckpoint:
     """Open a file or folder of any format as a lazy mapping of names to arrays.
 
     Args:
@@ -80,7 +81,7 @@ def read(
     from varstore.formats.registry import detect, named
 
     row = detect(path) if format is None else named(format)
-    opened: Checkpoint | ForeignCheckpoint = row.module.read(os.fspath(path), **options)
+    opened: OpenedCheckpoint | ForeignCheckpoint = row.module.read(os.fspath(path), **options)
     return opened
 
 
@@ -137,7 +138,6 @@ def convert(
         FormatError: the source is not what its format says.
         VariableNotFound, VariableMismatch: see `select`.
     """
-    from varstore.formats.native import nested
     from varstore.formats.registry import detect, named, target_format
 
     source, target = os.fspath(source), os.fspath(target)

@@ -44,6 +44,10 @@ manager.restore(thread=2)  # wrong
 
 opened = vs.read("model.safetensors")
 shape: tuple[int, ...] = opened["w"].shape
+nested: Any = opened.state()
+kind: str = opened.format
+part = opened.select(include="w")["w"][0]
+opened.stat()  # wrong
 scaled: np.ndarray = 2 * opened["w"] + vs.open("a")["w"].T
 turned: np.ndarray = opened["w"].reshape(-1)[::-1]
 flags: np.ndarray = opened["w"] == 1

@@ -66,10 +66,10 @@ class Checkpoint(Mapping[str, Variable]):
         _handles[id(self)] = weakref.ref(self, partial(_forget, id(self)))
 
     def __reduce__(self) -> tuple[Callable[..., Checkpoint], tuple[Any, ...]]:
-        return _unpickled, (self._location, self._allow_incomplete, self._closed)
+        return _unpickled, (type(self), self._location, self._allow_incomplete, self._closed)
 
     def __copy__(self) -> Checkpoint:
-        copy = Checkpoint(self._location, self._content, allow_incomplete=self._allow_incomplete)
+        copy = type(self)(self._location, self._content, allow_incomplete=self._allow_incomplete)
         copy._closed = self._closed
         return copy
 
@@ -85,7 +85,8 @@ class Checkpoint(Mapping[str, Variable]):
         return Variable(self._location, self.entry(name))
 
     @property
-    def _known(self) -> Content:
+    def content(self) -> Content:
+        """What the manifest or, without one, the folders say: entries, manifest, damaged variables."""
         if self._content is None:
             with (
                 translated(self.path, "the checkpoint cannot be opened"),
@@ -96,7 +97,7 @@ class Checkpoint(Mapping[str, Variable]):
 
     @property
     def _entries(self) -> Mapping[str, Entry]:
-        return self._known.entries
+        return self.content.entries
 
     def get(self, key: str, default: Any = None) -> Any:
         """Return a variable or the default, without the search for near names that an error would cost."""
@@ -186,12 +187,12 @@ class Checkpoint(Mapping[str, Variable]):
     @property
     def manifest(self) -> Manifest | None:
         """The manifest, None for a checkpoint without one."""
-        return self._known.manifest
+        return self.content.manifest
 
     @property
     def damaged(self) -> Mapping[str, str]:
         """After ``allow_incomplete=True``: the variables that are not whole, and what is wrong with each."""
-        return self._known.damaged
+        return self.content.damaged
 
     def entry(self, name: str) -> Entry:
         """Return what is known of a variable, as the manifest or its folder tells it.
@@ -255,9 +256,9 @@ def open_checkpoint(path: str | os.PathLike[str], *, allow_incomplete: bool = Fa
     raise StorageError("the checkpoint is replaced faster than it can be opened", path=location.path)
 
 
-def _unpickled(location: Location, allow_incomplete: bool, closed: bool) -> Checkpoint:
+def _unpickled(kind: type[Checkpoint], location: Location, allow_incomplete: bool, closed: bool) -> Checkpoint:
     """Return a handle that reads nothing yet: an error here would be one of unpickling, which ends a pool's workers."""
-    checkpoint = Checkpoint(location, None, allow_incomplete=allow_incomplete)
+    checkpoint = kind(location, None, allow_incomplete=allow_incomplete)
     if closed:
         checkpoint.close()
     return checkpoint
