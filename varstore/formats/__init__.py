@@ -1,0 +1,89 @@
+"""# Other systems' files
+
+`varstore.read` opens a file or folder of another system as a lazy mapping of names to arrays, `varstore.write` writes
+one, and `varstore.convert` converts one to another, one tensor at a time. The system itself need not be installed.
+Code that a file asks for is never run: varstore reads pickles itself, and refuses everything that is not data.
+
+    >>> model = {"w": np.ones((2, 3), np.float32), "b": np.zeros(3, np.float32)}
+    >>> vs.write("model.pt", {"model": model, "epoch": 3})
+    >>> file = vs.read("model.pt")
+    >>> file
+    <torch file 'model.pt': 2 tensors>
+    >>> list(file)
+    ['model/w', 'model/b']
+
+`[]` returns an array that is not read yet. It has numpy's operators and methods, which read it. If the format stores
+plain bytes, an index reads only what it needs. `state()` reads the whole nested object, with all its other values.
+
+    >>> file["model/w"]
+    <LazyArray: float32 [2, 3], 24 bytes>
+    >>> file["model/w"][0]
+    array([1., 1., 1.], dtype=float32)
+    >>> file.state()["epoch"]
+    3
+
+## Formats
+
+`read` detects the format from the content. `write` and `convert` take it from the suffix of the path, or from
+`format=`.
+
+| format | suffixes | read | written |
+|---|---|---|---|
+| varstore | none | checkpoint directories | checkpoint directories |
+| safetensors | `.safetensors`, `.safetensors.index.json` | files, and models in several files with an index | both |
+| torch | `.pt`, `.pth`, `.bin`, `.tar` | `torch.save` since 0.1.10, folders of `torch.distributed.checkpoint` | files |
+| numpy | `.npz`, `.npy` | files of `numpy.savez` and `numpy.save` | both |
+| oneflow | `.of` | folders and files of `flow.save`, folders of variables | folders |
+| paddle | `.pdparams`, `.pdopt`, `.pdckpt`, `.pdiparams` | files of `paddle.save`, `jit.save` | not `.pdiparams` |
+| megengine | `.mge`, `.pkl` | files of `megengine.save` | files |
+| mindspore | `.ckpt` | files of `mindspore.save_checkpoint`, also encrypted ones | files, not encrypted |
+| onnx | `.onnx` | the initializers of a model | a copy of a model with other initializers |
+| orbax | `.orbax` | folders of Orbax | no |
+| zarr | `.zarr` | trees of versions 2 and 3 | trees |
+
+Zarr and Orbax require the package `zarr`, Orbax's databases `tensorstore`, and encrypted MindSpore files
+`cryptography`.
+
+## What is kept
+
+| format | kept besides names and arrays | left out |
+|---|---|---|
+| varstore | nested state of `varstore.save_state`, attributes | |
+| safetensors | metadata, other names of tied tensors | |
+| torch | nested state: containers, numbers, text, bytes; tied tensors | devices, gradients, code of modules |
+| numpy | | arrays of Python objects, which are pickles |
+| oneflow | nested state, tied tensors | code of modules |
+| paddle | nested state; names of parameters, in `attributes` | programs |
+| megengine | nested state; scales of quantised values, as attributes of the array | code of modules, graphs |
+| mindspore | parameters that are text, in `state()` | |
+| onnx | shapes of sparse tensors, in `state()` | the graph, initializers of inner graphs |
+| orbax | nested state; custom metadata | text |
+| zarr | attributes of the root group | attributes of other groups and arrays |
+
+A module that was pickled as a whole is read as its state dict. A sparse tensor of PyTorch is read as a dict of its
+parts, and a quantised one as integers with the scale in `attributes`.
+
+## Converting
+
+A target that can store nested state gets it. Any other target gets the arrays, and the result names what was left out.
+
+    >>> done = vs.convert("model.pt", "model.safetensors")
+    >>> done.names, done.left_out
+    (('model/w', 'model/b'), ('epoch',))
+    >>> done = vs.convert("model.pt", "checkpoint")
+    >>> vs.load_state("checkpoint")["epoch"]
+    3
+
+Names are chosen and renamed as in `varstore.load`; the guide is `varstore.model`. `dtype=` converts all floating-point
+tensors.
+
+    >>> done = vs.convert("model.pt", "half.npz", include="model/*", rename={"model": ""}, dtype="float16")
+    >>> sorted(np.load("half.npz").items())
+    [('b', array([0., 0., 0.], dtype=float16)), ('w', array([[1., 1., 1.],
+           [1., 1., 1.]], dtype=float16))]
+
+If the target does not have a type, or cannot store a value, that is an error before anything is written.
+
+An ONNX file is a program. To change its values, write a copy of it: `vs.write("new.onnx", values, model="old.onnx")`
+replaces the initializers that `values` names.
+"""

@@ -1,4 +1,4 @@
-"""The three verbs over all formats: read, write, convert. The table behind them is imported when one is used."""
+"""Read, write and convert files of all formats; the table of formats is imported on first use."""
 
 from __future__ import annotations
 
@@ -25,25 +25,25 @@ __all__ = ["ConvertOptions", "Converted", "ReadOptions", "WriteOptions", "conver
 
 
 class ReadOptions(TypedDict, total=False):
-    """What one format's `read` takes beside the path."""
+    """Options of `read` that a single format has."""
 
     key: bytes | None
-    """MindSpore: the key of an encrypted file."""
+    """MindSpore: the key of an encrypted file, 16, 24 or 32 bytes."""
     crc_check: bool
-    """MindSpore: compare the checksum at the end of the file."""
+    """MindSpore: compare the checksum at the end of the file, if there is one."""
 
 
 class ConvertOptions(StoreOptions, total=False):
-    """What one format's `write` takes beside the path and the values."""
+    """Options of `convert` and `write` that a single format has."""
 
     model: str | None
-    """ONNX: the model whose initializers are replaced in a copy."""
+    """ONNX: the path of the model that is copied with other initializers."""
     metadata: Mapping[str, str] | None
-    """safetensors: the file's own metadata."""
+    """safetensors: the metadata of the file."""
     shard_bytes: int
-    """safetensors: the size from which a file is split in several."""
+    """safetensors: the maximum size of each of several files, in bytes."""
     zarr_format: int
-    """Zarr: 3, or 2."""
+    """Zarr: the version of the format, 2 or 3."""
 
 
 class WriteOptions(ConvertOptions, total=False):
@@ -54,7 +54,7 @@ class WriteOptions(ConvertOptions, total=False):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Converted:
-    """What `convert` did; `left_out` names what the source held beside arrays and the target could not take."""
+    """The result of `convert`; `left_out` names values that are not arrays, which the target format cannot store."""
 
     source_format: str
     format: str
@@ -68,15 +68,36 @@ def read(
 ) -> OpenedCheckpoint | ForeignCheckpoint:
     """Open a file or folder of any format as a lazy mapping of names to arrays.
 
+    The arrays read their values when they are used. The table of formats is in `varstore.formats`.
+
     Args:
-        path: what to open.
-        format: its name in the table, where it cannot be told from the content.
-        options: what the format's own `read` takes, such as a key.
+        path: the file or folder.
+        format: its format, by name; by default, it is detected from the content, and then from the suffix.
+        options: `key` and `crc_check`, for MindSpore.
+
+    Returns:
+        A `Checkpoint` for a checkpoint directory. For other formats, a mapping that also has `state()`, which reads
+        the whole nested object, and `attributes`, the metadata of the file.
 
     Raises:
-        UsageError: unknown format.
-        FormatError: what lies there is not what its format says.
-        CheckpointNotFound: nothing lies there.
+        UsageError: the format is unknown.
+        FormatError: the file is damaged, or not of the named format.
+        UnsafeContent: the file asks to run code, or refers to files outside its folder.
+        CheckpointNotFound: there is nothing at the path.
+        MissingDependency: a package that the format requires is not installed.
+        StorageError: the operating system refused.
+
+    Example:
+        >>> vs.write("model.pt", {"model": {"w": np.ones((2, 3))}, "epoch": 3})
+        >>> file = vs.read("model.pt")
+        >>> file
+        <torch file 'model.pt': 1 tensor>
+        >>> file["model/w"]
+        <LazyArray: float64 [2, 3], 48 bytes>
+        >>> file["model/w"][0]
+        array([1., 1., 1.])
+        >>> file.state()["epoch"]
+        3
     """
     from varstore.formats.registry import detect, named
 
@@ -88,16 +109,29 @@ def read(
 def write(
     path: str | os.PathLike[str], variables_or_state: Any, format: str | None = None, **options: Unpack[WriteOptions]
 ) -> None:
-    """Write names and arrays, or nested state, in any format that can be written.
+    """Write names and arrays, or nested state, to a file or folder.
+
+    A file appears complete or not at all; an existing one is replaced. A folder must not exist.
 
     Args:
-        path: its suffix tells the format; without one it is a checkpoint directory.
-        variables_or_state: a mapping of names to arrays, or what else the format's own `write` takes.
-        format: its name in the table, where the suffix does not tell.
-        options: what the format's own `write` takes, such as an ONNX model.
+        path: where to write. The suffix determines the format; a path without a suffix is a checkpoint directory.
+        variables_or_state: a mapping of names to arrays, a checkpoint, the result of `read`, or nested state.
+        format: the format, by name, if the suffix does not determine it. The table is in `varstore.formats`.
+        options: `model` for ONNX, `metadata` and `shard_bytes` for safetensors, `zarr_format` for Zarr, and for a
+            checkpoint directory those of `varstore.save`.
 
     Raises:
-        UsageError: unknown format, one that is only read, or state that it cannot hold.
+        UsageError: the format is unknown or can only be read, or it cannot store a value.
+        UnsupportedDtype: the format does not have a type.
+        InvalidName: the format cannot store a name.
+        CheckpointExists: a folder is to be written, and the path exists.
+        MissingDependency: a package that the format requires is not installed.
+        StorageError: the operating system refused.
+
+    Example:
+        >>> vs.write("model.npz", {"w": np.ones(3), "b": np.zeros(3)})
+        >>> sorted(np.load("model.npz"))
+        ['b', 'w']
     """
     from varstore.formats.registry import target_format
 
@@ -117,26 +151,39 @@ def convert(
     progress: Progress = None,
     **options: Unpack[ConvertOptions],
 ) -> Converted:
-    """Write what one file or folder holds as another, one tensor at a time.
+    """Convert a file or folder to another format, one tensor at a time.
 
-    Nested state keeps its structure where the target can and nothing is selected or renamed.
+    If the target can store nested state, and no names are chosen or renamed, nested state keeps its structure.
+    Otherwise, the target contains the tensors only, and the result names the values that were left out. Metadata of
+    the source is not converted.
 
     Args:
-        source: what to read.
-        target: what to write.
-        format: the target's format, where its suffix does not tell.
-        source_format: the source's, where its content does not tell.
-        include: see `varstore.values.select.select`; so are `exclude` and `rename`.
+        source: the file or folder to read.
+        target: the file or folder to write, as for `varstore.write`.
+        format: the format of the target, by name, if its suffix does not determine it.
+        source_format: the format of the source, by name, if it cannot be detected.
+        include: patterns of names to convert; see `varstore.load`.
         exclude: patterns of names to leave out.
-        rename: how names change.
-        dtype: a floating type that all floating tensors are converted to.
-        progress: True for a bar, or a function of (bytes done, bytes in all).
-        options: what the target's own `write` takes.
+        rename: how to change names; see `varstore.load`.
+        dtype: the type to which all floating-point tensors are converted, such as "bfloat16".
+        progress: True for a progress bar, or a function of (bytes done, bytes in total).
+        options: see `varstore.write`.
 
     Raises:
-        UsageError, UnsupportedDtype: what the target cannot hold.
-        FormatError: the source is not what its format says.
-        VariableNotFound, VariableMismatch: see `select`.
+        UsageError, UnsupportedDtype, InvalidName: the target cannot store a value, type or name.
+        FormatError, UnsafeContent: see `varstore.read`.
+        CheckpointNotFound, CheckpointExists, MissingDependency, StorageError: see `varstore.read` and
+            `varstore.write`.
+        VariableNotFound: a pattern of `include` does not match a name.
+        VariableMismatch: two tensors would get the same name.
+
+    Example:
+        >>> vs.write("model.pt", {"model": {"w": np.ones(3), "b": np.zeros(3)}, "epoch": 3})
+        >>> done = vs.convert("model.pt", "model.safetensors", dtype="float16", rename={"model": ""})
+        >>> done.names, done.left_out
+        (('w', 'b'), ('epoch',))
+        >>> vs.read("model.safetensors")["w"]
+        <LazyArray: float16 [3], 6 bytes>
     """
     from varstore.formats.registry import detect, named, target_format
 
@@ -158,7 +205,7 @@ def convert(
     if isinstance(opened, Checkpoint):
         tree = nested(opened) or {}
         if is_linked and is_whole and opened.manifest is not None:
-            kept = {"tree": opened.manifest.tree}  # the state around the variables, as it stands
+            kept = {"tree": opened.manifest.tree}  # the nested state, which refers to the variables by name
     with reporting(progress, total, f"writing {target}") as advance:
         wrapped = _Wrapped(cast, advance)
         if keeps_tree and tree and not is_linked:
@@ -173,7 +220,7 @@ def convert(
 
 
 class _Wrapped:
-    """Arrays that are cast and counted as they are read; one array of two names stays one."""
+    """Arrays that are cast, and counted when they are read; an array that has two names stays one object."""
 
     def __init__(self, cast: np.dtype[Any] | None, advance: Callable[[int], None] | None) -> None:
         self._cast = cast
@@ -215,10 +262,10 @@ def _floating(dtype: Any) -> np.dtype[Any]:
         found = None
     if found is None or not _is_floating(found):
         raise UnsupportedDtype(
-            "only floating tensors are converted, to a floating type",
+            "only floating-point tensors can be converted, to a floating-point type",
             field="dtype",
             found=repr(dtype),
-            expected="float16, bfloat16, float32, float64 or another of numpy or ml_dtypes",
+            expected="float16, bfloat16, float32, float64, or another such type of numpy or ml_dtypes",
         )
     return found
 
