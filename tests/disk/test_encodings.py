@@ -109,6 +109,13 @@ def test_a_save_writes_the_values_and_links_what_is_plain(path, tmp_path):
         assert os.path.samefile(path / name / "out", tmp_path / "d" / name / "out") is (name == "plain")
 
 
+def test_only_what_is_plain_is_compared_by_its_digests(path, tmp_path):
+    vs.save(tmp_path / "d", VALUES, base=path, durable=False)
+    for name in VALUES:
+        assert os.path.samefile(path / name / "out", tmp_path / "d" / name / "out") is (name == "plain")
+    assert vs.verify(tmp_path / "d").ok
+
+
 def test_verify_compares_what_is_stored(path):
     (path / "large" / "out").write_bytes((path / "large" / "out").read_bytes()[:-1] + b"\x11")
     (path / "small" / "out").write_bytes(HEAD)

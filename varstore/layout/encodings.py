@@ -15,7 +15,7 @@ import numpy as np
 from varstore.layout.dtypes import BFLOAT16
 from varstore.layout.meta import Meta
 
-__all__ = ["ENCODINGS", "RAW", "Encoding"]
+__all__ = ["ENCODINGS", "RAW", "Encoding", "is_plain"]
 
 _FLOAT32 = np.dtype("<f4")
 
@@ -52,3 +52,9 @@ def _of_plain(meta: Meta, nbytes: int) -> np.dtype[Any] | None:
 RAW = Encoding(name="raw", is_plain=True, stored_dtype=_of_plain)
 
 ENCODINGS: dict[str, Encoding] = {row.name: row for row in (RAW,)}
+
+
+def is_plain(name: str) -> bool:
+    """Tell whether ``out`` in this encoding is the values themselves; False for one that is not known here."""
+    row = ENCODINGS.get(name)
+    return row is not None and row.is_plain

@@ -10,7 +10,7 @@ import numpy as np
 
 from varstore.disk.blocks import digest_block, spans
 from varstore.disk.threads import run
-from varstore.layout.encodings import RAW
+from varstore.layout.encodings import is_plain
 from varstore.layout.manifest import BLOCK, DIGEST_SIZE
 from varstore.values.arrays import Stored
 from varstore.values.plan import PlannedVariable, SavePlan
@@ -68,6 +68,6 @@ def _same_form(variable: PlannedVariable, stored: Stored | None) -> bool:
     return (
         entry.meta == variable.meta
         and entry.nbytes == variable.nbytes
-        and entry.encoding == RAW.name
+        and is_plain(entry.encoding)
         and bool(entry.digests)
     )
