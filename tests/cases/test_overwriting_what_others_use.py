@@ -113,7 +113,7 @@ set -e
 mount -t tmpfs tmpfs "$1"
 mkdir "$1/lower" "$1/upper" "$1/work" "$1/merged"
 "$2" -c "$3" "$1/lower"
-mount -t overlay overlay -o "redirect_dir=off,lowerdir=$1/lower,upperdir=$1/upper,workdir=$1/work" "$1/merged"
+mount -t overlay overlay -o "$5lowerdir=$1/lower,upperdir=$1/upper,workdir=$1/work" "$1/merged"
 echo mounted
 exec "$2" -c "$4" "$1/merged"
 """
@@ -156,8 +156,19 @@ def overlaid(tmp_path, user, action):
     if shutil.which("unshare") is None:
         pytest.skip("there is no unshare")
     (tmp_path / "mnt").mkdir()
+    options = "redirect_dir=off," if user == "root" else ""  # in a user namespace it is off, and cannot be named
     namespace = {"root": ["--mount"], "mapped": ["--user", "--map-root-user", "--mount"]}[user]
-    script = ["bash", "-c", MOUNTED, "bash", tmp_path / "mnt", sys.executable, LOWER, UPPER.replace("ACTION", action)]
+    script = [
+        "bash",
+        "-c",
+        MOUNTED,
+        "bash",
+        tmp_path / "mnt",
+        sys.executable,
+        LOWER,
+        UPPER.replace("ACTION", action),
+        options,
+    ]
     done = subprocess.run(["unshare", *namespace, *script], capture_output=True, text=True, check=False, timeout=60)
     if "mounted" not in done.stdout:
         pytest.skip(f"no overlay can be mounted here: {done.stderr.strip()[-200:]}")
