@@ -265,7 +265,7 @@ def test_what_plain_variables_and_numpy_arrays_become(tmp_path: Path) -> None:
 def test_loading_into_a_part_of_a_nested_checkpoint(tmp_path: Path) -> None:
     net, other = Net(), Net()
     vt.save(tmp_path / "c", {"model": net, "epoch": 3})
-    with pytest.raises(VariableMismatch, match="kept"):
+    with pytest.raises(VariableMismatch, match="missing"):
         vt.load_into(other, tmp_path / "c")
     vt.load_into(other, tmp_path / "c", include="model/*", rename={"model/": ""})
     assert same(other.fc.weight, net.fc.weight)
@@ -277,7 +277,7 @@ def test_strict_and_mismatches_are_told_before_anything_changes(tmp_path: Path) 
     vt.save(tmp_path / "c", {"weight": torch.ones(3, 2), "more": torch.ones(1)})
     layer = nn.Linear(2, 3)
     before = layer.weight.clone()
-    with pytest.raises(VariableMismatch, match="1 kept, 1 unused"):
+    with pytest.raises(VariableMismatch, match="1 missing, 1 unexpected"):
         vt.load_into(layer, tmp_path / "c")
     wide = nn.Linear(4, 5, bias=False)
     with pytest.raises(VariableMismatch, match=r"\(3, 2\) -> \(5, 4\)"):

@@ -57,8 +57,8 @@ def test_the_table_reads_well():
         "old -> session: 150 of 152 loaded",
         "loaded        148  backbone.*",
         "loaded          2  head.weight, head.bias",
-        "kept            1  dense3/weight  (missing in the source: keeps its values)",
-        "unused          5  fc.*           (unexpected: not in the target)",
+        "missing         1  dense3/weight  (not in the source: keeps its values)",
+        "unexpected      5  fc.*           (not in the target)",
         "mismatched      1  out.weight     (10, 64) -> (100, 64)",
         "overlapped      1  head.weight    (9, 4) -> (12, 4), copied (9, 4)",
         "cast            1  head.bias      float64 -> float32",
@@ -200,7 +200,7 @@ def test_ten_thousand_names_print_on_one_page():
     for line in lines[1:-5]:
         category, count = line.split()[:2]
         counted[category] = counted.get(category, 0) + int(count)
-    assert counted == dict.fromkeys(("loaded", "kept", "unused", "mismatched", "overlapped", "cast"), 5000)
+    assert counted == dict.fromkeys(("loaded", "missing", "unexpected", "mismatched", "overlapped", "cast"), 5000)
     assert "loaded       4994  … more" in lines
 
 
@@ -224,10 +224,10 @@ def test_html_is_escaped():
     assert cells.tags == ["table", "caption", "tr", "td", "td", "td", "td", "div"]
     assert cells.data == [
         f"{evil} -> t: 0 of 1 loaded",
-        "kept",
+        "missing",
         "1",
         evil,
-        "(missing in the source: keeps its values)",
+        "(not in the source: keeps its values)",
         f"hint: {evil}",
     ]
 
@@ -351,19 +351,22 @@ def test_raise_for_lists_what_it_was_asked_for():
     with pytest.raises(VariableMismatch) as caught:
         FULL.raise_for("unused", "kept")
     assert str(caught.value) == (
-        "old -> session: 1 kept, 5 unused\n"
-        "  kept            1  dense3/weight  (missing in the source: keeps its values)\n"
-        "  unused          5  fc.*           (unexpected: not in the target)\nTry this"
+        "old -> session: 1 missing, 5 unexpected\n"
+        "  missing         1  dense3/weight  (not in the source: keeps its values)\n"
+        "  unexpected      5  fc.*           (not in the target)\nTry this"
     )
     assert caught.value.hint == "try this"
 
 
 @pytest.mark.parametrize("category", ["kept", "unused", "mismatched", "overlapped", "cast"])
 def test_raise_for_each_category(category):
+    word = {"kept": "missing", "unused": "unexpected"}.get(category, category)
     alone = LoadReport(source="s", target="t", loaded=(), **{category: getattr(FULL, category)})
     with pytest.raises(VariableMismatch) as caught:
         alone.raise_for(category)
-    assert f": {len(getattr(FULL, category))} {category}\n" in str(caught.value)
+    assert f": {len(getattr(FULL, category))} {word}\n" in str(caught.value)
+    with pytest.raises(VariableMismatch):
+        alone.raise_for(word)
     assert str(caught.value).endswith("Pair the names with rename=, and leave the rest out with exclude=")
     others = {"kept", "unused", "mismatched", "overlapped", "cast"} - {category}
     assert alone.raise_for(*others) is alone
@@ -375,7 +378,7 @@ def test_raise_for_an_unknown_category(category):
         FULL.raise_for("kept", category)
     assert str(caught.value) == (
         f"unknown category: found {category!r}, "
-        "expected 'kept' or 'unused' or 'waiting' or 'mismatched' or 'overlapped' or 'cast'"
+        "expected 'missing' or 'unexpected' or 'waiting' or 'mismatched' or 'overlapped' or 'cast'"
     )
 
 

@@ -1,10 +1,10 @@
 """# Coming from another framework
 
-The everyday job of each framework's documentation, first with the framework's own calls, then with varstore.
+How to save and load a model: first with the calls that each framework's documentation shows, then with varstore.
 
 ## PyTorch
 
-`varstore.adapters.torch` also loads straight into modules and optimizers, with a report.
+`varstore.adapters.torch` also loads straight into the memory of modules and optimizers, and reports what it loaded.
 
 ```python torch
 torch.save({"epoch": 3, "model": net.state_dict(), "optimizer": optimizer.state_dict()}, "checkpoint.tar")
@@ -46,7 +46,7 @@ net.set_state_dict(vs.load("linear"))
 
 ## MegEngine
 
-Its state dicts are NumPy arrays.
+State dicts of MegEngine hold NumPy arrays.
 
 ```python megengine
 megengine.save({"epoch": 3, "state_dict": net.state_dict(), "opt_state": optimizer.state_dict()}, "checkpoint.mge")
@@ -61,8 +61,8 @@ restored = vs.load_state("checkpoint")["state_dict"]  # for net.load_state_dict
 
 ## OneFlow
 
-Its legacy checkpoints are the same directories: OneFlow reads what varstore saves. As in OneFlow, a script may load
-first and declare its variables afterwards: the values wait in the session until then.
+OneFlow's legacy checkpoints are the same directories, so OneFlow reads what varstore saves. As in OneFlow, a script may
+load first and declare its variables later: the values wait in the session until then.
 
 ```python oneflow
 flow.save(net.state_dict(), "oneflow_checkpoint")

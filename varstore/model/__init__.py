@@ -51,11 +51,11 @@ Two variables that would get one name are an error, which names both.
     >>> model = {name.replace("net", "encoder"): np.zeros(2, np.float32) for name in layers}
     >>> print(vs.load_into(model, "model"))
     model -> targets: 0 of 4 loaded
-    kept            4  encoder.*    (missing in the source: keeps its values)
-    unused          4  net.*        (unexpected: not in the target)
-    unused          1  head.weight  (unexpected: not in the target)
+    missing         4  encoder.*    (not in the source: keeps its values)
+    unexpected      4  net.*        (not in the target)
+    unexpected      1  head.weight  (not in the target)
     hint: try rename={'net.': 'encoder.'}: 4 of 4 names would match
     >>> report = vs.load_into(model, "model", exclude="head.*", rename={"net": "encoder"})
-    >>> len(report.raise_for("kept", "unused").loaded)
+    >>> len(report.raise_for("missing", "unexpected").loaded)
     4
 """

@@ -73,8 +73,8 @@ def load_into(
         A report of what was loaded, what was missing in the source, and what was unexpected in it.
 
     Raises:
-        VariableMismatch: shapes or types differ, `missing` or `on_tied` refuses; the message lists all that is wrong,
-            and nothing has changed.
+        VariableMismatch: shapes or types differ, or `missing` or `on_tied` is "error" and applies; the message lists
+            the variables, and nothing has changed.
         UsageError: a target is not a writeable array.
         DigestMismatch, SizeMismatch, ManifestError: the files are not what was saved.
 
@@ -86,7 +86,7 @@ def load_into(
         lenet -> targets: 2 of 3 loaded
         loaded          1  conv1/bias
         loaded          1  fc/weight
-        kept            1  head/bias  (missing in the source: keeps its values)
+        missing         1  head/bias  (not in the source: keeps its values)
         overlapped      1  fc/weight  (10, 84) -> (12, 84), copied (10, 84)
         >>> int(model["fc/weight"].sum())
         840
@@ -148,13 +148,13 @@ def _load_into(
 def prepare(
     moves: list[Move], *, names: Iterable[str], on_tied: OnTied, verify: bool, path: str | None = None
 ) -> Settled:
-    """Check all that can be checked before anything changes, and decide what is written where targets share memory.
+    """Check what can be checked before anything changes, and decide what is written if targets share memory.
 
-    `names` are those of all targets; their order says which of two is the first.
+    `names` are those of all targets; their order decides which of two targets is the first.
 
     Raises:
         VariableMismatch: targets that share memory would get different values.
-        SizeMismatch, FormatError: a file is missing, is not a regular file, or has another size.
+        SizeMismatch, FormatError: a file is missing, is not a regular file, or has the wrong size.
     """
     check_files((move.source.location, move.source.variable.entry) for move in moves if isinstance(move.source, OnDisk))
     return settle(moves, names=names, on_tied=on_tied, verify=verify, path=path)
@@ -163,10 +163,10 @@ def prepare(
 def carry_out(
     settled: Settled, *, verify: bool, threads: int | None, advance: Callable[[int], None] | None = None
 ) -> None:
-    """Move the values: in parallel those that are read straight into their targets, the others one after the other.
+    """Move the values; those that are read straight into their targets are read in parallel.
 
     Raises:
-        DigestMismatch: the bytes are not those that were saved; they have been written to the target all the same.
+        DigestMismatch: the bytes are not those that were saved; they have been written to the target.
     """
     direct: dict[Location, list[tuple[Readable, np.ndarray]]] = {}
     buffered: list[Move] = []

@@ -152,10 +152,10 @@ def compare(
 
 
 def check_mode(field: str, mode: object, modes: tuple[object, ...]) -> None:
-    """Refuse what is not one of a keyword's modes.
+    """Refuse an unknown mode of an option.
 
     Raises:
-        UsageError: names the keyword and its modes.
+        UsageError: the mode is unknown; the message lists those that exist.
     """
     if mode not in modes:
         raise UsageError("unknown mode", field=field, found=repr(mode), expected=" or ".join(map(repr, modes)))

@@ -1,4 +1,4 @@
-"""Values on their way into memory that exists: one move per variable, a few MiB at a time."""
+"""Moves of values into existing memory: one per variable, a few MiB at a time."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ from varstore.values.lazy import LazyArray
 __all__ = ["HOST", "LateTarget", "Move", "OnDisk", "Place", "fill", "move_of", "nbytes_of", "parts", "place_of"]
 
 HOST = "cpu"
-"""The memory that numpy arrays lie in."""
+"""The memory that numpy arrays are in."""
 
 
 class Place(NamedTuple):
-    """Where an array lies: the memory, the address in it, shape, strides in bytes, and the type of its elements."""
+    """Where an array is: the memory, the address in it, the shape, the strides in bytes, and the type of an element."""
 
     memory: Hashable
     address: int
@@ -34,9 +34,9 @@ class Place(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class LateTarget:
-    """Memory that the host does not write to, such as a device's: it is handed its values, one variable at a time.
+    """A target that numpy cannot write to, such as one on a device; it is given its values as a whole.
 
-    `present` returns a copy of the values that are there now.
+    `present` returns a copy of its values, and `hand_over` sets them.
     """
 
     place: Place
@@ -45,14 +45,14 @@ class LateTarget:
 
 
 class OnDisk(NamedTuple):
-    """A source that is a variable of a checkpoint, and can be read."""
+    """A source that is a readable variable of a checkpoint."""
 
     location: Location
     variable: Readable
 
 
 class Move(NamedTuple):
-    """One variable on its way. Of a target that is only a `Place`, somebody else takes care."""
+    """The move of one variable. A target that is only a `Place` takes part in checks, and the caller fills it."""
 
     pair: Pair
     target: np.ndarray | LateTarget | Place
@@ -60,7 +60,7 @@ class Move(NamedTuple):
 
 
 def move_of(pair: Pair, target: np.ndarray | LateTarget | Place, source: Source) -> Move:
-    """Return the move of a pair; without a ``meta`` file, a variable takes shape and type from the target.
+    """Return the move of a pair; a variable without a ``meta`` file takes its shape and type from the target.
 
     Raises:
         FormatError, UnsupportedDtype: the values cannot be read; see `varstore.layout.readable`.
@@ -73,14 +73,14 @@ def move_of(pair: Pair, target: np.ndarray | LateTarget | Place, source: Source)
 
 
 def place_of(target: np.ndarray | LateTarget | Place) -> Place:
-    """Return where a target lies."""
+    """Return where a target is."""
     if isinstance(target, np.ndarray):
         return Place(HOST, target.__array_interface__["data"][0], target.shape, target.strides, target.dtype)
     return target.place if isinstance(target, LateTarget) else target
 
 
 def nbytes_of(move: Move) -> int:
-    """Return how many bytes are read or copied."""
+    """Return the number of bytes that a move reads or copies."""
     source = move.source
     return source.variable.entry.nbytes if isinstance(source, OnDisk) else source.nbytes
 
@@ -102,7 +102,7 @@ def parts(move: Move, *, verify: bool) -> Iterator[tuple[tuple[Any, ...], np.nda
     """Yield the values that move, in the source's type, each part with its index in the target.
 
     Raises:
-        DigestMismatch: with `verify`, after the parts of a block that is damaged.
+        DigestMismatch: with `verify`, after the parts of a damaged block.
     """
     pair, _, source = move
     chunks: Iterable[tuple[tuple[Any, ...], np.ndarray]]

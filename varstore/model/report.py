@@ -24,14 +24,16 @@ from varstore.values.select import SEPARATOR, select
 __all__ = ["Cast", "LoadReport", "Overlap", "fold", "make_report", "suggest_prefixes"]
 
 _CATEGORIES = {
-    "kept": "(missing in the source: keeps its values)",
-    "unused": "(unexpected: not in the target)",
+    "kept": "(not in the source: keeps its values)",
+    "unused": "(not in the target)",
     "waiting": "(not declared yet: loaded when it is)",
     "mismatched": "",
     "overlapped": "",
     "cast": "",
 }
-_ALIASES = {"missing": "kept", "unexpected": "unused"}
+_WORDS = {"kept": "missing", "unused": "unexpected"}
+"""What is printed in place of the names of attributes; `LoadReport.raise_for` takes both."""
+_ATTRIBUTES = {word: attribute for attribute, word in _WORDS.items()}
 _ROWS = 4
 _HINTS = 5
 _LABEL_WIDTH = 60
@@ -74,9 +76,9 @@ class LoadReport:
     `print` shows it as a table on one page, with hints; a notebook shows it as HTML.
 
     - `loaded`: the names of all targets that got values, including those in `overlapped` and `cast`.
-    - `kept` or `missing`: names of targets that the source does not have; they keep their values.
-    - `unused` or `unexpected`: names in the source that the target does not have.
-    - `waiting`: in place of `unused` after a load into a session: a variable declared later takes its value.
+    - `missing`, or `kept`: names of targets that the source does not have; they keep their values.
+    - `unexpected`, or `unused`: names in the source that the target does not have.
+    - `waiting`: in place of `unexpected` after a load into a session: a variable declared later takes its value.
     - `mismatched`: variables that both have, in different shapes or types, and that were not loaded.
     - `overlapped`: variables of which only the corner was loaded that both shapes share.
     - `cast`: variables whose values were converted to the target's type.
@@ -85,12 +87,12 @@ class LoadReport:
     Example:
         >>> model = {"backbone.bias": np.zeros(6), "head.bias": np.zeros(3)}
         >>> report = vs.load_into(model, {"net.bias": np.ones(6)}, rename={"net": "backbone"})
-        >>> report.loaded, report.kept
+        >>> report.loaded, report.missing
         (('backbone.bias',), ('head.bias',))
-        >>> print(report.raise_for("unused", "mismatched"))
+        >>> print(report.raise_for("unexpected", "mismatched"))
         dict -> targets: 1 of 2 loaded
         loaded          1  backbone.bias
-        kept            1  head.bias  (missing in the source: keeps its values)
+        missing         1  head.bias  (not in the source: keeps its values)
     """
 
     source: str
@@ -118,21 +120,22 @@ class LoadReport:
         """Return the report itself if these categories are empty; raise an error if one is not.
 
         Args:
-            categories: of "kept" or "missing", "unused" or "unexpected", "waiting", "mismatched", "overlapped" and
+            categories: of "missing" (or "kept"), "unexpected" (or "unused"), "waiting", "mismatched", "overlapped" and
                 "cast".
 
         Raises:
             VariableMismatch: a category is not empty; the message lists its variables and the hints.
             UsageError: a category is unknown.
         """
-        categories = tuple(_ALIASES.get(category, category) for category in categories)
+        categories = tuple(_ATTRIBUTES.get(category, category) for category in categories)
         for category in categories:
             if category not in _CATEGORIES:
-                raise UsageError("unknown category", found=repr(category), expected=" or ".join(map(repr, _CATEGORIES)))
+                known = " or ".join(repr(_WORDS.get(name, name)) for name in _CATEGORIES)
+                raise UsageError("unknown category", found=repr(category), expected=known)
         wrong = [category for category in _CATEGORIES if category in categories and getattr(self, category)]
         if not wrong:
             return self
-        counts = ", ".join(f"{len(getattr(self, category))} {category}" for category in wrong)
+        counts = ", ".join(f"{len(getattr(self, category))} {_WORDS.get(category, category)}" for category in wrong)
         rows = [row for category in wrong for row in self._rows(category)]
         raise VariableMismatch(
             "\n  ".join([f"{self.source} -> {self.target}: {counts}", *_lines(rows)]),
@@ -157,7 +160,7 @@ class LoadReport:
         meaning = _CATEGORIES.get(category, "")
         items = getattr(self, category)
         noted = ((item, meaning) if isinstance(item, str) else (item.name, str(item)) for item in items)
-        return [(category, *row) for row in fold(noted, _ROWS)]
+        return [(_WORDS.get(category, category), *row) for row in fold(noted, _ROWS)]
 
 
 def make_report(match: Match, *, source: str, target: str, unused_waits: bool = False) -> LoadReport:

@@ -20,6 +20,7 @@ from varstore.layout.manifest import Entry
 from varstore.layout.readable import Readable, readable
 from varstore.model.options import Path
 from varstore.storage.directory import locate
+from varstore.text.hints import plural
 from varstore.values.plan import plan_save
 from varstore.values.select import Patterns, Rename, select
 from varstore.version import __version__
@@ -32,9 +33,9 @@ _ATTEMPTS = 100
 
 
 class CheckpointVariables(dict[str, Any]):
-    """The lazy variables of a checkpoint by name, in a dict: to be removed, replaced and joined by others.
+    """A dict of a checkpoint's variables by name, whose items can be removed, replaced and added.
 
-    Nothing on disk changes with it. Saved, it is a checkpoint with the `attributes` of the one it came from.
+    Changes in it do not change the checkpoint. If it is saved, the new checkpoint gets the `attributes` of the old one.
     """
 
     def __init__(self, checkpoint: Checkpoint) -> None:
@@ -43,16 +44,16 @@ class CheckpointVariables(dict[str, Any]):
 
     @property
     def path(self) -> str:
-        """Where the checkpoint is."""
+        """The directory of the checkpoint."""
         return self.checkpoint.path
 
     @property
     def attributes(self) -> Mapping[str, Any]:
-        """The JSON that was saved with the checkpoint."""
+        """The JSON data that was saved with the checkpoint."""
         return self.checkpoint.attributes
 
     def __repr__(self) -> str:
-        return f"<{len(self)} variables of {self.path!r}>"
+        return f"<{plural(len(self), 'variable')} of {self.path!r}>"
 
 
 def save(

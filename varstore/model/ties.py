@@ -1,10 +1,9 @@
-"""Targets that share memory: which they are, whether they would get different values, and which of them is written.
+"""Targets that share memory: finds them, compares the values that they would get, and decides which is written.
 
-Two names may stand for one memory: tied parameters, one array given twice, views that overlap. Written in parallel
-without a look at each other, the last one would win by chance, and the digest of the other would not fit. So the
-values that would meet are compared before anything is written: by their digests where both are whole variables of
-checkpoints, else value by value, in memory that stands for the targets'. Bits are compared: a NaN equals itself, and
-0.0 differs from -0.0.
+Two targets may share memory: tied parameters, one array under two names, views that overlap. If both were written in
+parallel, the last one would win by chance, and the digest of the other would not match. So the values are compared
+before anything is written: by their digests if both are whole variables of checkpoints, and else value by value, in a
+copy of the targets' memory layout (the shadow). Bits are compared, so a NaN equals itself and 0.0 differs from -0.0.
 """
 
 from __future__ import annotations
@@ -25,7 +24,7 @@ from varstore.values.lazy import LazyArray
 __all__ = ["Settled", "settle"]
 
 _EFFORT: Any = 100_000
-"""Steps of numpy's search for a common byte; what takes longer is found out in the shadow."""
+"""The most steps of numpy's search for a shared byte; after that, targets count as sharing, and are compared."""
 _LINES = 10
 
 
@@ -33,8 +32,8 @@ _LINES = 10
 class Settled:
     """What to write, so that targets that share memory get the right values.
 
-    `free` moves do not touch each other's memory, and `ordered` ones are made one after the other. `winners` names, for
-    each target that is not written because another one has its memory, that other one.
+    The targets of `free` moves do not share memory. `ordered` moves are made one after the other. `winners` maps each
+    target that is not written to the one that is written in its place.
     """
 
     free: list[Move]
@@ -43,17 +42,17 @@ class Settled:
 
     @property
     def nbytes(self) -> int:
-        """Bytes that will be read or copied."""
+        """The number of bytes that the moves read or copy."""
         return sum(nbytes_of(move) for moves in (self.free, self.ordered) for move in moves)
 
 
 def settle(
     moves: list[Move], *, names: Iterable[str], on_tied: OnTied, verify: bool, path: str | None = None
 ) -> Settled:
-    """Decide which moves are made where targets share memory; their first and last is by the order of `names`.
+    """Decide which moves are made if targets share memory; "first" and "last" refer to the order of `names`.
 
     Raises:
-        VariableMismatch: two names would give one memory different values; lists them all.
+        VariableMismatch: two targets would get different values for the same memory; the message lists them all.
     """
     groups = _sharing(moves)
     if not groups:
@@ -78,14 +77,14 @@ def settle(
             conflicts += [pair for move in members if _folds(move) for pair in _conflicts([move], verify=verify)]
         settled.ordered.extend(members)
     if conflicts:
-        raise _refusal(sorted(conflicts, key=lambda names: [rank[name] for name in names]), on_tied, path)
+        raise _conflict_error(sorted(conflicts, key=lambda names: [rank[name] for name in names]), on_tied, path)
     shared = {id(move) for alike in groups for same in alike for move in same}
     settled.free.extend(move for move in moves if id(move) not in shared)
     return settled
 
 
 def _sharing(moves: list[Move]) -> list[list[list[Move]]]:
-    """Return the groups of moves whose targets share memory; in each, those of one and the same place are together."""
+    """Return the groups of moves whose targets share memory; within a group, moves to the same place form a list."""
     if _are_apart([move.target for move in moves]):
         return []
     reaches: dict[Hashable, list[tuple[int, int, int]]] = {}
@@ -107,7 +106,7 @@ def _sharing(moves: list[Move]) -> list[list[list[Move]]]:
 
 
 def _are_apart(targets: list[np.ndarray | LateTarget | Place]) -> bool:
-    """Tell quickly that plain arrays do not share memory, as almost none do; False where that takes a closer look."""
+    """Tell quickly that plain arrays do not share memory, as is usual; False means that a closer look is needed."""
     arrays = [target for target in targets if _is_plain(target)]
     if len(arrays) < len(targets):
         return False
@@ -122,7 +121,7 @@ def _is_plain(target: np.ndarray | LateTarget | Place) -> TypeGuard[np.ndarray]:
 
 
 def _reach(target: np.ndarray | LateTarget | Place) -> tuple[Hashable, int, int]:
-    """Return the memory of a target, and the addresses of its first byte and of the one after its last."""
+    """Return the memory of a target, the address of its first byte, and the address after its last byte."""
     if _is_plain(target):
         start = target.__array_interface__["data"][0]
         return HOST, start, start + target.nbytes
@@ -135,7 +134,7 @@ def _reach(target: np.ndarray | LateTarget | Place) -> tuple[Hashable, int, int]
 
 
 def _runs(reaches: list[tuple[int, int, int]]) -> Iterator[list[int]]:
-    """Yield the indices of reaches that overlap, directly or by others."""
+    """Yield groups of indices of reaches that overlap, directly or through others."""
     run: list[int] = []
     end = -1
     for start, stop, index in sorted(reaches):
@@ -149,7 +148,7 @@ def _runs(reaches: list[tuple[int, int, int]]) -> Iterator[list[int]]:
 
 
 def _connected(places: list[Place]) -> list[list[Place]]:
-    """Return the places in groups: those that share a byte, directly or by others, are together."""
+    """Return the places in groups of those that share a byte, directly or through others."""
     if len(places) == 1:
         return [places]
     groups: list[list[tuple[Place, np.ndarray]]] = []
@@ -166,7 +165,7 @@ def _connected(places: list[Place]) -> list[list[Place]]:
 
 
 class _Addresses:
-    """What numpy makes an array of whose values are never looked at: its memory may be a device's."""
+    """The addresses of a place for numpy, which never reads the values, because they may be on a device."""
 
     def __init__(self, place: Place) -> None:
         self.__array_interface__ = {
@@ -186,7 +185,7 @@ def _share_a_byte(one: np.ndarray, other: np.ndarray) -> bool:
 
 
 def _folds(move: Move) -> bool:
-    """Tell whether elements of the target may share memory with each other, as where a row is shown many times."""
+    """Tell whether elements of the target may share memory with each other, as in a row that is broadcast."""
     _, _, shape, strides, dtype = place_of(move.target)
     reach = dtype.itemsize
     for stride, extent in sorted((abs(s), e) for s, e in zip(strides, shape, strict=True) if e > 1):
@@ -201,7 +200,7 @@ def _is_part(move: Move) -> bool:
 
 
 def _are_equal(one: Move, other: Move, *, verify: bool) -> bool:
-    """Tell whether two moves to one place bring the same bytes."""
+    """Tell whether two moves write the same bytes to a place."""
     known = _known_to_be_equal(one, other)
     if known or (known is False and one.pair.how == other.pair.how == "exact"):
         return known
@@ -209,7 +208,7 @@ def _are_equal(one: Move, other: Move, *, verify: bool) -> bool:
 
 
 def _known_to_be_equal(one: Move, other: Move) -> bool | None:
-    """Tell without reading whether two sources have equal bytes; None where that takes a look at them."""
+    """Tell without reading whether two sources have equal bytes; None if they have to be read."""
     a, b = one.source, other.source
     if isinstance(a, OnDisk) and isinstance(b, OnDisk):
         (place, variable), (elsewhere, second) = a, b
@@ -230,7 +229,7 @@ def _file_of(variable: Readable) -> str:
 
 
 def _conflicts(moves: Sequence[Move], *, verify: bool) -> list[tuple[str, str]]:
-    """Return, for each move that brings other bytes to a place than one before it, the names of the two."""
+    """Return the names of both moves for each move that writes other bytes to a place than one before it."""
     shadow = _Shadow([place_of(move.target) for move in moves])
     met = [shadow.write(index, parts(move, verify=verify)) for index, move in enumerate(moves)]
     return [_named(moves[other], move) for move, other in zip(moves, met, strict=True) if other is not None]
@@ -241,7 +240,7 @@ def _named(one: Move, other: Move) -> tuple[str, str]:
 
 
 class _Shadow:
-    """Memory that stands for the targets', and says of each byte who wrote it; theirs is not touched."""
+    """A copy of the layout of the targets' memory, which also records who wrote each byte."""
 
     def __init__(self, places: Sequence[Place]) -> None:
         reaches = [_reach(place) for place in places]
@@ -252,7 +251,7 @@ class _Shadow:
         self._places = [place._replace(address=place.address - start) for place in places]
 
     def write(self, index: int, values: Iterable[tuple[tuple[Any, ...], np.ndarray]]) -> int | None:
-        """Write the parts of one target, and return the index of one whose bytes differ from them, if any do."""
+        """Write the parts of a target; return the index of a move whose bytes differ from them, if there is one."""
         place = self._places[index]
         held, writers = self._view(self._bytes, place, 1), self._view(self._writers, place, self._writers.itemsize)
         for where, part in values:
@@ -270,7 +269,7 @@ class _Shadow:
         return None
 
     def _view(self, memory: np.ndarray, place: Place, size: int) -> np.ndarray:
-        """Return the bytes of a target, or what is noted of each of them, with the bytes of an element as last axis."""
+        """Return the bytes of a target, or who wrote them; the last axis is that of the bytes of an element."""
         return np.ndarray(
             (*place.shape, place.dtype.itemsize),
             memory.dtype,
@@ -280,16 +279,16 @@ class _Shadow:
         )
 
 
-def _refusal(conflicts: list[tuple[str, str]], on_tied: OnTied, path: str | None) -> VariableMismatch:
+def _conflict_error(conflicts: list[tuple[str, str]], on_tied: OnTied, path: str | None) -> VariableMismatch:
     lines = [
-        f"{one!r} and {other!r}" if one != other else f"{one!r}, parts of which are one memory"
+        f"{one!r} and {other!r}" if one != other else f"{one!r}, whose own elements share memory"
         for one, other in conflicts
     ]
     can_choose = on_tied == "error" and any(one != other for one, other in conflicts)
     return VariableMismatch(
         "targets share memory, and the source has different values for them:\n  " + listed(lines, _LINES, "\n  "),
         path=path,
-        hint='leave one out with exclude=, or pass on_tied="first" or on_tied="last" to say whose values are taken'
+        hint='leave one out with exclude=, or pass on_tied="first" or on_tied="last" to choose whose values are taken'
         if can_choose
-        else "give each of them memory of its own, or leave them out with exclude=",
+        else "give each of them its own memory, or leave them out with exclude=",
     )
