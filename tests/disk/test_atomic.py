@@ -12,6 +12,7 @@ import time
 
 import numpy as np
 import pytest
+from support import run_python
 
 import varstore as vs
 from varstore.errors import CheckpointExists
@@ -394,3 +395,48 @@ def test_descriptors_are_given_back(tmp_path):
         with pytest.raises(CheckpointExists):
             vs.save(tmp_path / "c", values)
     assert len(os.listdir("/proc/self/fd")) == before
+
+
+CTRL_C_AT_EACH_CALL = """
+import faulthandler, os, signal, sys, threading
+import numpy as np
+import varstore as vs
+
+os.chdir(sys.argv[1])
+watched = sys.argv[2:] + [threading.__file__]
+class Late:
+    shape, dtype = (3 << 20,), np.dtype("u1")
+    def __array__(self, dtype=None, copy=None):
+        return np.zeros(3 << 20, "u1")
+given = {f"v{i}": Late() if i % 2 else np.zeros(3 << 20, "u1") for i in range(6)}
+def interrupted(moment):
+    passed = 0
+    def profile(frame, event, argument):
+        nonlocal passed
+        if event in ("call", "c_return") and frame.f_code.co_filename.endswith(tuple(watched)):
+            passed += 1
+            if passed == moment:
+                sys.setprofile(None)
+                os.kill(os.getpid(), signal.SIGINT)
+    sys.setprofile(profile)
+    try:
+        vs.save("a", given, threads=3, durable=False)
+    except KeyboardInterrupt:
+        assert os.listdir(".") in ([], ["a"]), os.listdir(".")
+    finally:
+        sys.setprofile(None)
+    vs.save("a", given, threads=3, durable=False, overwrite=os.path.isdir("a"))
+    assert vs.verify("a")
+    vs.storage.appearing.shutil.rmtree("a")
+    return passed >= moment
+moment = 1
+while interrupted(moment):
+    moment += 1
+    faulthandler.dump_traceback_later(20, exit=True)
+print(moment)
+"""
+
+
+@pytest.mark.parametrize("watched", [["large_file.py"], ["disk/threads.py"]], ids=["large files", "threads"])
+def test_ctrl_c_at_each_call_of_a_save_hangs_nothing(tmp_path, watched):
+    assert int(run_python(CTRL_C_AT_EACH_CALL, tmp_path, *watched, timeout=200).stdout) > 20

@@ -6,12 +6,14 @@ thread that writes a block hashes it, while its bytes are in the cache.
 
 Values that had to be fetched (from a device, or from another file) must not pile up in memory. While such a variable
 is being written, nothing else is begun: every thread helps with it, and the thread that makes the jobs waits in
-`wait_for_fetched` before the next one is fetched. A failing write will never finish its variable, so `fail` wakes
-whoever waits; `failed` says that the wait was ended so.
+`wait_for_fetched` before the next one is fetched. A failing write will never finish its variable, so `fail` ends
+the wait; `failed` says that it was ended so. The wait is for a plain lock that is held meanwhile: Ctrl-C within the
+methods of a `threading.Condition` can leave it taken, and every other thread waiting.
 """
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import fcntl
 import itertools
@@ -46,42 +48,43 @@ class LargeFiles:
         self._advance = advance
         self.open: set[OutFile] = set()
         """Files that threads are writing, or are about to."""
-        self._changed = threading.Condition()
-        self._fetched: set[str] = set()
+        self._writing_fetched = threading.Lock()
         self.failed = False
 
     def jobs(self, variable: PlannedVariable, array: np.ndarray, *, fetched: bool) -> Iterator[Lane | Job]:
         """Create the file and yield the jobs that write it."""
         durability = self._staging.durability
         if fetched:
-            self._fetched.add(variable.name)
+            self._writing_fetched.acquire(blocking=False)
         out = OutFile(variable.folder + "/out", array, dir_fd=self._staging.fd, durable=durability.durable)
         self.open.add(out)
-        lane = Lane(spans(variable.nbytes), partial(self._write_block, variable.name, out))
+        lane = Lane(spans(variable.nbytes), partial(self._write_block, variable.name, out, fetched))
         yield lane
         if fetched:  # all help with it: nothing else is begun until it is written
             yield from itertools.repeat(lane.step, lane.left)
 
-    def _write_block(self, name: str, out: OutFile, start: int, stop: int) -> None:
+    def _write_block(self, name: str, out: OutFile, fetched: bool, start: int, stop: int) -> None:
         if out.write(start, stop):
             self.open.remove(out)
             self._digests[name] = out.finish(fsync=self._staging.durability.each)
-            with self._changed:
-                self._fetched.discard(name)
-                self._changed.notify_all()
+            if fetched:
+                self._end_wait()
         if self._advance:
             self._advance(stop - start)
 
     def wait_for_fetched(self) -> None:
         """Wait until no fetched values are being written any more, or a write has failed."""
-        with self._changed:
-            self._changed.wait_for(lambda: not self._fetched or self.failed)
+        with self._writing_fetched:
+            pass
 
     def fail(self) -> None:
         """Wake whoever waits for a block that will not be written any more."""
-        with self._changed:
-            self.failed = True
-            self._changed.notify_all()
+        self.failed = True
+        self._end_wait()
+
+    def _end_wait(self) -> None:
+        with contextlib.suppress(RuntimeError):  # ended already
+            self._writing_fetched.release()
 
     def close(self) -> None:
         """Give up the files of a save that failed."""
