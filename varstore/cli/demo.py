@@ -17,6 +17,7 @@ import numpy as np
 import varstore as flow
 from varstore.cli.listing import print_listing
 from varstore.cli.output import print_report, printable
+from varstore.text.hints import plural
 
 __all__ = ["demo"]
 
@@ -213,7 +214,7 @@ def print_tree(directory: str) -> None:
         for file in sorted(files):
             status = os.stat(os.path.join(folder, file))
             shared = "  (one file in both checkpoints)" if status.st_nlink > 1 else ""
-            click.echo(f"{'    ' * (depth + 1)}{printable(file)}  {status.st_size:,} bytes{shared}")
+            click.echo(f"{'    ' * (depth + 1)}{printable(file)}  {plural(status.st_size, 'byte')}{shared}")
 
 
 def print_meta(path: str) -> None:

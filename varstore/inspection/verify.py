@@ -135,7 +135,7 @@ def _marker_problems(directory: Directory) -> list[str]:
         return []
     if not stat.S_ISREG(status.st_mode) or status.st_size == 0:
         return []
-    return [f"{directory.place(MARKER)}: found {status.st_size} bytes, expected an empty file"]
+    return [f"{directory.place(MARKER)}: found {plural(status.st_size, 'byte')}, expected an empty file"]
 
 
 class _Verification:

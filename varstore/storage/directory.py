@@ -22,6 +22,7 @@ from varstore.layout.manifest import HEADER_SIZE, digest_in
 from varstore.layout.names import MANIFEST, MARKER
 from varstore.storage import syscalls
 from varstore.storage.failures import storage_error
+from varstore.text.hints import plural
 
 __all__ = ["Directory", "locate"]
 
@@ -146,7 +147,7 @@ class Directory:
                     "the file is too large to be what its name says",
                     path=self.place(relative),
                     variable=variable,
-                    found=f"{size} bytes",
+                    found=plural(size, "byte"),
                     expected=f"at most {limit}",
                 )
             return _read_from_start(fd, size)

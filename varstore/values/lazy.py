@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from varstore.text.hints import plural
 from varstore.values.methods import NumpyMethods
 from varstore.values.parts import Placed, Read, read_all, read_indexed, taken
 
@@ -67,7 +68,7 @@ class LazyArray(NumpyMethods):
 
     def __repr__(self) -> str:
         name = f" {self.name!r}" if self.name else ""
-        return f"<LazyArray{name}: {self.dtype} {list(self.shape)}, {self.nbytes:,} bytes>"
+        return f"<LazyArray{name}: {self.dtype} {list(self.shape)}, {plural(self.nbytes, 'byte')}>"
 
 
 def placed_array(

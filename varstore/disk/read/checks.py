@@ -12,6 +12,7 @@ from varstore.layout.location import Location
 from varstore.layout.manifest import BLOCK, DIGEST_SIZE, Entry
 from varstore.layout.meta import META_LIMIT, encode_meta
 from varstore.storage.directory import Directory
+from varstore.text.hints import plural
 
 __all__ = ["check_digest", "check_files", "check_meta", "check_size"]
 
@@ -27,8 +28,8 @@ def check_size(directory: Directory, entry: Entry, size: int) -> None:
             "out is not as long as it was saved",
             path=directory.place(f"{entry.folder}/out"),
             variable=entry.name,
-            found=f"{size} bytes",
-            expected=f"{entry.nbytes} bytes",
+            found=plural(size, "byte"),
+            expected=plural(entry.nbytes, "byte"),
             hint="restore it from a copy; after a change on purpose, run `varstore seal`",
         )
 

@@ -19,6 +19,7 @@ from varstore.layout.readable import Readable, known_meta, readable
 from varstore.storage import syscalls
 from varstore.storage.directory import Directory
 from varstore.storage.failures import translated
+from varstore.text.hints import plural
 from varstore.values.arrays import Stored
 
 __all__ = ["Variable"]
@@ -144,4 +145,4 @@ class Variable(Stored):
         return read_index(self.location, readable(self.entry, path=self.location.path), index)
 
     def __repr__(self) -> str:
-        return f"<Variable {self.name!r}: {self.entry.form}, {self.entry.nbytes:,} bytes in {self.path!r}>"
+        return f"<Variable {self.name!r}: {self.entry.form}, {plural(self.entry.nbytes, 'byte')} in {self.path!r}>"

@@ -31,6 +31,7 @@ from varstore.layout.location import Location
 from varstore.layout.manifest import Entry
 from varstore.layout.meta import encode_meta
 from varstore.storage.directory import Directory
+from varstore.text.hints import plural
 from varstore.values.arrays import Stored
 from varstore.values.plan import PlannedVariable
 
@@ -197,8 +198,8 @@ def _check_size(size: int, origin: Origin) -> None:
             "the file is not as long as its checkpoint says",
             path=origin.directory.place(origin.path),
             variable=origin.variable,
-            found=f"{size} bytes",
-            expected=f"{origin.nbytes} bytes",
+            found=plural(size, "byte"),
+            expected=plural(origin.nbytes, "byte"),
             hint="verify that checkpoint",
         )
 

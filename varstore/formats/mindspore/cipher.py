@@ -15,6 +15,7 @@ from typing import Any
 from varstore.errors import DigestMismatch, FormatError, MissingDependency, UsageError
 from varstore.formats.binary.slices import MemoryContent
 from varstore.formats.binary.source import Source
+from varstore.text.hints import plural
 
 __all__ = ["decrypted", "is_encrypted"]
 
@@ -45,7 +46,7 @@ def decrypted(source: Source, key: bytes | None) -> MemoryContent:
         raise UsageError(
             f"not a key for {mode}",
             path=source.path,
-            found=f"{len(key)} bytes" if isinstance(key, bytes) else type(key).__name__,
+            found=plural(len(key), "byte") if isinstance(key, bytes) else type(key).__name__,
             expected=f"{' or '.join(map(str, lengths))} bytes",
         )
     decrypt = _decrypter(source.path, magic, key)

@@ -29,6 +29,7 @@ from varstore.formats.pickles.names import Constructor, show
 from varstore.formats.pickles.tree import plain_tree
 from varstore.formats.state.nested import SCALARS, nested_state
 from varstore.storage.appearing import replacing
+from varstore.text.hints import plural
 from varstore.values.lazy import LazyArray
 
 __all__ = ["read", "write"]
@@ -197,7 +198,7 @@ def _read_streams(source: Source) -> ForeignCheckpoint:
         raise FormatError(
             "the number of tensors is not that in the program beside the file",
             path=source.path,
-            found=f"{len(arrays)} tensors",
+            found=plural(len(arrays), "tensor"),
             expected=f"{len(names)}",
         )
     structured = _structured_names(source)
