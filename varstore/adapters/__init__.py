@@ -1,0 +1,1 @@
+"""Adapters for frameworks: save and load their live objects. Each module requires its framework."""

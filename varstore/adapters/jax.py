@@ -1,7 +1,8 @@
-"""jax's pytrees, flax's and optax's among them: save one, and restore one into a structure that is given.
+"""Save pytrees of JAX, including those of Flax and Optax, and restore them into a given structure.
 
-Containers that are plain Python keep their types; any other node of a pytree becomes a dict of its fields, and is
-itself again when it is restored into one like it. Arrays move between the host and their devices one at a time.
+Plain Python containers keep their types. Any other node of a pytree is saved as a dict of its fields, and gets its type
+back when it is restored into a pytree of the same structure. Arrays move between the host and their devices one at a
+time.
 """
 
 from __future__ import annotations
@@ -31,17 +32,45 @@ def save(path: Path, tree: Any, **save_options: Unpack[StateOptions]) -> Checkpo
     Arrays that are sharded over the devices of this process are saved whole.
 
     Args:
-        save_options: those of `varstore.save`.
+        path: a path that does not exist, or an empty directory; see `varstore.save`.
+        tree: the pytree.
+        save_options: the options of `varstore.save`.
 
     Raises:
-        UsageError: a leaf that is not data, or an array that other processes hold parts of.
-        UnsupportedDtype: a typed random key, or another type with no place on disk.
+        UsageError: a leaf is not data, or other processes have parts of an array.
+        UnsupportedDtype: an array contains typed random keys, or has another type that the format cannot store.
+        CheckpointExists, OutOfSpace, StorageError: see `varstore.save`.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from varstore.adapters.jax import save
+        >>> save("params", {"dense": {"kernel": jnp.ones((2, 3)), "bias": jnp.zeros(3)}}).names
+        ('dense/kernel', 'dense/bias')
     """
     return save_state(path, state_of(tree), **save_options)
 
 
 def state_of(tree: Any) -> Any:
-    """Return a pytree with dicts in the place of its nodes that are not plain containers."""
+    """Return a pytree in which nodes that are not plain containers are replaced by dicts of their fields.
+
+    The result can be passed to `varstore.save_state` and `varstore.CheckpointManager`.
+
+    Raises:
+        UsageError: other processes have parts of an array.
+        UnsupportedDtype: an array contains typed random keys.
+
+    Example:
+        >>> import dataclasses
+        >>> import jax
+        >>> from varstore.adapters.jax import state_of
+        >>> @jax.tree_util.register_dataclass
+        ... @dataclasses.dataclass
+        ... class Momentum:
+        ...     count: int
+        ...     trace: dict
+        >>> state_of(Momentum(count=3, trace={"w": 0.5}))
+        {'count': 3, 'trace': {'w': 0.5}}
+    """
     if isinstance(tree, jax.Array):
         _check_array(tree)
         return tree
@@ -60,11 +89,11 @@ def state_of(tree: Any) -> Any:
 def _check_array(array: jax.Array) -> None:
     if jax.numpy.issubdtype(array.dtype, jax.dtypes.extended):
         raise UnsupportedDtype(
-            "a typed random key cannot be saved", found=str(array.dtype), hint="save jax.random.key_data(key)"
+            "a typed random key cannot be saved", found=str(array.dtype), hint="save jax.random.key_data(key) instead"
         )
     if not array.is_fully_addressable:
         raise UsageError(
-            "other processes hold parts of this array", found=str(array.sharding), hint="gather it in one process first"
+            "other processes have parts of this array", found=str(array.sharding), hint="gather it in one process first"
         )
 
 
@@ -76,18 +105,29 @@ def _part(key: Any) -> Any:
 
 
 def load(path: Path | Checkpoint, like: Any = None, *, strict: bool = True, cast: bool = False) -> Any:
-    """Load a pytree, of the structure of `like` if one is given.
+    """Load a pytree, with the structure of `like` if it is given.
 
     Args:
-        like: a pytree whose leaves say what is wanted: jax arrays, or `jax.ShapeDtypeStruct` of them, each to the
-            devices of its own sharding; numpy arrays; plain numbers and strings. Its values are not looked at.
-        strict: whether it is an error that the checkpoint has what `like` has not.
+        path: a checkpoint, or its path.
+        like: a pytree with the wanted structure; the values of its leaves are ignored. A leaf that is a jax array or
+            a `jax.ShapeDtypeStruct` is restored to the devices of its sharding, a numpy array as a numpy array, and
+            numbers and strings as such. Without `like`, the result has the containers that were saved.
+        strict: raise if the checkpoint has leaves that `like` does not have.
         cast: convert between types of the same kind, such as float32 and bfloat16.
 
     Raises:
-        VariableMismatch: shapes, types or the structure differ; lists what, and nothing has been read.
-        DigestMismatch, SizeMismatch: what lies there is not what was saved.
-        CheckpointNotFound, IncompleteCheckpoint: it cannot be opened.
+        VariableMismatch: shapes, types or the structure differ; the message lists them, and nothing has been read.
+        DigestMismatch, SizeMismatch: the values are not those that were saved.
+        CheckpointNotFound, IncompleteCheckpoint: there is no checkpoint, or only an incomplete one.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from varstore.adapters.jax import load, save
+        >>> params = {"kernel": jnp.ones((2, 3)), "steps": 7}
+        >>> checkpoint = save("params", params)
+        >>> load("params", like=params)
+        {'kernel': Array([[1., 1., 1.],
+               [1., 1., 1.]], dtype=float32), 'steps': 7}
     """
     checkpoint = path if isinstance(path, Checkpoint) else open_checkpoint(path)
     if like is None:
@@ -97,7 +137,7 @@ def load(path: Path | Checkpoint, like: Any = None, *, strict: bool = True, cast
     places = dict(_places(state_of(jax.tree_util.tree_unflatten(structure, slots))))
     if checkpoint.manifest is not None and checkpoint.manifest.tree:
         found = dict(_places(unflatten(checkpoint.tree, lambda leaf: leaf, path=checkpoint.path)))
-    else:  # plain variables: what stands between / in their names is the path
+    else:  # plain variables: the parts of their names are the path
         found = {(name,): Leaf(name=name) for name in checkpoint}
         places = {(_name(place),): slot for place, slot in places.items()}
     _compare_structure(places, found, checkpoint.path, strict=strict)
@@ -109,7 +149,7 @@ def load(path: Path | Checkpoint, like: Any = None, *, strict: bool = True, cast
 
 
 class _Slot:
-    """Stands for one leaf while a structure is walked."""
+    """Stands for a leaf while the structure is walked."""
 
     def __init__(self, index: int) -> None:
         self.index = index
@@ -123,7 +163,7 @@ def _places(state: Any, place: tuple[Any, ...] = ()) -> Iterator[tuple[tuple[Any
     elif isinstance(state, list | tuple):
         items = list(enumerate(state))
     else:
-        if state is not None:  # to jax None is a structure, not a leaf
+        if state is not None:  # in jax, None is a structure, not a leaf
             yield place, state
         return
     for key, item in items:
@@ -139,7 +179,7 @@ def _compare_structure(places: Mapping[Any, Any], found: Mapping[Any, Any], path
         raise VariableMismatch(
             "the structures differ: " + "; ".join(sides),
             path=path,
-            hint=None if missing else "strict=False leaves out what is only in the checkpoint",
+            hint=None if missing else "strict=False ignores what is only in the checkpoint",
         )
 
 

@@ -1,7 +1,7 @@
-"""Lightning: a `CheckpointIO` plugin, so that every checkpoint of a `Trainer` is one of varstore's.
+"""Lightning: a `CheckpointIO` plugin, with which a `Trainer` reads and writes its checkpoints with varstore.
 
-``Trainer(plugins=[VarstoreCheckpointIO()])`` is all; ``ModelCheckpoint``, ``ckpt_path=`` and the like stay as they
-are, and a path that ends in ``.ckpt`` is a directory.
+Pass it as ``Trainer(plugins=[VarstoreCheckpointIO()])``. ``ModelCheckpoint``, ``ckpt_path=`` and so on work as before;
+paths that end in ``.ckpt`` are directories.
 """
 
 from __future__ import annotations
@@ -26,8 +26,16 @@ class VarstoreCheckpointIO(CheckpointIO):  # type: ignore[misc, unused-ignore]  
     """Save, load and remove the checkpoints of a Lightning `Trainer`.
 
     Args:
-        background: write in a thread while training goes on; reading, removing and the end of a run wait for it.
-        save_options: those of `varstore.save`, for every save.
+        background: write in a thread while training continues. Reading, removing and the end of a run wait for it.
+        save_options: the options of `varstore.save`, for every save.
+
+    Example:
+        >>> import torch
+        >>> from varstore.adapters.lightning import VarstoreCheckpointIO
+        >>> plugin = VarstoreCheckpointIO()
+        >>> plugin.save_checkpoint({"state_dict": {"w": torch.ones(2)}, "epoch": 3}, "last.ckpt")
+        >>> plugin.load_checkpoint("last.ckpt")
+        {'state_dict': {'w': tensor([1., 1.])}, 'epoch': 3}
     """
 
     def __init__(self, *, background: bool = False, **save_options: Unpack[StateOptions]) -> None:
@@ -39,13 +47,16 @@ class VarstoreCheckpointIO(CheckpointIO):  # type: ignore[misc, unused-ignore]  
     def save_checkpoint(
         self, checkpoint: dict[str, Any], path: str | os.PathLike[str], storage_options: Any | None = None
     ) -> None:
-        """Save what Lightning has collected; an earlier checkpoint at this path is replaced.
+        """Save a checkpoint, replacing an earlier one at this path.
 
         Raises:
-            UsageError: `storage_options` are given, or something in the checkpoint is not data; says where.
+            UsageError: `storage_options` is not None, or something in the checkpoint is not data.
+            StorageError: the operating system refused.
         """
         if storage_options is not None:
-            raise UsageError("there are no storage options", path=path, hint="give save options to the plugin")
+            raise UsageError(
+                "storage_options are not supported", path=path, hint="pass save options to VarstoreCheckpointIO"
+            )
         self._finish()
         if os.path.islink(path):  # save_last="link" made it, and a save never follows one
             os.unlink(path)
@@ -61,19 +72,19 @@ class VarstoreCheckpointIO(CheckpointIO):  # type: ignore[misc, unused-ignore]  
         map_location: MapLocation = None,
         weights_only: bool | None = None,  # noqa: ARG002  # nothing but data is ever loaded
     ) -> dict[str, Any]:
-        """Load a checkpoint, onto the CPU unless `map_location` says otherwise."""
+        """Load a checkpoint, by default to the CPU; `map_location` is that of `varstore.load_state`."""
         self._finish()
         loaded: dict[str, Any] = load(path, map_location="cpu" if map_location is None else map_location)
         return loaded
 
     def remove_checkpoint(self, path: str | os.PathLike[str]) -> None:
-        """Remove a checkpoint, if it is there: first its name, in one step, then the rest."""
+        """Remove a checkpoint if it exists; it disappears in one step, before its files are deleted."""
         self._finish()
         if os.path.isdir(path):
             discard(os.fspath(path))
 
     def teardown(self) -> None:
-        """Wait until all is written."""
+        """Wait until everything is written."""
         self._finish()
 
     def _finish(self) -> None:

@@ -1,7 +1,7 @@
-"""PyTorch's modules, optimizers and states: save them, load them, load into them.
+"""Save and load PyTorch modules, optimizers and nested state, and load into existing ones.
 
-Names are those of ``state_dict``. Parameters are read straight into their own memory where that is the host's;
-what lies on a device moves one tensor at a time, both ways. Nothing is pickled.
+Names are those of ``state_dict``. Parameters in host memory are read directly into their own memory. Tensors on other
+devices are copied one at a time, in both directions. Nothing is pickled.
 """
 
 from __future__ import annotations
@@ -31,24 +31,41 @@ __all__ = ["load", "load_into", "save", "state_of"]
 
 
 def save(path: Path, state: Any, **save_options: Unpack[StateOptions]) -> Checkpoint:
-    """Save a module, an optimizer, a state dict, or nested state that holds them.
+    """Save a module, an optimizer, a state dict, or nested state that contains them.
 
-    Whatever has a ``state_dict`` is saved as that: ``save(path, {"model": model, "optimizer": optimizer,
-    "scheduler": scheduler, "scaler": scaler, "epoch": 3})``. The version numbers that torch keeps beside a
-    module's state dict, in ``_metadata``, are not saved.
+    Every object with a method ``state_dict`` is saved as its state dict. The version numbers that torch keeps with the
+    state dict of a module, in ``_metadata``, are not saved.
 
     Args:
-        save_options: those of `varstore.save`.
+        path: a path that does not exist, or an empty directory; see `varstore.save`.
+        state: for example ``{"model": model, "optimizer": optimizer, "scheduler": scheduler, "epoch": 3}``.
+        save_options: the options of `varstore.save`.
 
     Raises:
-        UnsupportedDtype: a quantised or sparse tensor, one without values, or of a type with no place on disk.
-        UsageError: something that is not data; see `varstore.save_state`.
+        UnsupportedDtype: a tensor is quantised, sparse or without values, or has a type that the format cannot store.
+        UsageError: something is not data; see `varstore.save_state`.
+        CheckpointExists, OutOfSpace, StorageError: see `varstore.save`.
+
+    Example:
+        >>> import torch
+        >>> from varstore.adapters.torch import save
+        >>> save("before", {"model": torch.nn.Linear(2, 3), "epoch": 3}).names
+        ('model/weight', 'model/bias')
     """
     return save_state(path, state_of(state), **save_options)
 
 
 def state_of(state: Any) -> Any:
-    """Return nested state with a state dict in the place of whatever has one."""
+    """Return nested state in which every object with a method ``state_dict`` is replaced by its state dict.
+
+    The result can be passed to `varstore.save_state` and `varstore.CheckpointManager`.
+
+    Example:
+        >>> import torch
+        >>> from varstore.adapters.torch import state_of
+        >>> state_of({"model": torch.nn.Linear(2, 3), "epoch": 3})["model"].keys()
+        odict_keys(['weight', 'bias'])
+    """
     if isinstance(state, torch.Tensor):
         return state
     if callable(getattr(state, "state_dict", None)) and not isinstance(state, type):
@@ -66,15 +83,29 @@ def load(
     threads: int | None = None,
     progress: Progress = None,
 ) -> Any:
-    """Load what `save` saved, ready for ``load_state_dict``; of plain variables, a dict of tensors.
+    """Load the state that `save` saved, for ``load_state_dict``; plain variables are returned as a dict of tensors.
 
     Args:
+        path: a checkpoint, or its path.
         map_location: a device, its name, a dict of names, or a function of (tensor on the CPU, name of the device
-            that it was on); without it, tensors go where they were. See `varstore.load_state`.
+            that it was on). By default, tensors are loaded to the devices that they were on. See
+            `varstore.load_state`.
+        verify: compare the digests of the values.
+        threads: the number of threads; by default, it depends on the machine.
+        progress: True for a progress bar, or a function of (bytes done, bytes in total).
 
     Raises:
-        UsageError: a device is not there.
+        UsageError: a device does not exist on this machine.
         CheckpointNotFound, IncompleteCheckpoint, DigestMismatch, SizeMismatch: see `varstore.load`.
+
+    Example:
+        >>> import torch
+        >>> from varstore.adapters.torch import load, save
+        >>> model = torch.nn.Linear(2, 3)
+        >>> checkpoint = save("before", {"model": model, "epoch": 3})
+        >>> state = load("before")
+        >>> model.load_state_dict(state["model"])
+        <All keys matched successfully>
     """
     checkpoint = path if isinstance(path, Checkpoint) else open_checkpoint(path)
     options: LoadOptions = {"verify": verify, "threads": threads, "progress": progress}
@@ -101,32 +132,47 @@ def load_into(
     threads: int | None = None,
     progress: Progress = None,
 ) -> LoadReport:
-    """Fill a module's parameters and buffers, or an optimizer's state, from a checkpoint or a state dict.
+    """Load the parameters and buffers of a module, or the state of an optimizer, in place.
 
-    Names, shapes and types are checked before anything changes. Tied parameters stay tied, and one of their
-    names is enough. An optimizer takes its whole state: that of the checkpoint, or the only one in it.
+    Names, shapes and types are checked before anything changes. Tied parameters stay tied, and the source needs only
+    one of their names. The state of an optimizer is loaded whole: it is the source itself, or the only such state in
+    the source.
 
     Args:
-        include, exclude, rename: choose and name the source's variables; see `varstore.load`. A module out of a
-            nested checkpoint: ``include="model/*", rename={"model/": ""}``.
-        strict: whether it is an error that the target or the source has names which the other has not.
+        target: a module or an optimizer.
+        source: a checkpoint, its path, or a state dict.
+        include, exclude, rename: choose and rename variables of the source; see `varstore.load`. For a module in nested
+            state, use ``include="model/*", rename={"model/": ""}``.
+        strict: raise if the target or the source has names that the other does not have.
         on_mismatch, cast, verify, threads, progress: see `varstore.load_into`.
 
     Raises:
-        VariableMismatch: shapes or types differ, or with `strict` names do; nothing has changed.
-        UsageError: the target is neither, or there is no optimizer's state.
-        DigestMismatch, SizeMismatch: what lies there is not what was saved.
+        VariableMismatch: shapes or types differ or, if `strict`, names; nothing has changed.
+        UsageError: the target is neither a module nor an optimizer, or the source does not have one optimizer state.
+        DigestMismatch, SizeMismatch: the values are not those that were saved.
+        CheckpointNotFound, IncompleteCheckpoint: there is no checkpoint, or only an incomplete one.
+
+    Example:
+        >>> import torch
+        >>> from varstore.adapters.torch import load_into, save
+        >>> model = torch.nn.Linear(2, 3)
+        >>> checkpoint = save("before", {"model": model, "epoch": 3})
+        >>> report = load_into(model, "before", include="model/*", rename={"model/": ""})
+        >>> report.loaded
+        ('weight', 'bias')
     """
     given = source if isinstance(source, Mapping) else open_checkpoint(source)
     if isinstance(target, torch.optim.Optimizer):
         if include is not None or exclude is not None or rename is not None:
-            raise UsageError("an optimizer takes its whole state", hint="leave out include, exclude and rename")
+            raise UsageError(
+                "the state of an optimizer can only be loaded whole", hint="leave out include, exclude and rename"
+            )
         return _load_optimizer(target, given, verify=verify, threads=threads, progress=progress)
     if not isinstance(target, torch.nn.Module):
         raise UsageError(
             "not a module or an optimizer",
             found=type(target).__name__,
-            hint="load(path) gives the state for other things: thing.load_state_dict(state)",
+            hint="for other objects, load the state and pass it to their method load_state_dict",
         )
     tensors = {name: item for name, item in target.state_dict().items() if isinstance(item, torch.Tensor)}
     targets = {name: as_source(tensor, variable=name) for name, tensor in tensors.items()}
@@ -184,7 +230,7 @@ def _through_host(tensor: torch.Tensor, pair: Pair, source: Any, options: dict[s
 
 
 def _with_ties(match: Match, tensors: Mapping[str, torch.Tensor]) -> Match:
-    """Return the match without the kept names whose memory another name fills."""
+    """Return the match without kept names that share memory with a loaded one."""
     filled = {_identity(tensors[pair.target]) for pair in match.pairs}
     return replace(match, kept=tuple(name for name in match.kept if _identity(tensors[name]) not in filled))
 
@@ -206,13 +252,15 @@ def _load_optimizer(
         optimizer.load_state_dict(state)
     except (ValueError, KeyError) as error:
         raise VariableMismatch(
-            f"the state is another optimizer's: {error}", path=where, hint="make it with the same parameters and groups"
+            f"the state is that of another optimizer: {error}",
+            path=where,
+            hint="create the optimizer with the same parameters and groups",
         ) from error
     return LoadReport(source=where, target=type(optimizer).__name__, loaded=tuple(flatten(state).variables))
 
 
 def _optimizer_state(state: Any, where: str) -> dict[str, Any]:
-    """Return the only optimizer's state in a state, or in its tree, where it looks the same."""
+    """Return the only optimizer state in nested state; the tree of a manifest has the same form."""
     candidates = [state, *(state.values() if isinstance(state, Mapping) else ())]
     found = [item for item in candidates if isinstance(item, dict) and {"state", "param_groups"} <= item.keys()]
     if len(found) != 1:
@@ -220,6 +268,6 @@ def _optimizer_state(state: Any, where: str) -> dict[str, Any]:
             "not the state of one optimizer",
             path=where,
             found=f"{len(found)} of them",
-            hint="give the right one: load_into(optimizer, load(path)['optimizer'])",
+            hint="pass the right one: load_into(optimizer, load(path)['optimizer'])",
         )
     return found[0]

@@ -1,4 +1,4 @@
-"""Hugging Face's Trainer: a callback that saves through a `CheckpointManager`, and resumes from it.
+"""Hugging Face's Trainer: a callback that saves with a `CheckpointManager` and resumes from its checkpoints.
 
 ::
 
@@ -36,10 +36,16 @@ _PARTS = frozenset({"model", "optimizer", "scheduler", "rng", "trainer"})
 
 
 class VarstoreCallback(TrainerCallback):  # type: ignore[misc, unused-ignore]  # Any where the package is absent
-    """Saves model, optimizer, scheduler, random states and the Trainer's own state when the manager says so.
+    """Save model, optimizer, scheduler, random states and the state of the Trainer, at the steps of a manager's policy.
 
-    A save is made just before the next step or epoch begins, or training ends: so it knows the metrics of an
-    evaluation at its step, and training goes on from it bit for bit. Gradient scalers are not saved.
+    A step is saved just before the next step or epoch begins or training ends. So the save has the metrics of an
+    evaluation at its step, and training resumes bit for bit. Gradient scalers are not saved.
+
+    Example:
+        >>> from varstore.adapters.transformers import VarstoreCallback
+        >>> keeper = VarstoreCallback(vs.CheckpointManager("run", save_when=vs.EverySteps(100), keep=vs.Latest(3)))
+        >>> keeper.resume_from() is None
+        True
     """
 
     def __init__(self, manager: CheckpointManager) -> None:
@@ -49,12 +55,13 @@ class VarstoreCallback(TrainerCallback):  # type: ignore[misc, unused-ignore]  #
         self._resumed: dict[str, Any] = {}
 
     def resume_from(self) -> str | None:
-        """Return what ``trainer.train(resume_from_checkpoint=…)`` takes, of the latest step; None where there is none.
+        """Return the argument for ``trainer.train(resume_from_checkpoint=…)``, or None if there is no checkpoint.
 
-        It is a folder for the Trainer to read weights and counters from; all else the callback restores itself.
+        It is a temporary folder from which the Trainer reads the weights and counters of the latest step. The callback
+        restores everything else when training begins.
 
         Raises:
-            UsageError: the latest checkpoint is none of a `VarstoreCallback`.
+            UsageError: a `VarstoreCallback` did not save the latest checkpoint.
         """
         latest = self.manager.latest()
         if latest is None:
@@ -77,26 +84,26 @@ class VarstoreCallback(TrainerCallback):  # type: ignore[misc, unused-ignore]  #
             self._resumed.pop("folder").cleanup()
 
     def on_epoch_begin(self, args: Any, state: Any, control: Any, **given: Any) -> None:  # noqa: ARG002
-        """Save if it is due; restore the random states where the run stopped between two epochs."""
+        """Save if a save is due; restore the random states if the run stopped between two epochs."""
         self._save(state, given)
         if float(state.epoch or 0).is_integer():
             self._restore_rng()
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **given: Any) -> None:  # noqa: ARG002
-        """Save if it is due; restore the random states where the run stopped within an epoch."""
+        """Save if a save is due; restore the random states if the run stopped within an epoch."""
         self._save(state, given)
         self._restore_rng()
 
     def on_step_end(self, args: Any, state: Any, control: Any, **given: Any) -> None:  # noqa: ARG002
-        """Ask the manager."""
+        """Ask the manager whether to save this step."""
         self._is_due = self.manager.should_save(state.global_step)
 
     def on_evaluate(self, args: Any, state: Any, control: Any, metrics: Mapping[str, Any], **given: Any) -> None:  # noqa: ARG002
-        """Note the metrics for the save of this step."""
+        """Keep the metrics for the save of this step."""
         self._metrics = {name: float(value) for name, value in metrics.items() if isinstance(value, int | float)}
 
     def on_train_end(self, args: Any, state: Any, control: Any, **given: Any) -> None:  # noqa: ARG002
-        """Save if it is due, and wait until all is written."""
+        """Save if a save is due, and wait until everything is written."""
         self._save(state, given)
         self.manager.wait()
 
@@ -128,7 +135,9 @@ def _tree(checkpoint: Checkpoint) -> dict[str, Any]:
     tree = checkpoint.tree
     if not isinstance(tree, dict) or tree.keys() != _PARTS:
         raise UsageError(
-            "not a checkpoint of VarstoreCallback", path=checkpoint.path, hint="give its manager a directory of its own"
+            "VarstoreCallback did not save this checkpoint",
+            path=checkpoint.path,
+            hint="use a directory of its own for its CheckpointManager",
         )
     return tree
 
