@@ -311,24 +311,24 @@ def load_param_into_net(
     """
     targets = _targets(net)
     pairs = {name: name for name in targets if name in parameter_dict}
-    unfed = [name for name in targets if name not in pairs]
+    missing = [name for name in targets if name not in pairs]
     unused = [name for name in parameter_dict if name not in pairs]
     if not strict_load:
-        while prefix := _missing_prefix(unfed, parameter_dict):
-            found = [name for name in unfed if prefix + name in parameter_dict]
+        while prefix := _missing_prefix(missing, parameter_dict):
+            found = [name for name in missing if prefix + name in parameter_dict]
             pairs.update((name, prefix + name) for name in found)
-            unfed = [name for name in unfed if name not in pairs]
+            missing = [name for name in missing if name not in pairs]
     fitting = {
         name: _fitting(name, np.asarray(parameter_dict[source]), targets[name][0], strict_load)
         for name, source in pairs.items()
     }
     for name, values in fitting.items():
         targets[name][1](values)
-    return unfed, unused
+    return missing, unused
 
 
-def _missing_prefix(unfed: list[str], parameter_dict: Mapping[str, Any]) -> str:
-    for name in unfed:
+def _missing_prefix(missing: list[str], parameter_dict: Mapping[str, Any]) -> str:
+    for name in missing:
         for longer in parameter_dict:
             if longer.endswith(name):
                 return longer.removesuffix(name)

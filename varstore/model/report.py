@@ -204,13 +204,15 @@ def suggest_prefixes(source_names: Iterable[str], target_names: Iterable[str]) -
         return None
     by_suffix: dict[str, list[str]] = {}
     for name in targets:
-        for cut in _cuts(name):
+        for cut in _part_starts(name):
             prefixes = by_suffix.setdefault(name[cut:], [])
             if len(prefixes) < _CHOICES:
                 prefixes.append(name[:cut])
     votes: Counter[tuple[str, str]] = Counter()
     for name in sources:
-        shared = next((cut for cut in _cuts(name) if name[cut:] in by_suffix), None)  # the longest suffix comes first
+        shared = next(
+            (cut for cut in _part_starts(name) if name[cut:] in by_suffix), None
+        )  # the longest suffix comes first
         if shared is not None:
             votes.update((name[:shared], prefix) for prefix in by_suffix[name[shared:]])
     counted = [(_count_matches(sources, targets, *pair), *pair) for pair, _ in votes.most_common(_TRIED_PREFIXES)]
@@ -293,7 +295,7 @@ def _is_nearly(name: str, other: str) -> bool:
     return all(a == b or difflib.SequenceMatcher(None, a, b).ratio() >= _NEARLY for a, b in parts)
 
 
-def _cuts(name: str) -> list[int]:
+def _part_starts(name: str) -> list[int]:
     return [0, *(cut.end() for cut in SEPARATOR.finditer(name) if cut.end() < len(name))]
 
 
