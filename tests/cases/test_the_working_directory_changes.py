@@ -68,7 +68,6 @@ def test_the_result_of_a_background_save_is_that_checkpoint(places):
     assert_holds(pending.result(), VALUES)
 
 
-@pytest.mark.xfail(strict=True, raises=vs.errors.CheckpointNotFound, reason="a save opens its target by the path given")
 def test_a_save_during_which_the_directory_changes(places):
     here, there = places
     saved = vs.save("c", VALUES, progress=lambda done, total: os.chdir(there))

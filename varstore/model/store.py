@@ -121,6 +121,7 @@ def save(
     target = os.fspath(path)
     if not target:
         raise UsageError("the path to save to is empty")
+    location = locate(target)
     saved = write_checkpoint(
         target,
         plan,
@@ -133,7 +134,7 @@ def save(
         progress=progress,
     )
     content = Content(saved.entries, saved.manifest, MappingProxyType({}))
-    return Checkpoint(locate(target).known_as(saved.identity), content)
+    return Checkpoint(location.known_as(saved.identity), content)
 
 
 def load(
