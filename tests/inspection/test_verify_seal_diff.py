@@ -40,7 +40,9 @@ def test_verify_opens_each_file_once_and_leaves_none_open(tmp_path, monkeypatch)
     vs.save(tmp_path / "c", many, durable=False)
     opened = []
     real = syscalls.openat2_beneath
-    monkeypatch.setattr(syscalls, "openat2_beneath", lambda path, fd: opened.append(path) or real(path, fd))
+    monkeypatch.setattr(
+        syscalls, "openat2_beneath", lambda path, *at, **how: opened.append(path) or real(path, *at, **how)
+    )
     before = len(os.listdir("/proc/self/fd"))
     for threads in (1, 3):
         opened.clear()

@@ -97,8 +97,8 @@ class Directory:
         """Return what tells the checkpoint from another at this path; None without manifest and marker."""
         return self._manifest_digest() or self._marker_identity()
 
-    def open(self, relative: str, *, variable: str | None = None) -> int:
-        """Open a file; whoever reads from it must use preadv, which refuses pipes.
+    def open(self, relative: str, *, variable: str | None = None, folder: bool = False) -> int:
+        """Open a file, or a folder in it; whoever reads from a file must use preadv, which refuses pipes.
 
         Raises:
             UnsafeContent: a symbolic link leads out of the checkpoint.
@@ -107,7 +107,7 @@ class Directory:
         """
         for attempt in range(_ATTEMPTS):
             try:
-                return syscalls.openat2_beneath(relative, self.fd)
+                return syscalls.openat2_beneath(relative, self.fd, folder=folder)
             except OSError as error:
                 if error.errno in (errno.EXDEV, errno.ELOOP):
                     raise self._leads_out(relative, variable) from error
@@ -116,7 +116,7 @@ class Directory:
                 if not syscalls.is_missing(error):
                     raise self._cannot_open(error, relative, variable) from error
                 break
-        return self._open_without_openat2(relative, variable)
+        return self._open_without_openat2(relative, variable, _FLAGS | os.O_DIRECTORY if folder else _FLAGS)
 
     @contextlib.contextmanager
     def file(self, variable: _Variable, name: str) -> Iterator[tuple[int, int]]:
@@ -215,13 +215,13 @@ class Directory:
             return None
         return status.st_ino, status.st_mtime_ns
 
-    def _open_without_openat2(self, relative: str, variable: str | None) -> int:
+    def _open_without_openat2(self, relative: str, variable: str | None, flags: int) -> int:
         home = os.path.realpath(self.location.absolute)
         real = os.path.realpath(os.path.join(home, relative))
         if os.path.commonpath([home, real]) != home:
             raise self._leads_out(relative, variable)
         try:
-            return os.open(os.path.relpath(real, home), _FLAGS, dir_fd=self.fd)
+            return os.open(os.path.relpath(real, home), flags, dir_fd=self.fd)
         except OSError as error:
             if error.errno == errno.ELOOP:
                 raise self._leads_out(relative, variable) from error

@@ -36,9 +36,9 @@ class _OpenHow(ctypes.Structure):
     _fields_ = (("flags", ctypes.c_uint64), ("mode", ctypes.c_uint64), ("resolve", ctypes.c_uint64))
 
 
-_READ_BENEATH = ctypes.byref(
-    _OpenHow(os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC, 0, _RESOLVE_BENEATH | _RESOLVE_NO_MAGICLINKS)
-)
+_RESOLVE = _RESOLVE_BENEATH | _RESOLVE_NO_MAGICLINKS
+_FILE_BENEATH = ctypes.byref(_OpenHow(os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC, 0, _RESOLVE))
+_FOLDER_BENEATH = ctypes.byref(_OpenHow(getattr(os, "O_PATH", 0) | os.O_DIRECTORY | os.O_CLOEXEC, 0, _RESOLVE))
 _OPEN_HOW_SIZE = ctypes.sizeof(_OpenHow)
 
 
@@ -47,15 +47,16 @@ def is_missing(error: OSError) -> bool:
     return error.errno in _MISSING
 
 
-def openat2_beneath(path: str, dir_fd: int) -> int:
-    """Open for reading below a directory, following no link that leads out of it (openat2).
+def openat2_beneath(path: str, dir_fd: int, *, folder: bool = False) -> int:
+    """Open a file or folder for reading below a directory, following no link that leads out of it (openat2).
 
     Raises:
         OSError: EXDEV where the path would leave the directory.
     """
     if not _IS_LINUX:
         raise _missing(path)
-    return _checked(_libc.syscall(_SYS_OPENAT2, dir_fd, os.fsencode(path), _READ_BENEATH, _OPEN_HOW_SIZE), path)
+    how = _FOLDER_BENEATH if folder else _FILE_BENEATH
+    return _checked(_libc.syscall(_SYS_OPENAT2, dir_fd, os.fsencode(path), how, _OPEN_HOW_SIZE), path)
 
 
 def exchange(first: str, second: str) -> None:

@@ -23,7 +23,7 @@ from collections.abc import Iterable
 
 from varstore.storage import syscalls
 
-__all__ = ["Durability", "sync_folder", "sync_names"]
+__all__ = ["Durability", "sync_file", "sync_folder", "sync_names"]
 
 _SYNC_EACH = 4
 """Variables; a durable save of more flushes the file system once instead of every file."""
@@ -52,7 +52,7 @@ class Durability:
                 if not syscalls.is_missing(error):
                     raise
                 for path in files:
-                    _sync(path, dir_fd)
+                    sync_file(path, dir_fd=dir_fd)
             else:
                 return
         for path in folders:
@@ -77,7 +77,8 @@ def sync_names(fd: int) -> None:
             raise
 
 
-def _sync(path: str, dir_fd: int) -> None:
+def sync_file(path: str, *, dir_fd: int) -> None:
+    """Make a file durable."""
     fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC, dir_fd=dir_fd)
     try:
         os.fsync(fd)
