@@ -30,9 +30,9 @@ _HEADINGS = ("name", "shape", "type", "bytes", "")
 def ls(ctx: click.Context, path: str, patterns: tuple[str, ...], as_json: bool, allow_incomplete: bool) -> None:
     """List the variables of the checkpoint PATH: name, shape, type and size in bytes; no values are read.
 
-    PATH can also be the folder of a single variable. With several PATTERNs, variables are listed that match any of
-    them: * matches any text, separators too; ? matches one character; [ab] matches one of several. Tied variables
-    share a file, which the total counts once.
+    PATH can also be the folder of a single variable. If PATTERNs are given, only variables whose name matches one of
+    them are listed: * matches any text, separators too; ? matches one character; [ab] matches one of several. Tied
+    variables share a file, which the total counts once.
 
     With --allow-incomplete, damaged variables are listed on stderr, and the exit status is 1 if there are any.
 
