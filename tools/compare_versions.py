@@ -1,13 +1,13 @@
-"""Compare what two versions of varstore make of the same inputs, byte for byte.
+"""Compare the files that two versions of varstore write for the same inputs, byte for byte.
 
     tools/compare_versions.py PYTHON OTHER [--inputs 300] [--seed 0] [--keep FOLDER]
 
-PYTHON and OTHER are interpreters, each of an environment with one of the versions. Both run tools/save_generated.py,
-and what lies on the disk then must be the same: the relative names, the kinds and modes of all files and folders,
-which of them are hard links of each other, and their bytes. Of a manifest, the writer's name and the time may differ,
-and so the digest in its header, which must be that of its body. The calls must have ended alike, too.
+PYTHON and OTHER are interpreters of environments, each with one of the versions. Both run tools/save_generated.py.
+Afterwards, these must be equal: the relative names, types and modes of all files and folders, which of them are hard
+links of each other, their bytes, and the outcome of each call. In a manifest, the writer and the time may differ, and
+therefore the digest in its header, which must be that of its body.
 
-Exit status: 0 all is the same; 1 something differs; 2 a version could not be run.
+Exit status: 0 everything is equal; 1 something differs; 2 a version could not be run.
 """
 
 from __future__ import annotations

@@ -1,11 +1,11 @@
-"""Measure what checkpoints of a fine-tuning run take on disk: five of GPT-2 with LoRA adapters, each of them whole.
+"""Measure the disk use of five checkpoints of a fine-tuning run: GPT-2 with LoRA adapters.
 
     python -m tools.disk_use [--size small] [--directory DIRECTORY]
 
-The model stays as it is. Its adapters (rank 8 on each attention projection) and the two moments that Adam keeps of
-them change with every step. Each checkpoint can be restored alone: `torch.save` writes all of it each time, and
-varstore links what is unchanged to the checkpoint before. Where torch is absent, varstore writes torch's files.
-Counted are the blocks that files and folders occupy, each file once, as `du` does.
+The model does not change. Its adapters (rank 8 on each attention projection) and Adam's two moments of them change with
+every step. Each checkpoint can be restored on its own: `torch.save` writes all of it each time, and varstore links
+unchanged variables to the previous checkpoint. If torch is not installed, varstore writes the files of torch. The disk
+use is that of all blocks of files and folders, each file counted once, as `du` does.
 """
 
 from __future__ import annotations

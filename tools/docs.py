@@ -1,8 +1,8 @@
-"""Build the reference from the docstrings, with pdoc: static pages that need no network.
+"""Build the reference from the docstrings with pdoc, as static pages that work offline.
 
-There is a page for the face, for the errors, for each adapter, and for each package whose docstring is a guide. A
-public name stands there as `varstore.save`, wherever its module is. Names that a docstring cites and the reference
-does not have are errors. Frameworks need not be installed: adapters are read with stand-ins for them.
+There is a page for the public names, for the errors, for each adapter, and for each package whose docstring is a guide.
+Public names appear as in `varstore.save`, whatever their module is. A name that a docstring cites, but that is not in
+the reference, is an error. Frameworks need not be installed, because stand-ins replace them.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ _CITED = re.compile(r"(?<!\">)<code>(varstore(?:\.\w+)+)(?:\(\))?</code>")
 
 
 class _StandIn(type):
-    """A class in place of whatever a framework that is absent has under this name; so are its attributes."""
+    """A class that stands for any object of a framework that is not installed, and whose attributes do too."""
 
     def __getattr__(cls, name: str) -> _StandIn:
         return _stand_in(f"{cls.__module__}.{cls.__name__}", name)
@@ -47,7 +47,7 @@ def _stand_in(module: str, name: str) -> _StandIn:
 
 
 class _StandIns(importlib.abc.MetaPathFinder, importlib.abc.Loader):
-    """Imports a module of a framework that is absent as one of stand-ins."""
+    """Imports stand-ins for the modules of frameworks that are not installed."""
 
     def find_spec(
         self, fullname: str, _path: Sequence[str] | None, _target: ModuleType | None = None, /
@@ -62,7 +62,7 @@ class _StandIns(importlib.abc.MetaPathFinder, importlib.abc.Loader):
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("target", type=Path, help="the folder for the pages; what it holds is removed")
+    parser.add_argument("target", type=Path, help="the folder for the pages; its contents are deleted")
     target: Path = parser.parse_args().target
     sys.path.insert(0, str(ROOT))
     sys.meta_path.append(_StandIns())
@@ -85,7 +85,7 @@ def main() -> int:
 
 
 def page_names() -> list[str]:
-    """Return the modules that have a page: the face, the errors, the adapters, and packages with a docstring."""
+    """Return the modules that have a page: the package, the errors, the adapters, and packages with a docstring."""
     packages = {module.name for module in pkgutil.iter_modules([str(ROOT / "varstore")], "varstore.") if module.ispkg}
     guides = [name for name in sorted(packages - NOT_IN_THE_REFERENCE) if importlib.import_module(name).__doc__]
     adapters = [module.name for module in pkgutil.iter_modules([str(ROOT / "varstore/adapters")], "varstore.adapters.")]
@@ -93,7 +93,7 @@ def page_names() -> list[str]:
 
 
 def _imported(name: str) -> ModuleType:
-    """Import a module, and all its public names, which may be imported only when they are used."""
+    """Import a module and its public names, which may be imported lazily."""
     module = importlib.import_module(name)
     for public in getattr(module, "__all__", ()):
         getattr(module, public)
@@ -101,7 +101,7 @@ def _imported(name: str) -> ModuleType:
 
 
 def render(pages: Mapping[str, pdoc.doc.Module]) -> dict[str, str]:
-    """Return the files of the site, by their paths."""
+    """Return the files of the site by path."""
     pdoc.render.configure(
         docformat="google", show_source=False, footer_text=f"varstore {importlib.import_module('varstore').__version__}"
     )
@@ -111,7 +111,7 @@ def render(pages: Mapping[str, pdoc.doc.Module]) -> dict[str, str]:
 
 
 def without_inner_modules(text: str, pages: Mapping[str, pdoc.doc.Module]) -> str:
-    """Return a page on which a class of a module without a page stands under its bare name."""
+    """Return the page with classes whose module does not have a page under their bare names."""
 
     def bare(match: re.Match[str]) -> str:
         module = ".".join(re.split(_SEPARATOR, match["module"]))
@@ -121,7 +121,7 @@ def without_inner_modules(text: str, pages: Mapping[str, pdoc.doc.Module]) -> st
 
 
 def faults(page: pdoc.doc.Module, text: str) -> list[str]:
-    """Return a sentence for each public name that is not on its page, and each dotted one that is cited in vain."""
+    """Return a sentence for each public name that is not on its page, and for each cited name that does not exist."""
     public = {name: getattr(page.obj, name) for name in getattr(page.obj, "__all__", ()) if not name.startswith("__")}
     shown = [name for name, value in public.items() if not isinstance(value, ModuleType)]
     missing = [f"`{name}` is not on the page" for name in shown if f'id="{name}"' not in text]

@@ -1,7 +1,7 @@
-"""The house: which folder stands on which floor, and the order of the files in a folder.
+"""The layers of the package: the floor of each folder, and the order of the files in each folder.
 
-A module imports only from floors below its own, and within a folder only from what is listed before it.
-``tests/project/test_floors.py`` holds the code to these tables.
+A module imports only from lower floors and, within its folder, only from files that are listed before it.
+``tests/project/test_floors.py`` checks the code against these tables.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""Make tests/data/golden: files of the format as this version writes them, with what they say beside them in JSON.
+"""Create tests/data/golden: files of the format as this version writes them, and their content as JSON.
 
-A golden is made once for each version of the format and never again: where one exists and would become
-different, nothing is written and the exit code is 1.
+The files are created once for each version of the format. If they exist and would change, nothing is written and the
+exit code is 1.
 """
 
 from __future__ import annotations

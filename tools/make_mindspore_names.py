@@ -1,11 +1,11 @@
-"""Record what names the real MindSpore's ModelCheckpoint leaves, for a table of configurations.
+"""Record the names of the files that MindSpore's ModelCheckpoint leaves, for a table of configurations.
 
 Run it with the python of an environment that has MindSpore (`tools/make_envs.sh mindspore`); it prints JSON:
 
     .envs/mindspore/bin/python tools/make_mindspore_names.py > tests/data/mindspore/model_checkpoint_names.json
 
-A tiny network is really trained. Only time is made up: the callback's clock moves by a row's seconds with each
-step, and each file gets the time of that clock, so that windows of minutes pass at once.
+A small network is trained. Only the clock is simulated: it advances by the seconds of a row with each step, and each
+file gets its time, so that windows of minutes pass immediately.
 """
 
 import json
@@ -29,7 +29,7 @@ STEPS, SECONDS, MAX, MINUTES = (
     "keep_checkpoint_per_n_minutes",
 )
 
-# configuration, seconds a step, runs (epochs, steps an epoch), prefix of each run
+# configuration, seconds per step, runs (epochs, steps per epoch), prefix of each run
 ROWS: list[tuple[dict[str, Any], float, list[tuple[int, int]], list[str]]] = [
     ({}, 1, [(2, 4)], ["CKP"]),
     ({STEPS: 3}, 1, [(2, 4)], ["CKP"]),
@@ -75,7 +75,7 @@ ROWS: list[tuple[dict[str, Any], float, list[tuple[int, int]], list[str]]] = [
 
 
 class Clock(Callback):  # type: ignore[misc]
-    """Moves before, and stamps the files after, the callback that stands between the two."""
+    """Advances the clock before the callback runs, and sets the times of the files after it."""
 
     def __init__(self, seconds: float, directory: str) -> None:
         super().__init__()
@@ -104,7 +104,7 @@ class After(Callback):  # type: ignore[misc]
 
 
 def record(config: dict[str, Any], seconds: float, runs: list[tuple[int, int]], prefixes: list[str]) -> dict[str, Any]:
-    """Return one row of the table: the names, and the resolved settings; or that the settings are refused."""
+    """Return one row of the table: the names and the resolved settings, or that the settings are refused."""
     row: dict[str, Any] = {"config": config, "seconds": seconds, "runs": runs, "prefixes": prefixes}
     try:
         settings = CheckpointConfig(**config)

@@ -1,17 +1,17 @@
-"""Make tests/data/v0_1_0: checkpoints and files as version 0.1.0 wrote them, and in truth.json what they hold.
+"""Create tests/data/v0_1_0: checkpoints and files as version 0.1.0 wrote them, and their content in truth.json.
 
-They were made once, by 0.1.0, and every later version must read them:
+They were created once, by version 0.1.0, and every later version must read them:
 
     git worktree add ../v0.1.0 c36b961
     (cd ../v0.1.0 && bash tools/test.sh --version)      # makes its .venv
     ../v0.1.0/.venv/bin/python tools/make_v0_1_0.py tests/data/v0_1_0
 
-The groups "torch" and "jax" hold arrays of these frameworks and are made where one is installed, by name:
-``make_v0_1_0.py FOLDER torch``. A group that is there already is an error, and nothing is written.
+The groups "torch" and "jax" contain arrays of these frameworks. They are created in an environment with the framework,
+by name: ``make_v0_1_0.py FOLDER torch``. A group that exists already is an error, and nothing is written.
 
-The truth is what was given to `save`, not what was read: before it is written, the two are compared. Git keeps no hard
-links, so truth.json lists which files were one ("links"); `test_v0_1_0.py` makes them so again in a copy. The clock
-is a constant: 0.1.0 writes the same bytes each time.
+The content in truth.json is what was passed to `save`, not what was read; before it is written, the two are compared.
+Git does not keep hard links, so truth.json lists the files that were linked ("links"), and `test_v0_1_0.py` links them
+again in a copy. The clock is constant, so that version 0.1.0 writes the same bytes each time.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ import varstore as vs
 DATA = Path(__file__).resolve().parent.parent / "tests" / "data"
 TIME_NS = 1_700_000_000_123_456_789
 APART = ("torch", "jax")
-"""Groups that are made only when they are named."""
+"""Groups that are created only if they are named."""
 
 Point = namedtuple("Point", ["x", "y"])
 NUMPY_TYPES = (
@@ -52,14 +52,14 @@ WIDE_TYPES = (
 )
 NARROW_TYPES = {"int2": 2, "uint2": 2, "int4": 4, "uint4": 4, "float4_e2m1fn": 4}
 NARROW_TYPES |= {"float6_e2m3fn": 6, "float6_e3m2fn": 6}
-"""Types of which an element has fewer bits than its byte, and how many."""
+"""Types whose elements have less than eight bits, and the number of bits."""
 
 
 # --- what a value is, as JSON ------------------------------------------------------------------------------------
 
 
 class Described:
-    """Says of values, as JSON, all that saving and loading must keep; arrays that share memory have one number."""
+    """Describes, as JSON, everything that saving and loading must keep; arrays that share memory have one number."""
 
     def __init__(self) -> None:
         self._kept: list[Any] = []
@@ -80,7 +80,7 @@ class Described:
         return [kind, _bits(value)]
 
     def array(self, value: Any) -> dict[str, Any]:
-        """Describe an array of numpy, or a tensor with what torch knows of it beyond its values."""
+        """Describe a numpy array, or a tensor with the properties that torch keeps besides its values."""
         package = type(value).__module__.partition(".")[0]
         if package == "torch":
             return self._tensor(value)
@@ -90,7 +90,7 @@ class Described:
         return {**_form(values), **said}
 
     def variables(self, variables: Mapping[str, Any]) -> dict[str, Any]:
-        """Describe arrays by name, whatever their order."""
+        """Describe arrays by name, in any order."""
         return {name: self.array(variables[name]) for name in sorted(variables)}
 
     def _tensor(self, tensor: Any) -> dict[str, Any]:
@@ -134,7 +134,7 @@ def _bits(value: Any) -> str:
 
 
 def seen(path: Path, kind: str, *, with_state: bool = True) -> dict[str, Any]:
-    """Return what the present version reads at a path, as truth.json says it; state may need a framework."""
+    """Return what this version reads at a path, in the form of truth.json; state may require a framework."""
     if kind == "checkpoint":
         return _seen_checkpoint(path, with_state)
     return _seen_file(path) if kind == "file" else _seen_run(path)
@@ -174,7 +174,7 @@ def _seen_run(path: Path) -> dict[str, Any]:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Item:
-    """One checkpoint, file or run that was made, and what was given to make it; None where only reading tells."""
+    """One checkpoint, file or run, and the values from which it was created; None if only reading shows them."""
 
     path: str
     kind: str = "checkpoint"
@@ -212,7 +212,7 @@ def saved(
     said: Mapping[str, Mapping[str, Any]] | None = None,
     **options: Any,
 ) -> Item:
-    """Save a checkpoint; `expected` are the arrays, where others were given."""
+    """Save a checkpoint; `expected` are the arrays that it contains, if they are not the ones given."""
     vs.save(folder / name, variables, attributes=attributes, variable_attributes=said, **options)
     variables = variables if expected is None else expected
     return Item(path=name, variables=variables, attributes=attributes or {}, said=said or {})
@@ -230,7 +230,7 @@ def ramp(*shape: int, dtype: str = "float32", first: int = 0) -> np.ndarray:
 
 
 def bits(dtype: str, *shape: int) -> np.ndarray:
-    """Return bit patterns, those of nan and infinity among them, that depend on nothing but the type."""
+    """Return bit patterns, including those of nan and infinity, that depend only on the type."""
     kind = np.dtype(getattr(ml_dtypes, dtype, dtype))
     raw = np.frombuffer(np.random.RandomState(1).bytes(kind.itemsize * int(np.prod(shape, dtype=int))), np.uint8)
     narrow = {"bool": 1, **NARROW_TYPES}.get(dtype, 8)
@@ -238,7 +238,7 @@ def bits(dtype: str, *shape: int) -> np.ndarray:
 
 
 def names(folder: Path) -> Iterator[Item]:
-    """Names of all sorts; none that some file system cannot have, and none of more than 120 bytes a part."""
+    """Names of all kinds, but only those that every file system can store, with at most 120 bytes per part."""
     sorts = {
         "plain": ["w", "conv1-weight", "layer.0.bias", "running_mean", "[0]", "a,b;c", "~", "$x", "-rf", "'", "a b"],
         "escaped": ["%", "%2E", "a%", 'q"q', "a\\b", "c:d", "*", "?", "<g>", "h|i"],
@@ -255,7 +255,7 @@ def names(folder: Path) -> Iterator[Item]:
 
 
 def types(folder: Path) -> Iterator[Item]:
-    """Every type, with bit patterns of all kinds, and every sort of shape, layout and scalar."""
+    """Every type, with bit patterns of all kinds, and every kind of shape, layout and scalar."""
     yield saved(folder, "numpy", {name: bits(name, 3, 5) for name in NUMPY_TYPES})
     yield saved(folder, "wide", {name: bits(name, 4, 4) for name in WIDE_TYPES})
     yield saved(folder, "narrow", {name: bits(name, 64) for name in NARROW_TYPES})
@@ -281,7 +281,7 @@ def types(folder: Path) -> Iterator[Item]:
 
 
 def attributes(folder: Path) -> Iterator[Item]:
-    """Attributes of checkpoints and of variables: all that JSON holds."""
+    """Attributes of checkpoints and of variables: everything that JSON can represent."""
     said: dict[str, Any] = {
         "none": None,
         "bool": True,
@@ -298,7 +298,7 @@ def attributes(folder: Path) -> Iterator[Item]:
 
 
 def sharing(folder: Path) -> Iterator[Item]:
-    """Ties, links, ``base=`` and overwriting: what shares a file, and with whom."""
+    """Ties, links, ``base=`` and overwriting: which variables share a file."""
     whole = ramp(4, 3)
     tied = {"embed": whole, "head": whole, "view": whole[:], "part": whole[1:], "turned": whole.T, "own": whole.copy()}
     yield saved(folder, "tied", tied)
@@ -355,7 +355,7 @@ def by_hand(folder: Path) -> Iterator[Item]:
 
 
 def oneflow(folder: Path) -> Iterator[Item]:
-    """What OneFlow's scripts save, its variable of the step among it."""
+    """What OneFlow's scripts save, including the variable of the step."""
     steps = {"System-Train-TrainStep-train_job": np.array([1000], np.int64), "conv1-weight": ramp(2, 1, 3, 3)}
     yield saved(folder, "step", {**steps, "conv1-weight-momentum": ramp(2, 1, 3, 3, first=5)}, manifest=False)
     with vs.Session(seed=3):
@@ -425,7 +425,7 @@ def states(folder: Path) -> Iterator[Item]:
 
 
 def manager(folder: Path) -> Iterator[Item]:
-    """A run of a `CheckpointManager`, with steps that went and parts that were taken out."""
+    """A run of a `CheckpointManager`, with deleted steps and removed parts."""
     seconds = count(1_700_000_000, 30)
     state: dict[str, Any] = {
         "model": {"w": ramp(3, 3)},
@@ -500,7 +500,7 @@ def files(folder: Path) -> Iterator[Item]:
 
 
 def converted(folder: Path) -> Iterator[Item]:
-    """What `convert` makes of a checkpoint, and of other systems' files a checkpoint."""
+    """Conversions by `convert`, from a checkpoint to other systems' files and back."""
     folder.mkdir()
     whole = ramp(3, 4)
     arrays = {"fc/weight": whole, "fc/bias": ramp(4, dtype="float64"), "count": ramp(2, dtype="int64")}
@@ -563,7 +563,7 @@ GROUPS: dict[str, Group] = {
 
 
 def make(folder: Path, groups: list[str]) -> dict[str, Any]:
-    """Make these groups in a folder and return the truth of them."""
+    """Create these groups in a folder and return their content."""
     items: dict[str, Any] = {}
     with mock.patch("time.time_ns", return_value=TIME_NS):
         for group in groups:
@@ -573,7 +573,7 @@ def make(folder: Path, groups: list[str]) -> dict[str, Any]:
 
 
 def _links(folder: Path, group: str) -> Iterator[list[str]]:
-    """Yield the names of files that are one, where they are several."""
+    """Yield the names of each file that has several."""
     found: dict[int, list[str]] = {}
     for path in sorted((folder / group).rglob("*")):
         if path.is_file():

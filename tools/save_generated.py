@@ -1,8 +1,8 @@
 """Save generated inputs with the varstore of the interpreter that runs this: ``save_generated.py FOLDER COUNT SEED``.
 
-Each input gets a folder of its own below FOLDER, and ``outcomes.json`` beside it says what came of each call. The
-inputs depend on SEED and on nothing else, and only the public face is called; so what two versions of varstore make
-of them can be compared, which tools/compare_versions.py does.
+Each input has its own folder below FOLDER, and ``outcomes.json`` contains the outcome of each call. The inputs depend
+only on SEED, and only public functions are called. So tools/compare_versions.py can compare the files of two versions
+of varstore.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ NUMPY_TYPES = (
 )
 NARROW = {"bool": 1, "int2": 2, "uint2": 2, "int4": 4, "uint4": 4, "float4_e2m1fn": 4, "float6_e2m3fn": 6}
 NARROW |= {"float6_e3m2fn": 6}
-"""Types of which an element has fewer bits than its byte."""
+"""Types whose elements have less than eight bits."""
 ML_TYPES = (
     *("bfloat16", "float8_e3m4", "float8_e4m3", "float8_e4m3b11fnuz", "float8_e4m3fn", "float8_e4m3fnuz"),
     *("float8_e5m2", "float8_e5m2fnuz", "float8_e8m0fnu", "float6_e2m3fn", "float6_e3m2fn", "float4_e2m1fn"),
@@ -67,7 +67,7 @@ TARGETS = ("x.safetensors", "x.safetensors.index.json", "x.pt", "x.npz", "x.of",
 
 
 class ArrayLike:
-    """What is no array and can become one, as a tensor of any framework."""
+    """An object that is not an array but can become one, like a tensor of any framework."""
 
     def __init__(self, values: np.ndarray) -> None:
         self.values, self.shape, self.dtype = values, values.shape, values.dtype
@@ -77,7 +77,7 @@ class ArrayLike:
 
 
 class Input:
-    """One input: its folder, its own random numbers, and the outcome of each call so far."""
+    """One input: its folder, its random numbers, and the outcomes of its calls."""
 
     def __init__(self, folder: Path, seed: str) -> None:
         self.folder = folder
@@ -86,11 +86,11 @@ class Input:
         self._clock = count(1_000_000, 7)
 
     def clock(self) -> float:
-        """Return seconds that pass by seven from call to call."""
+        """Return a time that advances by seven seconds with each call."""
         return float(next(self._clock))
 
     def attempt(self, call: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
-        """Call, and note how it ended."""
+        """Call a function, and record how it ended."""
         try:
             result = call(*arguments, **options)
         except Exception as error:
@@ -100,7 +100,7 @@ class Input:
         return result
 
     def save(self, name: str, variables: Any, **options: Any) -> Any:
-        """Save in this input's folder, with options that may not matter drawn."""
+        """Save in the folder of this input, with random values for options that should not matter."""
         options = {"durable": self.chance(0.1), "threads": self.random.choice([None, 1, 3]), **options}
         return self.attempt(vs.save, self.folder / name, variables, **options)
 
@@ -111,7 +111,7 @@ class Input:
     # --- what is drawn
 
     def name(self) -> str:
-        """Draw a name that can be saved: seldom an ordinary one."""
+        """Draw a name that can be saved, which is rarely an ordinary one."""
         drawn = "/".join(self.random.choice(PARTS) for _ in range(self.random.choice([1, 1, 1, 2, 2, 3, 5])))
         return drawn or "plain"
 
@@ -144,7 +144,7 @@ class Input:
         return {self.name(): self.value() for _ in range(self.random.randint(0, most))}
 
     def json(self, depth: int = 0) -> Any:
-        """Draw what JSON holds."""
+        """Draw a JSON value."""
         if depth < 3 and self.chance(0.4):
             items = [self.json(depth + 1) for _ in range(self.random.randint(0, 3))]
             return items if self.chance(0.5) else {self.random.choice(PARTS): item for item in items}
@@ -171,7 +171,7 @@ class Input:
 
 
 def keyed(drawn: Input, items: list[Any]) -> list[tuple[Any, Any]]:
-    """Return the items behind keys, most of which are strings."""
+    """Return items with drawn keys, most of which are strings."""
     texts = drawn.chance(0.6)
     return [(f"k{index}" if texts else drawn.key(), item) for index, item in enumerate(items)]
 
@@ -220,14 +220,14 @@ def of_each_type(drawn: Input) -> None:
 
 
 def many(drawn: Input) -> None:
-    """Save more variables than one batch holds."""
+    """Save more variables than one batch contains."""
     dtype = drawn.random.choice(TYPES)
     names = (f"layer.{index}/{drawn.random.choice('wb')}" for index in range(drawn.random.randint(60, 300)))
     drawn.save("checkpoint", {name: drawn.array(dtype) for name in names})
 
 
 def large(drawn: Input) -> None:
-    """Save arrays of more bytes than one write, or one digest, covers, and link one of them."""
+    """Save arrays that are larger than one write or one digested block, and link one of them."""
     nbytes = drawn.random.choice([MIB - 8, MIB, 2 * MIB + 8, 5 * MIB, BLOCK, BLOCK + 8])
     whole = np.arange(drawn.random.randrange(99), nbytes // 8 + 99)[: nbytes // 8]
     variables = {"c": whole, "reversed": whole[: MIB // 8][::-1], "small": whole[:3]}
@@ -236,7 +236,7 @@ def large(drawn: Input) -> None:
 
 
 def tied(drawn: Input) -> None:
-    """Save arrays that share memory, in full and in part."""
+    """Save arrays that share memory, completely or partly."""
     values = drawn.array(shape=(3, 4))
     candidates = [values, values[:], values.T.T, values[1:], values[::2], values.T, values.copy(), values.reshape(-1)]
     names = list({drawn.name() for _ in range(8)})
@@ -249,7 +249,7 @@ def tied(drawn: Input) -> None:
 
 
 def linked(drawn: Input) -> None:
-    """Save variables of two checkpoints under old names and new ones, beside new values."""
+    """Save variables of two checkpoints under old and new names, together with new values."""
     first, second = drawn.save("first", drawn.variables()), drawn.save("second", drawn.variables())
     for index, opened in enumerate((first, second)):
         if opened is not None:
@@ -260,14 +260,14 @@ def linked(drawn: Input) -> None:
 
 
 def changed(drawn: Input, variables: dict[str, Any]) -> dict[str, Any]:
-    """Return variables with some values gone, some equal and some new, and some that are new by name."""
+    """Return variables of which some are missing, some unchanged, some changed and some new."""
     kept = {name: value for name, value in variables.items() if drawn.chance(0.8)}
     kept = {name: drawn.value() if drawn.chance(0.3) else value for name, value in kept.items()}
     return {**kept, **drawn.variables(2)}
 
 
 def based(drawn: Input) -> None:
-    """Save a chain of checkpoints, each on the one before."""
+    """Save a chain of checkpoints, each with the previous one as its base."""
     variables, base = drawn.variables(), None
     for step in range(4):
         base = drawn.save(f"step-{step}", variables, base=base) or base
@@ -275,7 +275,7 @@ def based(drawn: Input) -> None:
 
 
 def overwritten(drawn: Input) -> None:
-    """Save where something is: a checkpoint, an empty folder of an odd mode, somebody's folder, a file."""
+    """Save to a path that exists: a checkpoint, an empty folder with an unusual mode, another folder, a file."""
     variables = drawn.variables()
     (drawn.folder / "empty").mkdir()
     (drawn.folder / "empty").chmod(drawn.random.choice([0o700, 0o755, 0o2775]))
@@ -320,7 +320,7 @@ def sealed(drawn: Input) -> None:
 
 
 def nested(drawn: Input) -> None:
-    """Save nested state, then again on it with something changed, then its copy."""
+    """Save nested state, then a changed one with it as its base, then a copy."""
     state = {"model": drawn.state(), "other": drawn.state(), "epoch": 3}
     options: dict[str, Any] = {"durable": False, "attributes": drawn.attributes()}
     first = drawn.attempt(vs.save_state, drawn.folder / "first", state, **options)
@@ -331,7 +331,7 @@ def nested(drawn: Input) -> None:
 
 
 def run(drawn: Input) -> None:
-    """Save a run by a manager: policies of all kinds, parts that go, steps that are saved twice."""
+    """Save a run with a manager: policies of all kinds, removed parts, steps that are saved twice."""
     keeps = [None, vs.Latest(2), vs.Best("loss", n=2) | vs.Latest(1), vs.KeepEverySteps(3), vs.Pinned([1, 4])]
     keeps += [vs.OnePerMinutes(1), vs.KeepIf(lambda saved: saved.step % 2 == 0)]
     keep, background = drawn.random.choice(keeps), drawn.chance(0.3)
@@ -355,7 +355,7 @@ def run(drawn: Input) -> None:
 
 
 def model_checkpoint(drawn: Input) -> None:
-    """Save a run as MindSpore's callback does, and a second one of the same prefix."""
+    """Save a run like MindSpore's callback, and a second one with the same prefix."""
     config = vs.CheckpointConfig(save_checkpoint_steps=2, keep_checkpoint_max=drawn.random.randint(1, 4))
     for _ in range(2):
         callback = vs.ModelCheckpoint("net", drawn.folder, config, clock=drawn.clock)
@@ -365,7 +365,7 @@ def model_checkpoint(drawn: Input) -> None:
 
 
 def session(drawn: Input) -> None:
-    """Save a session's variables as OneFlow's scripts do."""
+    """Save the variables of a session like OneFlow's scripts."""
     with vs.Session(seed=drawn.random.randrange(9)):
         for _ in range(5):
             shape = tuple(extent or 1 for extent in drawn.shape())
@@ -402,7 +402,7 @@ def refused(drawn: Input) -> None:
 
 
 def leftover(drawn: Input) -> None:
-    """Clean what crashed saves left, by hand and by the next save."""
+    """Clean up after crashed saves, explicitly and with the next save."""
     for name in (".a.saving-0123abcd", ".b.saving-89abcdef", ".c.replaced-00000000", ".d.saving-short"):
         (drawn.folder / name / "w").mkdir(parents=True)
         (drawn.folder / name / "w" / "out").write_bytes(b"12345678")
@@ -412,7 +412,7 @@ def leftover(drawn: Input) -> None:
 
 
 def written(drawn: Input) -> None:
-    """Write the files of other systems, and convert them to and fro."""
+    """Write other systems' files, and convert them in both directions."""
     types = [np.dtype(name) for name in ("float32", "float16", "int64", "int32", "uint8", "bool")]
     arrays = {f"layer{index}/w": drawn.array(types[index]) for index in range(len(types))}
     for target in TARGETS:
@@ -429,7 +429,7 @@ def written(drawn: Input) -> None:
 
 
 def converted(drawn: Input) -> None:
-    """Convert the files that real frameworks wrote, to checkpoints and on."""
+    """Convert files that real frameworks wrote to checkpoints, and these to other formats."""
     known = sorted(str(path).removesuffix(".expect.json") for path in FOREIGN.glob("*/*.expect.json"))
     source = drawn.random.choice(known)
     drawn.attempt(vs.convert, source, drawn.folder / "checkpoint")
@@ -445,7 +445,7 @@ KINDS: tuple[Case, ...] = (
 
 
 def verified(folder: Path) -> Iterator[str]:
-    """Verify all checkpoints below a folder, and say how each did."""
+    """Verify all checkpoints below a folder, and return the result for each."""
     for marker in sorted(folder.rglob("snapshot_done")):
         if marker.is_file():
             yield f"{marker.parent.relative_to(folder)}: {'ok' if vs.verify(marker.parent).ok else 'not ok'}"

@@ -1,9 +1,9 @@
-"""Show the way of one save and one load through the package: python -m tools.walk
+"""Show which files one save and one load pass through: python -m tools.walk
 
-Every call of a function of the package is followed (``sys.setprofile``) while three small variables are saved and
-loaded for the second time, when everything is imported. A line is a stay in one folder, with its floor and the files
-that were called there, in order. A move is a call that lands in another file than the call before it. A climb is a
-call from a floor to a higher one, and makes the exit code 1.
+All calls of functions of the package are recorded with ``sys.setprofile`` while three small variables are saved and
+loaded for the second time, when everything has been imported. Each line shows consecutive calls in one folder, with its
+floor and the files that were called, in order. A move is a call in another file than the previous call. A climb is a
+call from one floor to a higher one, and makes the exit code 1.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ class Walk:
 
     @classmethod
     def of(cls, action: Callable[[], object]) -> Walk:
-        """Follow what an action calls."""
+        """Record the calls of an action."""
         walk = cls()
         sys.setprofile(walk._note)
         try:
