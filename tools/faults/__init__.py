@@ -1,21 +1,21 @@
-"""Break a save at every one of its system calls, and look at what is left: ``python -m tools.faults``.
+"""Inject a fault at each system call of a save, and check what remains: ``python -m tools.faults``.
 
-A scenario is one call of varstore's face on small variables: a new save, one that replaces, one with ``base=``, a seal.
-Its file system calls are counted once. Then it is run again and again, each time with a fault at the next of them,
-and what lies on the disk afterwards must be the old checkpoint or the new one, whole.
+A scenario is one call of a public function on small variables: a new save, an overwrite, a save with ``base=``, a seal.
+Its file system calls are counted once. Then it is repeated, each time with a fault at the next call. Afterwards, the
+old or the new checkpoint must be on disk, complete.
 
-What it cannot show: a killed process loses nothing that it gave to the kernel, so a missing sync goes unnoticed. Only a
-sync that fails and is ignored is seen.
+Limit: a killed process does not lose what it has passed to the kernel, so a missing sync is not detected. Only a sync
+that fails and whose error is ignored is detected.
 
 ========== ===================================================================================
-injector.c catches calls, counts them, injects the fault
-injector   compiles and loads that; the faults
-children   runs something in a child under a plan: why a child, what it tells
+injector.c intercepts and counts calls, and injects the fault
+injector   compiles and loads it, and defines the faults
+children   runs a function in a child process with a plan, and returns how it ended
 readback   reads a checkpoint without varstore
-scenarios  what is done, what was there before, what must be there afterwards
-campaign   a fault at every point of a scenario, and the judgement of each
-known      what is lost today, each with its reason
-verdict    the figures of a scenario under a fault, held against what is known
-strace     compares the count with strace's
+scenarios  what is called, what exists before, what must exist afterwards
+campaign   runs a scenario with a fault at each point, and checks the results
+known      the losses that are known, with their reasons
+verdict    compares the losses of a scenario with the known ones
+strace     compares the counted calls with those of strace
 ========== ===================================================================================
 """

@@ -1,6 +1,6 @@
-"""Break saves and seals at every file system call, and judge what is left: ``python -m tools.faults``.
+"""Inject a fault at each file system call of saves and seals, and check what remains: ``python -m tools.faults``.
 
-Exits with 1 where something is lost that is not known, with 3 where this machine cannot inject faults.
+Exit status: 1 if something is lost that is not known, 3 if this machine cannot inject faults.
 """
 
 from __future__ import annotations
@@ -29,11 +29,11 @@ _LOST = 1
 _UNAVAILABLE = 3
 _TOLERANCE = 0.02
 _MEMORY = "/dev/shm"
-"""A file system in memory, where nothing waits for a disk: what is judged is the order of the calls."""
+"""A file system in memory, which is fast and sufficient: what matters is the order of the calls."""
 
 
 def main() -> int:
-    """Do what was asked for; return the exit code."""
+    """Run the command, and return the exit code."""
     options = _options()
     scenarios = [s for s in SCENARIOS if not options.scenario or s.name in options.scenario]
     console = Console(width=None if sys.stdout.isatty() else 120)

@@ -1,9 +1,9 @@
-"""Put a fault at every point of a scenario, one after the other, and judge what each leaves.
+"""Run a scenario with a fault at each of its points, and check what each leaves.
 
-The law, after any fault: the target holds the old checkpoint or the new one, whole; beside it lies what lay there, and
-at most one staging folder; what is there opens and verifies; the next save works and takes the left-over away. If the
-call came back, it closed what it opened, and it tells the truth: it returned only if the new checkpoint stands, and
-durably if asked; it raised a StorageError, which says "undone" only if the old state stands.
+After any fault, these must hold. The target contains the old or the new checkpoint, complete, which opens and verifies.
+Everything else beside it is unchanged, except for at most one staging folder. The next save works, and removes that
+folder. If the call ended, it closed what it had opened. It returned only if the new checkpoint is in place, durably if
+requested; otherwise it raised a StorageError, which says "undone" only if the old state is in place.
 """
 
 from __future__ import annotations
@@ -50,12 +50,12 @@ class Loss(enum.StrEnum):
 
 Judgement = Iterator[tuple[Loss, str]]
 State = Mapping[str, Found | None]
-"""What lies in the home directory, by name."""
+"""The content of the home directory, by name."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Point:
-    """One fault at one call, and what was lost by it: each loss with what was found."""
+    """One fault at one call, and each loss that it caused, with what was found."""
 
     number: int
     call: str
@@ -67,10 +67,10 @@ class Point:
 
 
 def count_calls(injector: Injector, scenario: Scenario, place: Path) -> tuple[str, ...]:
-    """Return the file system calls that a scenario makes when all goes well; `place` is an empty directory.
+    """Return the file system calls that a scenario makes without a fault; `place` is an empty directory.
 
     Raises:
-        AssertionError: all does not go well.
+        AssertionError: the scenario fails without a fault.
     """
     _warm_up(scenario, place)
     counted, losses = _meet(injector, scenario, COUNT, 0, place)
@@ -79,7 +79,7 @@ def count_calls(injector: Injector, scenario: Scenario, place: Path) -> tuple[st
 
 
 def visit(injector: Injector, scenario: Scenario, fault: Fault, place: Path) -> Iterator[Point]:
-    """Yield what becomes of the scenario with the fault at each of its calls, those excepted that cannot have it."""
+    """Yield the result of the scenario with the fault at each call at which it can occur."""
     for number, call in enumerate(count_calls(injector, scenario, place), 1):
         met, losses = _meet(injector, scenario, fault, number, place)
         if met.hit or not fault.is_partial:
@@ -87,7 +87,7 @@ def visit(injector: Injector, scenario: Scenario, fault: Fault, place: Path) -> 
 
 
 def _warm_up(scenario: Scenario, place: Path) -> None:
-    """Do all that a child does once here, so that no child has to import anything."""
+    """Run once in this process everything that a child runs, so that children do not import anything."""
     with fresh_home(scenario, place) as home:
         scenario.act(home)
         scenario.act_again(home)
@@ -95,7 +95,7 @@ def _warm_up(scenario: Scenario, place: Path) -> None:
 
 @contextlib.contextmanager
 def fresh_home(scenario: Scenario, place: Path) -> Iterator[Path]:
-    """Hold a home directory in the state before the scenario."""
+    """Keep a home directory in the state before the scenario."""
     home = place / "home"
     home.mkdir()
     try:
@@ -164,7 +164,7 @@ def _judge_words(fault: Fault, met: Run, said: Said, *, is_new: bool) -> Judgeme
 
 
 def _is_deserved(fault: Fault, said: Said) -> bool:
-    """Tell whether a fault may end this way; what fails and can be done without need not be an error."""
+    """Return whether a fault may end this way; a failed call that is optional need not be an error."""
     match fault.action:
         case Action.FAIL:
             return not said.error or said.is_storage_error

@@ -1,12 +1,11 @@
-"""Run something in a child under a plan, and tell how it ended.
+"""Run a function in a child process with a plan, and return how it ended.
 
-Why children of one warm process. A fault may kill, and a filter cannot be taken away, so each point needs a process of
-its own. To start Python and import numpy takes a hundred times as long as the work; a fork of a process that has
-imported everything takes about a millisecond, and the child inherits the same modules, the same hash seed and the same
-descriptors each time, which is also what makes the n-th call the same one. Run the work once in the parent first: what
-it imports late would be counted in every child.
+Each point needs its own process, because a fault may kill the process, and a filter cannot be removed. Starting Python
+and importing numpy takes a hundred times as long as the function. Forking a process that has imported everything takes
+about a millisecond. Each child also inherits the same modules, hash seed and descriptors, so that the n-th call is
+always the same one. The function must run in the parent first, because late imports would be counted in each child.
 
-A fork copies only the thread that makes it, so the parent must have no others.
+A fork copies only the thread that calls it, so the parent must not have others.
 """
 
 from __future__ import annotations
@@ -23,15 +22,15 @@ from varstore.errors import StorageError
 __all__ = ["Run", "Said", "run"]
 
 _PATIENCE = 30
-"""Seconds; a child that takes longer hangs, and is ended by SIGALRM."""
+"""The time limit of a child in seconds, after which SIGALRM ends it."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Said:
-    """What a child says when the work came back: with which error, and which descriptors it left open."""
+    """The report of a child whose function ended: its error, and the descriptors that it left open."""
 
     error: str
-    """The class; empty where it returned."""
+    """The class of the error; empty if the function returned."""
     message: str
     is_storage_error: bool
     left_open: tuple[str, ...]
@@ -42,23 +41,23 @@ class Run:
     """What happened in a child."""
 
     calls: tuple[str, ...]
-    """The names of the file system calls that were made, in order."""
+    """The names of the file system calls, in order."""
     hit: bool
     call: str
-    """The call that was to be met; empty where it never came."""
+    """The call at which the fault was injected; empty if it was not reached."""
     where: str
     """Its file."""
     killed_by: int
-    """The signal, 0 where the child ended by itself."""
+    """The signal that ended the child, or 0."""
     said: Said | None
-    """None where it was killed."""
+    """None if the child was killed."""
 
 
 def run(injector: Injector, work: Callable[[], object], *, at: int, fault: Fault) -> Run:
-    """Do the work in a child, with a fault at the call of this number.
+    """Run the function in a child, with a fault at the call of this number.
 
     Raises:
-        Unavailable: the calls of a child cannot be caught.
+        Unavailable: the calls of a child cannot be intercepted.
     """
     injector.plan(at, fault)
     source, sink = os.pipe()
@@ -84,7 +83,7 @@ def run(injector: Injector, work: Callable[[], object], *, at: int, fault: Fault
 
 
 def _be_child(injector: Injector, work: Callable[[], object], sink: int) -> None:
-    """Work, tell, and end without what Python does at its exit: it is the parent's to do."""
+    """Run, report, and end without Python's exit handlers, which belong to the parent."""
     try:
         signal.alarm(_PATIENCE)
         signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -1,12 +1,12 @@
-"""Compile the injector, load it, and tell it which call to meet and with what fault.
+"""Compile and load the injector, and define at which call it injects which fault.
 
-Counting. ``injector.c`` catches every file system call of its process, whoever makes it, and numbers those made while
-`Plan.armed` is set: the n-th call of a run is the n-th of every other run, as long as the work is the same and one
-thread does it. So a run with no fault says how many points there are, and a run for each number visits them all.
+Counting: ``injector.c`` intercepts all file system calls of its process and numbers those that are made while
+`Plan.armed` is set. The n-th call is the same in every run, as long as one thread does the same work. So a run without
+a fault determines the number of points, and one run per number covers them all.
 
-Arming. The plan is in memory that parent and child share. The parent writes which call to meet; the child, forked
-afterwards, puts the filter in its own way, sets `armed` just before the work and clears it just after, so that
-nothing but the work is counted. What was counted and met stays readable when the child was killed.
+Arming: the plan is in memory that parent and child share. The parent writes the number of the call. The child, which
+is forked afterwards, installs the filter, sets `armed` just before the work and clears it just after, so that only
+the work is counted. The result stays readable if the child is killed.
 """
 
 from __future__ import annotations
@@ -35,11 +35,11 @@ _WHERE: Final = 256
 
 
 class Unavailable(Exception):
-    """The injector cannot run on this machine; the message says what it lacks."""
+    """The injector cannot run on this machine; the message says what is missing."""
 
 
 class Action(enum.IntEnum):
-    """What is done at a call; the numbers are those of ``injector.c``."""
+    """The kinds of faults; the numbers are those in ``injector.c``."""
 
     COUNT = 0
     KILL = 1
@@ -51,7 +51,7 @@ class Action(enum.IntEnum):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Fault:
-    """What happens at one call, and at no other."""
+    """A fault that is injected at one call."""
 
     name: str
     meaning: str
@@ -60,12 +60,12 @@ class Fault:
 
     @property
     def kills(self) -> bool:
-        """Whether the process ends there."""
+        """Whether the fault ends the process."""
         return self.action in (Action.KILL, Action.TORN)
 
     @property
     def is_partial(self) -> bool:
-        """Whether only calls that move bytes can have it."""
+        """Whether the fault can occur only at calls that transfer bytes."""
         return self.action in (Action.SHORT, Action.TORN)
 
 
@@ -77,7 +77,7 @@ FAULTS: Final = (
     Fault(name="torn", meaning="the call moves half of the bytes, and the process is killed", action=Action.TORN),
     Fault(name="SIGINT", meaning="Ctrl-C before the call", action=Action.INTERRUPT),
 )
-"""Any other errno is a fault, too: see `fault_named`."""
+"""The faults with a name; any errno is a fault too, see `fault_named`."""
 
 
 def fault_named(name: str) -> Fault:
@@ -94,7 +94,7 @@ def fault_named(name: str) -> Fault:
 
 
 class Plan(ctypes.Structure):
-    """The plan and its outcome; the fields are those of ``struct plan``."""
+    """The plan and its result; the fields are those of ``struct plan``."""
 
     _fields_ = (
         ("at", ctypes.c_int64),
@@ -119,12 +119,12 @@ class Injector:
         self._plan = Plan.from_buffer(mmap.mmap(-1, ctypes.sizeof(Plan)))
 
     def plan(self, at: int, fault: Fault) -> None:
-        """Forget what was counted, and plan a fault at a call, counted from 1; 0 is no call."""
+        """Reset the count, and plan a fault at a call, counted from 1; 0 means no fault."""
         ctypes.memset(ctypes.byref(self._plan), 0, ctypes.sizeof(Plan))
         self._plan.at, self._plan.action, self._plan.error = at, fault.action, fault.error
 
     def install(self) -> None:
-        """Catch the calls of this process for the rest of its life.
+        """Intercept the calls of this process until it ends.
 
         Raises:
             Unavailable: the kernel or a sandbox does not allow it.
@@ -133,11 +133,11 @@ class Injector:
             raise Unavailable(f"no seccomp filter can be installed: {os.strerror(ctypes.get_errno())}")
 
     def arm(self) -> None:
-        """Count from now on."""
+        """Start counting."""
         self._plan.armed = 1
 
     def disarm(self) -> None:
-        """Count no more."""
+        """Stop counting."""
         self._plan.armed = 0
 
     @property
@@ -149,12 +149,12 @@ class Injector:
 
     @property
     def hit(self) -> bool:
-        """Whether the planned fault took place."""
+        """Whether the planned fault was injected."""
         return bool(self._plan.hit)
 
     @property
     def where(self) -> str:
-        """The file of the call that was met."""
+        """The file of the call at which the fault was injected."""
         return os.fsdecode(self._plan.where)
 
 

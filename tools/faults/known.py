@@ -1,7 +1,7 @@
-"""What is lost today: faults of varstore that are known and not mended yet.
+"""Known losses: faults of varstore that have not been fixed yet.
 
-The table is strict both ways: a loss that it does not list fails the run, and so does one that it lists and that
-occurs no more. Whoever mends a fault takes its row out.
+A loss that is not in the table makes the run fail, and so does a row whose loss no longer occurs. Whoever fixes a fault
+removes its row.
 """
 
 from __future__ import annotations
@@ -20,5 +20,5 @@ _KNOWN: Final[Mapping[tuple[str, str], frozenset[Loss]]] = {
 
 
 def known_losses(scenario: str, fault: str) -> Collection[Loss]:
-    """Return what is known to be lost in a scenario by a fault."""
+    """Return the known losses of a scenario with a fault."""
     return _KNOWN.get((scenario, fault), frozenset())

@@ -1,7 +1,7 @@
-"""Read a checkpoint with nothing but open and read: a judge that does not ask the accused.
+"""Read a checkpoint without varstore, so that a fault in its readers cannot hide one in its writers.
 
-It knows the layout (a folder per variable with ``meta`` and ``out``, the marker, the manifest's header) and only the
-data types of the scenarios.
+This knows the layout (a folder per variable with ``meta`` and ``out``, the marker, the header of the manifest), but
+only the data types of the scenarios.
 """
 
 from __future__ import annotations
@@ -37,19 +37,19 @@ class Contents:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Found:
-    """Everything that lies in a checkpoint's directory."""
+    """The content of the directory of a checkpoint."""
 
     contents: Contents
     is_complete: bool
     manifest: bytes
     unknown: frozenset[str]
-    """Files that are none of a checkpoint's."""
+    """Files that do not belong to the checkpoint."""
     temporary: frozenset[str] = field(compare=False)
     """Manifests that were being written."""
 
     @property
     def is_whole(self) -> bool:
-        """Whether the marker is there, the manifest is not torn, and there is nothing else."""
+        """Whether there is a marker and an intact manifest, and nothing else."""
         return self.is_complete and _is_manifest(self.manifest) and not self.unknown
 
     def __str__(self) -> str:
@@ -59,7 +59,7 @@ class Found:
 
 
 def contents_of(arrays: Mapping[str, np.ndarray]) -> Contents:
-    """Return what a checkpoint of these arrays holds; one array under two names is tied."""
+    """Return the content of a checkpoint of these arrays; an array with two names is tied."""
     folders = defaultdict(set)
     for name, array in arrays.items():
         folders[id(array)].add(name)
@@ -70,10 +70,10 @@ def contents_of(arrays: Mapping[str, np.ndarray]) -> Contents:
 
 
 def read(path: Path) -> Found | None:
-    """Return what lies at a path, None where there is nothing.
+    """Return the content of a checkpoint, or None if there is nothing at the path.
 
     Raises:
-        OSError, ValueError: something lies there that no save leaves: a folder without ``meta``, a torn ``meta``.
+        OSError, ValueError: there is something that no save leaves: a folder without ``meta``, a truncated ``meta``.
     """
     if not path.exists():
         return None

@@ -1,7 +1,7 @@
-"""What is broken: calls of varstore's face on three small variables, two of them tied.
+"""The scenarios: calls of public functions on three variables, two of them tied.
 
-Small is enough: one variable goes the way of large ones (over 1 MiB), one is 0-d and goes the way of small ones, and
-every step of a save is there once. One thread does the work, so that the n-th call is always the same one.
+Three variables are enough to cover every step of a save: one is written like large variables (more than 1 MiB), one is
+0-d and written like small ones. One thread does the work, so that the n-th call is always the same one.
 """
 
 from __future__ import annotations
@@ -31,27 +31,27 @@ _TIED: Final[_Arrays] = {"encoder/weight": _WEIGHT, "head/weight": _WEIGHT}
 NEW: Final[_Arrays] = {**_TIED, "step": np.array(7)}
 """What is saved."""
 EARLIER: Final[_Arrays] = {**_TIED, "step": np.array(6)}
-"""A base: all but the step is linked to it."""
+"""The base; everything except the step is linked to it."""
 OLD: Final[_Arrays] = {"encoder/weight": np.ones((2, 3), np.float32), "gone/bias": np.arange(4), "step": np.array(5)}
-"""What is replaced: one variable is another one, one is no more."""
+"""What is overwritten: one variable differs, one is missing in the new checkpoint."""
 NEXT: Final[_Arrays] = {"step": np.array(8)}
-"""What is saved afterwards, to see that a save still can."""
+"""What is saved afterwards, to check that saving still works."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Scenario:
-    """One call, in a home directory; what it works on is `TARGET` there."""
+    """One call, whose target is `TARGET` in a home directory."""
 
     name: str
     prepare: Callable[[Path], object]
     act: Callable[[Path], object]
     new: Contents
-    """What the target holds when the call has done its work."""
+    """The content of the target after a successful call."""
     act_again: Callable[[Path], object]
-    """What somebody does afterwards, whatever happened."""
+    """What is called afterwards, in any case."""
     afterwards: Contents
     old_is_sound: bool = True
-    """Whether what was there before verifies."""
+    """Whether the old checkpoint verifies."""
 
 
 def _save(
@@ -75,7 +75,7 @@ def _save(
 
 
 def _save_nothing(_: Path) -> None:
-    """Prepare a home for a new save."""
+    """Prepare a home directory for a new save."""
 
 
 def _change_by_hand(home: Path) -> None:

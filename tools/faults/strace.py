@@ -1,7 +1,7 @@
-"""Count the calls of a scenario with strace, which knows nothing of the injector.
+"""Count the calls of a scenario with strace, independently of the injector.
 
-strace attaches to a child that has stopped itself just before the work, and sums up when the child has ended just
-after it: `strace -f -c`, of the work alone.
+strace attaches to a child that has stopped just before the work, and prints its summary when the child ends just after
+it. So `strace -f -c` counts only the work.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ _ANYBODY = ctypes.c_ulong(-1)
 
 
 def count_with_strace(work: Callable[[], object], names: Sequence[str], place: Path) -> Counter[str]:
-    """Return how often the work makes each of these calls; `place` is a directory for a file of strace's.
+    """Return how often the work makes each of these calls; `place` is a directory for the output of strace.
 
     Raises:
-        Unavailable: there is no strace, or it may not attach to a process.
+        Unavailable: strace is not installed, or may not attach to a process.
     """
     strace = shutil.which("strace")
     if strace is None:

@@ -1,4 +1,4 @@
-"""Sum up the points of a scenario under a fault: what survived, what was lost, what is known of it."""
+"""Summarise the points of a scenario with a fault: what survived, what was lost, and what of that is known."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ __all__ = ["Verdict"]
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Verdict:
-    """All points of a scenario under a fault, and the losses that were expected."""
+    """All points of a scenario with a fault, and the expected losses."""
 
     scenario: str
     fault: str
@@ -22,31 +22,31 @@ class Verdict:
 
     @property
     def survived(self) -> int:
-        """Points at which nothing was lost."""
+        """The number of points at which nothing was lost."""
         return sum(not point.losses for point in self.points)
 
     @property
     def lost(self) -> list[Point]:
-        """Points at which something was lost that is not known."""
+        """The points at which something was lost that is not known."""
         return [point for point in self.points if point.losses.keys() - self.known]
 
     @property
     def excused(self) -> int:
-        """Points at which only known things were lost."""
+        """The number of points at which losses occurred, all of them known."""
         return len(self.points) - self.survived - len(self.lost)
 
     @property
     def gone(self) -> set[Loss]:
-        """What is known to be lost and was not, at any point."""
+        """The known losses that did not occur at any point."""
         return set(self.known).difference(*(point.losses for point in self.points))
 
     @property
     def ok(self) -> bool:
-        """Whether there are points, and exactly the known losses."""
+        """Whether there are points, and exactly the known losses occurred."""
         return bool(self.points) and not self.lost and not self.gone
 
     def complaints(self) -> Iterator[str]:
-        """Yield a sentence for all that is not as it should be."""
+        """Yield a sentence for each thing that is not as it should be."""
         for point in self.lost:
             for loss in sorted(point.losses.keys() - self.known):
                 yield f"{self.scenario}: {self.fault} at {point}: {loss}: {point.losses[loss]}"
@@ -56,7 +56,7 @@ class Verdict:
             yield f"{self.scenario}: no call can have the fault {self.fault}"
 
     def as_json(self) -> dict[str, Any]:
-        """Return the figures and every loss."""
+        """Return the figures and all losses."""
         return {
             "scenario": self.scenario,
             "fault": self.fault,
