@@ -1,9 +1,9 @@
-"""Measure varstore against what people would use instead, and against the machine: ``python -m tools.bench``.
+"""Measure varstore against its alternatives and against the limits of the machine: ``python -m tools.bench``.
 
-Every ratio comes from one run, its candidates in turn. The peers that are installed take part:
+Each ratio is from one run, in which the candidates take turns. All installed peers take part:
 pip install safetensors torch zarr tensorstore orbax-checkpoint jax matplotlib
 
-With ``--against PYTHON`` the varstore of another environment does the same tasks in turn with this one.
+With ``--against PYTHON``, the varstore of another environment takes turns with this one at the same tasks.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from tools.bench.tasks import SLOW, TASKS
 
 
 def main() -> int:
-    """Run the tasks asked for and print, write and draw what was found."""
+    """Run the chosen tasks, and print, write and draw the results."""
     options = _options()
     console = Console(width=None if sys.stdout.isatty() else 120)
     with ExitStack() as stack:
@@ -68,7 +68,7 @@ def main() -> int:
 
 
 def _sides(options: argparse.Namespace, place: str, console: Console) -> list[Side]:
-    """Start the environments; the earlier one never has peers."""
+    """Start the environments; the earlier one does not run peers."""
     shared = {"scale": options.scale, "readies_memory": not options.quick}
     chosen = ["varstore", *options.peer] if options.peer or options.against else None
     own_only = options.against is not None and not options.peer
@@ -85,20 +85,20 @@ def _options() -> argparse.Namespace:
     parser.add_argument(
         "--quick",
         action="store_true",
-        help="a first look: an eighth of the size, one round, memory as it is, no task that waits",
+        help="a quick run: an eighth of the size, one round, without preparing memory and without tasks that wait",
     )
-    parser.add_argument("--scale", type=float, help="size of the workloads (1: large is 1 GiB)")
-    parser.add_argument("--rounds", type=int, help="how often each candidate runs at each task")
-    parser.add_argument("--task", action="append", help="only tasks whose name holds this text; may be repeated")
-    parser.add_argument("--peer", action="append", default=[], help="only this peer beside varstore; may be repeated")
+    parser.add_argument("--scale", type=float, help="size of the workloads; 1 means that `large` is 1 GiB")
+    parser.add_argument("--rounds", type=int, help="how often each candidate runs each task")
+    parser.add_argument("--task", action="append", help="only tasks whose name contains this text; may be repeated")
+    parser.add_argument("--peer", action="append", default=[], help="only this peer and varstore; may be repeated")
     parser.add_argument(
         "--against",
         metavar="PYTHON",
-        help="an interpreter whose varstore does the same tasks in turn; peers and limits only where --peer names one",
+        help="an interpreter whose varstore takes turns at the same tasks; peers take part only if --peer names them",
     )
     parser.add_argument("--directory", help="where to write (default: the system's temporary folder)")
     parser.add_argument("--json", metavar="FILE", help="write all figures to this file, as in tools/bench/results")
-    parser.add_argument("--chart", metavar="FILE", help="draw them to this PNG file")
+    parser.add_argument("--chart", metavar="FILE", help="draw a chart to this PNG file")
     options = parser.parse_args()
     if options.against:
         python = shutil.which(options.against)

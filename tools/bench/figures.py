@@ -1,6 +1,6 @@
-"""Print README's figures from the newest record: ``python -m tools.bench.figures``; with ``--write`` into README.
+"""Print the figures for README from the newest record: ``python -m tools.bench.figures``; --write updates README.
 
-They stand between two comments there, and a test holds that they are what this prints.
+They are between two comments in README, and a test checks that they are what this prints.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ ROWS = {
     "open safetensors, 200,000 names": "open a safetensors file of 200,000 names",
     "4 KiB of safetensors": "read 4 KiB of 1 GiB in a safetensors file",
 }
-"""Task -> what README calls it."""
+"""Maps tasks to their names in README."""
 COLUMNS = {
     "varstore": "varstore",
     "safetensors": "safetensors",
@@ -59,13 +59,13 @@ BESIDE = {
     "memory beside the arrays, save large": "memory beside the arrays for a save of `large`: {}",
     "memory beside the result, load large": "memory beside the result for a load of `large`: {}",
 }
-"""Target -> the words that say what was found."""
+"""Maps targets to the sentences for their results."""
 
 
 def main() -> int:
-    """Print the figures, or write them into README."""
+    """Print the figures, or write them to README."""
     parser = argparse.ArgumentParser(prog="python -m tools.bench.figures", description=__doc__)
-    parser.add_argument("--write", action="store_true", help="into README.md, in place of those that stand there")
+    parser.add_argument("--write", action="store_true", help="replace the figures in README.md")
     if parser.parse_args().write:
         text = README.read_text(encoding="utf-8")
         README.write_text(text.replace(quoted(text), figures(newest())), encoding="utf-8")
@@ -75,10 +75,10 @@ def main() -> int:
 
 
 def quoted(text: str) -> str:
-    """Return what stands between the two comments.
+    """Return the text between the two comments.
 
     Raises:
-        ValueError: they are not there.
+        ValueError: the comments are missing.
     """
     found = re.search(f"{BEGIN}(.*?){END}", text, re.DOTALL)
     if found is None:
@@ -87,7 +87,7 @@ def quoted(text: str) -> str:
 
 
 def figures(record: Record) -> str:
-    """Return a caption, the table of seconds, and the ratios and amounts that are not in it, as Markdown."""
+    """Return a caption, the table of times, and the other ratios and amounts, as Markdown."""
     return "\n".join([_caption(record), "", *_table(record), "", *_beside(record), ""])
 
 
@@ -102,7 +102,7 @@ def _caption(record: Record) -> str:
 
 
 def _table(record: Record) -> Iterator[str]:
-    """Yield the lines of the table: candidates that took part in some row, tasks that were run."""
+    """Yield the lines of the table: a column per candidate that took part, a row per task that was run."""
     rows = {title: record.rows[task].figures for task, title in ROWS.items() if task in record.rows}
     columns = {name: title for name, title in COLUMNS.items() if any(name in row for row in rows.values())}
     yield "| " + " | ".join(["seconds, median", *columns.values(), "limit"]) + " |"

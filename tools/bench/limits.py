@@ -1,7 +1,7 @@
-"""What the machine does without any library, measured in the same run.
+"""Measure what the machine can do without a library, in the same run.
 
-Bytes are moved with as many threads as varstore uses; the bare system calls of small variables are made by one
-thread, in turn, as a plain program would.
+Bytes are transferred by as many threads as varstore uses. The system calls for small variables are made by one thread,
+as a simple program would make them.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import numpy as np
 from tools.bench.workloads import Arrays
 
 Share = list[tuple[str, int]]
-"""Pieces that one thread moves: the file's name and the offset."""
+"""The pieces that one thread transfers: file names and offsets."""
 BLOCK = 16 << 20
 CHUNK = 1 << 20
 DIRECT_CHUNK = 2 << 20
@@ -27,7 +27,7 @@ _META = b"shape {\n  dim: 1024\n}\ndata_type: kFloat\n"
 
 
 def threads() -> int:
-    """Return the number of threads that varstore takes by default where it does not wait for the disk."""
+    """Return the number of threads that varstore uses by default when it does not wait for the disk."""
     return min(8, len(os.sched_getaffinity(0)))
 
 
@@ -42,12 +42,12 @@ def memory_copy(arrays: Arrays, targets: Arrays) -> None:
 
 
 def parallel_write(path: str, arrays: Arrays) -> None:
-    """Write the same bytes to as many files with all threads: no hashing, nothing else."""
+    """Write the same bytes to the same number of files with all threads, without hashing or anything else."""
     _write(path, arrays, os.O_WRONLY | os.O_CREAT, threads(), CHUNK, lambda flat, start: flat[start : start + CHUNK])
 
 
 def direct_write(path: str, arrays: Arrays) -> None:
-    """Write as many bytes with direct I/O from aligned memory, and make them durable; half of the threads wait."""
+    """Write the same number of bytes with direct I/O from aligned memory, twice as many threads, and a final sync."""
     aligned = np.frombuffer(mmap.mmap(-1, DIRECT_CHUNK), np.uint8)
     aligned[:] = 7
     flags = os.O_WRONLY | os.O_CREAT | os.O_DIRECT
@@ -89,7 +89,7 @@ def _write(
 
 
 def bare_calls(path: str, arrays: Arrays) -> None:
-    """Make the system calls of the layout, and nothing else: mkdir, then open, write, close twice."""
+    """Make only the system calls of the layout: mkdir, then open, write and close, twice."""
     os.mkdir(path)
     folder = os.open(path, os.O_RDONLY)
     for name, array in arrays.items():
@@ -100,7 +100,7 @@ def bare_calls(path: str, arrays: Arrays) -> None:
 
 
 def bare_links(path: str, sources: dict[str, str]) -> None:
-    """Make the system calls of a checkpoint of links, and nothing else: mkdir, then link twice."""
+    """Make only the system calls of a checkpoint of links: mkdir, then link, twice."""
     os.mkdir(path)
     folder = os.open(path, os.O_RDONLY)
     roots = {root: os.open(root, os.O_RDONLY) for root in set(sources.values())}
@@ -119,7 +119,7 @@ def _bare_write(path: str, data: bytes | memoryview, folder: int) -> None:
 
 
 def bare_reads(path: str, arrays: Arrays) -> Arrays:
-    """Open, read and close the ``meta`` and the ``out`` of every variable, and nothing else."""
+    """Only open, read and close the ``meta`` and ``out`` of every variable."""
     folder = os.open(path, os.O_RDONLY)
     targets = {name: np.empty_like(array) for name, array in arrays.items()}
     meta = bytearray(len(_META) + 1)
@@ -144,7 +144,7 @@ def parallel_read(path: str, arrays: Arrays) -> Arrays:
 
 
 def read_into(path: str, targets: Arrays, *, workers: int | None = None, direct: bool = False) -> None:
-    """Read the same bytes into memory that exists."""
+    """Read the same bytes into existing memory."""
     flags = os.O_RDONLY | (os.O_DIRECT if direct else 0)
     fds = {name: os.open(os.path.join(path, name), flags) for name in targets}
 
@@ -159,7 +159,7 @@ def read_into(path: str, targets: Arrays, *, workers: int | None = None, direct:
 
 
 def aligned_like(arrays: Arrays) -> Arrays:
-    """Return arrays of the same shapes on page boundaries, for direct I/O."""
+    """Return arrays of the same shapes that are aligned to pages, for direct I/O."""
     return {
         name: np.frombuffer(mmap.mmap(-1, array.nbytes), array.dtype).reshape(array.shape)
         for name, array in arrays.items()
@@ -171,7 +171,7 @@ def _flat(array: np.ndarray) -> np.ndarray:
 
 
 def _shares(arrays: Arrays, workers: int, piece: int) -> list[Share]:
-    """Part all bytes in equal runs, so that hardly a file is used by two threads: they would wait for each other."""
+    """Split all bytes into equal runs, so that threads rarely share a file, which would make them wait."""
     each = -(-sum(array.nbytes for array in arrays.values()) // workers)
     shares: list[Share] = [[] for _ in range(workers)]
     offset = 0

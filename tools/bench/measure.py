@@ -1,8 +1,8 @@
-"""Time candidates against each other: in turn, each in a fresh place, several rounds, medians.
+"""Time candidates against each other: in turn, each at a new path, in several rounds, as medians.
 
-No file is deleted before the end, large ones are truncated instead, outside the clock: for minutes after files were
-deleted, ext4 looks at each of their inodes before it gives a new one, which makes the making of files several times
-slower. Wait as long after a run before the next one.
+No file is deleted before the end; large ones are truncated instead, outside the measured time. For minutes after files
+are deleted, ext4 examines each of their inodes before it allocates a new one, which makes creating files several times
+slower. For the same reason, wait some minutes between two runs.
 """
 
 from __future__ import annotations
@@ -26,15 +26,15 @@ import numpy as np
 Prepared = Callable[[], Any]
 _LARGE = 1 << 20
 _SPARE = 512 << 20
-"""Bytes of free memory that are left alone, for whatever else the machine does."""
+"""The number of bytes of free memory that are not used, for other processes."""
 TOLD_AFTER = 2.5
-"""Seconds of free memory until a virtual machine's host knows, and some."""
+"""The seconds after which the host of a virtual machine knows that memory is free, with a margin."""
 _LONG_ENOUGH = 0.05
 _REPEATS = 9
 
 
 class Place:
-    """A folder on the disk to be measured that hands out fresh paths."""
+    """A folder on the measured disk that provides new paths."""
 
     def __init__(self, path: str) -> None:
         self.path = path
@@ -42,7 +42,7 @@ class Place:
         self._passing: list[str] = []
 
     def fresh(self, *, keep: bool = False) -> str:
-        """Return a path that does not exist; what is written there loses its space in `settle`, unless kept."""
+        """Return a path that does not exist; `settle` frees the space of files written there, unless `keep` is set."""
         self._count += 1
         path = os.path.join(self.path, f"{self._count:04d}")
         if not keep:
@@ -50,7 +50,7 @@ class Place:
         return path
 
     def settle(self) -> None:
-        """Give large files' space back to the disk, but not their inodes, and let it finish what it has to write."""
+        """Free the space of large files, but not their inodes, and wait until everything is on disk."""
         for path in self._passing:
             for file in files_of(path):
                 status = os.stat(file)
@@ -63,7 +63,7 @@ class Place:
 
 @contextlib.contextmanager
 def temporary_folder(directory: str | None) -> Iterator[str]:
-    """Make a folder on the disk to be measured, and delete it with all that is in it at the end."""
+    """Create a folder on the measured disk, and delete it with its contents at the end."""
     path = os.path.abspath(tempfile.mkdtemp(prefix="varstore-bench-", dir=directory))
     try:
         yield path
@@ -72,9 +72,9 @@ def temporary_folder(directory: str | None) -> Iterator[str]:
 
 
 def alternate(candidates: dict[str, Callable[[], float | None]], rounds: int) -> dict[str, list[float]]:
-    """Measure each candidate once per round, in another order each round: some profit from what the one before freed.
+    """Measure each candidate once per round, in a different order each time, because they influence each other.
 
-    A candidate returns what it measured, or None to be left out.
+    A candidate returns the measured value, or None to be left out.
     """
     values: dict[str, list[float]] = {name: [] for name in candidates}
     names = list(candidates)
@@ -93,10 +93,10 @@ def alternate(candidates: dict[str, Callable[[], float | None]], rounds: int) ->
 
 
 def seconds(prepare: Callable[[], Prepared], *, repeats: bool) -> float:
-    """Return the seconds that what `prepare` returns takes.
+    """Return the seconds that the function returned by `prepare` takes.
 
-    What takes no time is repeated and its median returned, if that is allowed: a single call of a millisecond says
-    more about the machine's moment than about the candidate.
+    With `repeats`, a short call is repeated and the median returned, because a single call of a millisecond depends
+    more on the state of the machine than on the candidate.
     """
     found: list[float] = []
     while not found or (repeats and sum(found) < _LONG_ENOUGH and len(found) < _REPEATS):
@@ -109,11 +109,11 @@ def seconds(prepare: Callable[[], Prepared], *, repeats: bool) -> float:
 
 
 def ready_memory(nbytes: int) -> None:
-    """Use this much of free memory once and give it back, so that whoever runs next finds it ready.
+    """Use this amount of free memory once and free it, so that it is ready for the next candidate.
 
-    A virtual machine gets memory from its host at first use, and tells it of what has been free for two seconds. A
-    page then costs up to twenty times as much, and which candidate pays is chance. What has become free before is
-    told while this is held; what is given back at the end is safe for two seconds.
+    A virtual machine gets memory from its host on first use, and returns memory that has been free for two seconds. A
+    page then costs up to twenty times as much, and it is a matter of chance which candidate pays for it. Memory that
+    was free before is returned while this function waits; the memory that it frees is ready for two seconds.
 
     Source of the two seconds: Linux, mm/page_reporting.c.
     """
@@ -132,7 +132,7 @@ def _free_memory() -> int:
 
 
 def forget(path: str) -> None:
-    """Drop files from the page cache: all of it where that is allowed, else these files."""
+    """Drop the page cache, or only these files from it if the process may not drop all of it."""
     os.sync()
     with contextlib.suppress(OSError):
         with open("/proc/sys/vm/drop_caches", "w") as switch:
@@ -145,7 +145,7 @@ def forget(path: str) -> None:
 
 
 def files_of(path: str) -> list[str]:
-    """Return the path of every file in a folder, or of the file itself."""
+    """Return the path of every file in a folder, or the path itself if it is a file."""
     if os.path.isfile(path):
         return [path]
     return [os.path.join(folder, file) for folder, _, names in os.walk(path) for file in names]
@@ -153,7 +153,7 @@ def files_of(path: str) -> list[str]:
 
 @contextlib.contextmanager
 def peak_memory() -> Iterator[list[int]]:
-    """Measure by how many bytes the block raises the process's largest resident size; for a fresh process."""
+    """Measure by how many bytes the block increases the peak resident size of a new process."""
     grown = [0]
     with open("/proc/self/clear_refs", "w") as switch:
         switch.write("5")
@@ -174,7 +174,7 @@ def _peak() -> int:
 
 
 def bytes_read(read: Callable[[], object]) -> float:
-    """Return the bytes that read calls fetched meanwhile; what is mapped and touched does not show in it."""
+    """Return the number of bytes that read calls returned during a call; memory maps are not counted."""
     before = _read_so_far()
     read()
     return float(_read_so_far() - before)
@@ -186,10 +186,10 @@ def _read_so_far() -> int:
 
 
 def whole_process(cache: str, *arguments: str) -> float:
-    """Return the seconds that a fresh Python takes from start to exit.
+    """Return the seconds that a new Python process takes from start to exit.
 
-    Bytecode is kept in the folder `cache`, wherever modules lie and whatever the caller's environment says of it: a
-    process that compiles what it imports measures the compiler. So the first run of a command is for filling it.
+    Bytecode is cached in the folder `cache`, for all modules and whatever the environment says, because a process that
+    compiles its imports would measure the compiler. So the first run of a command only fills the cache.
     """
     environment = {**os.environ, "PYTHONPYCACHEPREFIX": cache}
     environment.pop("PYTHONDONTWRITEBYTECODE", None)

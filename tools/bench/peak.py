@@ -1,4 +1,4 @@
-"""Measure one peer's peak of extra memory, alone in its process: PEER VERB WORKLOAD SCALE PATH."""
+"""Measure the peak of extra memory of one peer in its own process: PEER VERB WORKLOAD SCALE PATH."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from tools.bench.workloads import WORKLOADS
 
 
 def main() -> None:
-    """Print the bytes beyond what was there before; of a load, beyond its result."""
+    """Print the bytes beyond those used before and, for a load, beyond its result."""
     name, verb, workload, scale, path = sys.argv[1:]
     peer = next(peer() for peer in PEERS if peer.name == name)
     warm = {"warm": np.ones(768, np.float32)}

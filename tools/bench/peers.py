@@ -1,6 +1,6 @@
-"""Who is measured: varstore and what people would use instead, each with the same few verbs.
+"""The peers: varstore and its alternatives, with the same few methods.
 
-A peer that is not installed, and a verb that a peer does not have, is left out by name.
+Peers that are not installed, and methods that a peer does not have, are left out with a message.
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ from tools.bench.workloads import Arrays
 
 
 class Peer:
-    """One way to keep arrays in a file or folder; `needs` are the packages it is made of."""
+    """One way to store arrays in a file or folder; `needs` are the packages that it requires."""
 
     name = ""
     needs: tuple[str, ...] = ()
 
     @classmethod
     def missing(cls) -> str | None:
-        """Return the package that is not installed."""
+        """Return the first required package that is not installed, or None."""
         for package in cls.needs:
             try:
                 importlib.import_module(package)
@@ -48,7 +48,7 @@ class Peer:
         raise NotImplementedError
 
     def load_into(self, path: str, targets: Arrays) -> Any:
-        """Read all arrays into memory that exists."""
+        """Read all arrays into existing memory."""
         raise NotImplementedError
 
     def load_some(self, path: str, names: list[str]) -> Any:
@@ -168,7 +168,7 @@ class Savez(Peer):
 
     def save(self, path: str, arrays: Arrays) -> None:
         with open(path, "wb") as file:
-            np.savez(file, **arrays)  # type: ignore[arg-type]  # the stub takes names for the one keyword it knows
+            np.savez(file, **arrays)  # type: ignore[arg-type]  # the stub knows one keyword only
 
     def load(self, path: str) -> Any:
         with np.load(path) as file:
@@ -180,7 +180,7 @@ class Savez(Peer):
 
 
 def _tensors(arrays: Arrays) -> dict[str, Any]:
-    """Return tensors that share the arrays' memory; torch takes the bits of a bfloat16 alone."""
+    """Return tensors that share the arrays' memory; torch accepts bfloat16 only as integers with the same bits."""
     import torch
 
     return {
@@ -321,7 +321,7 @@ _ONEFLOW_TYPES = {"float32": "kFloat", "bfloat16": "kBFloat16", "int64": "kInt64
 
 
 class PlainLoop(Peer):
-    """OneFlow's layout as OneFlow itself writes and reads it."""
+    """OneFlow's layout, written and read the way OneFlow does."""
 
     name = "plain loop"
 

@@ -1,4 +1,4 @@
-"""What one run found, as it is kept by version in `tools/bench/results`."""
+"""The results of one run, which `tools/bench/results` keeps by version."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ RESULTS = Path(__file__).resolve().parent / "results"
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Figure:
-    """One candidate at one task, over all rounds; of some early runs the median alone was kept."""
+    """The results of one candidate at one task over all rounds; some early runs kept only the median."""
 
     median: float
     min: float | None = None
@@ -25,20 +25,20 @@ class Figure:
 
     @classmethod
     def of(cls, values: Sequence[float]) -> Figure:
-        """Return the figure to quote, with its spread."""
+        """Return the median of these values, with the lowest and highest."""
         return cls(median=statistics.median(values), min=min(values), max=max(values))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Row:
-    """One task: its candidates' figures in seconds ("s") or bytes ("B")."""
+    """The figures of all candidates at one task, in seconds ("s") or bytes ("B")."""
 
     unit: str
     figures: Mapping[str, Figure]
 
     @property
     def ratios(self) -> dict[str, float]:
-        """Varstore's median over each other candidate's."""
+        """The median of varstore divided by that of each other candidate."""
         own = next((figure.median for name, figure in self.figures.items() if name.startswith("varstore")), None)
         others = {name: figure.median for name, figure in self.figures.items() if not name.startswith("varstore")}
         return {name: own / median for name, median in others.items() if own is not None and median}
@@ -46,7 +46,7 @@ class Row:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Record:
-    """One run. `machine` has facts, no names; `targets` is what `targets.check` found; `against` is the other side."""
+    """One run; `targets` is the result of `targets.check`, `against` describes the other side of a comparison."""
 
     version: str
     date: str
@@ -60,13 +60,13 @@ class Record:
     against: Mapping[str, Any] | None = None
 
     def as_json(self) -> str:
-        """Return the record as text; the ratios are there for people and read by nobody."""
+        """Return the record as JSON; it contains the ratios for people, and `parse` ignores them."""
         rows = {task: {**asdict(row), "ratios": row.ratios} for task, row in self.rows.items()}
         return json.dumps({**asdict(self), "rows": rows}, indent=1) + "\n"
 
     @classmethod
     def parse(cls, text: str) -> Record:
-        """Read what `as_json` wrote.
+        """Return the record in the result of `as_json`.
 
         Raises:
             TypeError: a field is missing or unknown.
@@ -86,7 +86,7 @@ def newest(folder: Path = RESULTS) -> Record:
 
 
 def machine(directory: str) -> dict[str, str | int]:
-    """Return what may matter of this machine and of the disk below a folder, and nothing that names it."""
+    """Return relevant facts about this machine and the disk of a folder, but nothing that identifies them."""
     numbers = re.match(r"[\d.]*", platform.release())
     return {
         "system": f"{platform.system()} {numbers[0] if numbers else ''}".strip(),
@@ -104,7 +104,7 @@ def _fact(path: str, pattern: str) -> str | None:
 
 
 def _file_system(path: str) -> str:
-    """Return the type of what is mounted nearest above a path."""
+    """Return the type of the file system that contains a path."""
     with open("/proc/self/mounts", encoding="utf-8") as mounts:
         points = [line.split()[1:3] for line in mounts]
     above = [(point, kind) for point, kind in points if os.path.commonpath([point, path]) == point]

@@ -1,4 +1,4 @@
-"""Print the figures as tables, and draw them as a chart with the limits as lines."""
+"""Print the figures as tables, and draw them in a chart, with limits as lines."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from tools.bench.sides import BEFORE
 from tools.bench.targets import LIMIT
 
 SLOWER = 1.10
-"""From which ratio to the earlier version on a row is named."""
+"""The ratio to the earlier version from which a row is marked as slower."""
 
 
 def print_row(console: Console, task: str, row: Row) -> None:
-    """Print one task's candidates, lowest first, with varstore's ratio to each."""
+    """Print the candidates of a task, lowest first, with the ratio of varstore to each."""
     columns = ("median s", "spread") if row.unit == "s" else ("MiB", "spread")
     table = _table(task, ("", *columns, "varstore / it"), "lrrr")
     for name, figure in sorted(row.figures.items(), key=lambda pair: pair[1].median):
@@ -28,7 +28,7 @@ def print_row(console: Console, task: str, row: Row) -> None:
 
 
 def print_comparison(console: Console, rows: Mapping[str, Row]) -> None:
-    """Print per row what varstore takes now over what the earlier version took, and name the rows that got slower."""
+    """Print the ratio of varstore now to the earlier version for each row, and mark rows that are slower."""
     columns = ("", "now", "before", "now / before", "lowest / lowest", "")
     table = _table("now and before, in one run", columns, "lrrrrl")
     compared = slower = 0
@@ -54,11 +54,11 @@ def print_comparison(console: Console, rows: Mapping[str, Row]) -> None:
 
 _UNITS = {"s": "s", "B": "MiB"}
 _TOO_LITTLE = {"s": 1e-6, "B": float(1 << 20)}
-"""Amounts below which nobody cares for a ratio."""
+"""Amounts below which a ratio does not matter."""
 
 
 def _amount(value: float, unit: str) -> str:
-    """Return seconds with three digits that say something, or MiB."""
+    """Return seconds with three significant digits, or MiB."""
     if unit == "B":
         return f"{value / (1 << 20):.2f}"
     return f"{value:.{min(6, max(3, 2 - math.floor(math.log10(value))))}f}" if value > 0 else "0"
@@ -79,7 +79,7 @@ def _table(title: str, columns: Sequence[str], sides: str) -> Table:
 
 
 def print_targets(console: Console, rows: list[dict[str, Any]]) -> None:
-    """Print what was promised and what was found."""
+    """Print the targets and the results."""
     table = _table("targets", ("", "found", "at most", "", "without any library"), "lrrll")
     for row in rows:
         found, most = (f"{row[key]:.2f}{row['unit']}" for key in ("value", "most"))
@@ -89,7 +89,7 @@ def print_targets(console: Console, rows: list[dict[str, Any]]) -> None:
 
 
 def draw(path: str, results: Mapping[str, Row]) -> None:
-    """Draw one row of bars a task, on a logarithmic axis, limits as dashed lines."""
+    """Draw the bars of each task on a logarithmic axis, with limits as dashed lines."""
     import matplotlib
 
     matplotlib.use("Agg")

@@ -1,4 +1,4 @@
-"""The environments that are measured, each in a process of its own: the present one, and an earlier one beside it."""
+"""The environments that are measured, each in its own process: this one and, if requested, an earlier one."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from tools.bench.records import Figure, Row
 
 ROOT = Path(__file__).resolve().parents[2]
 BEFORE = ", before"
-"""What the names of candidates of the earlier version end with."""
+"""The suffix of the names of candidates of the earlier version."""
 
 
 class Side(AbstractContextManager["Side"]):
-    """One environment; `suffix` is added to the names of its candidates, which are all or varstore's own alone.
+    """One environment; `suffix` is added to the names of its candidates, which `own_only` limits to varstore's own.
 
-    The worker runs this bench, whatever varstore it measures. So it is started where nothing can be imported but
-    `tools`, by a link, and what is installed in its environment.
+    The worker runs this version of the bench, whichever version of varstore it measures. So it is started in a folder
+    from which only a link to `tools` and the packages of its environment can be imported.
     """
 
     def __init__(
@@ -55,7 +55,7 @@ class Side(AbstractContextManager["Side"]):
         )
 
     def call(self, method: str, *arguments: Any) -> Any:
-        """Have the worker call a method, pass on what it logs, and return what it found."""
+        """Call a method of the worker, print what it logs, and return the result."""
         assert self._process.stdin is not None
         assert self._process.stdout is not None
         try:
@@ -81,7 +81,7 @@ def _source_of_varstore() -> str:
 
 
 def run(task: str, sides: list[Side], rounds: int) -> Row:
-    """Run one task with the candidates of all sides in turn."""
+    """Run one task, with the candidates of all sides in turn."""
     candidates: dict[str, Callable[[], float | None]] = {}
     unit = "s"
     for side in sides:

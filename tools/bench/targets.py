@@ -1,4 +1,4 @@
-"""What must be reached, as ratios within one run: a table, so that adding one adds a row."""
+"""The table of targets, which are ratios within one run; to add one, add a row."""
 
 from __future__ import annotations
 
@@ -7,18 +7,18 @@ from dataclasses import dataclass
 from typing import Any
 
 Results = Mapping[str, Mapping[str, float]]
-"""Task -> candidate -> median, in seconds (bytes for tasks of memory)."""
+"""Maps tasks to candidates to medians, in seconds, or in bytes for tasks that measure memory."""
 
 LIMIT = "limit: "
-"""What the names of candidates begin with that are the machine's, not a library's."""
+"""The prefix of the names of candidates that are limits of the machine, not libraries."""
 MIB = 1 << 20
 
 
 @dataclass(frozen=True, kw_only=True)
 class Target:
-    """One promise: `value` of the results is at most `most`.
+    """One target: `value` of the results is at most `most`.
 
-    `bound` names the candidate that does the same work without any library; its ratio to `to` is printed beside.
+    `bound` names the candidate that does the same work without a library; its ratio to `to` is printed too.
     """
 
     what: str
@@ -147,7 +147,7 @@ TARGETS: tuple[Target, ...] = (
 
 
 def check(results: Results) -> list[dict[str, Any]]:
-    """Return each target that the results speak of, its value and whether it is met."""
+    """Return each target for which there are results, with its value and whether it is met."""
     rows = []
     for target in TARGETS:
         try:

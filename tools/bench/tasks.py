@@ -1,6 +1,6 @@
-"""What is measured: a function per task, each returning the race of all candidates and limits.
+"""The tasks: one function per task, which returns the race of all candidates and limits.
 
-Only the public face of varstore is used: the same tasks run with an earlier version.
+Only public functions of varstore are called, so that the same tasks run with an earlier version.
 """
 
 from __future__ import annotations
@@ -26,21 +26,21 @@ from tools.bench.workloads import MOSTLY_CALLS, WORKLOADS, Arrays
 
 Candidates = dict[str, Callable[[], Prepared]]
 _MEMORY_MATTERS_FROM = 64 << 20
-"""Bytes of a workload."""
+"""The size in bytes from which memory is prepared for a workload."""
 _MEMORY_USED = 3
-"""By a candidate, in sizes of the workload: the arrays, the page cache and a copy."""
+"""The memory that a candidate uses, in sizes of the workload: the arrays, the page cache and a copy."""
 
 
 def _nothing() -> None:
-    """Leave things as they are."""
+    """Do nothing."""
 
 
 @dataclass(frozen=True, slots=True)
 class Race:
-    """The candidates of one task, each a function that prepares, outside the clock, and returns what is timed.
+    """The candidates of one task: functions that prepare it and return the function that is timed.
 
-    Where `unit` is "B", what is returned gives the number of bytes itself, and once is enough. `settle` runs after
-    each; by default it gives back the space of what was written.
+    If `unit` is "B", that function returns the number of bytes instead, and runs once. `settle` runs after each
+    candidate; by default, it frees the space of what was written.
     """
 
     candidates: Candidates
@@ -53,7 +53,7 @@ class Race:
 
 @dataclass(kw_only=True)
 class Bench:
-    """What the tasks of one run share: where, how large, and who takes part."""
+    """What the tasks of one run share: the place, the scale, and the peers."""
 
     place: Place
     scale: float
@@ -64,14 +64,14 @@ class Bench:
     _saved: dict[tuple[str, str], str] = field(default_factory=dict)
 
     def arrays(self, workload: str) -> Arrays:
-        """Return a workload, of which one is kept in memory at a time."""
+        """Return a workload; only one is kept in memory at a time."""
         if workload not in self._arrays:
             self._arrays.clear()
             self._arrays[workload] = WORKLOADS[workload](self.scale)
         return self._arrays[workload]
 
     def saved(self, peer: Peer, workload: str) -> str:
-        """Return where a peer has saved a workload, once."""
+        """Return the path at which a peer has saved a workload; it saves each once."""
         key = (peer.name, workload)
         if key not in self._saved:
             self._saved[key] = self.place.fresh(keep=True)
@@ -80,7 +80,7 @@ class Bench:
         return self._saved[key]
 
     def measure(self, race: Race, name: str) -> float:
-        """Measure one candidate once, with memory made ready where the workload is large."""
+        """Measure one candidate once; for large workloads, memory is prepared first."""
         prepare = race.candidates[name]
         if race.unit == "B":
             value = float(prepare()())
@@ -98,21 +98,21 @@ class Bench:
         measure.forget(self.place.path)
 
     def unready_memory(self) -> None:
-        """Drop the page cache, and leave a host the time to take its memory."""
+        """Drop the page cache, and wait until a host has taken back free memory."""
         self.forget()
         time.sleep(measure.TOLD_AFTER)
 
     def able(self, verb: str) -> list[Peer]:
-        """Return the peers that have a verb."""
+        """Return the peers that have a method."""
         return [peer for peer in self.peers if getattr(type(peer), verb) is not getattr(Peer, verb)]
 
     def loadable(self, workload: str, verb: str) -> dict[str, tuple[Peer, str]]:
-        """Return the peers that have a verb, with what they saved."""
+        """Return the peers that have a method, with the path at which each saved the workload."""
         able = {}
         for peer in self.able(verb):
             try:
                 able[peer.name] = (peer, self.saved(peer, workload))
-            except Exception as error:  # a peer that cannot hold the workload
+            except Exception as error:  # a peer that cannot store the workload
                 self.log(f"left out: {peer.name}: {type(error).__name__}: {error}")
         return able
 
@@ -134,7 +134,7 @@ def save(bench: Bench, workload: str) -> Race:
 
 
 def save_durable(bench: Bench, workload: str, *, memory_is_new: bool = False) -> Race:
-    """Save and flush; if asked, while the host has taken back all free memory, as after long idling."""
+    """Save durably; with `memory_is_new`, after the host has taken back all free memory, as after a long pause."""
     arrays = bench.arrays(workload)
     candidates: Candidates = {
         peer.name: _at_fresh(bench, partial(lambda p, path: p.save_durable(path, arrays), peer))
@@ -151,7 +151,7 @@ def save_durable(bench: Bench, workload: str, *, memory_is_new: bool = False) ->
 
 
 def _then(candidate: Callable[[], Prepared], step: Callable[[], None]) -> Callable[[], Prepared]:
-    """Return the candidate such that a step follows its preparation, outside the clock."""
+    """Return the candidate with a step after its preparation, which is not timed."""
 
     def prepare() -> Prepared:
         timed = candidate()
@@ -162,7 +162,7 @@ def _then(candidate: Callable[[], Prepared], step: Callable[[], None]) -> Callab
 
 
 def _then_once(candidate: Callable[[], Prepared], step: Callable[[], None]) -> Callable[[], Prepared]:
-    """Return the candidate such that a step follows its first preparation only."""
+    """Return the candidate with a step after its first preparation only."""
     steps = [step]
     return _then(candidate, lambda: steps.pop()() if steps else None)
 
@@ -276,7 +276,7 @@ def save_with_base(bench: Bench) -> Race:
 
 
 def compose(bench: Bench, workload: str, *, durable: bool = True) -> Race:
-    """Make a checkpoint of links to two others, and, to compare, one of the same values."""
+    """Save a checkpoint of links to two others and, for comparison, one of the same values."""
     arrays = bench.arrays(workload)
     first, second = bench.place.fresh(keep=True), bench.place.fresh(keep=True)
     a, b = (varstore.save(path, arrays, durable=False) for path in (first, second))
@@ -299,7 +299,7 @@ def compose(bench: Bench, workload: str, *, durable: bool = True) -> Race:
 
 
 def save_async(bench: Bench, workload: str) -> Race:
-    """Time until `save_async` returns, with its buffer there already, as it is at every save but the first."""
+    """Time until `save_async` returns, with a buffer that exists already, as in every save but the first."""
     arrays = bench.arrays(workload)
     targets = _used_like(arrays)
     pending: list[Any] = []
@@ -332,7 +332,7 @@ def list_names(bench: Bench, workload: str) -> Race:
 
 
 def _processes(bench: Bench, commands: Mapping[str, tuple[str, ...]]) -> Race:
-    """Time whole processes whose modules are compiled."""
+    """Time whole processes, whose modules are compiled already."""
     cache = os.path.join(bench.place.path, "bytecode")
     runs = {name: partial(measure.whole_process, cache, *command) for name, command in commands.items()}
     for run in runs.values():
@@ -344,13 +344,13 @@ def open_foreign(bench: Bench, names: int) -> Race:
     """Open a safetensors file of many names and list them."""
     path = _foreign(bench, {f"layer{i:06d}.weight": (8,) for i in range(max(10, round(names * bench.scale)))})
     peers = bench.able("foreign_names")
-    for peer in peers:  # imports what it needs
+    for peer in peers:  # so that imports are not timed
         peer.foreign_names(_foreign(bench, _TINY))
     return Race({peer.name: partial(partial, peer.foreign_names, path) for peer in peers}, settle=_nothing)
 
 
 def foreign_row(bench: Bench, *, reads: bool = False) -> Race:
-    """Read 4 KiB of a tensor of 1 GiB in a safetensors file; if asked, count what is read for it."""
+    """Read 4 KiB of a tensor of 1 GiB in a safetensors file; with `reads`, count the bytes that are read."""
     path = _foreign(bench, {"weight": (max(1001, round(262_144 * bench.scale)), 1024)})
     peers = bench.able("foreign_row")
     for peer in peers:
@@ -366,7 +366,7 @@ _TINY = {"weight": (1, 8)}
 
 
 def _foreign(bench: Bench, shapes: Mapping[str, tuple[int, ...]]) -> str:
-    """Return a safetensors file of float32 values that repeat, written without the library: it may be missing."""
+    """Return a safetensors file of repeating float32 values, written without the library, which may be missing."""
     path = bench.place.fresh(keep=True)
     block = np.random.default_rng(0).standard_normal(1 << 20, np.float32)
     header, offset = {}, 0
@@ -384,7 +384,7 @@ def _foreign(bench: Bench, shapes: Mapping[str, tuple[int, ...]]) -> str:
 
 
 def memory(bench: Bench, workload: str, verb: str) -> Race:
-    """Find the peak of extra bytes of each peer, each in a process of its own; a load's result not counted."""
+    """Measure the peak of extra bytes of each peer in its own process; the result of a load is not counted."""
 
     def peak(peer: Peer) -> float:
         path = bench.place.fresh() if verb == "save" else bench.saved(peer, workload)
@@ -405,7 +405,7 @@ def _warm(bench: Bench, workload: str, verb: str) -> None:
 
 
 def _read_all(path: str) -> None:
-    """Have the page cache hold everything that will be read, as far as it fits."""
+    """Read everything into the page cache, as far as it fits."""
 
     def read(part: list[str]) -> None:
         for file in part:
@@ -422,7 +422,7 @@ def _read_all(path: str) -> None:
 
 
 def _used_like(arrays: Arrays) -> Arrays:
-    """Return arrays of the same shapes and types, each page of which has been written: memory that is there."""
+    """Return arrays of the same shapes and types, whose pages have all been written."""
     return {name: np.full_like(array, 1) for name, array in arrays.items()}
 
 
@@ -460,4 +460,4 @@ TASKS: dict[str, Callable[[Bench], Race]] = {
     "memory, load large": partial(memory, workload="large", verb="load"),
 }
 SLOW = ("save large, durable, new memory",)
-"""Tasks that wait for seconds before every candidate."""
+"""Tasks that wait for seconds before each candidate."""

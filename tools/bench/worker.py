@@ -1,8 +1,8 @@
-"""The process that does the work of one environment, with the varstore that is installed there.
+"""The process that measures in one environment, with the version of varstore that is installed there.
 
-It is started as ``python -m tools.bench.worker OPTIONS`` by `tools.bench.sides`, and answers one request per line:
-a method of `Worker` and its arguments, as JSON. One process does all tasks, so that the two sides of a comparison
-are in the same state, and nothing is imported on the clock.
+`tools.bench.sides` starts it as ``python -m tools.bench.worker OPTIONS``. It answers one request per line: a method of
+`Worker` and its arguments, as JSON. One process runs all tasks, so that both sides of a comparison are in the same
+state, and no imports are timed.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ from tools.bench.peers import PEERS
 from tools.bench.tasks import TASKS, Bench, Race
 
 _PACKAGES = ("numpy", "ml_dtypes", "protobuf", "xxhash", "click", "rich")
-"""What varstore needs; the peers' packages come beside."""
+"""The packages that varstore requires; those of the peers are added."""
 
 
 class Worker:
-    """One environment's side of the bench."""
+    """The measurements in one environment."""
 
     def __init__(self, options: Mapping[str, Any]) -> None:
         self._log: list[str] = []
@@ -42,7 +42,7 @@ class Worker:
         self._race = Race({})
 
     def facts(self) -> dict[str, Any]:
-        """Return what a record says of an environment, and where its varstore lies."""
+        """Return what a record contains about an environment, and the path of its varstore."""
         needed = {package.split(".")[0] for peer in self._bench.peers for package in peer.needs}
         packages = {}
         for package in (*_PACKAGES, *sorted(needed)):
@@ -56,38 +56,38 @@ class Worker:
         }
 
     def start(self, task: str) -> dict[str, Any]:
-        """Prepare a task; return its candidates and their unit, none where this version cannot do it."""
+        """Prepare a task; return its candidates, none if this version cannot run it, and their unit."""
         self._race = Race({})
         gc.collect()
         try:
             self._race = TASKS[task](self._bench)
-        except Exception as error:  # an earlier version does not have every verb
+        except Exception as error:  # an earlier version does not have every function
             self._log.append(f"left out: {task}: {type(error).__name__}: {error}")
         return {"candidates": list(self._race.candidates), "unit": self._race.unit}
 
     def measure(self, candidate: str) -> float | None:
-        """Measure a candidate of the present task once; None where it cannot do it."""
+        """Measure a candidate of the current task once; return None if it cannot run it."""
         try:
             return self._bench.measure(self._race, candidate)
         except NotImplementedError:
             return None
-        except Exception as error:  # one peer's failure does not end the run
+        except Exception as error:  # the failure of one peer does not end the run
             self._log.append(f"left out: {candidate}: {type(error).__name__}: {error}")
             return None
 
     def finish(self) -> None:
-        """Do what a task does after its race."""
+        """Run what a task does after its race."""
         self._race.afterwards()
 
     def log(self) -> list[str]:
-        """Return the lines that were logged since, and forget them."""
+        """Return the lines that were logged since the last call."""
         lines = self._log[:]
         self._log.clear()
         return lines
 
 
 def main() -> None:
-    """Answer requests until there are no more; what libraries print goes to stderr."""
+    """Answer requests until there are no more; output of libraries goes to stderr."""
     replies = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)
     worker = Worker(json.loads(sys.argv[1]))

@@ -1,4 +1,4 @@
-"""The variables that are saved and loaded: models that stand for what people have."""
+"""The workloads: variables like those of typical models."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def large(scale: float) -> Arrays:
 
 
 def gpt2(scale: float) -> Arrays:
-    """GPT-2 small: its 148 shapes, about 0.5 GB; `scale` takes fewer layers."""
+    """GPT-2 small: its 148 variables, about 0.5 GB; `scale` reduces the number of layers."""
     shapes: dict[str, tuple[int, ...]] = {"wte.weight": (50257, 768), "wpe.weight": (1024, 768)}
     for layer in range(max(1, round(12 * scale))):
         shapes |= {f"h.{layer}.{name}": shape for name, shape in _GPT2_LAYER.items()}
@@ -32,7 +32,7 @@ def small(scale: float) -> Arrays:
 
 
 def lora(scale: float) -> Arrays:
-    """GPT-2 small of which about 5 % of the bytes changed since the last save: the attention projections."""
+    """GPT-2 small with about 5 % of its bytes changed since the last save, in the attention projections."""
     arrays = dict(gpt2(scale))
     budget = 0.05 * sum(array.nbytes for array in arrays.values())
     for name, array in arrays.items():
@@ -42,7 +42,7 @@ def lora(scale: float) -> Arrays:
 
 
 def resnet(scale: float) -> Arrays:
-    """ResNet-101 at 18 channels in place of 64: its 626 variables, 16 MB; `scale` takes fewer blocks."""
+    """ResNet-101 with 18 channels instead of 64: its 626 variables, 16 MB; `scale` reduces the number of blocks."""
     arrays: Arrays = {}
     for i, (name, shape) in enumerate(_resnet_shapes(18, scale)):
         is_counter = name.endswith("num_batches_tracked")
@@ -51,7 +51,7 @@ def resnet(scale: float) -> Arrays:
 
 
 def lm(scale: float) -> Arrays:
-    """A language model of 32 Llama layers in bfloat16: 291 variables, 1.0 GB; `scale` takes fewer layers."""
+    """A language model of 32 Llama layers in bfloat16: 291 variables, 1.0 GB; `scale` reduces the layers."""
     shapes: dict[str, tuple[int, ...]] = {"model.embed_tokens.weight": (32000, 1024)}
     for layer in range(max(1, round(32 * scale))):
         shapes |= {f"model.layers.{layer}.{name}.weight": shape for name, shape in _LM_LAYER.items()}
@@ -68,7 +68,7 @@ WORKLOADS: dict[str, Callable[[float], Arrays]] = {
     "lm": lm,
 }
 MOSTLY_CALLS = ("small", "resnet")
-"""Workloads whose variables are so small that system calls take the time, not the bytes."""
+"""Workloads with variables so small that the time depends on system calls, not on bytes."""
 
 _GPT2_LAYER: dict[str, tuple[int, ...]] = {
     "ln_1.weight": (768,),
@@ -99,7 +99,7 @@ _LM_LAYER: dict[str, tuple[int, ...]] = {
 
 
 def _resnet_shapes(width: int, scale: float) -> Iterator[tuple[str, tuple[int, ...]]]:
-    """Yield name and shape of each entry of torchvision's state_dict."""
+    """Yield the name and shape of each entry of torchvision's state_dict."""
     yield from _convolution("", "conv1", "bn1", (width, 3, 7, 7))
     inputs = width
     for i, blocks in enumerate((3, 4, 23, 3)):
