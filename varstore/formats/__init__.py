@@ -16,7 +16,7 @@ Code that a file asks for is never run: varstore reads pickles itself, and refus
 plain bytes, an index reads only what it needs. `state()` reads the whole nested object, with all its other values.
 
     >>> file["model/w"]
-    <LazyArray: float32 [2, 3], 24 bytes>
+    <LazyArray 'model/w': float32 [2, 3], 24 bytes>
     >>> file["model/w"][0]
     array([1., 1., 1.], dtype=float32)
     >>> file.state()["epoch"]

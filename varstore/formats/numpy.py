@@ -9,6 +9,7 @@ Format: https://numpy.org/doc/stable/reference/generated/numpy.lib.format.html
 from __future__ import annotations
 
 import ast
+import functools
 import io
 import zipfile
 import zlib
@@ -240,10 +241,7 @@ def _header(file: IO[bytes], path: str, name: str) -> tuple[Header, int]:
     if len(text) != size:
         raise wrong("the file ends within its header", f"{len(text)} of {size} bytes")
     try:
-        fields = ast.literal_eval(text.decode(encoding).strip())
-        if not isinstance(fields, dict) or fields.keys() != _KEYS:
-            raise ValueError(f"fields other than {sorted(_KEYS)}")
-        dtype = np.lib.format.descr_to_dtype(fields["descr"])
+        fields, dtype = _fields(text.decode(encoding).strip())
     except (ValueError, TypeError, SyntaxError, MemoryError, RecursionError, LookupError, AttributeError) as error:
         raise wrong("the header is not a dictionary of descr, fortran_order and shape", str(error)) from None
     shape, fortran = fields["shape"], fields["fortran_order"]
@@ -251,6 +249,15 @@ def _header(file: IO[bytes], path: str, name: str) -> tuple[Header, int]:
         raise wrong("the shape, order or type is impossible", str(fields)[:120])
     count_elements(shape, dtype.itemsize, path=path, variable=name)
     return (dtype, shape, fortran), 8 + width + size
+
+
+@functools.lru_cache(maxsize=1024)
+def _fields(text: str) -> tuple[dict[str, Any], np.dtype[Any]]:
+    """Parse the text of a header; the arrays of one archive often share a few."""
+    fields = ast.literal_eval(text)
+    if not isinstance(fields, dict) or fields.keys() != _KEYS:
+        raise ValueError(f"fields other than {sorted(_KEYS)}")
+    return fields, np.lib.format.descr_to_dtype(fields["descr"])
 
 
 def _check_member_name(path: str, name: str) -> None:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -13,10 +13,65 @@ from varstore.text.hints import plural
 from varstore.values.lazy import LazyArray
 from varstore.values.select import Patterns, Rename, select
 
-__all__ = ["ForeignCheckpoint"]
+__all__ = ["ForeignCheckpoint", "LazyTable", "Origin"]
+
+Record = TypeVar("Record")
 
 _MOST_TEXT = 1 << 27
 """The maximum number of characters of all names, because long keys of nested containers multiply."""
+
+
+class LazyTable(Mapping[str, LazyArray]):
+    """Arrays by name, each made when it is asked for: a record costs a tenth of the array that is made of it.
+
+    Names that share one record object share one array, so that tied tensors stay tied.
+    """
+
+    def __init__(self, records: Mapping[str, Record], make: Callable[[str, Record], LazyArray]) -> None:
+        self._records = records
+        self._make = make
+        self._made: dict[int, LazyArray] = {}
+
+    def __getitem__(self, name: str) -> LazyArray:
+        record = self._records[name]
+        if (array := self._made.get(id(record))) is None:
+            array = self._made.setdefault(id(record), self._make(name, record))
+        return array
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._records)
+
+    def __len__(self) -> int:
+        return len(self._records)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._records
+
+
+class Origin:
+    """What opens a file again in another process, when something of it is used there."""
+
+    __slots__ = ("_checkpoint", "reopen")
+
+    def __init__(self, reopen: Callable[[], ForeignCheckpoint] | None = None) -> None:
+        self.reopen = reopen
+        self._checkpoint: ForeignCheckpoint | None = None
+
+    def __reduce__(self) -> tuple[type[Origin], tuple[Callable[[], ForeignCheckpoint]]]:
+        if self.reopen is None:
+            raise TypeError("only what varstore.read returned can be pickled")
+        return Origin, (self.reopen,)
+
+    def checkpoint(self) -> ForeignCheckpoint:
+        """Return the file, opened once."""
+        if self._checkpoint is None:
+            assert self.reopen is not None
+            self._checkpoint = self.reopen()
+        return self._checkpoint
+
+    def __call__(self, name: str) -> LazyArray:
+        """Return one tensor of the file."""
+        return self.checkpoint()[name]
 
 
 class ForeignCheckpoint(Mapping[str, LazyArray]):
@@ -24,36 +79,79 @@ class ForeignCheckpoint(Mapping[str, LazyArray]):
 
     Names are the keys and indices that lead to a tensor, joined by ``/``. ``[]`` returns a `LazyArray`, which reads
     its values when they are used. `state` reads the whole nested object, with its scalars; `attributes` is the metadata
-    of the file.
+    of the file. It can be pickled: another process on this machine reads the same file, or is told that the file was
+    replaced.
     """
 
     def __init__(self, path: str, format: str, tree: Any, attributes: Mapping[str, Any] | None = None) -> None:
         self.path = path
         self.format = format
-        self.tree = tree
         self.attributes = dict(attributes or {})
-        self._arrays: dict[str, LazyArray] = {}
+        self.origin = Origin()
+        self._tree = tree
+        self._table: Mapping[str, LazyArray] | None = tree if isinstance(tree, LazyTable) else self._named(tree)
+        if isinstance(tree, LazyTable) and sum(map(len, tree)) > _MOST_TEXT:
+            raise self._too_long(max(tree, key=len))
+
+    def _named(self, tree: Any) -> dict[str, LazyArray]:
+        arrays: dict[str, LazyArray] = {}
         left = _MOST_TEXT
         for name, array in leaves(tree):
             left -= len(name)
             if left < 0:
-                raise FormatError("the names of the tensors are too long", path=path, variable=name[:100])
+                raise self._too_long(name)
             if not isinstance(array, LazyArray):
                 continue
-            if name in self._arrays:
+            if name in arrays:
                 raise FormatError(
                     "two tensors have the same name when their keys are joined by '/'",
-                    path=path,
+                    path=self.path,
                     variable=name,
                     hint="rename one of them with the framework that wrote the file",
                 )
-            self._arrays[name] = array
+            arrays[name] = array
+        return arrays
+
+    def _too_long(self, name: str) -> FormatError:
+        return FormatError("the names of the tensors are too long", path=self.path, variable=name[:100])
+
+    __hash__ = object.__hash__
+
+    def __eq__(self, other: object) -> bool:
+        return self is other
+
+    def __reduce__(self) -> tuple[Callable[..., ForeignCheckpoint], tuple[Any, ...]]:
+        return _unopened, (self.path, self.format, self.attributes, self.origin)
+
+    def __copy__(self) -> ForeignCheckpoint:
+        return self
+
+    def __deepcopy__(self, memo: object) -> ForeignCheckpoint:
+        return self  # nothing in it changes
+
+    @property
+    def _arrays(self) -> Mapping[str, LazyArray]:
+        if self._table is None:  # made by pickle
+            opened = self.origin.checkpoint()
+            self._table, self._tree = opened._table, opened._tree
+            assert self._table is not None
+        return self._table
+
+    @property
+    def tree(self) -> Any:
+        """The nested object with lazy arrays at its leaves."""
+        if isinstance(self._arrays, LazyTable) and self._tree is self._arrays:
+            self._tree = dict(self.items())
+        return self._tree
 
     def __getitem__(self, name: str) -> LazyArray:
         try:
-            return self._arrays[name]
+            array = self._arrays[name]
         except KeyError:
             raise VariableNotFound("there is no such tensor in this file", path=self.path, variable=name) from None
+        if array.origin is None:
+            array.name, array.origin = name, self.origin
+        return array
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._arrays)
@@ -99,3 +197,9 @@ class ForeignCheckpoint(Mapping[str, LazyArray]):
             return read[id(leaf)]
 
         return replaced(self.tree, value)
+
+
+def _unopened(path: str, format: str, attributes: Mapping[str, Any], origin: Origin) -> ForeignCheckpoint:
+    checkpoint = ForeignCheckpoint(path, format, {}, attributes)
+    checkpoint.origin, checkpoint._table = origin, None
+    return checkpoint

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
@@ -22,8 +23,9 @@ from varstore.errors import FormatError, InvalidName, SizeMismatch, UnsafeConten
 from varstore.formats.binary.packing import bits_of, pack, packed_size
 from varstore.formats.binary.slices import array_of_spans, check_span
 from varstore.formats.binary.source import Source, count_elements
-from varstore.formats.opened import ForeignCheckpoint
+from varstore.formats.opened import ForeignCheckpoint, LazyTable
 from varstore.formats.state.flat import fetch_plain, flat_arrays
+from varstore.layout.collector import collector_paused
 from varstore.storage.appearing import replacing
 from varstore.values.lazy import LazyArray
 
@@ -60,6 +62,10 @@ _DTYPES: dict[str, np.dtype[Any]] = {
     )
 }
 _NAMES = {dtype: name for name, dtype in _DTYPES.items()}
+_BITS = {name: bits_of(dtype) for name, dtype in _DTYPES.items()}
+
+Place = tuple[Source, int, int, tuple[int, ...], np.dtype[Any], int]
+"""Where a tensor lies: file, first byte, length, and its shape, type and the length that they need."""
 
 
 def read(path: str) -> ForeignCheckpoint:
@@ -76,11 +82,12 @@ def read(path: str) -> ForeignCheckpoint:
         tensors, metadata = _read_index(path)
     else:
         tensors, metadata = _read_file(path)
-    tree = dict(tensors)
-    for tied, name in metadata.items():
-        if tied != "format" and tied not in tensors and isinstance(name, str) and name in tensors:
-            tree[tied] = tensors[name]
-    return ForeignCheckpoint(path, "safetensors", tree, metadata)
+    tied = {
+        name: tensors[other]
+        for name, other in metadata.items()
+        if name != "format" and name not in tensors and isinstance(other, str) and other in tensors
+    }
+    return ForeignCheckpoint(path, "safetensors", LazyTable(tensors | tied, _array), metadata)
 
 
 def write(
@@ -121,26 +128,26 @@ def write(
         file.write(json.dumps(index, indent=2, sort_keys=True).encode() + b"\n")
 
 
-def _read_index(path: str) -> tuple[dict[str, LazyArray], dict[str, Any]]:
+def _read_index(path: str) -> tuple[dict[str, Place], dict[str, Any]]:
     source = Source(path)
-    index = _json(source, (0, source.size), "the index")
+    index = _json(source, source.bytes(0, source.size), "the index")
     weight_map, metadata = index.get("weight_map"), index.get("metadata", {})
     if not isinstance(weight_map, dict) or not isinstance(metadata, dict):
         raise FormatError("an index must have a weight_map of names and files", path=path, field="weight_map")
     for name, part in weight_map.items():
         if not isinstance(part, str) or os.path.basename(part) != part or part in ("", ".", ".."):
             raise UnsafeContent("the index names a file outside its folder", path=path, variable=name, found=repr(part))
-    tensors: dict[str, LazyArray] = {}
+    tensors: dict[str, Place] = {}
     for part in dict.fromkeys(weight_map.values()):
         own, own_metadata = _read_file(os.path.join(os.path.dirname(path), part))
         metadata = {**own_metadata, **metadata}
-        tensors.update((name, array) for name, array in own.items() if weight_map.get(name, part) == part)
+        tensors.update((name, place) for name, place in own.items() if weight_map.get(name, part) == part)
     if missing := weight_map.keys() - tensors.keys():
         raise FormatError("the index names tensors that are not in their files", path=path, found=sorted(missing)[:5])
     return tensors, metadata
 
 
-def _read_file(path: str) -> tuple[dict[str, LazyArray], dict[str, Any]]:
+def _read_file(path: str) -> tuple[dict[str, Place], dict[str, Any]]:
     source = Source(path)
     check_span(source, (0, 8), "the length of the header")
     length = int.from_bytes(source.bytes(0, 8), "little")
@@ -152,22 +159,20 @@ def _read_file(path: str) -> tuple[dict[str, LazyArray], dict[str, Any]]:
             expected=f"at most {min(_MOST_HEADER, source.size - 8)}",
             hint="it is not a safetensors file, or truncated",
         )
-    header = _json(source, (8, length), "the header")
-    metadata = header.pop("__metadata__", {})
-    if not isinstance(metadata, dict) or not all(isinstance(text, str) for text in metadata.values()):
-        raise FormatError(
-            "the metadata must be names and text", path=path, field="__metadata__", found=str(metadata)[:80]
-        )
-    places = {name: _place(path, name, info) for name, info in header.items()}
-    _check_coverage(source, 8 + length, places)
-    return {
-        name: array_of_spans(source, [(8 + length + begin, end - begin)], shape, dtype, variable=name)
-        for name, (dtype, shape, begin, end) in places.items()
-    }, metadata
+    text = source.bytes(8, length)
+    with collector_paused():
+        header = _json(source, text, "the header")
+        metadata = header.pop("__metadata__", {})
+        if not isinstance(metadata, dict) or not all(isinstance(text, str) for text in metadata.values()):
+            raise FormatError(
+                "the metadata must be names and text", path=path, field="__metadata__", found=str(metadata)[:80]
+            )
+        places = {name: _place(source, name, info, 8 + length) for name, info in header.items()}
+        _check_coverage(source, 8 + length, places)
+    return places, metadata
 
 
-def _json(source: Source, span: tuple[int, int], what: str) -> dict[str, Any]:
-    text = source.bytes(*span)
+def _json(source: Source, text: bytes, what: str) -> dict[str, Any]:
     try:
         value = json.loads(text.decode(), object_pairs_hook=_no_duplicates)
     except (ValueError, RecursionError) as error:
@@ -178,64 +183,76 @@ def _json(source: Source, span: tuple[int, int], what: str) -> dict[str, Any]:
 
 
 def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    value: dict[str, Any] = {}
-    for name, item in pairs:
-        if name in value:
-            raise ValueError(f"the name {name!r} occurs twice")
-        value[name] = item
+    value = dict(pairs)
+    if len(value) != len(pairs):
+        twice = Counter(name for name, _ in pairs).most_common(1)[0][0]
+        raise ValueError(f"the name {twice!r} occurs twice")
     return value
 
 
-Place = tuple[np.dtype[Any], list[int], int, int]
-
-
-def _place(path: str, name: str, info: Any) -> Place:
-    if not isinstance(info, dict) or not {"dtype", "shape", "data_offsets"} <= info.keys():
+def _place(source: Source, name: str, info: Any, start: int) -> Place:
+    try:
+        kind, shape, offsets = info["dtype"], info["shape"], info["data_offsets"]
+    except (TypeError, KeyError, IndexError):
         raise FormatError(
-            "the tensor must have dtype, shape and data_offsets", path=path, variable=name, found=str(info)[:80]
-        )
-    dtype = _DTYPES.get(info["dtype"]) if isinstance(info["dtype"], str) else None
+            "the tensor must have dtype, shape and data_offsets", path=source.path, variable=name, found=str(info)[:80]
+        ) from None
+    dtype = _DTYPES.get(kind) if type(kind) is str else None
     if dtype is None:
         raise UnsupportedDtype(
-            "the data type is unknown", path=path, variable=name, found=info["dtype"], expected=[*_DTYPES]
+            "the data type is unknown", path=source.path, variable=name, found=kind, expected=[*_DTYPES]
         )
-    shape, offsets = info["shape"], info["data_offsets"]
-    if not isinstance(shape, list):
-        raise FormatError("must be a list", path=path, variable=name, field="shape", found=repr(shape))
-    count = count_elements(tuple(shape), dtype.itemsize, path=path, variable=name)
-    if count * bits_of(dtype) % 8:
-        raise FormatError("the tensor does not end at a whole byte", path=path, variable=name, found=f"{count} values")
-    if not isinstance(offsets, list) or [type(offset) for offset in offsets] != [int, int]:
-        raise FormatError("must be two integers", path=path, variable=name, field="data_offsets", found=repr(offsets))
-    return dtype, shape, *offsets
+    if type(shape) is not list:
+        raise FormatError("must be a list", path=source.path, variable=name, field="shape", found=repr(shape))
+    bits = _BITS[kind]
+    count = count_elements(shape, dtype.itemsize, path=source.path, variable=name)
+    if bits < 8 and count * bits % 8:
+        raise FormatError(
+            "the tensor does not end at a whole byte", path=source.path, variable=name, found=f"{count} values"
+        )
+    if type(offsets) is not list or len(offsets) != 2 or not type(offsets[0]) is type(offsets[1]) is int:
+        raise FormatError(
+            "must be two integers", path=source.path, variable=name, field="data_offsets", found=repr(offsets)
+        )
+    begin, end = offsets
+    return source, start + begin, end - begin, tuple(shape), dtype, count * bits // 8
 
 
 def _check_coverage(source: Source, start: int, places: Mapping[str, Place]) -> None:
     """Raise if tensors overlap, or bytes belong to no tensor, because readers could then disagree about the file."""
-    position = 0
-    for name, (_, _, begin, end) in sorted(places.items(), key=lambda item: item[1][2:]):
-        if begin != position or end < begin:
+    position = start
+    for begin, length, name in sorted((place[1], place[2], name) for name, place in places.items()):
+        if begin != position or length < 0:
             problem = (
                 "the bytes before it do not belong to a tensor"
                 if begin > position
                 else "the tensor overlaps another one"
             )
             raise FormatError(
-                problem if end >= begin else "the tensor ends before it begins",
+                problem if length >= 0 else "the tensor ends before it begins",
                 path=source.path,
                 variable=name,
-                found=f"data_offsets [{begin}, {end}]",
-                expected=f"a start at {position}",
+                found=f"data_offsets [{begin - start}, {begin - start + length}]",
+                expected=f"a start at {position - start}",
             )
-        position = end
-    if start + position != source.size:
+        position += length
+    if position != source.size:
         raise SizeMismatch(
             "the tensors do not end at the end of the file",
             path=source.path,
             found=f"{source.size} bytes",
-            expected=f"{start + position}",
+            expected=f"{position}",
             hint="the file is truncated, or something was appended",
         )
+    for name, place in places.items():
+        if place[2] != place[5]:
+            _array(name, place)
+
+
+def _array(name: str, place: Place) -> LazyArray:
+    """Return the tensor of this place, or refuse one whose bytes are more or fewer than its shape needs."""
+    source, begin, length, shape, dtype, _ = place
+    return array_of_spans(source, [(begin, length)], shape, dtype, variable=name)
 
 
 def _check_writable(path: str, name: str, array: LazyArray) -> None:

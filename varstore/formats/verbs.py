@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, TypedDict, Unpack
 
 import ml_dtypes
@@ -12,7 +13,8 @@ import numpy as np
 
 from varstore.disk.progress import Progress, reporting
 from varstore.disk.read.checkpoint import Checkpoint
-from varstore.errors import UnsupportedDtype, UsageError
+from varstore.errors import StorageError, UnsupportedDtype, UsageError
+from varstore.formats.binary.source import files_noted, is_unchanged
 from varstore.formats.native import OpenedCheckpoint, nested
 from varstore.formats.nodes import leaves, replaced
 from varstore.formats.opened import ForeignCheckpoint
@@ -93,7 +95,7 @@ def read(
         >>> file
         <torch file 'model.pt': 1 tensor>
         >>> file["model/w"]
-        <LazyArray: float64 [2, 3], 48 bytes>
+        <LazyArray 'model/w': float64 [2, 3], 48 bytes>
         >>> file["model/w"][0]
         array([1., 1., 1.])
         >>> file.state()["epoch"]
@@ -102,7 +104,20 @@ def read(
     from varstore.formats.registry import detect, named
 
     row = detect(path) if format is None else named(format)
-    opened: OpenedCheckpoint | ForeignCheckpoint = row.module.read(os.fspath(path), **options)
+    with files_noted() as files:
+        opened: OpenedCheckpoint | ForeignCheckpoint = row.module.read(os.fspath(path), **options)
+    if isinstance(opened, ForeignCheckpoint):
+        opened.origin.reopen = partial(_reopen, os.path.abspath(path), row.name, options, files)
+    return opened
+
+
+def _reopen(path: str, format: str, options: ReadOptions, files: Mapping[str, tuple[int, ...]]) -> ForeignCheckpoint:
+    """Open what was pickled, if every file of it is still the one that it was."""
+    for file, identity in files.items():
+        if not is_unchanged(file, identity):
+            raise StorageError("the file was replaced after it was opened", path=file, hint="open it again")
+    opened = read(path, format, **options)
+    assert isinstance(opened, ForeignCheckpoint)
     return opened
 
 
@@ -183,7 +198,7 @@ def convert(
         >>> done.names, done.left_out
         (('w', 'b'), ('epoch',))
         >>> vs.read("model.safetensors")["w"]
-        <LazyArray: float16 [3], 6 bytes>
+        <LazyArray 'w': float16 [3], 6 bytes>
     """
     from varstore.formats.registry import detect, named, target_format
 

@@ -24,7 +24,7 @@ class LazyArray(NumpyMethods):
     name there. Nothing is kept: each use reads anew. Two arrays with equal `identity` share memory.
     """
 
-    __slots__ = ("_fetch", "_identity", "_part", "attributes", "dtype", "name", "shape")
+    __slots__ = ("_fetch", "_identity", "_part", "attributes", "dtype", "name", "origin", "shape")
 
     shape: tuple[int, ...]
     dtype: np.dtype[Any]
@@ -47,11 +47,24 @@ class LazyArray(NumpyMethods):
         self._fetch = fetch
         self._part = part
         self._identity = identity
+        self.origin: Callable[[str], LazyArray] | None = None
+        """Gives the array by its name in another process; without it, the values themselves are pickled."""
 
     @property
     def identity(self) -> Hashable:
         """What tells these values from any others: equal for arrays that share memory."""
         return id(self) if self._identity is None else self._identity
+
+    def __reduce__(self) -> tuple[Callable[..., LazyArray], tuple[Any, ...]]:
+        if self.origin is not None:
+            return _from_origin, (self.shape, self.dtype, self.attributes, self.name, self.origin)
+        return _in_memory, (self.numpy(), self.attributes, self.name)
+
+    def __copy__(self) -> LazyArray:
+        return self
+
+    def __deepcopy__(self, memo: object) -> LazyArray:
+        return self  # nothing in it changes
 
     def numpy(self) -> np.ndarray:
         """Read the values into a new array."""
@@ -116,3 +129,21 @@ def derived(
         part=lambda index, _: change(array._take(index, whole)),
         name=array.name,
     )
+
+
+def _in_memory(values: np.ndarray, attributes: Mapping[str, Any], name: str) -> LazyArray:
+    return LazyArray(values.shape, values.dtype, values.copy, attributes, name=name)
+
+
+def _from_origin(
+    shape: tuple[int, ...],
+    dtype: np.dtype[Any],
+    attributes: Mapping[str, Any],
+    name: str,
+    origin: Callable[[str], LazyArray],
+) -> LazyArray:
+    array = LazyArray(
+        shape, dtype, lambda: origin(name).numpy(), attributes, part=lambda index, _: origin(name)[index], name=name
+    )
+    array.origin = origin
+    return array

@@ -9,9 +9,12 @@ Sizes that a file states are not trusted: a range outside the file is an error b
 
 from __future__ import annotations
 
+import contextlib
 import mmap
 import os
 import stat
+from collections.abc import Iterator, Sequence
+from contextvars import ContextVar
 from typing import Any
 
 import numpy as np
@@ -19,7 +22,7 @@ import numpy as np
 from varstore.errors import CheckpointNotFound, FormatError, SizeMismatch
 from varstore.storage.failures import storage_error
 
-__all__ = ["MOST_DIMENSIONS", "Source", "count_elements"]
+__all__ = ["MOST_DIMENSIONS", "Source", "count_elements", "files_noted", "is_unchanged"]
 
 MOST_DIMENSIONS = 32
 """The number of dimensions that every version of numpy accepts."""
@@ -28,15 +31,41 @@ Mapped = bytes | mmap.mmap
 """The content of a whole file, for parsing."""
 
 
-class Source:
-    """A regular file and its size; `read` fetches a range of it."""
+_noted: ContextVar[dict[str, tuple[int, ...]] | None] = ContextVar("_noted", default=None)
 
-    __slots__ = ("_identity", "path", "size")
+
+@contextlib.contextmanager
+def files_noted() -> Iterator[dict[str, tuple[int, ...]]]:
+    """Note each file that is opened within the block: its absolute path, and what tells it from a later one."""
+    noted: dict[str, tuple[int, ...]] = {}
+    token = _noted.set(noted)
+    try:
+        yield noted
+    finally:
+        _noted.reset(token)
+
+
+def is_unchanged(path: str, identity: tuple[int, ...]) -> bool:
+    """Tell whether a file that was noted is still there."""
+    try:
+        return _identity(os.stat(path)) == identity
+    except OSError:
+        return False
+
+
+class Source:
+    """A regular file and its size; `read` fetches a range of it.
+
+    It stays the same file when the working directory changes.
+    """
+
+    __slots__ = ("_identity", "_place", "path", "size")
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = os.fspath(path)
         try:
-            status = os.stat(self.path)
+            self._place = os.path.abspath(self.path)
+            status = os.stat(self._place)
         except (FileNotFoundError, NotADirectoryError):
             raise CheckpointNotFound("there is no such file", path=self.path) from None
         except OSError as error:
@@ -45,6 +74,8 @@ class Source:
             raise FormatError("this is not a regular file", path=self.path)
         self.size = status.st_size
         self._identity = _identity(status)
+        if (noted := _noted.get()) is not None:
+            noted[self._place] = self._identity
 
     def read(self, offset: int, size: int) -> np.ndarray:
         """Return a range of the file as a new array of uint8.
@@ -90,7 +121,7 @@ class Source:
 
     def _open(self) -> int:
         try:
-            descriptor = os.open(self.path, os.O_RDONLY | os.O_CLOEXEC)
+            descriptor = os.open(self._place, os.O_RDONLY | os.O_CLOEXEC)
         except FileNotFoundError:
             raise CheckpointNotFound("the file was removed after it was opened", path=self.path) from None
         except OSError as error:
@@ -110,7 +141,7 @@ class Source:
             )
 
 
-def count_elements(shape: tuple[Any, ...], itemsize: int, *, path: str, variable: str | None = None) -> int:
+def count_elements(shape: Sequence[Any], itemsize: int, *, path: str, variable: str | None = None) -> int:
     """Return the number of elements of a shape that was read from a file.
 
     Raises:
@@ -118,11 +149,13 @@ def count_elements(shape: tuple[Any, ...], itemsize: int, *, path: str, variable
             the extents (zeros left out) times the size of an element reaches 2^63.
     """
     count = span = 1
-    plain = len(shape) <= MOST_DIMENSIONS and all(type(extent) is int and extent >= 0 for extent in shape)
-    if plain:
-        for extent in shape:
-            count *= extent
-            span *= extent or 1
+    plain = len(shape) <= MOST_DIMENSIONS
+    for extent in shape if plain else ():
+        if type(extent) is not int or extent < 0:
+            plain = False
+            break
+        count *= extent
+        span *= extent or 1
     if not plain or span * max(itemsize, 1) >= 1 << 63:
         raise FormatError(
             "no array can have this shape",
