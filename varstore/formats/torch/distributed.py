@@ -136,13 +136,13 @@ class _Reader:
         if math.prod(sizes) * dtype.itemsize > _MOST_EXPANSION * size:
             self._fail("a chunk", name, f"{list(sizes)} of {dtype} in {size} bytes")
 
-        def fetch() -> np.ndarray:
+        def tensor() -> LazyArray:
             values = read_zip(source, start, size)
-            if list(values) != [BARE] or values.lazy(BARE).shape != sizes or values.lazy(BARE).dtype != dtype:
-                self._fail("a chunk", name, show({name: repr(values.lazy(name)) for name in values}))
-            return values[BARE].numpy()
+            if list(values) != [BARE] or values[BARE].shape != sizes or values[BARE].dtype != dtype:
+                self._fail("a chunk", name, show({name: repr(values[name]) for name in values}))
+            return values[BARE]
 
-        return LazyArray(sizes, dtype, fetch)
+        return LazyArray(sizes, dtype, lambda: tensor().numpy(), part=lambda index, _: tensor()[index])
 
     def _place(self, name: str, offsets: tuple[int, ...] | None) -> tuple[Source, int, int]:
         place = self._places.get((name, offsets)) or self._places.get((name, None), {})
