@@ -1,4 +1,4 @@
-"""Seal a checkpoint: write a manifest that records what lies in its folders now."""
+"""Seal a checkpoint: write a manifest that records what is in its folders now."""
 
 from __future__ import annotations
 
@@ -25,15 +25,32 @@ __all__ = ["seal"]
 
 
 def seal(path: str | os.PathLike[str], *, writer: str = "varstore", progress: Progress = None) -> DiffReport:
-    """Write a manifest that records what lies in the folders now; return what that changes.
+    """Write a manifest that records what is in the folders now, and return what that changes.
 
-    For a checkpoint without a manifest, and after a change by hand. Attributes and true names are kept for
-    the folders that the present manifest lists.
+    Use it for a checkpoint without a manifest, and after a change by hand. For folders that the present manifest lists,
+    names and attributes are kept.
+
+    Args:
+        path: a checkpoint's directory.
+        writer: what the manifest says of who wrote it.
+        progress: a function that is called with (bytes done, total bytes), or True for a progress bar.
 
     Raises:
-        IncompleteCheckpoint: there is no marker; nothing vouches that the folders are whole.
-        MetaError, SizeMismatch: a folder that is no variable as it stands; nothing is written.
+        IncompleteCheckpoint: there is no marker, so nothing says that the folders are complete.
+        MetaError, SizeMismatch: a folder is not a variable as it is; nothing is written.
         StorageError: the operating system refused; nothing is written.
+
+    Example:
+        >>> import shutil
+        >>> checkpoint = vs.save("lenet", {"fc/weight": np.ones((2, 3)), "step": np.array(7)})
+        >>> shutil.rmtree("lenet/step")
+        >>> vs.verify("lenet").ok
+        False
+        >>> print(vs.seal("lenet"))
+        lenet -> lenet: 1 unchanged
+          removed  step
+        >>> vs.verify("lenet").ok
+        True
     """
     location = locate(path)
     root = location.path

@@ -12,7 +12,14 @@ __all__ = ["DiffReport", "compare"]
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class DiffReport:
-    """How checkpoint `b` differs from checkpoint `a`, by variable name; `changed` maps each name to what changed."""
+    """How checkpoint `b` differs from checkpoint `a`, by variable name; `changed` maps each name to what changed.
+
+    Example:
+        >>> first, second = vs.save("a", {"w": np.zeros(3)}), vs.save("b", {"w": np.ones(3), "step": np.array(7)})
+        >>> report = vs.diff(first, second)
+        >>> report.equal, report.added, dict(report.changed)
+        (False, ('step',), {'w': 'values'})
+    """
 
     a: str
     b: str

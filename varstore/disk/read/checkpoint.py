@@ -55,6 +55,16 @@ class Checkpoint(Mapping[str, Variable]):
     Nothing is kept open: the directory is opened anew for each reading. `close`, or the end of a ``with``
     block, only says that this handle will not be read from again. A handle can be pickled: another process on this
     machine opens the same checkpoint when it first uses it, or is told that it was replaced.
+
+    Example:
+        >>> values = {"conv/weight": np.ones((2, 3)), "conv/bias": np.zeros(2), "fc/weight": np.ones((4, 2))}
+        >>> checkpoint = vs.save("lenet", values, attributes={"epoch": 10})
+        >>> len(checkpoint), checkpoint.nbytes, checkpoint.attributes["epoch"]
+        (3, 128, 10)
+        >>> checkpoint["conv/bias"].numpy()
+        array([0., 0.])
+        >>> sorted(checkpoint.select(include="conv/*", rename={"conv": "stem"}))
+        ['stem/bias', 'stem/weight']
     """
 
     def __init__(self, location: Location, content: Content | None, *, allow_incomplete: bool = False) -> None:
@@ -234,13 +244,21 @@ class Checkpoint(Mapping[str, Variable]):
 def open_checkpoint(path: str | os.PathLike[str], *, allow_incomplete: bool = False) -> Checkpoint:
     """Open a checkpoint without reading any values.
 
-    With `allow_incomplete`, a directory without marker, or with a torn manifest, is salvaged: the mapping
-    holds the variables whose files are whole, and `Checkpoint.damaged` says what is wrong with the others.
+    Args:
+        path: a checkpoint's directory.
+        allow_incomplete: also open a directory without a marker, or with a torn manifest. The mapping then has the
+            variables whose files are complete, and `Checkpoint.damaged` says what is wrong with the others.
 
     Raises:
         CheckpointNotFound: there is no such directory.
         IncompleteCheckpoint: it has no ``snapshot_done``.
         ManifestError: its manifest is torn, edited, or of a later version.
+
+    Example:
+        >>> saved = vs.save("lenet", {"fc/weight": np.ones((4, 2)), "fc/bias": np.zeros(4)})
+        >>> with vs.open("lenet") as checkpoint:
+        ...     print(checkpoint, checkpoint["fc/weight"].shape)
+        <Checkpoint 'lenet': 2 variables> (4, 2)
     """
     location = locate(path)
     for _ in range(_ATTEMPTS):

@@ -28,8 +28,18 @@ __all__ = ["Variable"]
 class Variable(Stored):
     """A variable on disk: `numpy` and ``np.asarray`` read all of it, ``[]`` only what the index asks for.
 
-    Given to `save` it is linked, not copied. Whole reads check the digest; slices do not. It can be pickled: another
-    process on this machine reads the same values, or is told that the checkpoint was replaced.
+    `save` links it instead of copying it. Reading all of it checks the digests; a slice does not. A variable can be
+    pickled: another process on this machine reads the same values, or is told that the checkpoint was replaced.
+
+    Example:
+        >>> checkpoint = vs.save("lenet", {"fc/weight": np.arange(12.0).reshape(3, 4)})
+        >>> weight = checkpoint["fc/weight"]
+        >>> weight.shape, weight.dtype.name, weight.nbytes
+        ((3, 4), 'float64', 96)
+        >>> weight[1, 2:]  # reads 16 bytes
+        array([6., 7.])
+        >>> float(weight.mean())  # reads all
+        5.5
     """
 
     __slots__ = ("entry", "location")

@@ -273,10 +273,23 @@ class Staging:
 
 
 def clean_staging(directory: str | os.PathLike[str], *, name: str | None = None) -> list[str]:
-    """Remove what crashed saves left in a directory, of one target or of all; return the paths removed.
+    """Remove what crashed saves left in a directory, and return the paths that were removed.
 
-    A staging folder whose writer lives is locked and stays. A checkpoint that was set aside and never
+    The staging folder of a save that still runs is locked, and stays. A checkpoint that was set aside and never
     replaced gets its name back.
+
+    Args:
+        directory: the directory that holds the checkpoints.
+        name: of one checkpoint, whose remains alone are removed; by default those of all.
+
+    Raises:
+        CheckpointNotFound: there is no such directory.
+        StorageError: the operating system refused to read it.
+
+    Example:
+        >>> checkpoint = vs.save("runs/a", {"w": np.zeros(3)})
+        >>> vs.clean("runs")
+        []
     """
     directory = os.fspath(directory)
     removed = []
