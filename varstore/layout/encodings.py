@@ -1,6 +1,6 @@
-"""The one table of encodings: what an ``out`` of some size holds of a variable's shape and type (FORMAT F9).
+"""The table of encodings: the type of the elements in ``out``, given its size, shape and data type (FORMAT F9).
 
-A row states facts; how bytes are decoded is in `varstore.disk.encodings`, which has a row for each of these.
+The code that decodes bytes is in `varstore.disk.encodings`, which has a row for each of these.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ _FLOAT32 = np.dtype("<f4")
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class Encoding:
-    """One row of the table, itself and no other.
+    """One row of the table, compared by identity.
 
-    `stored_dtype` takes what ``meta`` says and the size of ``out``; it returns the type of the elements in it, and
-    None where it cannot hold them. `is_plain`: ``out`` is those elements and nothing else, in C order.
+    `stored_dtype` takes the content of ``meta`` and the size of ``out``, and returns the type of the elements in
+    ``out``, or None if the size does not match. `is_plain` means that ``out`` consists of these elements in C order.
     """
 
     name: str
@@ -42,7 +42,7 @@ def _named(name: str) -> Encoding:
 
 @lru_cache(maxsize=4096)
 def _of_plain(meta: Meta, nbytes: int) -> np.dtype[Any] | None:
-    """Return the type's own dtype, but float32 where OneFlow wrote bfloat16 in four bytes."""
+    """Return the numpy type of the data type, or float32 if OneFlow wrote bfloat16 with four bytes per element."""
     dtype = meta.data_type.dtype
     if meta.data_type is BFLOAT16 and nbytes == meta.elements * _FLOAT32.itemsize != 0:
         return _FLOAT32
@@ -55,6 +55,6 @@ ENCODINGS: dict[str, Encoding] = {row.name: row for row in (RAW,)}
 
 
 def is_plain(name: str) -> bool:
-    """Tell whether ``out`` in this encoding is the values themselves; False for one that is not known here."""
+    """Return whether ``out`` consists of the plain values in this encoding; False for an unknown encoding."""
     row = ENCODINGS.get(name)
     return row is not None and row.is_plain

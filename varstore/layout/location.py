@@ -1,4 +1,4 @@
-"""Which checkpoint is meant: where it lies, and what tells it from one that has its place later."""
+"""The place of a checkpoint, and its identity, which distinguishes it from a later checkpoint at the same place."""
 
 from __future__ import annotations
 
@@ -7,16 +7,16 @@ from dataclasses import dataclass, field
 __all__ = ["Identity", "Location"]
 
 Identity = bytes | tuple[int, int]
-"""The digest of the manifest's body; without a manifest, inode and time of the marker, which is made once."""
+"""The digest of the manifest's body or, without a manifest, inode and time of the marker, which is created once."""
 
 
 @dataclass(frozen=True, slots=True)
 class Location:
     """The place of a checkpoint and its identity; picklable, and equal for handles of one checkpoint.
 
-    `path` is what the caller wrote, for messages. `absolute` is opened: it was fixed when the caller wrote it,
-    whatever becomes the working directory. `identity` is None where nothing can tell: before the checkpoint is
-    opened, and for a directory without manifest and marker.
+    `path` is what the caller wrote, for messages. `absolute` is the path that is opened; it does not change with the
+    working directory. `identity` is None before the checkpoint is opened, and for a directory that has neither a
+    manifest nor a marker.
     """
 
     path: str = field(compare=False)
@@ -24,8 +24,12 @@ class Location:
     identity: Identity | None = None
 
     def known_as(self, identity: Identity | None) -> Location:
-        """Return this place of the checkpoint that has this identity."""
+        """Return this location with the identity of the checkpoint."""
         return Location(self.path, self.absolute, identity)
 
     def __reduce__(self) -> tuple[type[Location], tuple[str, str, Identity | None]]:
-        return Location, (self.absolute, self.absolute, self.identity)  # a relative path means nothing elsewhere
+        return Location, (
+            self.absolute,
+            self.absolute,
+            self.identity,
+        )  # in another process, a relative path can mean another place

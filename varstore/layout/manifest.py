@@ -104,10 +104,10 @@ def attributes_json(attributes: Mapping[str, Any] | None, *, variable: str | Non
 
 
 def kept_attributes(attributes: Mapping[str, Any] | None, *, variable: str | None = None) -> Mapping[str, Any]:
-    """Return attributes as reading the manifest will give them, whatever becomes of the caller's own objects.
+    """Return attributes as the manifest will contain them, independent of the objects of the caller.
 
     Raises:
-        UsageError: they are not a mapping, or not JSON.
+        UsageError: they are not a mapping, or cannot be written as JSON.
     """
     text = attributes_json(attributes, variable=variable)
     return MappingProxyType(json.loads(text)) if text else NO_ATTRIBUTES
@@ -281,7 +281,7 @@ def frame(body: bytes) -> bytes:
 
 
 def digest_in(header: bytes) -> bytes | None:
-    """Return the digest that a manifest's header states of its body, which tells checkpoints apart; None if torn."""
+    """Return the digest in the header of a manifest, which identifies the checkpoint; None if it is truncated."""
     if len(header) < HEADER_SIZE or not header.startswith(_MAGIC):
         return None
     return header[HEADER_SIZE - DIGEST_SIZE : HEADER_SIZE]
@@ -378,7 +378,7 @@ def _decode_entry(message: manifest_pb2.Variable, path: str) -> Entry:
 
 
 def _fits(meta: Meta, size: int, encoding: str) -> bool:
-    """Tell whether ``out`` of this size can hold the values; of what cannot be read here nothing is known."""
+    """Return whether ``out`` can have this size; true if this version cannot read the encoding or type."""
     row = ENCODINGS.get(encoding or RAW.name)
     return row is None or meta.data_type.dtype is None or row.stored_dtype(meta, size) is not None
 

@@ -1,4 +1,4 @@
-"""The gate before a variable's values: what lets them be read is known and agrees, or an error says what does not."""
+"""Check that the values of a variable can be read: everything that reading requires is known and consistent."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ __all__ = ["Readable", "known_meta", "readable"]
 
 
 class Readable(NamedTuple):
-    """A variable whose values can be read; only `readable` makes one.
+    """A variable whose values can be read; only `readable` creates it.
 
-    `dtype` is the type of the values in memory, `stored` of the elements as they lie on the disk: float32 where
-    OneFlow wrote bfloat16 in four bytes.
+    `dtype` is the type of the values in memory, `stored` that of the elements on disk: float32 if OneFlow wrote
+    bfloat16 with four bytes per element.
     """
 
     entry: Entry
@@ -31,23 +31,23 @@ class Readable(NamedTuple):
 
     @property
     def nbytes(self) -> int:
-        """Bytes of the values as they are read, before they become those of `dtype`."""
+        """The size of the values in bytes as they are read, before they are converted to `dtype`."""
         return math.prod(self.shape) * self.stored.itemsize
 
     @property
     def digests(self) -> bytes:
-        """The xxh3-128 of each 16 MiB of the values as they are read; empty where nothing is known of them."""
+        """The xxh3-128 digest of each 16 MiB of the values as they are read; empty if no digests are known."""
         return self.entry.digests if self.encoding.is_plain else b""
 
 
 def readable(entry: Entry, *, path: str) -> Readable:
-    """Return an entry of the checkpoint at `path` with all that reading its values takes.
+    """Return an entry of the checkpoint at `path` with everything that reading its values requires.
 
     Raises:
-        FormatError: an encoding of a later version.
-        MetaError: its folder has no ``meta``.
-        UnsupportedDtype: a type that numpy does not have.
-        SizeMismatch: ``out`` does not hold what shape and type say.
+        FormatError: the encoding is unknown, for example that of a later version.
+        MetaError: the folder does not contain ``meta``.
+        UnsupportedDtype: numpy does not have the type.
+        SizeMismatch: the size of ``out`` does not match the shape and type.
     """
     encoding = ENCODINGS.get(entry.encoding)
     if encoding is None:
@@ -76,10 +76,10 @@ def readable(entry: Entry, *, path: str) -> Readable:
 
 
 def known_meta(entry: Entry, *, path: str) -> Meta:
-    """Return a variable's shape and data type.
+    """Return the shape and data type of a variable.
 
     Raises:
-        MetaError: its folder has no ``meta``.
+        MetaError: the folder does not contain ``meta``.
     """
     if entry.meta is None:
         raise MetaError(

@@ -1,7 +1,7 @@
-"""What a caller may hand to `save`: array-likes of every kind, told apart without importing a framework.
+"""Convert the values that a caller passes to `save`: arrays and tensors of every kind, without importing a framework.
 
-A value becomes an ndarray at once where that costs nothing; a tensor on a device, or in a file, becomes
-a `LazyArray`, whose values are fetched when its turn to be written comes.
+A value becomes an ndarray immediately if that does not copy it. A tensor on a device or in a file becomes a
+`LazyArray`, whose values are read when it is written.
 """
 
 from __future__ import annotations
@@ -23,14 +23,15 @@ __all__ = ["Source", "Stored", "as_source"]
 
 
 class Stored(NumpyMethods):
-    """Values that lie in a checkpoint already; saving them elsewhere links their file.
+    """Values that are stored in a checkpoint already; saving them in another one links their file.
 
-    No `abc.ABC`, of which `isinstance` takes ten times as long: it is asked of every variable of a save.
+    This does not derive from `abc.ABC`, because `isinstance`, which is called for every variable of a save, would take
+    ten times as long.
     """
 
     entry: Entry
     location: Location
-    """Of its checkpoint; equal for variables of one checkpoint, other for those of a later one at the same path."""
+    """The location of the checkpoint, which differs from that of a later checkpoint at the same path."""
 
 
 Source = np.ndarray | LazyArray | Stored
@@ -39,11 +40,12 @@ _BY_NUMPY_NAME = {row.dtype.name: row.dtype for row in TABLE if row.dtype is not
 
 
 def as_source(value: Any, *, variable: str) -> Source:
-    """Return the value as something that can be written.
+    """Return a value in a form that can be written.
 
     Raises:
-        UnsupportedDtype: a tensor whose type numpy and ml_dtypes lack, or a sparse, quantised or empty one.
-        UsageError: not an array at all.
+        UnsupportedDtype: neither numpy nor ml_dtypes has the type of a tensor, or it is sparse, quantised or without
+            values.
+        UsageError: the value is not an array.
     """
     if type(value) is np.ndarray or isinstance(value, Stored | LazyArray):
         return value
@@ -87,7 +89,7 @@ def _late(value: Any, variable: str, fetch: Callable[[], np.ndarray], identity: 
 def _numpy_type(dtype: Any, variable: str) -> np.dtype[Any]:
     if isinstance(dtype, np.dtype):
         return dtype
-    for spelling in (getattr(dtype, "name", ""), dtype):  # Paddle 2's names are "FP32" and the like, its text is not
+    for spelling in (getattr(dtype, "name", ""), dtype):  # names in Paddle 2 are like "FP32", its text is not
         known = _BY_NUMPY_NAME.get(str(spelling).rpartition(".")[2].lower().removesuffix("_"))
         if known is not None:
             return known
@@ -124,7 +126,7 @@ def _torch_values(tensor: Any, dtype: np.dtype[Any]) -> np.ndarray:
 
 
 def _paddle(tensor: Any, variable: str) -> Source:
-    """Read a tensor of dynamic Paddle, or one of a static program, whose shape and type are methods."""
+    """Return a tensor of dynamic Paddle or of a static program, in which shape and type are methods."""
     if not callable(tensor.shape):
         return _by_method("numpy")(tensor, variable)
     if not tensor._is_initialized():
@@ -144,7 +146,7 @@ def _by_method(method: str) -> Callable[[Any, str], Source]:
 
 
 def _same_type(values: Any, dtype: np.dtype[Any]) -> np.ndarray:
-    """Undo the stand-ins that frameworks use for bfloat16: its bits as uint16, or its values as float32."""
+    """Restore bfloat16, which frameworks represent by its bits as uint16 or its values as float32."""
     array = np.asarray(values)
     if array.dtype != dtype and array.dtype.itemsize == dtype.itemsize:
         return array.view(dtype)

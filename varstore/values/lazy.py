@@ -1,4 +1,4 @@
-"""An array whose values are fetched when they are needed: from a file, from a device, or from another array."""
+"""Arrays whose values are read on demand: from a file, from a device, or from another array."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from varstore.values.parts import Placed, Read, read_all, read_indexed, taken
 __all__ = ["LazyArray", "derived", "placed_array"]
 
 Part = Callable[[Any, Callable[[], np.ndarray]], Any]
-"""Return what an index asks for; the function reads all values where it needs them."""
+"""Returns the part for an index, and calls the function if the index needs all values."""
 
 
 class LazyArray(NumpyMethods):
-    """Shape and type are known; `numpy` and ``np.asarray`` read the values, ``[]`` what the index asks for.
+    """An array with known shape and type. `numpy` and ``np.asarray`` read all values, ``[]`` the part for an index.
 
-    `attributes` is what the file says of the array beyond that, such as the scale of quantised values; `name` is its
-    name there. Nothing is kept: each use reads anew. Two arrays with equal `identity` share memory.
+    `attributes` is other information in the file, such as the scale of quantised values; `name` is the name in the
+    file. Values are not cached: each use reads them again. Two arrays with equal `identity` share memory.
     """
 
     __slots__ = ("_fetch", "_identity", "_part", "attributes", "dtype", "name", "origin", "shape")
@@ -52,7 +52,7 @@ class LazyArray(NumpyMethods):
 
     @property
     def identity(self) -> Hashable:
-        """What tells these values from any others: equal for arrays that share memory."""
+        """A key that is equal for arrays that share memory."""
         return id(self) if self._identity is None else self._identity
 
     def __reduce__(self) -> tuple[Callable[..., LazyArray], tuple[Any, ...]]:
@@ -76,7 +76,7 @@ class LazyArray(NumpyMethods):
         return self._take(index, self.numpy)
 
     def _take(self, index: Any, whole: Callable[[], np.ndarray]) -> Any:
-        """Return what ``[]`` gives; `whole` reads all values where the index needs them."""
+        """Return the part for an index; `whole` is called if the index needs all values."""
         return taken(whole(), index) if self._part is None else self._part(index, whole)
 
     def __repr__(self) -> str:
@@ -90,7 +90,7 @@ def placed_array(
     convert: Callable[[np.ndarray], np.ndarray] | None = None,
     dtype: np.dtype[Any] | None = None,
 ) -> LazyArray:
-    """Return the array that lies among bytes; `convert` makes values of type `dtype` of the elements there."""
+    """Return an array that is stored among bytes; `convert` converts its elements to values of type `dtype`."""
 
     def fetch() -> np.ndarray:
         values = read_all(placed, read)
@@ -109,9 +109,9 @@ def derived(
     attributes: Mapping[str, Any] | None = None,
     check: Callable[[np.ndarray], None] | None = None,
 ) -> LazyArray:
-    """Return an array of another's values after `convert`, which changes each element and not the shape.
+    """Return an array whose values are those of another after `convert`, which does not change the shape.
 
-    `check` looks at the values, before they are converted, where all are read.
+    `check` receives the values before they are converted, if all of them are read.
     """
     change = convert or (lambda values: values)
 
