@@ -28,8 +28,5 @@ class Location:
         return Location(self.path, self.absolute, identity)
 
     def __reduce__(self) -> tuple[type[Location], tuple[str, str, Identity | None]]:
-        return Location, (
-            self.absolute,
-            self.absolute,
-            self.identity,
-        )  # in another process, a relative path can mean another place
+        # In another process, a relative path can mean another place.
+        return Location, (self.absolute, self.absolute, self.identity)
