@@ -1,10 +1,12 @@
-"""Opening a file of many names costs little for each of them, and makes arrays only of those that are asked for."""
+"""Opening a file of many names costs a few calls per name, and makes arrays only of those that are asked for.
+
+How long it takes beside the safetensors library is a row of `tools/bench`.
+"""
 
 import cProfile
 import json
 import pstats
 import struct
-import time
 
 import numpy as np
 import pytest
@@ -37,24 +39,6 @@ def test_each_name_of_safetensors_costs_a_few_calls(tmp_path):
         safetensors.read(str(tmp_path / f"{count}.safetensors"))
     cost = {count: calls(lambda: list(vs.read(tmp_path / f"{count}.safetensors"))) for count in (few, many)}  # noqa: B023
     assert (cost[many] - cost[few]) / (many - few) < 12
-
-
-def test_opening_many_names_takes_at_most_three_times_as_long_as_the_library(tmp_path):
-    library = pytest.importorskip("safetensors")
-    path = tmp_path / "many.safetensors"
-    write(path, 30_000)
-
-    def theirs():
-        with library.safe_open(path, "np") as file:
-            return list(file.keys())
-
-    best = {}
-    for _ in range(7):
-        for name, work in (("theirs", theirs), ("ours", lambda: list(vs.read(path)))):
-            start = time.process_time()
-            work()
-            best[name] = min(best.get(name, 99.0), time.process_time() - start)
-    assert best["ours"] < 3 * best["theirs"], best
 
 
 def test_arrays_are_made_when_they_are_asked_for(tmp_path, monkeypatch):
