@@ -162,7 +162,7 @@ def test_salvage_gives_what_is_whole(whole, tmp_path, breaks, lost, error):
     if salvaged.manifest is not None:
         assert set(salvaged.damaged) == lost
         for name in lost:
-            with pytest.raises(VarstoreError, match="not whole"):
+            with pytest.raises(VarstoreError, match="is incomplete"):
                 salvaged[name]
     rescued = vs.save(tmp_path / "rescued", salvaged)
     assert vs.verify(rescued.path).ok

@@ -104,7 +104,7 @@ def test_what_is_salvaged_travels(tmp_path):
     assert set(other.damaged) == {"w"}
     assert set(other) == VALUES.keys() - {"w"}
     assert_same(other["half"].numpy(), VALUES["half"])
-    with pytest.raises(VariableNotFound, match="not whole"):
+    with pytest.raises(VariableNotFound, match="is incomplete"):
         other["w"]
 
 

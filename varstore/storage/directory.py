@@ -1,9 +1,9 @@
-"""Open the files of a checkpoint for reading, and nothing else: no link that leads out, no pipe, no device.
+"""Open the files of a checkpoint for reading, and reject links that lead out of it, pipes and devices.
 
-A `Directory` is one descriptor. Everything is opened below it, so that what is read is of one checkpoint even where
-another one takes its path meanwhile. A checkpoint that was opened before and is opened again must be the same one:
-its `Location` knows the digest in the manifest's header, or the inode and time of the marker where there is no
-manifest, and the check costs one small read.
+A `Directory` holds one file descriptor, and all files are opened relative to it. So all reads come from the same
+checkpoint, even if another checkpoint is moved to its path in the meantime. When a checkpoint is opened again, it
+must be the same one: its `Location` holds the digest from the manifest's header or, without a manifest, the inode
+and modification time of the marker. The check costs one small read.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ __all__ = ["Directory", "locate"]
 
 _FLAGS = os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC
 _ATTEMPTS = 100
-"""A link with ``..`` in it cannot be followed safely while anything is renamed anywhere: the kernel says, again."""
+"""Attempts to open a file: openat2 fails with EAGAIN if a rename races with a link that contains ``..``."""
 
 
 class _Variable(Protocol):
@@ -41,13 +41,13 @@ class _Variable(Protocol):
 
 
 def locate(path: str | os.PathLike[str]) -> Location:
-    """Return the place that a path means now, of whatever checkpoint lies there."""
+    """Return the location of a path, made absolute now, without tying it to a particular checkpoint."""
     given = os.fspath(path)
     if os.path.isabs(given):
         return Location(given, given)
     try:
         return Location(given, os.path.join(os.getcwd(), given))
-    except FileNotFoundError:  # the working directory was removed: so was what lies below it
+    except FileNotFoundError:  # the working directory was removed, so nothing exists below it
         return Location(given, given)
 
 
@@ -57,7 +57,7 @@ class Directory:
     __slots__ = ("_owns", "fd", "location")
 
     def __init__(self, location: Location, fd: int = -1) -> None:
-        """Name the directory; with `fd` it is open already, and whoever opened it closes it."""
+        """Prepare to open the directory; if `fd` is given, it is already open and the caller closes it."""
         self.location = location
         self.fd = fd
         self._owns = fd < 0
@@ -98,7 +98,7 @@ class Directory:
         return self._manifest_digest() or self._marker_identity()
 
     def open(self, relative: str, *, variable: str | None = None, folder: bool = False) -> int:
-        """Open a file, or a folder in it; whoever reads from a file must use preadv, which refuses pipes.
+        """Open a file or folder in the directory. Read files only with pread or preadv, which fail on pipes.
 
         Raises:
             UnsafeContent: a symbolic link leads out of the checkpoint.

@@ -4,8 +4,9 @@ What a reader hands out is not an array, yet people add to it, slice it and take
 each of its methods reads the values and calls what `numpy.ndarray` has under the same name, so results, types and
 errors are numpy's own. numpy's functions reach the values through ``__array__``.
 
-The class body is a table of names by the type that they return. Methods that change an array in place (``sort``,
-``fill``, ``+=``) are not in it: they would change values that nobody sees again. ``x += 1`` makes `x` an array.
+The second half of the class body is a table of method names, grouped by return type. Methods that change an array in
+place (``sort``, ``fill``, ``+=``) are not in it: they would change values that nobody sees again. ``x += 1`` makes `x`
+an array.
 """
 
 from __future__ import annotations
@@ -60,7 +61,7 @@ _value = _Method[Any]()
 
 
 class NumpyMethods:
-    """numpy's operators and methods, each of which reads the values and is the array's own.
+    """numpy's operators and methods; those that need the values read them and call the array method of the same name.
 
     A class that derives from it has a shape, a dtype, `numpy`, and ``[]``, which reads a part. Equality is numpy's,
     element by element; the hash is the object's identity.
@@ -109,7 +110,7 @@ class NumpyMethods:
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
         if copy is False:
-            raise ValueError("values that are read are always a copy; np.asarray(…) or numpy() gives it")
+            raise ValueError("copy=False is not possible: the values are read from disk; use np.asarray(…) or numpy()")
         values = self.numpy()
         return values if dtype is None else values.astype(dtype, copy=False)
 

@@ -42,7 +42,7 @@ _ATTEMPTS = 100
 
 
 class Content(NamedTuple):
-    """What a checkpoint says of itself; `damaged` tells of each variable that is not whole what is wrong with it."""
+    """The content of a checkpoint; `damaged` maps the name of each incomplete variable to what is wrong with it."""
 
     entries: Mapping[str, Entry]
     manifest: Manifest | None
@@ -50,11 +50,11 @@ class Content(NamedTuple):
 
 
 class Checkpoint(Mapping[str, Variable]):
-    """The variables of a checkpoint by name, in the order in which they were saved.
+    """The variables of a checkpoint by name, in the order they were saved, or sorted if there is no manifest.
 
-    Nothing is kept open: the directory is opened anew for each reading. `close`, or the end of a ``with``
-    block, only says that this handle will not be read from again. A handle can be pickled: another process on this
-    machine opens the same checkpoint when it first uses it, or is told that it was replaced.
+    Nothing is kept open: the directory is opened anew for each read. After `close`, or the end of a ``with`` block,
+    later lookups of variables through this handle fail. A handle can be pickled: another process on this machine
+    opens the same checkpoint when it first uses the handle, and gets an error if the checkpoint has been replaced.
 
     Example:
         >>> values = {"conv/weight": np.ones((2, 3)), "conv/bias": np.zeros(2), "fc/weight": np.ones((4, 2))}
@@ -116,7 +116,7 @@ class Checkpoint(Mapping[str, Variable]):
     def _not_found(self, name: str) -> VariableNotFound:
         if name in self.damaged:
             return VariableNotFound(
-                "this variable is not whole", path=self.path, variable=name, found=self.damaged[name]
+                "this variable is incomplete", path=self.path, variable=name, found=self.damaged[name]
             )
         near = nearest(name, self._entries)
         hint = f"did you mean {' or '.join(map(repr, near))}?" if near else "`varstore ls` lists the names"
@@ -140,7 +140,7 @@ class Checkpoint(Mapping[str, Variable]):
         self.close()
 
     def close(self) -> None:
-        """Refuse further reading through this handle."""
+        """Make later lookups of variables fail; variables already obtained can still be read."""
         self._closed = True
 
     @property
@@ -150,7 +150,7 @@ class Checkpoint(Mapping[str, Variable]):
 
     @property
     def is_replaced(self) -> bool:
-        """Whether the path has come to hold another checkpoint, or none, since this one was opened."""
+        """Whether the path no longer leads to the checkpoint that was opened: replaced, removed or not accessible."""
         try:
             with Directory(self._location):
                 return False
@@ -164,7 +164,7 @@ class Checkpoint(Mapping[str, Variable]):
 
     @property
     def location(self) -> Location:
-        """The directory, and what reading checks to be still the same checkpoint's."""
+        """The directory, with the identity that each read checks to make sure the checkpoint was not replaced."""
         return self._location
 
     @property
@@ -275,7 +275,7 @@ def open_checkpoint(path: str | os.PathLike[str], *, allow_incomplete: bool = Fa
 
 
 def _unpickled(kind: type[Checkpoint], location: Location, allow_incomplete: bool, closed: bool) -> Checkpoint:
-    """Return a handle that reads nothing yet: an error here would be one of unpickling, which ends a pool's workers."""
+    """Return a handle that has read nothing yet: an error while unpickling would kill a multiprocessing worker."""
     checkpoint = kind(location, None, allow_incomplete=allow_incomplete)
     if closed:
         checkpoint.close()
@@ -283,7 +283,7 @@ def _unpickled(kind: type[Checkpoint], location: Location, allow_incomplete: boo
 
 
 def _read(directory: Directory, *, allow_incomplete: bool) -> tuple[Location, Content]:
-    """Return what lies in a directory, and its place with the identity that it has."""
+    """Return the directory's location with the identity of the checkpoint in it, and the checkpoint's content."""
     if not allow_incomplete:
         _require_marker(directory)
     manifest = None
@@ -319,7 +319,7 @@ def _forget(key: int, _: object) -> None:
 
 
 def is_being_read(path: str | os.PathLike[str]) -> bool:
-    """Tell whether this process holds a handle of the checkpoint that is not closed."""
+    """Tell whether this process holds a handle of this checkpoint that has not been closed."""
     real = os.path.realpath(path)
     handles = [handle for made in _handles.copy().values() if (handle := made()) is not None]
     return any(not handle.closed and os.path.realpath(handle.location.absolute) == real for handle in handles)
@@ -348,7 +348,7 @@ def open_variable(path: str | os.PathLike[str]) -> Variable:
     raise ManifestError("the manifest does not list this folder", path=root, found=relative, hint=_SEAL)
 
 
-_SEAL = "run `varstore seal` if it was put there on purpose"
+_SEAL = "if you added it on purpose, run `varstore seal` to record it in the manifest"
 
 
 def _require_marker(directory: Directory) -> None:
@@ -364,7 +364,7 @@ def _incomplete(root: str) -> IncompleteCheckpoint:
     return IncompleteCheckpoint(
         f"no {MARKER!r}: not a checkpoint, or its save never finished",
         path=root,
-        hint="open it with allow_incomplete=True to salvage what is whole",
+        hint="open it with allow_incomplete=True to recover the complete variables",
     )
 
 

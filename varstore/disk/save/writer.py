@@ -1,11 +1,10 @@
-"""Save: a plan's bytes into a staging folder, in parallel and hashed on the way, then the commit.
+"""Write a save plan into a staging folder, in parallel and hashing along the way, then commit it.
 
-This file decides who does what, and in which order. One thread at a time makes jobs (`_Writer._jobs`): it goes
-through the plan, makes folders, fetches values, and does itself what threads would only hinder each other at. What
-threads help with it yields, and whoever is free takes it (`varstore.disk.threads.run`). How the files come to be is
-in the files beside this one: `small_files`, `large_file`, `links`. Tied variables come last, when what they are
-linked to is written; then all is made durable, the manifest is made of the digests, and `Staging.commit` makes the
-checkpoint visible.
+This file decides which thread does what, and in which order. One thread at a time runs `_Writer._jobs`: it walks the
+plan, makes folders and fetches values. Work at which threads would only slow each other down, it does itself; other
+work it yields, for any free thread to take (see `varstore.disk.threads.run`). The modules `small_files`, `large_file`
+and `links` create the files. Tied variables come last, after the files that they link to are written. Then everything
+is made durable, the manifest is built from the digests, and `Staging.commit` makes the checkpoint visible.
 """
 
 from __future__ import annotations
@@ -66,7 +65,7 @@ def write_checkpoint(
 ) -> Saved:
     """Write the plan as a checkpoint: all of it, or nothing.
 
-    A variable that equals `base`'s of the same name in shape, type and digest is linked to it.
+    A variable is linked to the variable of the same name in `base` if shape, type and digest are equal.
 
     Raises:
         CheckpointExists: the target is taken.
@@ -113,7 +112,7 @@ def _manifest(plan: SavePlan, digests: Mapping[str, bytes], writer: str) -> Mani
 
 
 def _walked(plan: SavePlan) -> dict[str, Entry]:
-    """Return the entries as they are found without a manifest: by their folders, whose names are theirs."""
+    """Return the entries as a reader without a manifest finds them: sorted, with the folder path as the name."""
     variables = sorted(plan.variables, key=attrgetter("folder"))
     return {v.folder: Entry(v.folder, v.folder, v.meta, v.nbytes) for v in variables}
 
@@ -147,7 +146,7 @@ class _Writer:
             try:
                 os.mkdir(folder, dir_fd=self._staging.fd)
             except FileExistsError as error:
-                raise _folded(folder, folder) from error
+                raise _folder_collision(folder, folder) from error
         try:
             run(in_lanes(self._jobs()), threads, on_failure=self._large.fail)
         finally:
@@ -160,8 +159,9 @@ class _Writer:
     def _jobs(self) -> Iterator[Lane | Job]:
         """Make folders and links, and yield small variables a batch at a time and large ones one by one.
 
-        Threads that make folders in one folder wait for each other in the kernel, as they do when they write to one
-        file (see `in_lanes`), and threads that make links for the interpreter: so they are made here, one by one.
+        Threads that create folders inside the same parent block each other in the kernel, as do threads that write to
+        one file (see `in_lanes`). Threads that create links block each other on the interpreter lock. So both are
+        made here, by one thread.
         """
         small, large, links, folder_fd = self._small, self._large, self._links, self._staging.fd
         parents = frozenset(self._plan.parents)
@@ -170,7 +170,7 @@ class _Writer:
                 try:
                     os.mkdir(variable.folder, dir_fd=folder_fd)
                 except FileExistsError as error:
-                    raise _folded(variable.name, variable.folder) from error
+                    raise _folder_collision(variable.name, variable.folder) from error
             if variable.alias_of:
                 continue
             source = variable.source
@@ -193,7 +193,7 @@ class _Writer:
         array = late.numpy()
         if array.shape != variable.meta.shape or array.dtype.newbyteorder("<") != late.dtype.newbyteorder("<"):
             raise VariableMismatch(
-                "the values are not of the shape and type that were announced",
+                "the values read do not have the shape and type declared for this variable",
                 variable=variable.name,
                 found=f"{array.shape} {array.dtype}",
                 expected=f"{variable.meta.shape} {late.dtype}",
@@ -202,9 +202,9 @@ class _Writer:
         return stored if stored is not None and equals_stored(variable, array, stored) else array
 
 
-def _folded(name: str, folder: str) -> InvalidName:
+def _folder_collision(name: str, folder: str) -> InvalidName:
     return InvalidName(
-        "another name has this folder already, on a file system that folds case or accents",
+        "another variable already uses this folder: the file system ignores differences in case or accents",
         variable=name,
         found=folder,
         hint="rename one of the two",
