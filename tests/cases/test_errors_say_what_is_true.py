@@ -9,6 +9,7 @@ from support.confined import confined
 
 import varstore as vs
 from varstore.errors import StorageError
+from varstore.storage import syscalls
 
 
 @pytest.fixture
@@ -23,7 +24,7 @@ def broken_parent(monkeypatch, tmp_path):
             raise OSError(errno.EIO, os.strerror(errno.EIO))
         sync(fd)
 
-    monkeypatch.setattr(os, "fsync", failing)
+    monkeypatch.setattr(syscalls, "sync", failing)
     return failures
 
 

@@ -23,7 +23,7 @@ class Disk:
         self.events = []
         self._fsync = os.fsync
         self._syncfs = syscalls.sync_file_system
-        monkeypatch.setattr(os, "fsync", self.fsync)
+        monkeypatch.setattr(syscalls, "sync", self.fsync)
         monkeypatch.setattr(syscalls, "sync_file_system", self.syncfs)
 
     def fsync(self, fd):
@@ -113,7 +113,7 @@ def test_what_is_replaced_goes_last(tmp_path, disk, monkeypatch, exchange):
 
 
 def test_a_save_that_is_not_durable_syncs_nothing(tmp_path, monkeypatch):
-    monkeypatch.setattr(os, "fsync", None)
+    monkeypatch.setattr(syscalls, "sync", None)
     monkeypatch.setattr(syscalls, "sync_file_system", None)
     vs.save(tmp_path / "c", MANY, durable=False)
     assert vs.verify(tmp_path / "c").ok
@@ -130,7 +130,7 @@ def test_an_error_once_the_checkpoint_has_its_name_does_not_say_that_it_was_undo
             raise OSError(errno.EIO, "this disk is broken")
         fsync(fd)
 
-    monkeypatch.setattr(os, "fsync", failing)
+    monkeypatch.setattr(syscalls, "sync", failing)
     with pytest.raises(StorageError, match=r"the checkpoint is saved, but .*this disk is broken") as caught:
         vs.save(tmp_path / "c", FEW, overwrite=overwrite)
     assert caught.value.errno == errno.EIO

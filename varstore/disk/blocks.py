@@ -16,6 +16,7 @@ import numpy as np
 import xxhash
 
 from varstore.layout.manifest import BLOCK
+from varstore.storage import syscalls
 
 __all__ = [
     "SMALL",
@@ -41,8 +42,6 @@ READ_CHUNK = 256 << 10
 DIRECT_CHUNK = 2 << 20
 """Bytes written at a time with direct I/O, where each piece is waited for."""
 DIRECT_ALIGNMENT = 4096
-
-_NEW = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
 
 
 def spans(nbytes: int) -> Iterator[tuple[int, int]]:
@@ -113,16 +112,16 @@ def write_block(fd: int, array: np.ndarray, start: int, stop: int, direct: Align
 
 def new_file(path: str, *, dir_fd: int) -> int:
     """Create a file that did not exist, for writing; its mode says that nobody writes to it later (FORMAT F8)."""
-    return os.open(path, _NEW, 0o444, dir_fd=dir_fd)
+    return os.open(path, syscalls.NEW, 0o444, dir_fd=dir_fd)
 
 
 def write_file(path: str, data: bytes, dir_fd: int, *, sync: bool) -> None:
     """Create a file of these bytes, and make it durable if asked."""
-    fd = os.open(path, _NEW, 0o444, dir_fd=dir_fd)
+    fd = os.open(path, syscalls.NEW, 0o444, dir_fd=dir_fd)
     try:
         write_all(fd, data)
         if sync:
-            os.fsync(fd)
+            syscalls.sync(fd)
     finally:
         os.close(fd)
 
@@ -132,7 +131,7 @@ def write_small(path: str, array: np.ndarray, dir_fd: int, *, sync: bool) -> byt
 
     It is made durable if asked.
     """
-    fd = os.open(path, _NEW, 0o444, dir_fd=dir_fd)
+    fd = os.open(path, syscalls.NEW, 0o444, dir_fd=dir_fd)
     try:
         buffer: Any = array  # numpy's types say so from Python 3.12 on
         if not array.nbytes:
@@ -142,7 +141,7 @@ def write_small(path: str, array: np.ndarray, dir_fd: int, *, sync: bool) -> byt
         else:
             digest = write_block(fd, array, 0, array.nbytes)
         if sync:
-            os.fsync(fd)
+            syscalls.sync(fd)
         return digest
     finally:
         os.close(fd)

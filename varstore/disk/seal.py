@@ -18,6 +18,7 @@ from varstore.layout.difference import DiffReport, compare
 from varstore.layout.manifest import VERSION_FIELD, Entry, Manifest
 from varstore.layout.names import MANIFEST
 from varstore.layout.readable import readable
+from varstore.storage import syscalls
 from varstore.storage.directory import Directory, locate
 from varstore.storage.failures import translated
 
@@ -129,12 +130,12 @@ def _tied(entry: Entry, known: Entry | None, entries: Mapping[str, Entry]) -> En
 
 def _replace_manifest(directory: Directory, data: bytes) -> None:
     temporary = f".{MANIFEST}.{os.urandom(4).hex()}"
-    fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o444, dir_fd=directory.fd)
+    fd = os.open(temporary, syscalls.NEW, 0o444, dir_fd=directory.fd)
     try:
         with open(fd, "wb") as file:
             file.write(data)
             file.flush()
-            os.fsync(fd)
+            syscalls.sync(fd)
         os.rename(temporary, MANIFEST, src_dir_fd=directory.fd, dst_dir_fd=directory.fd)
     except BaseException:
         os.unlink(temporary, dir_fd=directory.fd)

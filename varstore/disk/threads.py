@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import _thread
 import contextlib
-import os
 import threading
 import time
 from collections import deque
@@ -13,6 +12,7 @@ from functools import partial
 from typing import TypeVar
 
 from varstore.errors import UsageError
+from varstore.storage import syscalls
 
 __all__ = ["Job", "Lane", "in_lanes", "run", "shared_if_slow", "start", "thread_count"]
 
@@ -33,7 +33,7 @@ def thread_count(threads: int | None) -> int:
         UsageError: not a positive number.
     """
     if threads is None:
-        return min(_DEFAULT_LIMIT, len(os.sched_getaffinity(0)))
+        return min(_DEFAULT_LIMIT, len(syscalls.processors(0)))
     if not isinstance(threads, int) or threads < 1:
         raise UsageError("threads must be at least 1", found=threads)
     return threads

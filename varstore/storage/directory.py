@@ -26,7 +26,6 @@ from varstore.text.hints import plural
 
 __all__ = ["Directory", "locate"]
 
-_FLAGS = os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC
 _ATTEMPTS = 100
 """Attempts to open a file: openat2 fails with EAGAIN if a rename races with a link that contains ``..``."""
 
@@ -116,7 +115,7 @@ class Directory:
                 if not syscalls.is_missing(error):
                     raise self._cannot_open(error, relative, variable) from error
                 break
-        return self._open_without_openat2(relative, variable, _FLAGS | os.O_DIRECTORY if folder else _FLAGS)
+        return self._open_without_openat2(relative, variable, syscalls.READ_FOLDER if folder else syscalls.READ_FILE)
 
     @contextlib.contextmanager
     def file(self, variable: _Variable, name: str) -> Iterator[tuple[int, int]]:
@@ -171,7 +170,7 @@ class Directory:
 
     def _opened(self) -> int:
         try:
-            return os.open(self.location.absolute, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+            return os.open(self.location.absolute, syscalls.READ_FOLDER)
         except FileNotFoundError:
             raise CheckpointNotFound("there is no checkpoint here", path=self.path) from None
         except NotADirectoryError:
@@ -193,7 +192,7 @@ class Directory:
 
     def _manifest_digest(self) -> bytes | None:
         try:
-            fd = os.open(MANIFEST, _FLAGS, dir_fd=self.fd)
+            fd = os.open(MANIFEST, syscalls.READ_FILE, dir_fd=self.fd)
         except OSError:  # not there, or a link: told apart with care
             try:
                 fd = self.open(MANIFEST)

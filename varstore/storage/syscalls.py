@@ -1,6 +1,8 @@
-"""The Linux calls that Python's `os` lacks; where the kernel or file system has none, the caller is told.
+"""What not every system has: each call has its fallback here, or tells its caller to do without.
 
-Each raises OSError as `os` would; `is_missing` says whether that means "not here" rather than "no".
+Linux is what saving is made for, and macOS and other POSIX systems do what they can: each call is looked for when it
+is used, so importing never fails. Where a call raises OSError, `is_missing` says whether that means "not here" rather
+than "no". Windows has no descriptors of directories, by which a save is held together: it cannot save.
 """
 
 from __future__ import annotations
@@ -12,16 +14,58 @@ import mmap
 import os
 import sys
 import weakref
+from collections.abc import Callable, Collection
+from typing import Any
 
-__all__ = ["exchange", "is_missing", "map_file", "openat2_beneath", "preallocate", "sync_file_system"]
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
+
+__all__ = [
+    "CAN_SAVE",
+    "LOCK",
+    "NEW",
+    "READ",
+    "READ_FILE",
+    "READ_FOLDER",
+    "copy_range",
+    "exchange",
+    "flock",
+    "is_missing",
+    "map_file",
+    "openat2_beneath",
+    "preallocate",
+    "processors",
+    "sync",
+    "sync_file_system",
+    "turn_direct",
+]
+
+_CLOEXEC = getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0)
+_NONBLOCK = getattr(os, "O_NONBLOCK", 0)
+_DIRECTORY = getattr(os, "O_DIRECTORY", 0)
+
+READ = os.O_RDONLY | _CLOEXEC
+"""To open a file, following links."""
+READ_FILE = READ | _NONBLOCK | getattr(os, "O_NOFOLLOW", 0)
+"""To open what may be a pipe or a link, which it then does not wait for or follow."""
+READ_FOLDER = READ | _DIRECTORY
+"""To open a folder."""
+NEW = os.O_WRONLY | os.O_CREAT | os.O_EXCL | _CLOEXEC
+"""To create a file that does not exist."""
+
+CAN_SAVE = fcntl is not None and _DIRECTORY != 0 and os.mkdir in os.supports_dir_fd
+"""Whether directories can be opened and locked, which is what holds a save together; not so on Windows."""
+processors: Callable[[int], Collection[int]] = getattr(os, "sched_getaffinity", lambda _: range(os.cpu_count() or 1))
+"""The processors that a process may use; 0 is this process."""
+
+flock: Any = getattr(fcntl, "flock", None)
+LOCK: int = getattr(fcntl, "LOCK_EX", 0) | getattr(fcntl, "LOCK_NB", 0)
+"""For `flock`: locks an open file for as long as it is open, or raises BlockingIOError where somebody holds it."""
 
 _IS_LINUX = sys.platform == "linux"
-_libc = ctypes.CDLL(None, use_errno=True)
-_mmap = ctypes.CDLL(None, use_errno=True).mmap
-_mmap.restype = ctypes.c_void_p
-_mmap.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int, ctypes.c_int, ctypes.c_int, ctypes.c_long)
-_munmap = ctypes.CDLL(None).munmap
-_munmap.argtypes = (ctypes.c_void_p, ctypes.c_size_t)
+_libc: Any = ctypes.CDLL(None, use_errno=True) if os.name == "posix" else None
 
 _ATTEMPTS = 3
 _RENAME_EXCHANGE = 2
@@ -29,6 +73,8 @@ _AT_FDCWD = -100
 _SYS_OPENAT2 = 437  # the same number on every architecture
 _RESOLVE_NO_MAGICLINKS = 0x02
 _RESOLVE_BENEATH = 0x08
+_COPY_STEP = 1 << 20
+_CANNOT_COPY = {errno.EXDEV, errno.EPERM, errno.EINVAL, errno.EOPNOTSUPP, errno.EACCES, errno.ENOSYS}
 _MISSING = {errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL, errno.EPERM}
 
 
@@ -37,8 +83,8 @@ class _OpenHow(ctypes.Structure):
 
 
 _RESOLVE = _RESOLVE_BENEATH | _RESOLVE_NO_MAGICLINKS
-_FILE_BENEATH = ctypes.byref(_OpenHow(os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC, 0, _RESOLVE))
-_FOLDER_BENEATH = ctypes.byref(_OpenHow(getattr(os, "O_PATH", 0) | os.O_DIRECTORY | os.O_CLOEXEC, 0, _RESOLVE))
+_FILE_BENEATH = ctypes.byref(_OpenHow(READ | _NONBLOCK, 0, _RESOLVE))
+_FOLDER_BENEATH = ctypes.byref(_OpenHow(getattr(os, "O_PATH", 0) | READ_FOLDER, 0, _RESOLVE))
 _OPEN_HOW_SIZE = ctypes.sizeof(_OpenHow)
 
 
@@ -60,10 +106,46 @@ def openat2_beneath(path: str, dir_fd: int, *, folder: bool = False) -> int:
 
 
 def exchange(first: str, second: str) -> None:
-    """Swap what two paths name, in one step (renameat2 with RENAME_EXCHANGE)."""
-    if not hasattr(_libc, "renameat2"):
+    """Swap what two paths name, in one step (Linux: renameat2 with RENAME_EXCHANGE; macOS: renamex_np, RENAME_SWAP)."""
+    old, new = os.fsencode(first), os.fsencode(second)
+    if hasattr(_libc, "renameat2"):
+        _checked(_libc.renameat2(_AT_FDCWD, old, _AT_FDCWD, new, _RENAME_EXCHANGE), second)
+    elif hasattr(_libc, "renamex_np"):
+        _checked(_libc.renamex_np(old, new, _RENAME_EXCHANGE), second)
+    else:
         raise _missing(first)
-    _checked(_libc.renameat2(_AT_FDCWD, os.fsencode(first), _AT_FDCWD, os.fsencode(second), _RENAME_EXCHANGE), second)
+
+
+def _sync_drive(fd: int) -> None:
+    try:
+        fcntl.fcntl(fd, _SYNC_DRIVE)
+    except OSError:  # not every file system has it
+        os.fsync(fd)
+
+
+_SYNC_DRIVE: int = getattr(fcntl, "F_FULLFSYNC", 0)
+sync = _sync_drive if _SYNC_DRIVE else os.fsync
+"""Makes an open file or folder durable; on macOS with F_FULLFSYNC, since fsync stops at the drive's cache there."""
+
+
+def turn_direct(fd: int, *, on: bool) -> None:
+    """Write past the page cache from now on, or through it again (O_DIRECT)."""
+    direct = getattr(os, "O_DIRECT", 0)
+    if on and not direct:
+        raise _missing(None)
+    flags = fcntl.fcntl(fd, fcntl.F_GETFL)
+    fcntl.fcntl(fd, fcntl.F_SETFL, flags | direct if on else flags & ~direct)
+
+
+def copy_range(source: int, target: int, count: int, offset: int) -> int:
+    """Copy bytes to the same place of another file, in the kernel where it can; return how many were copied."""
+    if hasattr(os, "copy_file_range"):
+        try:
+            return os.copy_file_range(source, target, count, offset, offset)
+        except OSError as error:
+            if error.errno not in _CANNOT_COPY:
+                raise
+    return os.pwrite(target, os.pread(source, min(count, _COPY_STEP), offset), offset)
 
 
 def map_file(fd: int, nbytes: int) -> memoryview:
@@ -71,12 +153,18 @@ def map_file(fd: int, nbytes: int) -> memoryview:
 
     Python's own mmap keeps a descriptor for each file, of which a process has but a thousand; this keeps none.
     """
-    address = _mmap(None, nbytes, mmap.PROT_READ, mmap.MAP_SHARED, fd, 0)
+    if _libc is None:
+        return memoryview(mmap.mmap(fd, nbytes, access=mmap.ACCESS_READ))
+    map_memory, unmap = _libc.mmap, _libc.munmap
+    map_memory.restype = ctypes.c_void_p
+    map_memory.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int, ctypes.c_int, ctypes.c_int, ctypes.c_long)
+    unmap.argtypes = (ctypes.c_void_p, ctypes.c_size_t)
+    address = map_memory(None, nbytes, mmap.PROT_READ, mmap.MAP_SHARED, fd, 0)
     if address == ctypes.c_void_p(-1).value:
         number = ctypes.get_errno()
         raise OSError(number, os.strerror(number))
     memory = (ctypes.c_ubyte * nbytes).from_address(address)
-    weakref.finalize(memory, _munmap, address, nbytes).atexit = False  # arrays may be used until the very end
+    weakref.finalize(memory, unmap, address, nbytes).atexit = False  # arrays may be used until the very end
     return memoryview(memory).toreadonly()
 
 

@@ -14,6 +14,7 @@ from varstore.layout.location import Location
 from varstore.layout.manifest import Entry
 from varstore.layout.meta import META_LIMIT, Meta, encode_meta, parse_meta
 from varstore.layout.names import Folder
+from varstore.storage import syscalls
 from varstore.storage.directory import Directory
 
 __all__ = ["WalkedEntries", "variable_folders"]
@@ -92,7 +93,7 @@ def variable_folders(directory: Directory) -> Iterator[str]:
 
 def _subfolders(root_fd: int, below: str) -> list[str]:
     try:
-        fd = os.open(below or ".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=root_fd)
+        fd = os.open(below or ".", syscalls.READ_FOLDER, dir_fd=root_fd)
     except PermissionError:
         if below == "lost+found":
             return []

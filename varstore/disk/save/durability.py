@@ -61,7 +61,7 @@ class Durability:
 
 def sync_folder(path: str, *, dir_fd: int | None = None) -> None:
     """Make the names in a folder durable, where the file system can."""
-    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=dir_fd)
+    fd = os.open(path, syscalls.READ_FOLDER, dir_fd=dir_fd)
     try:
         sync_names(fd)
     finally:
@@ -71,7 +71,7 @@ def sync_folder(path: str, *, dir_fd: int | None = None) -> None:
 def sync_names(fd: int) -> None:
     """Make the names in an open folder durable, where the file system can."""
     try:
-        os.fsync(fd)
+        syscalls.sync(fd)
     except OSError as error:
         if not syscalls.is_missing(error):
             raise
@@ -79,8 +79,8 @@ def sync_names(fd: int) -> None:
 
 def sync_file(path: str, *, dir_fd: int) -> None:
     """Make a file durable."""
-    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC, dir_fd=dir_fd)
+    fd = os.open(path, syscalls.READ, dir_fd=dir_fd)
     try:
-        os.fsync(fd)
+        syscalls.sync(fd)
     finally:
         os.close(fd)

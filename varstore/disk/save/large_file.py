@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import fcntl
 import itertools
 import os
 import threading
@@ -118,7 +117,7 @@ class OutFile:
         try:
             syscalls.preallocate(self.fd, nbytes)
             if direct:
-                fcntl.fcntl(self.fd, fcntl.F_SETFL, fcntl.fcntl(self.fd, fcntl.F_GETFL) | os.O_DIRECT)
+                syscalls.turn_direct(self.fd, on=True)
         except OSError as error:
             if not syscalls.is_missing(error):
                 raise
@@ -127,7 +126,7 @@ class OutFile:
 
     def _turn_buffered(self) -> None:
         self._direct = False
-        fcntl.fcntl(self.fd, fcntl.F_SETFL, fcntl.fcntl(self.fd, fcntl.F_GETFL) & ~os.O_DIRECT)
+        syscalls.turn_direct(self.fd, on=False)
 
     def write(self, start: int, stop: int) -> bool:
         """Write one block and note its digest; True for the block that was the last to be written."""
@@ -151,7 +150,7 @@ class OutFile:
             if os.fstat(self.fd).st_size != nbytes:
                 os.ftruncate(self.fd, nbytes)
             if fsync:
-                os.fsync(self.fd)
+                syscalls.sync(self.fd)
         finally:
             self.close()
         return b"".join(self._digests)

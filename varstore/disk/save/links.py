@@ -30,6 +30,7 @@ from varstore.errors import FormatError, SizeMismatch
 from varstore.layout.location import Location
 from varstore.layout.manifest import Entry
 from varstore.layout.meta import encode_meta
+from varstore.storage import syscalls
 from varstore.storage.directory import Directory
 from varstore.text.hints import plural
 from varstore.values.arrays import Stored
@@ -39,8 +40,6 @@ __all__ = ["Links"]
 
 _BATCH = 64
 _CANNOT_LINK = {errno.EXDEV, errno.EPERM, errno.EMLINK, errno.EOPNOTSUPP, errno.EACCES, errno.ENOSYS, errno.ENOENT}
-_CANNOT_COPY = {errno.EXDEV, errno.EPERM, errno.EINVAL, errno.EOPNOTSUPP, errno.EACCES, errno.ENOSYS}
-_COPY_STEP = 1 << 20
 _Original = PlannedVariable | Entry
 _READABLE = stat.S_IRUSR | stat.S_IRGRP | stat.S_IROTH
 
@@ -158,9 +157,12 @@ class Links:
             try:
                 done = 0
                 while done < size:
-                    done += _copy_range(source, fd, size - done, done)
+                    copied = syscalls.copy_range(source, fd, size - done, done)
+                    if copied == 0:
+                        raise OSError(errno.EIO, "the file became shorter while it was copied")
+                    done += copied
                 if self._sync:
-                    os.fsync(fd)
+                    syscalls.sync(fd)
             finally:
                 os.close(fd)
 
@@ -182,7 +184,7 @@ def _linked(name: str, folder_fd: int, target: str, dir_fd: int) -> bool:
 def _holds(path: str, content: bytes, *, dir_fd: int, sync: bool) -> bool:
     """Tell whether a file holds exactly this, and make it durable if asked; links, pipes and others do not hold it."""
     try:
-        fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=dir_fd)
+        fd = os.open(path, syscalls.READ_FILE, dir_fd=dir_fd)
     except OSError:
         return False
     try:
@@ -192,7 +194,7 @@ def _holds(path: str, content: bytes, *, dir_fd: int, sync: bool) -> bool:
         return False
     else:
         if sync:
-            os.fsync(fd)
+            syscalls.sync(fd)
         return True
     finally:
         os.close(fd)
@@ -208,15 +210,3 @@ def _check_size(size: int, original: _Original, directory: Directory) -> None:
             expected=plural(original.nbytes, "byte"),
             hint="verify that checkpoint",
         )
-
-
-def _copy_range(source: int, target: int, count: int, offset: int) -> int:
-    try:
-        copied = os.copy_file_range(source, target, count, offset, offset)
-    except OSError as error:
-        if error.errno not in _CANNOT_COPY:
-            raise
-        copied = os.pwrite(target, os.pread(source, min(count, _COPY_STEP), offset), offset)
-    if copied == 0:
-        raise OSError(errno.EIO, "the file became shorter while it was copied")
-    return copied

@@ -21,7 +21,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import fcntl
 import os
 import re
 import stat
@@ -358,10 +357,10 @@ def _lock(path: str, *, required: bool = False) -> int:
 
     Where the file system has no locks a writer goes on without, unless one is `required`.
     """
-    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+    fd = os.open(path, syscalls.READ_FOLDER | os.O_NOFOLLOW)
     try:
         try:
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            syscalls.flock(fd, syscalls.LOCK)
         except OSError as error:
             if required or error.errno not in _NO_LOCKS:
                 raise
@@ -393,7 +392,7 @@ def _remove_tree(path: str) -> None:
     import shutil
 
     with contextlib.suppress(OSError):
-        fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)  # a link in its place is not followed
+        fd = os.open(path, syscalls.READ_FOLDER | os.O_NOFOLLOW)  # a link in its place is not followed
         try:
             os.unlink(MARKER, dir_fd=fd)
         finally:

@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 
 from varstore.errors import CheckpointNotFound, FormatError, SizeMismatch
+from varstore.storage import syscalls
 from varstore.storage.failures import storage_error
 
 __all__ = ["MOST_DIMENSIONS", "Source", "count_elements", "files_noted", "is_unchanged"]
@@ -121,7 +122,7 @@ class Source:
 
     def _open(self) -> int:
         try:
-            descriptor = os.open(self._place, os.O_RDONLY | os.O_CLOEXEC)
+            descriptor = os.open(self._place, syscalls.READ)
         except FileNotFoundError:
             raise CheckpointNotFound("the file was removed after it was opened", path=self.path) from None
         except OSError as error:
