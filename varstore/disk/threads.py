@@ -19,7 +19,7 @@ __all__ = ["Job", "Lane", "in_lanes", "run", "shared_if_slow", "start", "thread_
 Item = TypeVar("Item")
 
 Job = Callable[[], bool | None]
-"""A piece of work; it returns True where there is more of it, which the same thread then does next."""
+"""A piece of work. It returns True if more of it is left; the same thread then calls it again."""
 
 _DEFAULT_LIMIT = 8
 _QUICK = 100e-6
@@ -40,11 +40,12 @@ def thread_count(threads: int | None) -> int:
 
 
 def run(jobs: Iterable[Job], threads: int, *, on_failure: Callable[[], None] | None = None) -> None:
-    """Run all jobs, the caller's thread among the workers; the others start when there is a job, and if they can.
+    """Run all jobs in the caller's thread and up to `threads - 1` others, which start only if there is a job.
 
-    Jobs are taken from the iterable one at a time, so a generator may do ordered work between them. The
-    first exception, Ctrl-C included, stops the others after their present piece and surfaces as itself;
-    `on_failure` is called at once, to wake whoever waits for a piece that will not be done any more.
+    If the system refuses more threads, the jobs run in those that did start. Jobs are taken from the iterable one at
+    a time, so a generator may do ordered work between them. The first exception, Ctrl-C included, stops the other
+    threads after their current piece, and is raised unchanged. `on_failure` is called at once, to wake whoever waits
+    for a piece that will never be done.
     """
     crew = _Crew(jobs, on_failure)
     try:
@@ -91,7 +92,7 @@ def start(*threads: threading.Thread) -> bool:
 
 
 class Lane:
-    """The pieces (start, stop) of one file, each done once; `step` does the next that no thread has begun with."""
+    """The pieces (start, stop) of one file, each done once; `step` does the next piece that no thread has started."""
 
     def __init__(self, pieces: Iterable[tuple[int, int]], do: Callable[[int, int], None]) -> None:
         self._pieces = deque(pieces)
@@ -117,7 +118,7 @@ class Lane:
 
 
 def in_lanes(work: Iterable[Lane | Job]) -> Iterator[Job]:
-    """Yield jobs such that a thread keeps to one lane, until at the end all help with what is left.
+    """Yield jobs so that each thread stays in one lane; at the end, idle threads help with the fullest lane.
 
     Threads that write to one file wait for each other in the kernel, and a disk reads ahead where one thread reads on.
     """
@@ -166,7 +167,7 @@ class _Crew:
             self._on_failure()
 
     def help(self) -> None:
-        """Work in a thread of its own, unless all is over already."""
+        """Work in a helper thread, unless a job has already failed."""
         with self._counting:
             if self.error is not None:
                 return
@@ -182,9 +183,9 @@ class _Crew:
                     self._busy.release()
 
     def wait(self) -> None:
-        """Return when no helper works any more, however often Ctrl-C interrupts: they use the caller's files.
+        """Return when no helper is working any more, however often Ctrl-C interrupts: helpers use the caller's files.
 
-        `Thread.join` would not do: interrupted, it takes the thread for ended.
+        `Thread.join` would not do: after an interruption, it treats the thread as finished.
         """
         while self._helping:
             try:

@@ -47,7 +47,9 @@ _log = logging.getLogger("varstore")
 class PendingSave:
     """A save that a background thread carries out; `save_async` returns it.
 
-    The process does not end before the save has ended. `path` is where the checkpoint will be.
+
+    Python does not exit before the save has ended, unless the process is killed. `path` is where the checkpoint will
+    be.
 
     Example:
         >>> pending = vs.save_async("step-1", {"w": np.zeros(3)})
@@ -285,7 +287,8 @@ def save_async(
     """Copy the variables, start to save them in a thread, and return; the arrays may change at once.
 
     The copies go into buffers that the next save reuses. Variables of other checkpoints are linked. If the save fails,
-    the error is logged, and raised by `PendingSave.wait`. The process does not end before the save has ended.
+    the error is logged, and raised by `PendingSave.wait`.
+    Python does not exit before the save has ended, unless the process is killed.
 
     Args:
         path: as for `varstore.save`.

@@ -1,7 +1,8 @@
 """How a save becomes visible: a locked staging folder beside the target, made durable, then one rename.
 
-The law: at every moment the target's path holds the old state or the new one, whole, and whatever else a save
-made is recognisable and may be removed. Two things hold it up:
+The guarantee: a reader sees the old state or the new one, complete, and anything else that a save created is
+recognisable and can be removed. It has two exceptions, both described below: a file system without an atomic
+exchange, and a target that is filled in place. It rests on two mechanisms:
 
 - **One rename.** All is written below ``.NAME.saving-RANDOM``, beside the target and so on its file system. One
   call gives that folder its name: a rename where nothing stands, an exchange where a checkpoint is replaced. Where
@@ -14,7 +15,7 @@ made is recognisable and may be removed. Two things hold it up:
   the path is still the folder that it locked, and begins again if not. A file system without locks is written to
   all the same, but nothing on it is ever cleaned.
 
-In which order all this becomes durable is the law of `durability`.
+The module `durability` defines the order in which all of this is made durable.
 """
 
 from __future__ import annotations
@@ -59,10 +60,10 @@ class Target:
 
 
 def examine(path: str, *, overwrite: bool) -> Target:
-    """Look at the place that a save is to take, and remove what crashed saves left beside it.
+    """Remove what crashed saves left beside the target, and return what the target is now.
 
     Raises:
-        CheckpointExists: the place is taken, be it by a symbolic link.
+        CheckpointExists: something is already there, which may be a symbolic link.
         InvalidName: the directory's name is too long.
     """
     target = target_of(path)
@@ -125,7 +126,7 @@ class Staging:
         self.path = ""
         self.fd = -1
         self.stands = False
-        """Whether the checkpoint has its name: no error after that undoes the save."""
+        """Whether the checkpoint has its final name; errors after that no longer undo the save."""
         self._target = target
         self._new_parents: list[str] = []
         self._replaced: str | None = None
@@ -247,7 +248,10 @@ class Staging:
         return self.path
 
     def _replace_in_two_steps(self) -> str:
-        """Where the file system cannot exchange: a crash between the steps is undone by `clean`."""
+        """Replace with two renames, for file systems that cannot exchange; return where the old checkpoint is now.
+
+        If a crash comes between them, `clean_staging` restores the old checkpoint.
+        """
         aside = _beside(self._target.path, _ASIDE)
         held = _lock(self._target.path)
         try:
@@ -314,9 +318,10 @@ def clean_staging(directory: str | os.PathLike[str], *, name: str | None = None)
 
 
 def set_aside(path: str) -> None:
-    """Take its name from a checkpoint that is to go, in one step; `clean_staging` removes what is left.
+    """Rename a checkpoint that is to be deleted, in one step; `clean_staging` removes it later.
 
-    Of a symbolic link only the link goes.
+    It gets the name of an unfinished save, since `clean_staging` would restore one that was replaced. Of a symbolic
+    link, only the link is removed.
     """
     if os.path.islink(path):
         os.unlink(path)
@@ -353,9 +358,14 @@ def _beside(target: str, infix: str) -> str:
 
 
 def _lock(path: str, *, required: bool = False) -> int:
-    """Open a directory and hold it for as long as the descriptor is open, or raise BlockingIOError.
+    """Open a directory and lock it for as long as the descriptor is open.
 
-    Where the file system has no locks a writer goes on without, unless one is `required`.
+    On a file system without locks, the descriptor is returned unlocked, unless a lock is `required`.
+
+    Raises:
+        BlockingIOError: another process holds the lock.
+        FileNotFoundError: the directory was removed or replaced meanwhile.
+        OSError: a lock is `required`, and the file system does not have locks.
     """
     fd = os.open(path, syscalls.READ_FOLDER | os.O_NOFOLLOW)
     try:
@@ -373,7 +383,7 @@ def _lock(path: str, *, required: bool = False) -> int:
 
 
 def _content(path: str) -> list[str]:
-    """Return what lies in a directory; the root of an ext file system counts as empty when it is."""
+    """Return the names in a directory; at a mount point, without the lost+found that ext file systems create."""
     names = os.listdir(path)
     return [name for name in names if name != "lost+found"] if os.path.ismount(path) else names
 
