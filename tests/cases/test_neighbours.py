@@ -1,7 +1,6 @@
 """Other users of the machine, who plant links and folders where we save, clean and read: two users, played by root."""
 
 import contextlib
-import fcntl
 import os
 import shutil
 import stat
@@ -13,6 +12,7 @@ import numpy as np
 import pytest
 
 import varstore as vs
+from varstore.storage import syscalls
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="acts as two users, which only root can")
 
@@ -244,7 +244,7 @@ def test_a_link_that_takes_the_place_of_a_leftover_is_not_followed(place, everyb
     vs.save(place / "best", {"precious": np.arange(5)})
     (everybody / ".x.saving-00000000").mkdir()
     (everybody / ".x.saving-00000000" / "f").touch()
-    flock, swapped = fcntl.flock, []
+    flock, swapped = syscalls.flock, []
 
     def swapping(fd, operation):
         flock(fd, operation)
@@ -253,7 +253,7 @@ def test_a_link_that_takes_the_place_of_a_leftover_is_not_followed(place, everyb
             (everybody / ".x.saving-00000000").symlink_to(place / "best")
             swapped.append(fd)
 
-    monkeypatch.setattr(fcntl, "flock", swapping)
+    monkeypatch.setattr(syscalls, "flock", swapping)
     vs.clean(everybody)
     assert swapped
     assert (place / "best" / "snapshot_done").exists()
