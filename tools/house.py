@@ -58,6 +58,7 @@ ORDER: dict[str, tuple[str, ...]] = {
     "formats/zarr": ("store", "tree", "orbax"),
     "inspection": ("verify", "diff"),
     "adapters": ("torch", "jax", "lightning", "transformers"),
+    "adapters/torch": ("survey", "modules", "optimizers"),
     "cli": ("output", "statistics", "listing", "show", "check", "repair", "convert", "demo"),
 }
 """Every file and folder of each folder, `__init__` aside; each imports only from those before it."""

@@ -27,7 +27,7 @@ from __future__ import annotations
 import json
 import struct
 from collections import Counter, OrderedDict, namedtuple
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -40,7 +40,7 @@ from varstore.layout.names import folder_of
 from varstore.training.tensors import Leaf, describe, find_views
 from varstore.values.arrays import as_source
 
-__all__ = ["Flat", "flatten", "prune", "unflatten"]
+__all__ = ["Flat", "entries", "flatten", "prune", "unflatten"]
 
 _DEEPEST = 100
 _ROOT = "(array)"
@@ -246,6 +246,33 @@ def prune(tree: Any, gone: Callable[[str], bool]) -> Any:
 
 def _is_gone(node: Any, gone: Callable[[str], bool]) -> bool:
     return isinstance(node, dict) and node.get("$") == "array" and gone(node["name"])
+
+
+def entries(tree: Any) -> Iterator[tuple[str, Any]]:
+    """Yield the path and the node of every entry of a dict in a tree, however deep; an array's path is its name."""
+    yield from _entries(tree, "", 0)
+
+
+def _entries(tree: Any, path: str, depth: int) -> Iterator[tuple[str, Any]]:
+    if depth > _DEEPEST:
+        return
+    for key, item in _items(tree):
+        below = f"{path}/{key}" if path else str(key)
+        if isinstance(tree, dict) and isinstance(key, str):
+            is_array = isinstance(item, dict) and item.get("$") == "array"
+            yield (str(item.get("name")) if is_array else below), item
+        yield from _entries(item, below, depth + 1)
+
+
+def _items(tree: Any) -> Iterable[tuple[Any, Any]]:
+    if isinstance(tree, dict) and "$" not in tree:
+        return tree.items()
+    kind, items = (tree.get("$"), tree.get("items")) if isinstance(tree, dict) else ("list", tree)
+    if not isinstance(items, list):
+        return ()
+    if kind in _PAIRED.values():
+        return ((pair[0], pair[1]) for pair in items if isinstance(pair, list) and len(pair) == 2)
+    return enumerate(items) if kind == "list" or kind in _ROWED.values() else ()
 
 
 def unflatten(tree: Any, restore: Callable[[Leaf], Any], *, path: str) -> Any:

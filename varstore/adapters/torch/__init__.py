@@ -6,26 +6,24 @@ devices are copied one at a time, in both directions. Nothing is pickled.
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Mapping
-from dataclasses import replace
-from typing import Any, Unpack
+from typing import Any, Unpack, get_args
 
-import numpy as np
 import torch
 
+from varstore.adapters.torch.modules import ModuleOptions, load_into_module
+from varstore.adapters.torch.optimizers import load_into_optimizer
 from varstore.disk.progress import Progress
 from varstore.disk.read.checkpoint import Checkpoint, open_checkpoint
-from varstore.errors import UsageError, VariableMismatch
-from varstore.model import into
-from varstore.model.match import Match, OnMismatch, Pair, SourceSpec, compare
+from varstore.errors import UsageError
+from varstore.model.match import Missing, OnMismatch, OnTied, check_mode
 from varstore.model.options import LoadOptions, Path, StateOptions
-from varstore.model.report import LoadReport, make_report
+from varstore.model.report import LoadReport
+from varstore.model.store import retry_if_replaced
 from varstore.training.state import load_state, restore, save_state
 from varstore.training.tensors import TENSOR, MapLocation
-from varstore.training.tree import flatten
-from varstore.values.arrays import Source, Stored, as_source
-from varstore.values.lazy import LazyArray
-from varstore.values.select import Patterns, Rename, select
+from varstore.values.select import Patterns, Rename
 
 __all__ = ["load", "load_into", "save", "state_of"]
 
@@ -69,10 +67,17 @@ def state_of(state: Any) -> Any:
     if isinstance(state, torch.Tensor):
         return state
     if callable(getattr(state, "state_dict", None)) and not isinstance(state, type):
-        return state.state_dict()
+        return _without_factories(state.state_dict())
     if type(state) is dict:
         return {key: state_of(item) for key, item in state.items()}
     return [state_of(item) for item in state] if type(state) is list else state
+
+
+def _without_factories(state: Any) -> Any:
+    """Return a state dict with a dict in place of each defaultdict, as some optimizers have: its factory is code."""
+    if type(state) in (dict, defaultdict):
+        return {key: _without_factories(item) for key, item in state.items()}
+    return state
 
 
 def load(
@@ -126,17 +131,24 @@ def load_into(
     exclude: Patterns | None = None,
     rename: Rename | None = None,
     strict: bool = True,
+    assign: bool = False,
     on_mismatch: OnMismatch = "error",
     cast: bool = False,
+    missing: Missing = None,
+    on_tied: OnTied = "error",
     verify: bool = True,
     threads: int | None = None,
     progress: Progress = None,
 ) -> LoadReport:
     """Load the parameters and buffers of a module, or the state of an optimizer, in place.
 
-    Names, shapes and types are checked before anything changes. Tied parameters stay tied, and the source needs only
-    one of their names. The state of an optimizer is loaded whole: it is the source itself, or the only such state in
-    the source.
+    The result is that of ``load_state_dict``. Values are read directly into the memory of parameters and buffers,
+    without a copy. Only what code of the module has to see, such as its hooks, is passed to it in a state dict.
+
+    Names, shapes and types are compared before anything changes, except where such code decides what fits. Tied
+    parameters stay tied, and the source needs only one of their names. The state of an optimizer is loaded whole: it is
+    the source itself, or the only such state in the source. It is an error if the optimizer would not have such state
+    for its parameters.
 
     Args:
         target: a module or an optimizer.
@@ -144,11 +156,17 @@ def load_into(
         include, exclude, rename: choose and rename variables of the source; see `varstore.load`. For a module in nested
             state, use ``include="model/*", rename={"model/": ""}``.
         strict: raise if the target or the source has names that the other does not have.
+        assign: replace the module's tensors by new ones on the CPU, like ``load_state_dict(assign=True)``. A module on
+            the meta device, which does not have memory for values, is loaded like this.
         on_mismatch, cast, verify, threads, progress: see `varstore.load_into`.
+        missing: see `varstore.load_into`. With ``strict=False, missing="error"``, only the source may have other names.
+        on_tied: see `varstore.load_into`; tied parameters come in the order of the module.
 
     Raises:
-        VariableMismatch: shapes or types differ or, if `strict`, names; nothing has changed.
-        UsageError: the target is neither a module nor an optimizer, or the source does not have one optimizer state.
+        VariableMismatch: shapes or types differ, or names if `strict`, or the values for tied parameters; nothing has
+            changed. Or code of the module refuses what it is passed; the message says that the module has changed.
+        UsageError: the target is neither a module nor an optimizer, or is on the meta device, or the source does not
+            have one optimizer state.
         DigestMismatch, SizeMismatch: the values are not those that were saved.
         CheckpointNotFound, IncompleteCheckpoint: there is no checkpoint, or only an incomplete one.
 
@@ -161,113 +179,37 @@ def load_into(
         >>> report.loaded
         ('weight', 'bias')
     """
-    given = source if isinstance(source, Mapping) else open_checkpoint(source)
+    check_mode("missing", missing, (None, "error"))
+    check_mode("on_tied", on_tied, get_args(OnTied))
+    load_options: LoadOptions = {"verify": verify, "threads": threads, "progress": progress}
     if isinstance(target, torch.optim.Optimizer):
         if include is not None or exclude is not None or rename is not None:
             raise UsageError(
                 "the state of an optimizer can only be loaded whole", hint="leave out include, exclude and rename"
             )
-        return _load_optimizer(target, given, verify=verify, threads=threads, progress=progress)
-    if not isinstance(target, torch.nn.Module):
+    elif not isinstance(target, torch.nn.Module):
         raise UsageError(
             "not a module or an optimizer",
             found=type(target).__name__,
             hint="for other objects, load the state and pass it to their method load_state_dict",
         )
-    tensors = {name: item for name, item in target.state_dict().items() if isinstance(item, torch.Tensor)}
-    targets = {name: as_source(tensor, variable=name) for name, tensor in tensors.items()}
-    selected = select(given, include=include, exclude=exclude, rename=rename)
-    arrays = {name: as_source(given[name], variable=name) for name in selected.values() if _is_array(given[name])}
-    selected = {name: origin for name, origin in selected.items() if origin in arrays}
-    match = compare(
-        {name: (value.shape, value.dtype) for name, value in targets.items() if not isinstance(value, Stored)},
-        {name: _spec(value) for name, value in arrays.items()},
-        selected,
-        on_mismatch=on_mismatch,
-        cast=cast,
-        path=given.path if isinstance(given, Checkpoint) else None,
-    )
-    match = _with_ties(match, tensors)
-    where = given.path if isinstance(given, Checkpoint) else type(given).__name__
-    report = make_report(match, source=where, target=type(target).__name__)
-    if strict:
-        report.raise_for("kept", "unused")
-    options: dict[str, Any] = {"on_mismatch": on_mismatch, "cast": cast, "verify": verify, "threads": threads}
-    here = {name: _memory(tensors[name]) for pair in match.pairs if _is_own_memory(tensors[name := pair.target])}
-    sources = {pair.target: given[pair.source] for pair in match.pairs}
-    into.load_into(here, {name: sources[name] for name in here}, progress=progress, **options)
-    for pair in match.pairs:
-        if pair.target not in here:
-            _through_host(tensors[pair.target], pair, sources[pair.target], options)
-    return report
+    options: ModuleOptions = {
+        "include": include,
+        "exclude": exclude,
+        "rename": rename,
+        "strict": strict,
+        "assign": assign,
+        "on_mismatch": on_mismatch,
+        "cast": cast,
+        "missing": missing,
+        "on_tied": on_tied,
+    }
 
+    def load_from(given: Mapping[str, Any]) -> LoadReport:
+        if isinstance(target, torch.optim.Optimizer):
+            return load_into_optimizer(target, given, **load_options)
+        return load_into_module(target, given, options, load_options)
 
-def _is_array(value: Any) -> bool:
-    return isinstance(value, Stored | LazyArray | np.ndarray | torch.Tensor) or hasattr(value, "__array__")
-
-
-def _spec(source: Source) -> SourceSpec:
-    if isinstance(source, Stored):
-        return (None, None) if source.entry.meta is None else (source.entry.meta.shape, source.dtype)
-    return source.shape, source.dtype
-
-
-def _is_own_memory(tensor: torch.Tensor) -> bool:
-    return tensor.device.type == "cpu" and not tensor.is_conj() and not tensor.is_neg()
-
-
-def _memory(tensor: torch.Tensor) -> np.ndarray:
-    array = as_source(tensor, variable="")
-    assert isinstance(array, np.ndarray)
-    return array
-
-
-def _through_host(tensor: torch.Tensor, pair: Pair, source: Any, options: dict[str, Any]) -> None:
-    host = tensor.detach().cpu().clone().resolve_conj().resolve_neg()
-    into.load_into({pair.target: _memory(host)}, {pair.target: source}, **options)
-    with torch.no_grad():
-        tensor.copy_(host)
-
-
-def _with_ties(match: Match, tensors: Mapping[str, torch.Tensor]) -> Match:
-    """Return the match without kept names that share memory with a loaded one."""
-    filled = {_identity(tensors[pair.target]) for pair in match.pairs}
-    return replace(match, kept=tuple(name for name in match.kept if _identity(tensors[name]) not in filled))
-
-
-def _identity(tensor: torch.Tensor) -> Any:
-    alone = id(tensor) if tensor.numel() == 0 or tensor.device.type == "meta" else None
-    return str(tensor.device), tensor.data_ptr(), tuple(tensor.shape), tensor.stride(), alone
-
-
-def _load_optimizer(
-    optimizer: torch.optim.Optimizer, given: Mapping[str, Any], **load_options: Unpack[LoadOptions]
-) -> LoadReport:
-    where = given.path if isinstance(given, Checkpoint) else type(given).__name__
-    if isinstance(given, Checkpoint):
-        state = restore(given, _optimizer_state(given.tree, where), map_location="cpu", **load_options)
-    else:
-        state = _optimizer_state(given, where)
-    try:
-        optimizer.load_state_dict(state)
-    except (ValueError, KeyError) as error:
-        raise VariableMismatch(
-            f"the state is that of another optimizer: {error}",
-            path=where,
-            hint="create the optimizer with the same parameters and groups",
-        ) from error
-    return LoadReport(source=where, target=type(optimizer).__name__, loaded=tuple(flatten(state).variables))
-
-
-def _optimizer_state(state: Any, where: str) -> dict[str, Any]:
-    """Return the only optimizer state in nested state; the tree of a manifest has the same form."""
-    candidates = [state, *(state.values() if isinstance(state, Mapping) else ())]
-    found = [item for item in candidates if isinstance(item, dict) and {"state", "param_groups"} <= item.keys()]
-    if len(found) != 1:
-        raise UsageError(
-            "not the state of one optimizer",
-            path=where,
-            found=f"{len(found)} of them",
-            hint="pass the right one: load_into(optimizer, load(path)['optimizer'])",
-        )
-    return found[0]
+    if isinstance(source, Mapping) and not isinstance(source, Checkpoint):
+        return load_from(source)
+    return retry_if_replaced(source, load_from)
