@@ -96,7 +96,7 @@ class Variable(Stored):
         """The numpy type of the values.
 
         Raises:
-            UnsupportedDtype: one of OneFlow's types that numpy has not.
+            UnsupportedDtype: numpy does not have this type of OneFlow's.
         """
         row = self.meta.data_type
         if row.dtype is not None:
