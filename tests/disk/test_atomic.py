@@ -149,7 +149,7 @@ for i in range({first}, {first} + 100):
 
 
 def test_a_killed_writer_leaves_the_old_or_the_new(tmp_path, nurseries):
-    """At moments of chance, in a saver that never rests; `test_faults` kills at every single call."""
+    """At moments of chance, in a saver that never rests; `tools.faults` kills at every single call."""
     rng = random.Random(2)
     vs.save(tmp_path / "replaced", {"i": np.int64(-1)})
     for rounds in range(20):

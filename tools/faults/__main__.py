@@ -1,72 +1,75 @@
-"""Inject a fault at each file system call of saves and seals, and check what remains: ``python -m tools.faults``.
+"""Inject faults, and check that nothing is lost: ``python -m tools.faults`` runs the whole campaign.
 
-Exit status: 1 if something is lost that is not known, 3 if this machine cannot inject faults.
+Exit status: 1 if something is lost that is not known, 3 if this machine cannot inject the faults.
 """
 
 from __future__ import annotations
 
 import argparse
+import fnmatch
 import json
 import os
 import sys
 import tempfile
-from collections import Counter
-from collections.abc import Sequence
-from functools import partial
+from collections.abc import Callable, Iterator
+from importlib import import_module
 from pathlib import Path
+from typing import Any, Final, cast
 
 from rich.console import Console
 from rich.table import Table
 
-from tools.faults.campaign import count_calls, fresh_home, visit
-from tools.faults.injector import FAULTS, Injector, Unavailable, fault_named
+from tools.faults.jobs import Command, Job, Outcome, Unavailable
 from tools.faults.known import known_losses
-from tools.faults.scenarios import SCENARIOS, Scenario
-from tools.faults.strace import count_with_strace
-from tools.faults.verdict import Verdict
+from tools.faults.verdict import Verdict, outcome_of
+
+COMMANDS: Final = {
+    "calls": "a fault at each file system call of saves, seals and their like",
+    "count": "the number of these calls, compared with strace's",
+}
+"""Each command is the module of `tools.faults` with its name, see `jobs`."""
 
 _LOST = 1
 _UNAVAILABLE = 3
-_TOLERANCE = 0.02
 _MEMORY = "/dev/shm"
 """A file system in memory, which is fast and sufficient: what matters is the order of the calls."""
 
+_Rows = dict[str, dict[str, Any]]
+
 
 def main() -> int:
-    """Run the command, and return the exit code."""
+    """Run the commands, and return the exit code."""
     options = _options()
-    scenarios = [s for s in SCENARIOS if not options.scenario or s.name in options.scenario]
-    console = Console(width=None if sys.stdout.isatty() else 120)
+    record = None if options.record is None else Path(options.record)
+    rows: _Rows = {}
+    if options.resume and record and record.exists():
+        rows = {_name(row["command"], row["scenario"], row["fault"]): row for row in json.loads(record.read_text())}
     try:
-        injector = Injector()
-        with tempfile.TemporaryDirectory(prefix="varstore-faults-", dir=options.directory) as place:
-            if options.check_count:
-                return _check_count(console, injector, scenarios, Path(place))
-            return _break(console, injector, scenarios, options, Path(place))
+        verdicts = list(_run(options, rows, record))
     except Unavailable as unavailable:
         print(f"cannot inject faults here: {unavailable}", file=sys.stderr)
         return _UNAVAILABLE
+    console = Console(width=None if sys.stdout.isatty() else 120)
+    console.print(_table(verdicts, by_scenario=options.scenarios))
+    for verdict in verdicts:
+        for complaint in verdict.complaints():
+            print(complaint)
+    return 0 if all(verdict.ok for verdict in verdicts) else _LOST
 
 
 def _options() -> argparse.Namespace:
-    faults = "; ".join(f"{fault.name}: {fault.meaning}" for fault in FAULTS)
-    parser = argparse.ArgumentParser(prog="python -m tools.faults", description=__doc__)
-    parser.add_argument(
-        "--scenario", action="append", choices=[s.name for s in SCENARIOS], help="only this one; may be repeated"
-    )
-    parser.add_argument(
-        "--fault",
-        action="append",
-        help=f"instead of SIGKILL and EIO; may be repeated. {faults}; any other errno, such as ENOSPC: as EIO",
-    )
+    epilog = "commands: " + "; ".join(f"{name}: {meaning}" for name, meaning in COMMANDS.items())
+    parser = argparse.ArgumentParser(prog="python -m tools.faults", description=__doc__, epilog=epilog)
+    parser.add_argument("command", nargs="*", metavar="COMMAND", choices=[[], *COMMANDS], help="default: all")
+    parser.add_argument("--part", action="store_true", help="only what takes a few seconds per command")
+    parser.add_argument("--scenario", metavar="PATTERN", default="*", help="only these, such as 'new*'")
+    parser.add_argument("--fault", metavar="PATTERN", default="*", help="only these, such as 'E*'")
+    parser.add_argument("--scenarios", action="store_true", help="show a row per scenario")
     parser.add_argument("--directory", default=_memory(), help="where to work (default: %(default)s)")
-    parser.add_argument("--json", help="write all figures and losses to this file")
-    parser.add_argument("--check-count", action="store_true", help="break nothing; compare the count with strace's")
+    parser.add_argument("--record", metavar="FILE", help="write all figures and losses to this file, as JSON")
+    parser.add_argument("--resume", action="store_true", help="skip what the record already has")
     options = parser.parse_args()
-    try:
-        options.fault = [fault_named(name) for name in options.fault or ["SIGKILL", "EIO"]]
-    except KeyError as error:
-        parser.error(f"there is no fault {error}")
+    options.command = options.command or list(COMMANDS)
     return options
 
 
@@ -74,47 +77,53 @@ def _memory() -> str:
     return _MEMORY if os.access(_MEMORY, os.W_OK) else tempfile.gettempdir()
 
 
-def _break(
-    console: Console, injector: Injector, scenarios: Sequence[Scenario], options: argparse.Namespace, place: Path
-) -> int:
-    verdicts = []
-    with console.status("") as status:
-        for scenario in scenarios:
-            for fault in options.fault:
-                status.update(f"{scenario.name}: {fault.name}")
-                points = tuple(visit(injector, scenario, fault, place))
-                known = known_losses(scenario.name, fault.name)
-                verdicts.append(Verdict(scenario=scenario.name, fault=fault.name, points=points, known=known))
-    table = _table("scenario", "fault", "points", "survived", "known", "lost")
+def _name(command: str, scenario: str, fault: str) -> str:
+    return f"{command}: {scenario}: {fault}"
+
+
+def _run(options: argparse.Namespace, rows: _Rows, record: Path | None) -> Iterator[Verdict]:
+    """Yield the verdict of each job; `rows` are those that are recorded already, and gets the new ones."""
+    chosen = list(_chosen(options))
+    for number, (command, job) in enumerate(chosen, 1):
+        name = _name(command, job.scenario, job.fault)
+        outcome = outcome_of(rows[name]) if name in rows else _in_empty_directory(options.directory, job.run)
+        known = known_losses(command, job.scenario, job.fault)
+        verdict = Verdict(command=command, scenario=job.scenario, fault=job.fault, outcome=outcome, known=known)
+        print(f"[{number}/{len(chosen)}] {name}: {verdict.points}, lost {len(verdict.lost)}", file=sys.stderr)
+        rows[name] = verdict.as_json()
+        if record:
+            new = record.with_name(record.name + ".new")
+            new.write_text(json.dumps(list(rows.values()), indent=1) + "\n")
+            new.replace(record)
+        yield verdict
+
+
+def _chosen(options: argparse.Namespace) -> Iterator[tuple[str, Job]]:
+    for command in options.command:
+        module = cast(Command, import_module(f"tools.faults.{command}"))
+        for job in module.jobs(whole=not options.part):
+            if fnmatch.fnmatch(job.scenario, options.scenario) and fnmatch.fnmatch(job.fault, options.fault):
+                yield command, job
+
+
+def _in_empty_directory(parent: str, run: Callable[[Path], Outcome]) -> Outcome:
+    with tempfile.TemporaryDirectory(prefix="varstore-faults-", dir=parent) as place:
+        return run(Path(place))
+
+
+def _table(verdicts: list[Verdict], *, by_scenario: bool) -> Table:
+    """Return a table with a row per kind of fault, or per kind and scenario."""
+    groups: dict[tuple[str, ...], list[Verdict]] = {}
     for v in verdicts:
-        table.add_row(v.scenario, v.fault, *map(str, (len(v.points), v.survived, v.excused, len(v.lost))))
-    console.print(table)
-    for verdict in verdicts:
-        for complaint in verdict.complaints():
-            print(complaint)
-    if options.json:
-        Path(options.json).write_text(json.dumps([verdict.as_json() for verdict in verdicts], indent=1))
-    return 0 if all(verdict.ok for verdict in verdicts) else _LOST
-
-
-def _check_count(console: Console, injector: Injector, scenarios: Sequence[Scenario], place: Path) -> int:
-    table = _table("scenario", "injector", "strace", "differ in")
-    worst = 0.0
-    for scenario in scenarios:
-        own = Counter(count_calls(injector, scenario, place))
-        with fresh_home(scenario, place) as home:
-            other = count_with_strace(partial(scenario.act, home), injector.names, place)
-        worst = max(worst, abs(own.total() - other.total()) / max(own.total(), other.total()))
-        differing = sorted(name for name in own | other if own[name] != other[name])
-        table.add_row(scenario.name, str(own.total()), str(other.total()), ", ".join(differing))
-    console.print(table)
-    return 0 if worst <= _TOLERANCE else _LOST
-
-
-def _table(*columns: str) -> Table:
+        groups.setdefault((v.command, v.fault, v.scenario) if by_scenario else (v.command, v.fault), []).append(v)
     table = Table()
-    for column in columns:
-        table.add_column(column, justify="left" if column in ("scenario", "fault", "differ in") else "right")
+    for column in ("command", "fault", *["scenario"] * by_scenario):
+        table.add_column(column)
+    for column in ("points", "survived", "known", "lost", "foreign"):
+        table.add_column(column, justify="right")
+    for names, group in groups.items():
+        figures = ((v.points, v.survived, v.excused, len(v.lost), v.foreign) for v in group)
+        table.add_row(*names, *(str(sum(column)) for column in zip(*figures, strict=True)))
     return table
 
 

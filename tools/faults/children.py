@@ -16,7 +16,8 @@ import signal
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from tools.faults.injector import Fault, Injector, Unavailable
+from tools.faults.injector import Fault, Injector
+from tools.faults.jobs import Unavailable
 from varstore.errors import StorageError
 
 __all__ = ["Run", "Said", "run"]

@@ -26,16 +26,14 @@ from itertools import count, takewhile
 from pathlib import Path
 from typing import Final
 
-__all__ = ["COUNT", "FAULTS", "Action", "Fault", "Injector", "Unavailable", "fault_named"]
+from tools.faults.jobs import Unavailable
+
+__all__ = ["COUNT", "FAULTS", "Action", "Fault", "Injector", "fault_named"]
 
 _SOURCE: Final = Path(__file__).with_name("injector.c")
 _MACHINES: Final = ("x86_64", "aarch64")
 _LOGGED: Final = 4096
 _WHERE: Final = 256
-
-
-class Unavailable(Exception):
-    """The injector cannot run on this machine; the message says what is missing."""
 
 
 class Action(enum.IntEnum):

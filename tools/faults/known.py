@@ -9,16 +9,14 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from typing import Final
 
-from tools.faults.campaign import Loss
-
 __all__ = ["known_losses"]
 
-_KNOWN: Final[Mapping[tuple[str, str], frozenset[Loss]]] = {
-    ("seal", "SIGKILL"): frozenset({Loss.LEFT_OVER}),  # nothing removes `.manifest.*`
-    ("seal", "EIO"): frozenset({Loss.WRONG_ERROR}),  # a folder that cannot be read is a FormatError
+_KNOWN: Final[Mapping[tuple[str, str, str], frozenset[str]]] = {
+    ("calls", "seal", "SIGKILL"): frozenset({"LEFT_OVER"}),  # nothing removes `.manifest.*`
+    ("calls", "seal", "EIO"): frozenset({"WRONG_ERROR"}),  # a folder that cannot be read is a FormatError
 }
 
 
-def known_losses(scenario: str, fault: str) -> Collection[Loss]:
-    """Return the known losses of a scenario with a fault."""
-    return _KNOWN.get((scenario, fault), frozenset())
+def known_losses(command: str, scenario: str, fault: str) -> Collection[str]:
+    """Return the known losses of a job: the names of the kinds."""
+    return _KNOWN.get((command, scenario, fault), frozenset())

@@ -1,72 +1,87 @@
-"""Summarise the points of a scenario with a fault: what survived, what was lost, and what of that is known."""
+"""Judge the outcome of a job: what survived, what was lost, and what of that is known; and record it as JSON."""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from tools.faults.campaign import Loss, Point
+from tools.faults.jobs import FOREIGN, Lost, Outcome
 
-__all__ = ["Verdict"]
+__all__ = ["Verdict", "outcome_of"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Verdict:
-    """All points of a scenario with a fault, and the expected losses."""
+    """The outcome of a job, and the losses that are known."""
 
+    command: str
     scenario: str
     fault: str
-    points: Sequence[Point]
-    known: Collection[Loss]
+    outcome: Outcome
+    known: Collection[str]
+
+    @property
+    def points(self) -> int:
+        return self.outcome.points
 
     @property
     def survived(self) -> int:
         """The number of points at which nothing was lost."""
-        return sum(not point.losses for point in self.points)
+        return self.points - len(self.outcome.lost)
 
     @property
-    def lost(self) -> list[Point]:
+    def lost(self) -> list[Lost]:
         """The points at which something was lost that is not known."""
-        return [point for point in self.points if point.losses.keys() - self.known]
+        return [point for point in self.outcome.lost if point.losses.keys() - self.known]
+
+    @property
+    def foreign(self) -> int:
+        """The number of them at which there was a foreign error."""
+        return sum(FOREIGN in point.losses for point in self.lost)
 
     @property
     def excused(self) -> int:
         """The number of points at which losses occurred, all of them known."""
-        return len(self.points) - self.survived - len(self.lost)
+        return len(self.outcome.lost) - len(self.lost)
 
     @property
-    def gone(self) -> set[Loss]:
+    def gone(self) -> set[str]:
         """The known losses that did not occur at any point."""
-        return set(self.known).difference(*(point.losses for point in self.points))
+        return set(self.known).difference(*(point.losses for point in self.outcome.lost))
 
     @property
     def ok(self) -> bool:
         """Whether there are points, and exactly the known losses occurred."""
-        return bool(self.points) and not self.lost and not self.gone
+        return self.points > 0 and not self.lost and not self.gone
 
     def complaints(self) -> Iterator[str]:
         """Yield a sentence for each thing that is not as it should be."""
+        where = f"{self.command}: {self.scenario}: {self.fault}"
         for point in self.lost:
             for loss in sorted(point.losses.keys() - self.known):
-                yield f"{self.scenario}: {self.fault} at {point}: {loss}: {point.losses[loss]}"
+                yield f"{where} at {point.point}: {loss}: {point.losses[loss]}"
         for loss in sorted(self.gone):
-            yield f"{self.scenario}: {self.fault}: no point any more where {loss}: take it out of tools/faults/known.py"
+            yield f"{where}: {loss} does not occur at any point any more: take it out of tools/faults/known.py"
         if not self.points:
-            yield f"{self.scenario}: no call can have the fault {self.fault}"
+            yield f"{where}: no point can have this fault"
 
     def as_json(self) -> dict[str, Any]:
         """Return the figures and all losses."""
         return {
+            "command": self.command,
             "scenario": self.scenario,
             "fault": self.fault,
-            "points": len(self.points),
+            "points": self.points,
             "survived": self.survived,
             "known": self.excused,
             "lost": len(self.lost),
-            "losses": [
-                {"call": str(point), "loss": loss.name, "found": found}
-                for point in self.points
-                for loss, found in point.losses.items()
-            ],
+            "foreign": self.foreign,
+            "losses": [{"point": point.point, **point.losses} for point in self.outcome.lost],
         }
+
+
+def outcome_of(row: Mapping[str, Any]) -> Outcome:
+    """Return the outcome that a row of `Verdict.as_json` records."""
+    losses = [dict(loss) for loss in row["losses"]]
+    return Outcome(points=row["points"], lost=[Lost(point=loss.pop("point"), losses=loss) for loss in losses])

@@ -15,17 +15,17 @@ import re
 import shutil
 import signal
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 
 import varstore as vs
 from tools.faults.children import Run, Said, run
-from tools.faults.injector import COUNT, Action, Fault, Injector
+from tools.faults.injector import COUNT, Action, Fault, Injector, fault_named
+from tools.faults.jobs import Job, Lost, Outcome
 from tools.faults.readback import Found, read
-from tools.faults.scenarios import ATTRIBUTES, TARGET, Scenario
+from tools.faults.scenarios import ATTRIBUTES, SCENARIOS, TARGET, Scenario
 
-__all__ = ["Loss", "Point", "count_calls", "fresh_home", "visit"]
+__all__ = ["Loss", "count_calls", "fresh_home", "jobs", "shared_injector", "visit"]
 
 _STAGING = re.compile(rf"\.{TARGET}\.saving-[0-9a-f]{{8}}")
 _SYNCS = {"fsync", "fdatasync", "syncfs", "sync_file_range"}
@@ -53,17 +53,23 @@ State = Mapping[str, Found | None]
 """The content of the home directory, by name."""
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Point:
-    """One fault at one call, and each loss that it caused, with what was found."""
+def jobs(*, whole: bool) -> Iterator[Job]:
+    """Yield a job for each scenario with each fault."""
+    del whole
+    for scenario in SCENARIOS:
+        for name in ("SIGKILL", "EIO"):
+            fault = fault_named(name)
+            yield Job(scenario=scenario.name, fault=name, run=partial(_visit_with_shared, scenario, fault))
 
-    number: int
-    call: str
-    where: str
-    losses: Mapping[Loss, str]
 
-    def __str__(self) -> str:
-        return f"call {self.number}, {self.call}({self.where})"
+@cache
+def shared_injector() -> Injector:
+    """Return the injector, which is compiled once per process."""
+    return Injector()
+
+
+def _visit_with_shared(scenario: Scenario, fault: Fault, place: Path) -> Outcome:
+    return visit(shared_injector(), scenario, fault, place)
 
 
 def count_calls(injector: Injector, scenario: Scenario, place: Path) -> tuple[str, ...]:
@@ -78,12 +84,18 @@ def count_calls(injector: Injector, scenario: Scenario, place: Path) -> tuple[st
     return counted.calls
 
 
-def visit(injector: Injector, scenario: Scenario, fault: Fault, place: Path) -> Iterator[Point]:
-    """Yield the result of the scenario with the fault at each call at which it can occur."""
+def visit(injector: Injector, scenario: Scenario, fault: Fault, place: Path) -> Outcome:
+    """Run the scenario with the fault at each call at which it can occur."""
+    points, lost = 0, []
     for number, call in enumerate(count_calls(injector, scenario, place), 1):
         met, losses = _meet(injector, scenario, fault, number, place)
-        if met.hit or not fault.is_partial:
-            yield Point(number=number, call=call, where=met.where, losses=losses)
+        if not met.hit and fault.is_partial:
+            continue
+        points += 1
+        if losses:
+            named = {loss.name: f"{loss}: {found}" for loss, found in losses.items()}
+            lost.append(Lost(point=f"call {number}, {call}({met.where})", losses=named))
+    return Outcome(points=points, lost=lost)
 
 
 def _warm_up(scenario: Scenario, place: Path) -> None:

@@ -1,4 +1,4 @@
-"""Count the calls of a scenario with strace, independently of the injector.
+"""Compare the number of calls of each scenario, as the injector counts them, with strace's.
 
 strace attaches to a child that has stopped just before the work, and prints its summary when the child ends just after
 it. So `strace -f -c` counts only the work.
@@ -14,18 +14,41 @@ import signal
 import subprocess
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 
-from tools.faults.injector import Unavailable
+from tools.faults.calls import count_calls, fresh_home, shared_injector
+from tools.faults.jobs import Job, Lost, Outcome, Unavailable
+from tools.faults.scenarios import SCENARIOS, Scenario
 
-__all__ = ["count_with_strace"]
+__all__ = ["jobs"]
+
+_TOLERANCE = 0.02
 
 _PR_SET_PTRACER = 0x59616D61
 _ANYBODY = ctypes.c_ulong(-1)
 
 
-def count_with_strace(work: Callable[[], object], names: Sequence[str], place: Path) -> Counter[str]:
+def jobs(*, whole: bool) -> Iterator[Job]:
+    """Yield a job for each scenario."""
+    del whole
+    for scenario in SCENARIOS:
+        yield Job(scenario=scenario.name, fault="uncounted", run=partial(_compare, scenario))
+
+
+def _compare(scenario: Scenario, place: Path) -> Outcome:
+    injector = shared_injector()
+    own = Counter(count_calls(injector, scenario, place))
+    with fresh_home(scenario, place) as home:
+        other = _count_with_strace(partial(scenario.act, home), injector.names, place)
+    if abs(own.total() - other.total()) <= _TOLERANCE * max(own.total(), other.total()):
+        return Outcome(points=own.total())
+    counts = {name: f"{own[name]} counted, {other[name]} by strace" for name in own | other if own[name] != other[name]}
+    return Outcome(points=own.total(), lost=[Lost(point="all calls", losses=counts)])
+
+
+def _count_with_strace(work: Callable[[], object], names: Sequence[str], place: Path) -> Counter[str]:
     """Return how often the work makes each of these calls; `place` is a directory for the output of strace.
 
     Raises:

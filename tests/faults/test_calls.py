@@ -7,9 +7,9 @@ import sys
 import pytest
 from support import ROOT, run_python
 
-from tools.faults.campaign import Loss, Point
+from tools.faults.jobs import FOREIGN, Lost, Outcome
 from tools.faults.scenarios import SCENARIOS
-from tools.faults.verdict import Verdict
+from tools.faults.verdict import Verdict, outcome_of
 
 UNAVAILABLE = 3
 
@@ -39,9 +39,10 @@ from pathlib import Path
 import numpy as np
 import varstore as vs
 from tools.faults import children
-from tools.faults.campaign import visit
+from tools.faults.calls import visit
 from tools.faults.children import run
-from tools.faults.injector import COUNT, Injector, Unavailable, fault_named
+from tools.faults.injector import COUNT, Injector, fault_named
+from tools.faults.jobs import Unavailable
 from tools.faults.readback import contents_of
 from tools.faults.scenarios import ATTRIBUTES, TARGET, Scenario
 from varstore.errors import StorageError
@@ -57,7 +58,7 @@ place = Path(tempfile.mkdtemp())
 
 @pytest.mark.parametrize("fault", ["SIGKILL", "EIO"])
 def test_nothing_is_lost_at_any_call(tmp_path, fault):
-    done = run_tool("--fault", fault, "--json", tmp_path / "rows")
+    done = run_tool("calls", "--fault", fault, "--record", tmp_path / "rows")
     assert done.returncode == 0, done.stdout + done.stderr
     rows = json.loads((tmp_path / "rows").read_text())
     assert [row["scenario"] for row in rows] == [scenario.name for scenario in SCENARIOS]
@@ -67,7 +68,7 @@ def test_nothing_is_lost_at_any_call(tmp_path, fault):
 
 
 def test_the_count_is_that_of_strace():
-    done = run_tool("--check-count")
+    done = run_tool("count", "--scenarios")
     assert done.returncode == 0, done.stdout + done.stderr
     assert all(scenario.name in done.stdout for scenario in SCENARIOS)
 
@@ -209,8 +210,8 @@ for act, fault in (
         name=act.__name__, prepare=prepare, act=act, new=contents_of(values), afterwards=contents_of(values),
         act_again=lambda home: vs.save(home / TARGET, values, overwrite=True, durable=False, threads=1),
     )
-    points = visit(injector, scenario, fault_named(fault), place)
-    found[act.__name__] = sorted({loss.name for point in points for loss in point.losses})
+    outcome = visit(injector, scenario, fault_named(fault), place)
+    found[act.__name__] = sorted({loss for point in outcome.lost for loss in point.losses})
 print(json.dumps(found))
 """
 
@@ -231,19 +232,23 @@ def test_who_is_careless_is_found_out():
 
 
 def verdict(*losses, known=()):
-    points = [
-        Point(number=i, call="write", where="out", losses=dict.fromkeys(lost, "…")) for i, lost in enumerate(losses)
-    ]
-    return Verdict(scenario="new", fault="EIO", points=points, known=known)
+    lost = [Lost(point=str(i), losses=dict.fromkeys(names, "…")) for i, names in enumerate(losses) if names]
+    outcome = Outcome(points=len(losses), lost=lost)
+    return Verdict(command="calls", scenario="new", fault="EIO", outcome=outcome, known=known)
 
 
 def test_what_is_known_is_excused_and_must_occur():
-    excused = verdict((), (Loss.LEAK,), known={Loss.LEAK})
+    excused = verdict((), ("LEAK",), known={"LEAK"})
     assert (excused.ok, excused.survived, excused.excused, len(excused.lost)) == (True, 1, 1, 0)
-    worse = verdict((), (Loss.LEAK, Loss.SILENT), known={Loss.LEAK})
-    assert (worse.ok, worse.survived, worse.excused, len(worse.lost)) == (False, 1, 0, 1)
-    assert [str(Loss.SILENT) in complaint for complaint in worse.complaints()] == [True]
-    mended = verdict((), (), known={Loss.LEAK})
+    worse = verdict((), ("LEAK", "SILENT"), (FOREIGN,), known={"LEAK"})
+    assert (worse.ok, worse.survived, worse.excused, len(worse.lost), worse.foreign) == (False, 1, 0, 2, 1)
+    assert [loss in complaint for complaint, loss in zip(worse.complaints(), ("SILENT", FOREIGN), strict=True)]
+    mended = verdict((), (), known={"LEAK"})
     assert not mended.ok
     assert ["known.py" in complaint for complaint in mended.complaints()] == [True]
     assert not verdict().ok
+
+
+def test_a_record_gives_the_same_verdict():
+    found = verdict((), ("LEAK", "SILENT"), (FOREIGN,), known={"LEAK"})
+    assert outcome_of(json.loads(json.dumps(found.as_json()))) == found.outcome
