@@ -34,6 +34,7 @@ plain bytes, an index reads only what it needs. `state()` reads the whole nested
 | torch | `.pt`, `.pth`, `.bin`, `.tar` | `torch.save` since 0.1.10, folders of `torch.distributed.checkpoint` | files |
 | numpy | `.npz`, `.npy` | files of `numpy.savez` and `numpy.save` | both |
 | oneflow | `.of` | folders and files of `flow.save`, folders of variables | folders |
+| oneflow-legacy | none | as varstore, without a manifest | folders that OneFlow 0.9 loads whole |
 | paddle | `.pdparams`, `.pdopt`, `.pdckpt`, `.pdiparams` | files of `paddle.save`, `jit.save` | not `.pdiparams` |
 | megengine | `.mge`, `.pkl` | files of `megengine.save` | files |
 | mindspore | `.ckpt` | files of `mindspore.save_checkpoint`, also encrypted ones | files, not encrypted |
@@ -86,4 +87,16 @@ If the target does not have a type, or cannot store a value, that is an error be
 
 An ONNX file is a program. To change its values, write a copy of it: `vs.write("new.onnx", values, model="old.onnx")`
 replaces the initializers that `values` names.
+
+## For OneFlow
+
+OneFlow reads a checkpoint of varstore: `flow.load` takes each folder for a variable. But it lists one level of folders
+only, so a name with `/` is lost, with a warning; it warns of the manifest; and it loads nothing at all if one variable
+is bfloat16, int16, uint16, uint32, uint64, complex, or a type that only varstore has. For a folder that OneFlow 0.9
+loads whole, write the format `oneflow-legacy`. It replaces `/` in names, and says which types must be cast.
+
+    >>> vs.write("for-oneflow", {"net/w": np.ones(3, np.float32), "net/n": np.ones(1, np.uint16)},
+    ...          format="oneflow-legacy", separator="-", dtype={"uint16": "int32"})
+    >>> list(vs.open("for-oneflow"))
+    ['net-n', 'net-w']
 """

@@ -55,6 +55,7 @@ FORMATS: tuple[Format, ...] = (
         recognises=recognise.is_oneflow,
         is_nested=True,
     ),
+    Format(name="oneflow-legacy", suffixes=(), recognises=lambda _: False),
     Format(
         name="paddle",
         suffixes=(".pdparams", ".pdopt", ".pdckpt", ".pdiparams"),
@@ -69,7 +70,7 @@ FORMATS: tuple[Format, ...] = (
 )
 """The formats, in the order in which they are tried on a file."""
 
-_MODULES = {"varstore": "native", "orbax": "zarr.orbax"}
+_MODULES = {"varstore": "native", "oneflow-legacy": "oneflow_legacy", "orbax": "zarr.orbax"}
 _BY_NAME = {format.name: format for format in FORMATS}
 
 

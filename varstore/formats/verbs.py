@@ -46,12 +46,16 @@ class ConvertOptions(StoreOptions, total=False):
     """safetensors: the maximum size of each of several files, in bytes."""
     zarr_format: int
     """Zarr: the version of the format, 2 or 3."""
+    separator: str
+    """oneflow-legacy: what replaces each ``/`` in a name; the default is ``.``."""
 
 
 class WriteOptions(ConvertOptions, total=False):
     """All options of `write`."""
 
     progress: Progress
+    dtype: Any
+    """oneflow-legacy: the type, or the type by type, to which tensors that OneFlow cannot load are cast."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -132,8 +136,8 @@ def write(
         path: where to write. The suffix determines the format; a path without a suffix is a checkpoint directory.
         variables_or_state: a mapping of names to arrays, a checkpoint, the result of `read`, or nested state.
         format: the format, by name, if the suffix does not determine it. The table is in `varstore.formats`.
-        options: `model` for ONNX, `metadata` and `shard_bytes` for safetensors, `zarr_format` for Zarr, and for a
-            checkpoint directory those of `varstore.save`.
+        options: `model` for ONNX, `metadata` and `shard_bytes` for safetensors, `zarr_format` for Zarr,
+            `separator` and `dtype` for oneflow-legacy, and for a checkpoint directory those of `varstore.save`.
 
     Raises:
         UsageError: the format is unknown or can only be read, or it cannot store a value.

@@ -61,8 +61,10 @@ restored = vs.load_state("checkpoint")["state_dict"]  # for net.load_state_dict
 
 ## OneFlow
 
-OneFlow's legacy checkpoints are the same directories, so OneFlow reads what varstore saves. As in OneFlow, a script may
-load first and declare its variables later: the values wait in the session until then.
+OneFlow's legacy checkpoints are the same directories. As in OneFlow, a script may load first and declare its variables
+later: the values wait in the session until then. The two scripts of OneFlow's document on loading and saving models are
+``tools/examples/mlp_mnist_origin.py`` and ``mlp_mnist_finetune.py``. What OneFlow 0.9 loads of a checkpoint, and the
+format that it loads whole, is in the guide `varstore.formats`.
 
 ```python oneflow
 flow.save(net.state_dict(), "oneflow_checkpoint")

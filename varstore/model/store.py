@@ -87,7 +87,8 @@ def save(
         overwrite: replace the checkpoint at `path`. At every moment the path holds the old one or the new one.
         durable: return only when everything is on the disk, safe from a power cut. Without it, the system writes
             when it chooses to, and the save returns earlier.
-        manifest: False writes OneFlow's own layout only: no digests and no attributes.
+        manifest: False writes OneFlow's own layout only: no digests and no attributes. For a folder that OneFlow
+            itself loads whole, use `varstore.write` with the format ``oneflow-legacy``.
         threads: default one per processor, at most eight, and twice as many if `durable` waits for the disk.
         progress: a function that is called with (bytes done, total bytes), or True for a progress bar.
 

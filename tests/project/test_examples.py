@@ -1,0 +1,53 @@
+"""The example scripts of tools/examples, run as a user runs them."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import varstore as vs
+
+EXAMPLES = Path(__file__).resolve().parents[2] / "tools" / "examples"
+
+
+def run(script, directory, before=""):
+    code = f"{before}\nimport runpy; runpy.run_path({str(EXAMPLES / script)!r}, run_name='__main__')"
+    environ = {**os.environ, "PYTHONPATH": str(EXAMPLES.parents[1])}
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, cwd=directory, env=environ, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+BEFORE_THE_FIRST_STEP = """
+import varstore.cli.demo as demo, varstore as vs, numpy as np
+train = demo.Network.train
+def spied(network, digits, *, epochs):
+    np.savez("before.npz", **{name: v.numpy() for name, v in vs.get_all_variables().items()})
+    train(network, digits, epochs=epochs)
+demo.Network.train = spied
+"""
+
+
+def test_the_document_fine_tunes_in_its_own_order(tmp_path):
+    pytest.importorskip("sklearn", reason="the data of the examples comes with scikit-learn")
+    run("mlp_mnist_origin.py", tmp_path)
+    first = vs.load(tmp_path / "mlp_models_1")
+    assert first["System-Train-TrainStep-train_job"] == [450]
+
+    output = run("mlp_mnist_finetune.py", tmp_path, BEFORE_THE_FIRST_STEP)
+    assert "0 of 0 loaded, 5 waiting" in output
+    with np.load(tmp_path / "before.npz") as before:
+        for name, values in first.items():
+            assert before[name].tobytes() == values.tobytes(), name
+        assert set(before) - set(first) == {"dense3-weight", "dense3-bias"}
+        assert before["dense3-weight"].any()
+
+    extended = vs.load(tmp_path / "mlp_ext_models_1")
+    assert extended["System-Train-TrainStep-train_job"] == [900]
+    assert (extended["dense1-weight"] == first["dense1-weight"]).all()
+    assert (extended["dense2-weight"] != first["dense2-weight"]).any()
+    assert vs.verify(tmp_path / "mlp_ext_models_1").ok
