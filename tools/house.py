@@ -34,7 +34,7 @@ ORDER: dict[str, tuple[str, ...]] = {
     "text": ("hints", "html"),
     "layout": ("collector", "names", "dtypes", "meta", "encodings", "location", "manifest", "readable", "difference"),
     "values": ("select", "methods", "parts", "lazy", "arrays", "plan"),
-    "storage": ("memory", "syscalls", "failures", "containment", "directory", "appearing"),
+    "storage": ("syscalls", "memory", "failures", "containment", "directory", "appearing"),
     "disk": ("progress", "threads", "blocks", "encodings", "save", "read", "seal"),
     "disk/encodings": ("raw", "table"),
     "disk/save": ("space", "durability", "staging", "large_file", "small_files", "links", "incremental", "writer"),

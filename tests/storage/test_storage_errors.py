@@ -20,6 +20,7 @@ from varstore.disk.blocks import digest_file_block, read_block
 from varstore.disk.save.large_file import OutFile
 from varstore.disk.threads import Lane, in_lanes, run
 from varstore.errors import StorageError
+from varstore.storage import syscalls
 
 NOBODY = 65534
 
@@ -223,13 +224,13 @@ def test_calls_that_write_less_than_asked_are_made_again(tmp_path, monkeypatch, 
         "empty": np.ones(0),
     }
     whole = vs.save(tmp_path / "whole", values)
-    for name in ("write", "pwrite"):
-        real = getattr(os, name)
+    for module, name in ((os, "write"), (syscalls, "pwrite")):
+        real = getattr(module, name)
 
         def short(fd, data, *offset, real=real):
             return real(fd, memoryview(data).cast("B")[: max(1, memoryview(data).nbytes * 2 // 3)], *offset)
 
-        monkeypatch.setattr(os, name, short)
+        monkeypatch.setattr(module, name, short)
     vs.save(tmp_path / "c", values, durable=durable)
     vs.save(tmp_path / "linked", vs.open(tmp_path / "c"), manifest=False, durable=durable)
     vs.seal(tmp_path / "linked")
@@ -244,8 +245,8 @@ def test_calls_that_read_little_at_a_time_lose_nothing(tmp_path, monkeypatch):
     """A network file system may give less than was asked for; a manifest cut short was sealed without attributes."""
     path = tmp_path / "a"
     vs.save(path, {"w": np.arange(100.0)}, attributes={"epoch": 3})
-    real = os.pread
-    monkeypatch.setattr(os, "pread", lambda fd, size, offset: real(fd, min(size, 7), offset))
+    real = syscalls.pread
+    monkeypatch.setattr(syscalls, "pread", lambda fd, size, offset: real(fd, min(size, 7), offset))
     assert vs.open(path).attributes["epoch"] == 3
     vs.seal(path)
     assert vs.open(path).attributes["epoch"] == 3

@@ -149,9 +149,9 @@ def write_small(path: str, array: np.ndarray, dir_fd: int, *, sync: bool) -> byt
 
 def write_all(fd: int, data: bytes | memoryview, offset: int = 0) -> None:
     """Write all these bytes at their place, in as many calls as it takes: one may write fewer than it was given."""
-    done = os.pwrite(fd, data, offset)
+    done = syscalls.pwrite(fd, data, offset)
     while done < len(data):
-        done += os.pwrite(fd, memoryview(data)[done:], offset + done)
+        done += syscalls.pwrite(fd, memoryview(data)[done:], offset + done)
 
 
 class AlignedBuffer:
@@ -196,9 +196,9 @@ def read_block(fd: int, target: np.ndarray, offset: int, *, hashed: bool) -> byt
 
 
 def _read_all(fd: int, target: memoryview, offset: int) -> None:
-    done = os.preadv(fd, (target,), offset)
+    done = syscalls.preadv(fd, (target,), offset)
     while done < len(target):
-        count = os.preadv(fd, (target[done:],), offset + done)
+        count = syscalls.preadv(fd, (target[done:],), offset + done)
         if count == 0:
             raise OSError(errno.EIO, "the file became shorter while it was read")
         done += count

@@ -31,6 +31,7 @@ from varstore.layout.manifest import Entry
 from varstore.layout.meta import META_LIMIT, Meta, encode_meta, parse_meta
 from varstore.layout.names import Folder
 from varstore.layout.readable import readable
+from varstore.storage import syscalls
 from varstore.storage.appearing import new_folder
 from varstore.storage.containment import inside
 from varstore.values.lazy import LazyArray, derived, placed_array
@@ -87,7 +88,7 @@ def write(path: str | os.PathLike[str], state: Any) -> None:
         with open(os.path.join(folder, PICKLE), "xb") as file:
             Emitter(file, 4, tensor).pickle({"protocol_version": 1, "data": tree})
             file.flush()
-            os.fsync(file.fileno())
+            syscalls.sync(file.fileno())
 
 
 def _write_tensor(folder: str, array: LazyArray) -> None:
@@ -101,7 +102,7 @@ def _write_tensor(folder: str, array: LazyArray) -> None:
         with open(os.path.join(folder, name), "xb") as file:
             file.write(data)
             file.flush()
-            os.fsync(file.fileno())
+            syscalls.sync(file.fileno())
 
 
 class _Tensor(Opaque):

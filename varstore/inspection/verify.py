@@ -150,7 +150,7 @@ def _unlisted_problems(directory: Directory, listed: set[Folder]) -> list[str]:
 
 def _marker_problems(directory: Directory) -> list[str]:
     try:
-        status = os.stat(MARKER, dir_fd=directory.fd, follow_symlinks=False)
+        status = directory.status(MARKER)
     except FileNotFoundError:
         return []
     if not stat.S_ISREG(status.st_mode) or status.st_size == 0:

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from typing import BinaryIO
 
 from varstore.errors import CheckpointExists, StorageError, VarstoreError
+from varstore.storage import syscalls
 from varstore.storage.failures import storage_error
 
 __all__ = ["new_folder", "replacing", "target_of"]
@@ -51,7 +52,7 @@ def replacing(path: str) -> Iterator[BinaryIO]:
         with open(temporary, "xb") as file:
             yield file
             file.flush()
-            os.fsync(file.fileno())
+            syscalls.sync(file.fileno())
         os.replace(temporary, target)
     except OSError as error:
         _remove(temporary)

@@ -73,7 +73,7 @@ class Directory:
             try:
                 self._check_identity()
             except BaseException:
-                os.close(self.fd)
+                syscalls.close_folder(self.fd)
                 raise
         return self
 
@@ -81,7 +81,7 @@ class Directory:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         if self._owns:
-            os.close(self.fd)
+            syscalls.close_folder(self.fd)
 
     @property
     def path(self) -> str:
@@ -153,6 +153,25 @@ class Directory:
         finally:
             os.close(fd)
 
+    def status(self, relative: str) -> os.stat_result:
+        """Return what the system knows of a file or folder in it, or of a link itself.
+
+        Raises:
+            FileNotFoundError: there is none.
+        """
+        path, dir_fd = self._at(relative)
+        return os.stat(path, dir_fd=dir_fd, follow_symlinks=False)
+
+    def subfolders(self, relative: str) -> list[str]:
+        """Return the names of the folders in a folder of it, "" for itself; links are among them."""
+        if not syscalls.HAS_FOLDERS:
+            return _folders_in(self._at(relative)[0])
+        fd = self._open_at(relative or ".", syscalls.READ_FOLDER)
+        try:
+            return _folders_in(fd)
+        finally:
+            os.close(fd)
+
     def size(self, fd: int, relative: str, variable: str | None) -> int:
         """Return the size of an opened file in bytes.
 
@@ -170,7 +189,7 @@ class Directory:
 
     def _opened(self) -> int:
         try:
-            return os.open(self.location.absolute, syscalls.READ_FOLDER)
+            return syscalls.open_folder(self.location.absolute)
         except FileNotFoundError:
             raise CheckpointNotFound("there is no checkpoint here", path=self.path) from None
         except NotADirectoryError:
@@ -182,6 +201,24 @@ class Directory:
         except OSError as error:
             raise storage_error(error, self.path, "the directory cannot be opened") from error
 
+    def is_at_its_path(self) -> bool:
+        """Tell whether its path still leads to it; where a folder cannot be held open, whether to some folder."""
+        try:
+            found = os.stat(self.location.absolute)
+        except FileNotFoundError:
+            return False
+        return not syscalls.HAS_FOLDERS or os.path.samestat(found, os.fstat(self.fd))
+
+    def _at(self, relative: str) -> tuple[str, int | None]:
+        """Return what a call of the system takes as path and ``dir_fd``."""
+        if syscalls.HAS_FOLDERS:
+            return relative, self.fd
+        return os.path.join(self.location.absolute, relative), None
+
+    def _open_at(self, relative: str, flags: int) -> int:
+        path, dir_fd = self._at(relative)
+        return os.open(path, flags, dir_fd=dir_fd)
+
     def _check_identity(self) -> None:
         expected = self.location.identity
         if expected is None:
@@ -192,7 +229,7 @@ class Directory:
 
     def _manifest_digest(self) -> bytes | None:
         try:
-            fd = os.open(MANIFEST, syscalls.READ_FILE, dir_fd=self.fd)
+            fd = self._open_at(MANIFEST, syscalls.READ_FILE)
         except OSError:  # not there, or a link: told apart with care
             try:
                 fd = self.open(MANIFEST)
@@ -209,7 +246,7 @@ class Directory:
 
     def _marker_identity(self) -> tuple[int, int] | None:
         try:
-            status = os.stat(MARKER, dir_fd=self.fd, follow_symlinks=False)
+            status = self.status(MARKER)
         except FileNotFoundError:
             return None
         return status.st_ino, status.st_mtime_ns
@@ -220,7 +257,7 @@ class Directory:
         if os.path.commonpath([home, real]) != home:
             raise self._leads_out(relative, variable)
         try:
-            return os.open(os.path.relpath(real, home), flags, dir_fd=self.fd)
+            return self._open_at(os.path.relpath(real, home), flags)
         except OSError as error:
             if error.errno == errno.ELOOP:
                 raise self._leads_out(relative, variable) from error
@@ -248,11 +285,16 @@ class Directory:
         return storage_error(error, path, "the file cannot be opened")
 
 
+def _folders_in(folder: int | str) -> list[str]:
+    with os.scandir(folder) as entries:
+        return [entry.name for entry in entries if entry.is_symlink() or entry.is_dir()]
+
+
 def _read_from_start(fd: int, size: int) -> bytes:
     """Return the first bytes of a file, `size` of them unless it is shorter, however few a call gives."""
     parts: list[bytes] = []
     done = 0
-    while done < size and (part := os.pread(fd, size - done, done)):
+    while done < size and (part := syscalls.pread(fd, size - done, done)):
         parts.append(part)
         done += len(part)
     return b"".join(parts)

@@ -6,6 +6,8 @@ import os
 import re
 from collections.abc import Iterator
 
+from varstore.storage import syscalls
+
 __all__ = ["available_memory"]
 
 ROOT = "/"
@@ -27,17 +29,13 @@ def _left() -> Iterator[int]:
     if "MemAvailable" in machine:
         yield machine["MemAvailable"] * 1024
     else:
-        yield os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+        yield syscalls.physical_memory()
     for folder, limit, used in _control_groups():
         most = re.fullmatch(r"\d+", _text(f"{folder}/{limit}").strip())
         if most:
             yield int(most[0]) - _fields(f"{folder}/memory.stat").get(used, 0)
-    try:
-        import resource
-    except ImportError:  # not on Windows
-        return
-    addresses, _ = resource.getrlimit(resource.RLIMIT_AS)
-    if addresses != resource.RLIM_INFINITY:
+    addresses = syscalls.address_space()
+    if addresses is not None:
         yield addresses - _fields("proc/self/status").get("VmSize", 0) * 1024
 
 

@@ -2,7 +2,8 @@
 
 Linux is what saving is made for, and macOS and other POSIX systems do what they can: each call is looked for when it
 is used, so importing never fails. Where a call raises OSError, `is_missing` says whether that means "not here" rather
-than "no". Windows has no descriptors of directories, by which a save is held together: it cannot save.
+than "no". Windows does not have descriptors of directories, which hold a save together: it reads, but cannot save.
+No other module names what only some systems have.
 """
 
 from __future__ import annotations
@@ -10,33 +11,53 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import errno
+import importlib
 import mmap
 import os
 import sys
 import weakref
-from collections.abc import Callable, Collection
-from typing import Any
+from collections.abc import Callable, Collection, Sequence
+from typing import Any, NamedTuple
 
-try:
-    import fcntl
-except ImportError:  # Windows
-    fcntl = None  # type: ignore[assignment]
+from varstore.errors import StorageError
+
+
+def _module(name: str) -> Any:
+    try:
+        return importlib.import_module(name)
+    except ImportError:  # Windows
+        return None
+
+
+fcntl = _module("fcntl")
 
 __all__ = [
-    "CAN_SAVE",
+    "HAS_FOLDERS",
     "LOCK",
     "NEW",
     "READ",
     "READ_FILE",
     "READ_FOLDER",
+    "READ_FOLDER_ITSELF",
+    "Space",
+    "address_space",
+    "change_mode",
+    "check_can_save",
+    "close_folder",
     "copy_range",
     "exchange",
     "flock",
     "is_missing",
     "map_file",
+    "open_folder",
     "openat2_beneath",
+    "physical_memory",
+    "pread",
+    "preadv",
     "preallocate",
     "processors",
+    "pwrite",
+    "space_of",
     "sync",
     "sync_file_system",
     "turn_direct",
@@ -45,18 +66,21 @@ __all__ = [
 _CLOEXEC = getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0)
 _NONBLOCK = getattr(os, "O_NONBLOCK", 0)
 _DIRECTORY = getattr(os, "O_DIRECTORY", 0)
+_NOFOLLOW = getattr(os, "O_NOFOLLOW", 0)
 
 READ = os.O_RDONLY | _CLOEXEC
 """To open a file, following links."""
-READ_FILE = READ | _NONBLOCK | getattr(os, "O_NOFOLLOW", 0)
+READ_FILE = READ | _NONBLOCK | _NOFOLLOW
 """To open what may be a pipe or a link, which it then does not wait for or follow."""
 READ_FOLDER = READ | _DIRECTORY
 """To open a folder."""
+READ_FOLDER_ITSELF = READ_FOLDER | _NOFOLLOW
+"""To open a folder, but not what a link in its place leads to."""
 NEW = os.O_WRONLY | os.O_CREAT | os.O_EXCL | _CLOEXEC
 """To create a file that does not exist."""
 
-CAN_SAVE = fcntl is not None and _DIRECTORY != 0 and os.mkdir in os.supports_dir_fd
-"""Whether directories can be opened and locked, which is what holds a save together; not so on Windows."""
+HAS_FOLDERS = _DIRECTORY != 0 and os.open in os.supports_dir_fd
+"""Whether a folder can be opened, and then the files in it; not so on Windows, where each is opened by its path."""
 processors: Callable[[int], Collection[int]] = getattr(os, "sched_getaffinity", lambda _: range(os.cpu_count() or 1))
 """The processors that a process may use; 0 is this process."""
 
@@ -64,12 +88,15 @@ flock: Any = getattr(fcntl, "flock", None)
 LOCK: int = getattr(fcntl, "LOCK_EX", 0) | getattr(fcntl, "LOCK_NB", 0)
 """For `flock`: locks an open file for as long as it is open, or raises BlockingIOError where somebody holds it."""
 
+_NO_FOLDER = -1
 _IS_LINUX = sys.platform == "linux"
 _libc: Any = ctypes.CDLL(None, use_errno=True) if os.name == "posix" else None
 
 _ATTEMPTS = 3
 _RENAME_EXCHANGE = 2
 _AT_FDCWD = -100
+_PROT_READ = 1  # on every POSIX system
+_MAP_SHARED = 1
 _SYS_OPENAT2 = 437  # the same number on every architecture
 _RESOLVE_NO_MAGICLINKS = 0x02
 _RESOLVE_BENEATH = 0x08
@@ -91,6 +118,42 @@ _OPEN_HOW_SIZE = ctypes.sizeof(_OpenHow)
 def is_missing(error: OSError) -> bool:
     """Tell whether the error means that the kernel, sandbox or file system does not have the call."""
     return error.errno in _MISSING
+
+
+class Space(NamedTuple):
+    """What is free in a file system: bytes, and files where it counts them."""
+
+    nbytes: int
+    files: int | None
+
+
+def check_can_save(path: str, doing: str) -> None:
+    """Check that directories can be opened and locked, which is what holds a save together.
+
+    Raises:
+        StorageError: they cannot.
+    """
+    if not HAS_FOLDERS or flock is None:
+        raise StorageError(
+            f"{doing} needs a POSIX system: this one cannot open and lock directories",
+            path=path,
+            number=errno.ENOSYS,
+            hint="do it on Linux or macOS, or write a file of another system with varstore.write",
+        )
+
+
+def open_folder(path: str) -> int:
+    """Open a folder; where folders do not have descriptors, only see that it is there and can be read."""
+    if HAS_FOLDERS:
+        return os.open(path, READ_FOLDER)
+    os.scandir(path).close()
+    return _NO_FOLDER
+
+
+def close_folder(fd: int) -> None:
+    """Close what `open_folder` opened."""
+    if fd != _NO_FOLDER:
+        os.close(fd)
 
 
 def openat2_beneath(path: str, dir_fd: int, *, folder: bool = False) -> int:
@@ -141,11 +204,38 @@ def copy_range(source: int, target: int, count: int, offset: int) -> int:
     """Copy bytes to the same place of another file, in the kernel where it can; return how many were copied."""
     if hasattr(os, "copy_file_range"):
         try:
-            return os.copy_file_range(source, target, count, offset, offset)
+            copied: int = os.copy_file_range(source, target, count, offset, offset)  # type: ignore[attr-defined, unused-ignore]
+            return copied
         except OSError as error:
             if error.errno not in _CANNOT_COPY:
                 raise
-    return os.pwrite(target, os.pread(source, min(count, _COPY_STEP), offset), offset)
+    return pwrite(target, pread(source, min(count, _COPY_STEP), offset), offset)
+
+
+def _pread(fd: int, count: int, offset: int) -> bytes:
+    os.lseek(fd, offset, os.SEEK_SET)
+    return os.read(fd, count)
+
+
+def _preadv(fd: int, buffers: Sequence[memoryview | bytearray], offset: int) -> int:
+    done = 0
+    for buffer in buffers:
+        part = pread(fd, min(len(buffer), _COPY_STEP), offset + done)
+        buffer[: len(part)] = part
+        done += len(part)
+        if len(part) < len(buffer):
+            break
+    return done
+
+
+pread: Callable[[int, int, int], bytes] = getattr(os, "pread", _pread)
+"""Reads from an offset of a file. Where it moves the file's position, a descriptor is for one thread at a time."""
+preadv: Callable[[int, Sequence[memoryview | bytearray], int], int] = getattr(os, "preadv", _preadv)
+"""Reads from an offset of a file into memory, perhaps less than there is room for; returns how many bytes."""
+pwrite: Callable[[int, bytes | memoryview, int], int] = getattr(os, "pwrite", None)  # type: ignore[assignment]
+"""Writes at an offset of a file, perhaps less than was given; for saving only."""
+change_mode: Callable[[int, int], None] = getattr(os, "fchmod", None)  # type: ignore[assignment]
+"""Sets the mode of an open file or folder; for saving only."""
 
 
 def map_file(fd: int, nbytes: int) -> memoryview:
@@ -159,7 +249,7 @@ def map_file(fd: int, nbytes: int) -> memoryview:
     map_memory.restype = ctypes.c_void_p
     map_memory.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int, ctypes.c_int, ctypes.c_int, ctypes.c_long)
     unmap.argtypes = (ctypes.c_void_p, ctypes.c_size_t)
-    address = map_memory(None, nbytes, mmap.PROT_READ, mmap.MAP_SHARED, fd, 0)
+    address = map_memory(None, nbytes, _PROT_READ, _MAP_SHARED, fd, 0)
     if address == ctypes.c_void_p(-1).value:
         number = ctypes.get_errno()
         raise OSError(number, os.strerror(number))
@@ -184,6 +274,31 @@ def sync_file_system(fd: int) -> None:
     if not hasattr(_libc, "syncfs"):
         raise _missing(None)
     _checked(_libc.syncfs(fd), None)
+
+
+def space_of(path: str) -> Space:
+    """Return what this user has free in the file system of a path; for saving only."""
+    ask: Callable[[str], Any] = os.statvfs  # type: ignore[attr-defined, unused-ignore]
+    status = ask(path)
+    return Space(status.f_bavail * status.f_frsize, status.f_favail if status.f_files else None)
+
+
+def physical_memory() -> int:
+    """Return the bytes of memory that the machine has, or the most that there could be where it cannot be asked."""
+    names: Any = getattr(os, "sysconf_names", ())
+    if "SC_PHYS_PAGES" not in names:
+        return sys.maxsize
+    ask: Callable[[str], int] = os.sysconf  # type: ignore[attr-defined, unused-ignore]
+    return ask("SC_PHYS_PAGES") * ask("SC_PAGE_SIZE")
+
+
+def address_space() -> int | None:
+    """Return how many bytes of addresses the process may use (RLIMIT_AS), None without a limit."""
+    resource = _module("resource")
+    if resource is None:
+        return None
+    limit, _ = resource.getrlimit(resource.RLIMIT_AS)
+    return None if limit == resource.RLIM_INFINITY else int(limit)
 
 
 def _missing(path: str | None) -> OSError:

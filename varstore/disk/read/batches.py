@@ -12,6 +12,7 @@ import xxhash
 from varstore.disk.blocks import read_block
 from varstore.disk.read.checks import check_digest, check_size
 from varstore.layout.readable import Readable
+from varstore.storage import syscalls
 from varstore.storage.directory import Directory
 
 __all__ = ["batches", "read_batch"]
@@ -67,7 +68,7 @@ def _read_one(directory: Directory, variable: Readable, target: memoryview, too_
     relative = entry.folder + "/out"
     fd = directory.open(relative, variable=entry.name)
     try:
-        if os.preadv(fd, (target, too_long), 0) != entry.nbytes:
+        if syscalls.preadv(fd, (target, too_long), 0) != entry.nbytes:
             check_size(directory, entry, os.fstat(fd).st_size)
             read_block(fd, np.frombuffer(target, np.uint8), 0, hashed=False)  # a call may give less than there is
     except OSError as error:

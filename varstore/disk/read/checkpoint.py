@@ -269,7 +269,7 @@ def open_checkpoint(path: str | os.PathLike[str], *, allow_incomplete: bool = Fa
                     _require_marker(directory)  # the first to go when a checkpoint is replaced
                 return Checkpoint(found, content, allow_incomplete=allow_incomplete)
             except (FormatError, FileNotFoundError):
-                if _is_still_there(directory):
+                if directory.is_at_its_path():
                     raise
     raise StorageError("the checkpoint is replaced faster than it can be opened", path=location.path)
 
@@ -300,13 +300,6 @@ def _read(directory: Directory, *, allow_incomplete: bool) -> tuple[Location, Co
         return location, Content(entries, manifest)
     whole, damaged = _salvage(directory, entries)
     return location, Content(whole, manifest, MappingProxyType(damaged))
-
-
-def _is_still_there(directory: Directory) -> bool:
-    try:
-        return os.path.samestat(os.stat(directory.location.absolute), os.fstat(directory.fd))
-    except FileNotFoundError:
-        return False
 
 
 _handles: dict[int, weakref.ref[Checkpoint]] = {}
@@ -340,7 +333,7 @@ def open_variable(path: str | os.PathLike[str]) -> Variable:
         if root == os.path.dirname(root):
             raise _incomplete(os.path.dirname(folder))
         root = os.path.dirname(root)
-    relative = os.path.relpath(folder, root)
+    relative = os.path.relpath(folder, root).replace(os.sep, "/")
     checkpoint = open_checkpoint(root)
     for variable in checkpoint.values():
         if variable.entry.folder == relative:
@@ -353,7 +346,7 @@ _SEAL = "if you added it on purpose, run `varstore seal` to record it in the man
 
 def _require_marker(directory: Directory) -> None:
     try:
-        status = os.stat(MARKER, dir_fd=directory.fd, follow_symlinks=False)
+        status = directory.status(MARKER)
     except FileNotFoundError:
         raise _incomplete(directory.path) from None
     if not stat.S_ISREG(status.st_mode):
@@ -371,7 +364,7 @@ def _incomplete(root: str) -> IncompleteCheckpoint:
 def _read_manifest(directory: Directory) -> tuple[Manifest | None, bytes | None]:
     """Return the manifest and the digest in its header; None where there is none."""
     try:
-        os.stat(MANIFEST, dir_fd=directory.fd, follow_symlinks=False)
+        directory.status(MANIFEST)
     except FileNotFoundError:
         return None, None
     data = directory.read_small(MANIFEST, limit=_MANIFEST_LIMIT)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import os
 import stat
 from collections.abc import Iterator, Mapping
 
@@ -14,7 +13,6 @@ from varstore.layout.location import Location
 from varstore.layout.manifest import Entry
 from varstore.layout.meta import META_LIMIT, Meta, encode_meta, parse_meta
 from varstore.layout.names import Folder
-from varstore.storage import syscalls
 from varstore.storage.directory import Directory
 
 __all__ = ["WalkedEntries", "variable_folders"]
@@ -67,7 +65,7 @@ def _read_meta(directory: Directory, folder: str) -> tuple[Meta, bytes] | None:
     """
     relative = f"{folder}/meta"
     try:
-        os.stat(relative, dir_fd=directory.fd, follow_symlinks=False)
+        directory.status(relative)
     except FileNotFoundError:
         return None
     text = directory.read_small(relative, limit=META_LIMIT, variable=folder)
@@ -79,41 +77,31 @@ def variable_folders(directory: Directory) -> Iterator[str]:
 
     A symbolic link to a folder counts as one if it holds an ``out``, but is not walked into.
     """
-    root_fd = directory.fd
     pending = [""]
     while pending:
         below = pending.pop()
-        for name in _subfolders(root_fd, below):
+        for name in _subfolders(directory, below):
             folder = f"{below}/{name}" if below else name
-            if _has_out(root_fd, folder):
+            if _has_out(directory, folder):
                 yield folder
-            if not _is_link(root_fd, folder):
+            if not stat.S_ISLNK(directory.status(folder).st_mode):
                 pending.append(folder)
 
 
-def _subfolders(root_fd: int, below: str) -> list[str]:
+def _subfolders(directory: Directory, below: str) -> list[str]:
     try:
-        fd = os.open(below or ".", syscalls.READ_FOLDER, dir_fd=root_fd)
+        return directory.subfolders(below)
     except PermissionError:
         if below == "lost+found":
             return []
         raise
-    try:
-        with os.scandir(fd) as entries:
-            return [entry.name for entry in entries if entry.is_symlink() or entry.is_dir()]
-    finally:
-        os.close(fd)
 
 
-def _has_out(root_fd: int, folder: str) -> bool:
+def _has_out(directory: Directory, folder: str) -> bool:
     try:
-        os.stat(f"{folder}/out", dir_fd=root_fd, follow_symlinks=False)
+        directory.status(f"{folder}/out")
     except OSError as error:
         if error.errno in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP):
             return False
         raise FormatError("the folder cannot be read", variable=folder, found=str(error)) from error
     return True
-
-
-def _is_link(root_fd: int, folder: str) -> bool:
-    return stat.S_ISLNK(os.stat(folder, dir_fd=root_fd, follow_symlinks=False).st_mode)

@@ -188,7 +188,7 @@ def _holds(path: str, content: bytes, *, dir_fd: int, sync: bool) -> bool:
     except OSError:
         return False
     try:
-        if os.pread(fd, len(content) + 1, 0) != content:
+        if syscalls.pread(fd, len(content) + 1, 0) != content:
             return False
     except OSError:
         return False

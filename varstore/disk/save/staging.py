@@ -153,7 +153,7 @@ class Staging:
                 self.fd = _lock(self.path)
         if mode is not None:
             with contextlib.suppress(PermissionError):  # vfat keeps no modes
-                os.fchmod(self.fd, mode)
+                syscalls.change_mode(self.fd, mode)
 
     def _make_parents(self) -> None:
         missing = parent = os.path.dirname(self._target.path)
@@ -295,6 +295,7 @@ def clean_staging(directory: str | os.PathLike[str], *, name: str | None = None)
         []
     """
     directory = os.fspath(directory)
+    syscalls.check_can_save(directory, "cleaning")
     removed = []
     for entry in _left_behind(directory):
         path = os.path.join(directory, entry[0])
@@ -367,7 +368,7 @@ def _lock(path: str, *, required: bool = False) -> int:
         FileNotFoundError: the directory was removed or replaced meanwhile.
         OSError: a lock is `required`, and the file system does not have locks.
     """
-    fd = os.open(path, syscalls.READ_FOLDER | os.O_NOFOLLOW)
+    fd = os.open(path, syscalls.READ_FOLDER_ITSELF)
     try:
         try:
             syscalls.flock(fd, syscalls.LOCK)
@@ -402,7 +403,7 @@ def _remove_tree(path: str) -> None:
     import shutil
 
     with contextlib.suppress(OSError):
-        fd = os.open(path, syscalls.READ_FOLDER | os.O_NOFOLLOW)  # a link in its place is not followed
+        fd = os.open(path, syscalls.READ_FOLDER_ITSELF)  # a link in its place is not followed
         try:
             os.unlink(MARKER, dir_fd=fd)
         finally:

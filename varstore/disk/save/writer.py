@@ -28,7 +28,7 @@ from varstore.disk.save.small_files import SmallFiles
 from varstore.disk.save.space import check_space, disk_became_full
 from varstore.disk.save.staging import Staging, examine
 from varstore.disk.threads import Job, Lane, in_lanes, run, thread_count
-from varstore.errors import InvalidName, StorageError, VariableMismatch, VarstoreError
+from varstore.errors import InvalidName, VariableMismatch, VarstoreError
 from varstore.layout.collector import collector_paused
 from varstore.layout.location import Identity
 from varstore.layout.manifest import Entry, Manifest
@@ -73,13 +73,7 @@ def write_checkpoint(
         OutOfSpace: the disk is full, or too small to begin with.
         StorageError: the operating system refused.
     """
-    if not syscalls.CAN_SAVE:
-        raise StorageError(
-            "saving needs a POSIX system: this one cannot open and lock directories",
-            path=path,
-            number=errno.ENOSYS,
-            hint="save on Linux or macOS, or write a file of another system with varstore.write",
-        )
+    syscalls.check_can_save(path, "saving")
     workers = thread_count(threads)
     staging: Staging | None = None
     work: _Writer | None = None

@@ -93,7 +93,7 @@ class Source:
         descriptor = self._open()
         try:
             while left:
-                count = os.preadv(descriptor, [left], offset)
+                count = syscalls.preadv(descriptor, (left,), offset)
                 if count == 0:
                     raise SizeMismatch("the file ends early", path=self.path, found=f"end at byte {offset}")
                 left = left[count:]
