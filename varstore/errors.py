@@ -33,7 +33,10 @@ from __future__ import annotations
 
 import errno
 import os
+from collections.abc import Iterable
 from typing import Any
+
+from varstore.text.escape import one_line
 
 __all__ = [
     "CheckpointExists",
@@ -56,12 +59,17 @@ __all__ = [
     "VarstoreError",
 ]
 
+_SENTENCE = 1000
+"""Characters that are shown of a sentence, which names several values."""
+
 
 class VarstoreError(Exception):
     """Base of all errors; says where the fault is, what was found, what was expected, and what to do next.
 
-    The message reads ``path: variable 'name': field: problem: found X, expected Y. Hint``. Its parts are attributes
-    too: `problem`, `path`, `variable`, `field`, `found`, `expected` and `hint`; None where one is not known.
+    The message reads ``path: variable 'name': field: problem: found X, expected Y. Hint``, with a line for each of the
+    `rows`, if there are any, before the hint. Its parts are attributes too: `problem`, `rows`, `path`, `variable`,
+    `field`, `found`, `expected` and `hint`; None where one is not known. The attributes are whole; in the message,
+    what is not printable is escaped, and a long value is cut in the middle.
 
     Example:
         >>> checkpoint = vs.save("lenet", {"conv1/weight": np.zeros((6, 25), np.float32)})
@@ -78,6 +86,7 @@ class VarstoreError(Exception):
         self,
         problem: str = "",
         *,
+        rows: Iterable[str] = (),
         path: str | os.PathLike[str] | None = None,
         variable: str | None = None,
         field: str | None = None,
@@ -86,6 +95,7 @@ class VarstoreError(Exception):
         hint: str | None = None,
     ) -> None:
         self.problem = problem
+        self.rows = tuple(rows)
         self.path = None if path is None else os.fspath(path)
         self.variable = variable
         self.field = field
@@ -96,17 +106,18 @@ class VarstoreError(Exception):
 
     def _message(self) -> str:
         where = [self.path, None if self.variable is None else f"variable {self.variable!r}", self.field]
-        text = ": ".join([part for part in where if part] + [self.problem])
+        text = ": ".join([one_line(part) for part in where if part] + [one_line(self.problem, _SENTENCE)])
         facts = [
-            f"{label} {value}"
+            f"{label} {one_line(value)}"
             for label, value in (("found", self.found), ("expected", self.expected))
             if value is not None
         ]
         if facts:
             text += ": " + ", ".join(facts)
+        text = "\n  ".join([text, *(one_line(row, _SENTENCE) for row in self.rows)])
         if self.hint:
-            between = "\n" if "\n" in text else " " if text.endswith((".", "?", "!")) else ". "
-            text += between + self.hint[0].upper() + self.hint[1:]
+            between = "\n" if self.rows else " " if text.endswith((".", "?", "!")) else ". "
+            text += between + one_line(self.hint[0].upper() + self.hint[1:], _SENTENCE)
         return text
 
     def __str__(self) -> str:

@@ -19,7 +19,6 @@ from hypothesis.extra import numpy as hnp
 
 import varstore as vs
 from varstore.cli import main
-from varstore.cli.output import printable
 from varstore.cli.statistics import summarize
 
 COMMANDS = ("ls", "show", "verify", "diff", "seal", "clean", "convert", "demo")
@@ -496,13 +495,6 @@ def test_names_cannot_send_control_codes_to_a_terminal(tmp_path):
         assert "evil\x1b" not in text
     damage(vs.open(path)[name].path + "/out")
     assert "\x1b[31mname" not in run("verify", path).output
-
-
-@given(text=st.text())
-def test_printable_text_is_printable(text):
-    shown = printable(text)
-    assert all(sign.isprintable() or sign == "\n" for sign in shown)
-    assert shown == text or not text.isprintable()
 
 
 def test_a_terminal_without_the_character_gets_its_escape(tmp_path):

@@ -285,11 +285,11 @@ def test_a_manifest_that_names_a_way_out(path):
 @pytest.mark.parametrize(
     ("fields", "says"),
     [
-        ({"size": 25}, "25 bytes do not hold"),
+        ({"size": 25}, "25 bytes cannot hold"),
         ({"shape": [2, -3]}, "negative"),
         ({"shape": [2**31, 2**31, 4]}, "overflow"),
         ({"data_type": 999}, "data type is unknown"),
-        ({"digests": b"short"}, "digests do not cover"),
+        ({"digests": b"short"}, "digests cannot cover"),
         ({"attributes": "{nonsense"}, "not JSON"),
         ({"alias_of": "nobody"}, "nobody"),
         ({"encoding": "brotli"}, "brotli"),

@@ -67,7 +67,7 @@ REFUSED = {
     "far beyond int64": (b"shape { dim: 18446744073709551617 } data_type: kInt8", "18446744073709551617"),
     "overflow of the product": (
         b"shape {\n  dim: 4294967296\n  dim: 2147483648\n}\ndata_type: kInt8\n",
-        r"shape: the dimensions overflow: found \[4294967296, 2147483648\] of 1 bytes each, expected less than 2\^63",
+        r"shape: the dimensions overflow: found \[4294967296, 2147483648\] of 1 byte each, expected less than 2\^63",
     ),
     "overflow that wraps to a small size": (
         b"shape {\n  dim: 4294967296\n  dim: 4294967296\n  dim: 3\n}\ndata_type: kFloat\n",

@@ -108,7 +108,7 @@ def test_a_mismatch_says_only_what_differs(source_dtype, source_shape, text):
         (["n_" * 25 + ".w", "n_" * 25 + ".b"], 4, [(2, "n_" * 25 + ".*")]),
         (["a.1", "b.1", "c.1"], 2, [(1, "a.1"), (2, "… more")]),
         (["a.1", "b.1", "b.2", "c.1"], 2, [(2, "b.1, b.2"), (2, "… more")]),
-        (["line\nbreak", "\x1b[31m.red"], 4, [(1, "'line\\nbreak'"), (1, "'\\x1b[31m.red'")]),
+        (["line\nbreak", "\x1b[31m.red"], 4, [(1, "line\nbreak"), (1, "\x1b[31m.red")]),
     ],
 )
 def test_names_fold_by_their_first_part(names, limit, expected):

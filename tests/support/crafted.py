@@ -34,7 +34,9 @@ def checkpoint(
     return path
 
 
-def entry(name: str, *, folder: str = "", size: int = 1, digests: bytes = b"", alias_of: str = "") -> bytes:
+def entry(
+    name: str, *, folder: str = "", size: int = 1, digests: bytes = b"", alias_of: str = "", attributes: str = ""
+) -> bytes:
     """Return the record of an int8 variable of one dimension."""
     return (
         _field(1, name.encode())
@@ -42,6 +44,7 @@ def entry(name: str, *, folder: str = "", size: int = 1, digests: bytes = b"", a
         + (b"\x1a" + _with_length(_varint(size)))
         + b"\x20\x04\x28"
         + _varint(size)
+        + (_field(7, attributes.encode()) if attributes else b"")
         + (_field(8, digests) if digests else b"")
         + (_field(9, alias_of.encode()) if alias_of else b"")
     )

@@ -5,7 +5,8 @@ from __future__ import annotations
 import click
 
 import varstore as vs
-from varstore.cli.output import printable, progress
+from varstore.cli.output import progress
+from varstore.text.escape import one_line
 from varstore.text.hints import listed, plural
 
 __all__ = ["convert"]
@@ -69,7 +70,7 @@ def convert(
         progress=progress(),
     )
     count = f"{plural(len(done.names), 'tensor')}, {plural(done.nbytes, 'byte')}"
-    click.echo(printable(f"{source} ({done.source_format}) -> {target} ({done.format}): {count}"))
+    click.echo(f"{one_line(source)} ({done.source_format}) -> {one_line(target)} ({done.format}): {count}")
     if done.left_out:
-        left_out = listed(list(done.left_out), _SHOWN)
-        click.echo(printable(f"left out, because {done.format} files hold only arrays: {left_out}"))
+        left_out = listed(list(map(one_line, done.left_out)), _SHOWN)
+        click.echo(f"left out, because {done.format} files hold only arrays: {left_out}")

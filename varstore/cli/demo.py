@@ -16,7 +16,8 @@ import numpy as np
 
 import varstore as flow
 from varstore.cli.listing import print_listing
-from varstore.cli.output import print_report, printable
+from varstore.cli.output import print_report
+from varstore.text.escape import one_line
 from varstore.text.hints import plural
 
 __all__ = ["demo"]
@@ -56,7 +57,7 @@ def demo(directory: str) -> None:
         layers = [Dense("dense1", 64, HIDDEN), Dense("dense2", HIDDEN, CLASSES), Dense("dense3", CLASSES, CLASSES)]
         network = Network(*layers)
         report = flow.load_variables(flow.checkpoint.get(first))
-        click.echo(printable(str(report)))
+        print_report(report, ok=True)
         layers[0].freeze()
         network.train(digits, epochs=10)
         flow.checkpoint.save(extended, base=first, attributes={"accuracy": network.accuracy(digits)})
@@ -65,9 +66,9 @@ def demo(directory: str) -> None:
     print_tree(directory)
     print_meta(os.path.join(extended, "dense3-weight", "meta"))
     for path in (first, extended):
-        click.echo(printable(f"\n$ varstore ls {path}"))
+        click.echo(f"\n$ varstore ls {one_line(path)}")
         print_listing(list(flow.open(path).values()))
-    click.echo(printable(f"\n$ varstore verify {first} {extended}"))
+    click.echo(f"\n$ varstore verify {one_line(first)} {one_line(extended)}")
     for path in (first, extended):
         verified = flow.verify(path)
         print_report(verified, ok=verified.ok)
@@ -205,20 +206,20 @@ def print_title(title: str) -> None:
 
 def print_tree(directory: str) -> None:
     """Print all files below a directory with their sizes, and which of them two checkpoints share."""
-    click.echo(printable(directory))
+    click.echo(one_line(directory))
     for folder, folders, files in os.walk(directory):
         folders.sort()
         depth = folder.removeprefix(directory).count(os.sep)
         if depth:
-            click.echo(f"{'    ' * depth}{printable(os.path.basename(folder))}/")
+            click.echo(f"{'    ' * depth}{one_line(os.path.basename(folder))}/")
         for file in sorted(files):
             status = os.stat(os.path.join(folder, file))
             shared = "  (one file in both checkpoints)" if status.st_nlink > 1 else ""
-            click.echo(f"{'    ' * (depth + 1)}{printable(file)}  {plural(status.st_size, 'byte')}{shared}")
+            click.echo(f"{'    ' * (depth + 1)}{one_line(file)}  {plural(status.st_size, 'byte')}{shared}")
 
 
 def print_meta(path: str) -> None:
     """Print a ``meta`` file as ``cat`` does."""
-    click.echo(printable(f"\n$ cat {path}"))
+    click.echo(f"\n$ cat {one_line(path)}")
     with open(path, encoding="utf-8") as file:
         click.echo(file.read(), nl=False)

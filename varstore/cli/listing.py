@@ -12,12 +12,15 @@ from typing import Any
 import click
 
 import varstore as vs
-from varstore.cli.output import allow_incomplete_option, is_terminal, open_path, printable, with_flags
+from varstore.cli.output import allow_incomplete_option, is_terminal, open_path, with_flags
+from varstore.text.escape import one_line
 from varstore.text.hints import plural
 
 __all__ = ["ls", "print_listing"]
 
 _TABLE_ROWS = 500
+_SENTENCE = 4000
+"""Characters of a problem that are shown: it may name several values."""
 _HEADINGS = ("name", "shape", "type", "bytes", "")
 
 
@@ -55,7 +58,7 @@ def ls(ctx: click.Context, path: str, patterns: tuple[str, ...], as_json: bool, 
     else:
         print_listing(variables)
         for name, problem in damaged.items():
-            click.echo(printable(f"damaged: {name}: {with_flags(problem)}"), err=True)
+            click.echo(f"damaged: {one_line(name)}: {one_line(with_flags(problem), _SENTENCE)}", err=True)
     ctx.exit(1 if damaged else 0)
 
 
@@ -72,8 +75,8 @@ def print_listing(variables: list[vs.Variable]) -> None:
 def _row(variable: vs.Variable) -> tuple[str, ...]:
     entry = variable.entry
     shape, dtype = _shape(variable), _dtype(variable)
-    tied = f"tied to {printable(entry.alias_of)}" if entry.alias_of else ""
-    return printable(entry.name), "?" if shape is None else str(shape), dtype or "?", str(entry.nbytes), tied
+    tied = f"tied to {one_line(entry.alias_of)}" if entry.alias_of else ""
+    return one_line(entry.name), "?" if shape is None else one_line(shape), dtype or "?", str(entry.nbytes), tied
 
 
 def _shape(variable: vs.Variable) -> list[int] | None:

@@ -1,6 +1,7 @@
 """What commands print with: text that is safe for a terminal, and errors in the words of the command line.
 
-Nothing that comes from a disk can send control codes to a terminal. The library's messages name its parameters; here
+Nothing that comes from a disk can send control codes to a terminal, forge a line, or fill the screen; see
+`varstore.text.escape`. The library's messages name its parameters; here
 they become the flags of the command that was called.
 """
 
@@ -15,6 +16,7 @@ from typing import Any
 import click
 
 import varstore as vs
+from varstore.text.escape import one_line
 
 __all__ = [
     "FAILED",
@@ -25,10 +27,12 @@ __all__ = [
     "open_path",
     "print_facts",
     "print_report",
-    "printable",
     "progress",
     "with_flags",
 ]
+
+_LONGEST = 10_000
+"""Characters of a line that the library composed of values that it cut."""
 
 FAILED = 3
 """Exit status of an operation that failed; a line on stderr says why."""
@@ -46,17 +50,10 @@ allow_incomplete_option = click.option(
 )
 
 
-def printable(text: str) -> str:
-    """Return the text with every character that is neither visible nor a newline replaced by its escape."""
-    if text.isprintable():
-        return text
-    return "".join([sign if sign.isprintable() or sign == "\n" else _escaped(sign) for sign in text])
-
-
 def complain(message: str) -> None:
     """Print one line on stderr that says what failed."""
     line = " ".join(part.strip() for part in message.splitlines())
-    click.echo(f"varstore: {printable(line)}", err=True)
+    click.echo(f"varstore: {one_line(line, _LONGEST)}", err=True)
 
 
 def error_text(error: vs.VarstoreError) -> str:
@@ -72,6 +69,7 @@ def error_text(error: vs.VarstoreError) -> str:
     return str(
         vs.VarstoreError(
             error.problem,
+            rows=error.rows,
             path=error.path,
             variable=error.variable,
             field=field,
@@ -105,13 +103,13 @@ def progress() -> bool:
 
 def print_facts(facts: Iterable[tuple[str, str]]) -> None:
     """Print labels and their values, one per line; labels are bold on a terminal."""
-    lines = [f"{click.style(f'{label:<10}', bold=True)}  {printable(value)}" for label, value in facts]
+    lines = [f"{click.style(f'{label:<10}', bold=True)}  {one_line(value)}" for label, value in facts]
     click.echo("\n".join(lines))
 
 
 def print_report(report: Any, *, ok: bool) -> None:
     """Print a report of the library; its first line is green or red on a terminal."""
-    head, *rest = printable(with_flags(str(report))).split("\n")
+    head, *rest = [one_line(line, _LONGEST) for line in with_flags(str(report)).split("\n")]
     click.echo("\n".join([click.style(head, fg="green" if ok else "red"), *rest]))
 
 
@@ -122,10 +120,6 @@ def open_path(path: str, *, allow_incomplete: bool) -> vs.Checkpoint | vs.Variab
         return vs.open(path, allow_incomplete=True)
     opened = vs.checkpoint.get(path)
     return opened if isinstance(opened, vs.Variable) else opened.checkpoint
-
-
-def _escaped(sign: str) -> str:
-    return sign.encode("unicode_escape").decode("ascii")
 
 
 def _flag(parameter: str, value: str = "") -> str | None:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import click
 
 import varstore as vs
-from varstore.cli.output import print_report, printable, progress
+from varstore.cli.output import print_report, progress
+from varstore.text.escape import one_line
 
 __all__ = ["clean", "seal"]
 
@@ -40,4 +41,4 @@ def clean(directory: str) -> None:
       varstore clean runs
     """
     for removed in vs.clean(directory):
-        click.echo(printable(f"removed {removed}"))
+        click.echo(f"removed {one_line(removed)}")

@@ -25,10 +25,13 @@ from varstore.layout.readable import readable
 from varstore.storage.directory import Directory, locate
 from varstore.storage.failures import translated
 from varstore.text.hints import plural
+from varstore.text.table import Table
 
 __all__ = ["VerifyReport", "verify"]
 
 _BATCH = 64
+_SENTENCE = 4000
+"""Characters of a problem that are shown: it may name several values."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -63,10 +66,11 @@ class VerifyReport:
         size = f"{plural(self.variables, 'variable')}, {plural(self.nbytes, 'byte')}"
         if self.problems:
             head = f"{self.path}: {plural(len(self.problems), 'problem')} in {size}"
-            return "\n".join([head, *(f"  {problem}" for problem in self.problems)])
-        if self.unchecked:
-            return f"{self.path}: ok: {size}; {len(self.unchecked)} without a digest (`varstore seal` adds them)"
-        return f"{self.path}: ok: {size}, every byte as it was saved"
+        elif self.unchecked:
+            head = f"{self.path}: ok: {size}; {len(self.unchecked)} without a digest (`varstore seal` adds them)"
+        else:
+            head = f"{self.path}: ok: {size}, every byte as it was saved"
+        return str(Table(title=head, rows=[[problem] for problem in self.problems], limit=_SENTENCE))
 
 
 def verify(path: str | os.PathLike[str], *, threads: int | None = None, progress: Progress = None) -> VerifyReport:

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from varstore.layout.manifest import Entry
+from varstore.text.table import Table
 
 __all__ = ["DiffReport", "compare"]
 
@@ -34,11 +35,10 @@ class DiffReport:
         return not (self.added or self.removed or self.changed)
 
     def __str__(self) -> str:
-        lines = [f"{self.a} -> {self.b}: {len(self.unchanged)} unchanged"]
-        lines += [f"  added    {name}" for name in self.added]
-        lines += [f"  removed  {name}" for name in self.removed]
-        lines += [f"  changed  {name}: {what}" for name, what in self.changed.items()]
-        return "\n".join(lines)
+        rows = [("added", name) for name in self.added]
+        rows += [("removed", name) for name in self.removed]
+        rows += [("changed", f"{name}: {what}") for name, what in self.changed.items()]
+        return str(Table(title=f"{self.a} -> {self.b}: {len(self.unchanged)} unchanged", rows=rows, form="  {:<7}  {}"))
 
 
 def compare(a: str, b: str, first: Mapping[str, Entry], second: Mapping[str, Entry]) -> DiffReport:

@@ -17,7 +17,7 @@ from __future__ import annotations
 import json
 import struct
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from types import MappingProxyType
@@ -29,7 +29,8 @@ from varstore.errors import InvalidName, ManifestError, UsageError
 from varstore.layout.dtypes import BY_NUMBER
 from varstore.layout.encodings import ENCODINGS, RAW
 from varstore.layout.meta import Meta, shape_problem
-from varstore.layout.names import Folder, is_safe_folder
+from varstore.layout.names import NAME_LIMIT, Folder, is_safe_folder
+from varstore.text.hints import plural
 
 if TYPE_CHECKING:
     from google.protobuf.internal.containers import RepeatedCompositeFieldContainer
@@ -230,6 +231,9 @@ class _LazyEntries(Mapping[str, Entry]):
         if len(self._messages) != len(messages):
             (twice, _), *_ = Counter(message.name for message in messages).most_common(1)
             raise ManifestError("a variable is listed twice", path=path, variable=twice)
+        longest = max(self._messages, key=len, default="")
+        if len(longest) > NAME_LIMIT // 4:  # in characters, of which each has up to 4 bytes
+            _check_lengths(self._messages, path)
 
     def __getitem__(self, name: str) -> Entry:
         entry = self._made.get(name)
@@ -274,6 +278,18 @@ class _LazyEntries(Mapping[str, Entry]):
         return name in self._messages
 
 
+def _check_lengths(names: Iterable[str], path: str) -> None:
+    for name in names:
+        if len(name.encode()) > NAME_LIMIT:
+            raise ManifestError(
+                "a name is longer than any that can be saved",
+                path=path,
+                variable=name,
+                found=plural(len(name.encode()), "byte"),
+                expected=f"at most {NAME_LIMIT:,}",
+            )
+
+
 def frame(body: bytes) -> bytes:
     """Return the header followed by the body."""
     digest = xxhash.xxh3_128_digest(body)
@@ -290,7 +306,7 @@ def digest_in(header: bytes) -> bytes | None:
 def _unframe(data: bytes, path: str) -> bytes:
     torn = "open with allow_incomplete=True to salvage what is whole, or check the folder and then seal it"
     if len(data) < _HEADER.size:
-        raise ManifestError("the manifest is torn", path=path, found=f"{len(data)} bytes", hint=torn)
+        raise ManifestError("the manifest is torn", path=path, found=plural(len(data), "byte"), hint=torn)
     magic, version, zero, length, digest = _HEADER.unpack_from(data)
     if magic != _MAGIC or zero:
         raise ManifestError("not a varstore manifest", path=path, found=data[:16].hex(), hint=torn)
@@ -306,7 +322,11 @@ def _unframe(data: bytes, path: str) -> bytes:
     body = data[_HEADER.size :]
     if len(body) != length:
         raise ManifestError(
-            "the manifest is torn", path=path, found=f"{len(body)} bytes", expected=f"{length} bytes", hint=torn
+            "the manifest is torn",
+            path=path,
+            found=plural(len(body), "byte"),
+            expected=plural(length, "byte"),
+            hint=torn,
         )
     if xxhash.xxh3_128_digest(body) != digest:
         raise ManifestError("the manifest was damaged or edited: its digest does not match", path=path, hint=torn)
@@ -356,9 +376,10 @@ def _decode_entry(message: manifest_pb2.Variable, path: str) -> Entry:
     elif not name:
         problem = "a variable does not have a name"
     elif not _fits(form.meta, size, encoding):
-        problem = f"{size} bytes do not hold shape {list(form.meta.shape)} of {form.meta.data_type.name}"
+        form_text = f"shape {list(form.meta.shape)} of {form.meta.data_type.name}"
+        problem = f"{plural(size, 'byte')} cannot hold {form_text}"
     elif digests and len(digests) != DIGEST_SIZE * block_count(size):
-        problem = f"{len(digests)} bytes of digests do not cover {size} bytes"
+        problem = f"{plural(len(digests), 'byte')} of digests cannot cover {plural(size, 'byte')}"
     elif meta_digest and len(meta_digest) != DIGEST_SIZE:
         problem = f"a digest of meta has {DIGEST_SIZE} bytes, not {len(meta_digest)}"
     if problem is not None:

@@ -14,6 +14,7 @@ from typing import NamedTuple
 
 from varstore.errors import MetaError
 from varstore.layout.dtypes import BY_NAME, BY_NUMBER, DataType
+from varstore.text.hints import plural
 
 __all__ = ["META_LIMIT", "Meta", "encode_meta", "parse_meta", "shape_problem"]
 
@@ -67,9 +68,8 @@ def shape_problem(meta: Meta) -> str | None:
         return f"a dimension is negative: found {list(meta.shape)}"
     itemsize = 1 if meta.data_type.dtype is None else meta.data_type.dtype.itemsize
     if math.prod(extent for extent in meta.shape if extent) * itemsize >= _SIZE_LIMIT:
-        return (
-            f"the dimensions overflow: found {list(meta.shape)} of {itemsize} bytes each, expected less than 2^63 bytes"
-        )
+        found = f"{list(meta.shape)} of {plural(itemsize, 'byte')} each"
+        return f"the dimensions overflow: found {found}, expected less than 2^63 bytes"
     return None
 
 

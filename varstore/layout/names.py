@@ -10,14 +10,18 @@ import re
 from typing import NewType, TypeGuard
 
 from varstore.errors import InvalidName
+from varstore.text.hints import plural
 
-__all__ = ["MARKER", "MANIFEST", "Folder", "folder_of", "is_safe_folder", "name_of"]
+__all__ = ["MARKER", "MANIFEST", "NAME_LIMIT", "Folder", "folder_of", "is_safe_folder", "name_of"]
 
 MANIFEST = "manifest"
 MARKER = "snapshot_done"
 
 Folder = NewType("Folder", str)
 """A path relative to the checkpoint, with ``/`` between its parts, that cannot lead out of it."""
+
+NAME_LIMIT = 4096
+"""Bytes of the longest name that a manifest may list; a name that can be saved is a path, so it is shorter."""
 
 _PART_LIMIT = 255
 _FOLDER_LIMIT = 4096 - len("/zarr.json") - 1
@@ -62,8 +66,8 @@ def folder_of(name: str) -> Folder:
         raise InvalidName(
             "the name is too long for a path",
             variable=name,
-            found=f"{len(folder.encode())} bytes",
-            expected=f"at most {_FOLDER_LIMIT}",
+            found=plural(len(folder.encode()), "byte"),
+            expected=f"at most {_FOLDER_LIMIT:,}",
         )
     return Folder(folder)
 
@@ -108,7 +112,7 @@ def _check_part_length(part: str, name: str) -> None:
         raise InvalidName(
             "a part of the name is too long for a folder",
             variable=name,
-            found=f"{size} bytes in {part[:24]!r}…",
+            found=f"{plural(size, 'byte')} in {part[:24]!r}…",
             expected=f"at most {_PART_LIMIT}",
             hint="split it with '/'",
         )

@@ -12,6 +12,7 @@ from varstore.layout.dtypes import dtype_of
 from varstore.layout.encodings import ENCODINGS, Encoding
 from varstore.layout.manifest import Entry
 from varstore.layout.meta import Meta
+from varstore.text.hints import plural
 
 __all__ = ["Readable", "known_meta", "readable"]
 
@@ -69,8 +70,8 @@ def readable(entry: Entry, *, path: str) -> Readable:
             "out is not of the size that meta says",
             path=f"{path}/{entry.folder}/out",
             variable=entry.name,
-            found=f"{entry.nbytes} bytes",
-            expected=f"{meta.elements * dtype.itemsize} bytes for {list(meta.shape)} of {dtype}",
+            found=plural(entry.nbytes, "byte"),
+            expected=f"{plural(meta.elements * dtype.itemsize, 'byte')} for {list(meta.shape)} of {dtype}",
         )
     return Readable(entry, meta.shape, dtype, stored, encoding)
 

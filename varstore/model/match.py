@@ -12,7 +12,7 @@ from typing import Any, Literal, TypeAlias, get_args
 import numpy as np
 
 from varstore.errors import UsageError, VariableMismatch
-from varstore.text.hints import listed, plural
+from varstore.text.hints import listed, plural, shortened
 from varstore.values.arrays import Source, Stored
 
 __all__ = [
@@ -217,8 +217,8 @@ def _mismatch_error(mismatched: list[Mismatch], path: str | None, ways_out: str)
         alike.setdefault(str(mismatch), []).append(mismatch.name)
     lines = [f"{listed(list(map(repr, names)))}: {difference}" for difference, names in alike.items()]
     return VariableMismatch(
-        f"shapes or types of {plural(len(mismatched), 'variable')} differ, source -> target:\n  "
-        + listed(lines, _LINES, "\n  "),
+        f"shapes or types of {plural(len(mismatched), 'variable')} differ, source -> target:",
+        rows=shortened(lines, _LINES),
         path=path,
         hint=ways_out,
     )

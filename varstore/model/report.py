@@ -18,7 +18,7 @@ import numpy as np
 from varstore.errors import UsageError, VariableMismatch
 from varstore.model.match import Match, Mismatch, Shape, is_same_type
 from varstore.text.hints import nearest
-from varstore.text.html import html_table
+from varstore.text.table import Table
 from varstore.values.select import SEPARATOR, select
 
 __all__ = ["Cast", "LoadReport", "Overlap", "fold", "make_report", "suggest_prefixes"]
@@ -138,23 +138,26 @@ class LoadReport:
         counts = ", ".join(f"{len(getattr(self, category))} {_WORDS.get(category, category)}" for category in wrong)
         rows = [row for category in wrong for row in self._rows(category)]
         raise VariableMismatch(
-            "\n  ".join([f"{self.source} -> {self.target}: {counts}", *_lines(rows)]),
+            f"{self.source} -> {self.target}: {counts}",
+            rows=_lines(rows),
             hint="; ".join(self.hints) or "pair the names with rename=, and leave the rest out with exclude=",
         )
 
     def __str__(self) -> str:
-        return "\n".join([self._title(), *_lines(self._table()), *(f"hint: {hint}" for hint in self.hints[:_HINTS])])
+        return str(self._table())
 
     def _repr_html_(self) -> str:
-        return html_table(self._title(), self._table(), (f"hint: {hint}" for hint in self.hints[:_HINTS]))
+        return self._table().html()
 
     def _title(self) -> str:
         wanted = len(self.loaded) + len(self.kept) + len(self.mismatched)
         waiting = f", {len(self.waiting)} waiting" if self.waiting else ""
         return f"{self.source} -> {self.target}: {len(self.loaded)} of {wanted} loaded{waiting}"
 
-    def _table(self) -> list[tuple[str, int, str, str]]:
-        return [row for category in ("loaded", *_CATEGORIES) for row in self._rows(category)]
+    def _table(self) -> Table:
+        rows = [row for category in ("loaded", *_CATEGORIES) for row in self._rows(category)]
+        notes = [f"hint: {hint}" for hint in self.hints[:_HINTS]]
+        return Table(title=self._title(), rows=rows, notes=notes, form=_form(rows))
 
     def _rows(self, category: str) -> list[tuple[str, int, str, str]]:
         meaning = _CATEGORIES.get(category, "")
@@ -242,20 +245,20 @@ def fold(notes: Iterable[tuple[str, str]], limit: int) -> list[tuple[int, str, s
 
 def _label(names: list[str]) -> str:
     if len(names) == 1 or (len(names) <= 3 and sum(map(len, names)) <= _LABEL_WIDTH):
-        return ", ".join(map(_printable, names))
+        return ", ".join(names)
     first, last = min(names), max(names)
     same = next((i for i, (a, b) in enumerate(zip(first, last, strict=False)) if a != b), len(first))
     cuts = [cut.end() for cut in SEPARATOR.finditer(first, 0, same)]
-    return f"{_printable(first[: cuts[-1]])}*" if cuts else f"{_printable(names[0])}, … {_printable(names[-1])}"
-
-
-def _printable(name: str) -> str:
-    return name if name.isprintable() else repr(name)
+    return f"{first[: cuts[-1]]}*" if cuts else f"{names[0]}, … {names[-1]}"
 
 
 def _lines(rows: list[tuple[str, int, str, str]]) -> list[str]:
+    return str(Table(title="", rows=rows, form=_form(rows))).split("\n")[1:]
+
+
+def _form(rows: list[tuple[str, int, str, str]]) -> str:
     width = min(_NOTE_COLUMN, max((len(label) for _, _, label, note in rows if note), default=0))
-    return [f"{category:<10} {count:>6}  {label:<{width}}  {note}".rstrip() for category, count, label, note in rows]
+    return f"{{:<10}} {{:>6}}  {{:<{width}}}  {{}}"
 
 
 def _hints(match: Match, unused: str) -> tuple[str, ...]:

@@ -18,7 +18,7 @@ from varstore.errors import VariableMismatch
 from varstore.layout.readable import Readable
 from varstore.model.match import OnTied
 from varstore.model.moves import HOST, LateTarget, Move, OnDisk, Place, nbytes_of, parts, place_of
-from varstore.text.hints import listed
+from varstore.text.hints import shortened
 from varstore.values.lazy import LazyArray
 
 __all__ = ["Settled", "settle"]
@@ -286,7 +286,8 @@ def _conflict_error(conflicts: list[tuple[str, str]], on_tied: OnTied, path: str
     ]
     can_choose = on_tied == "error" and any(one != other for one, other in conflicts)
     return VariableMismatch(
-        "targets share memory, and the source has different values for them:\n  " + listed(lines, _LINES, "\n  "),
+        "targets share memory, and the source has different values for them:",
+        rows=shortened(lines, _LINES),
         path=path,
         hint='leave one out with exclude=, or pass on_tied="first" or on_tied="last" to choose whose values are taken'
         if can_choose

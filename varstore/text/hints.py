@@ -5,7 +5,7 @@ from __future__ import annotations
 import heapq
 from collections.abc import Iterable
 
-__all__ = ["listed", "nearest", "plural"]
+__all__ = ["listed", "nearest", "plural", "shortened"]
 
 _CUTOFF = 0.6
 _CANDIDATES = 32
@@ -30,10 +30,14 @@ def nearest(name: str, names: Iterable[str], count: int = 3) -> tuple[str, ...]:
     return tuple(difflib.get_close_matches(name, candidates, n=count, cutoff=_CUTOFF))
 
 
-def listed(items: list[str], limit: int = 3, between: str = ", ") -> str:
+def listed(items: list[str], limit: int = 3) -> str:
     """Return the first few items as text, and the number of those left out: "a, b, c, and 2 more"."""
-    more = [f"and {len(items) - limit} more"] if len(items) > limit else []
-    return between.join([*items[:limit], *more])
+    return ", ".join(shortened(items, limit))
+
+
+def shortened(items: list[str], limit: int) -> list[str]:
+    """Return the first few items and, in place of the others, their number: "and 2 more"."""
+    return [*items[:limit], *([f"and {len(items) - limit} more"] if len(items) > limit else [])]
 
 
 def plural(count: int, noun: str) -> str:

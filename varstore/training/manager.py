@@ -24,6 +24,7 @@ from varstore.disk.threads import start
 from varstore.errors import CheckpointExists, CheckpointNotFound, UsageError
 from varstore.model.options import LoadOptions, RunOptions, SaveOptions, check_options
 from varstore.model.store import save
+from varstore.text.escape import one_line
 from varstore.training.background import BackgroundSaver, PendingSave, WhenBusy
 from varstore.training.policies import Best, BestMode, EverySteps, Keep, Saved, When, policies_of, retain
 from varstore.training.series import KEY, Member, Series
@@ -52,7 +53,7 @@ class Retention:
         rows += [(step, "deleted", why) for step, why in self.deleted.items()]
         rows += [(step, "held", why) for step, why in self.held.items()]
         rows += [(step, "trimmed", "without " + ", ".join(patterns)) for step, patterns in self.trimmed.items()]
-        return "\n".join(f"{step:>10}  {what:<8} {why}" for step, what, why in sorted(rows))
+        return "\n".join(f"{step:>10}  {what:<8} {one_line(why)}" for step, what, why in sorted(rows))
 
 
 class CheckpointManager:

@@ -348,7 +348,9 @@ class _Loading:
             self._judge(report, kept=missing, unused=unused)
         except VariableMismatch as error:
             raise VariableMismatch(
-                f"{error.problem}\n  The module has changed: its own code had a say in this", hint=error.hint
+                error.problem,
+                rows=[*error.rows, "The module has changed: its own code had a say in this"],
+                hint=error.hint,
             ) from error
         return report
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import inspect
 from collections import defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, NamedTuple, TypeAlias, Unpack
 
 import torch
@@ -18,7 +18,7 @@ from varstore.disk.read.checkpoint import Checkpoint
 from varstore.errors import UsageError, VariableMismatch
 from varstore.model.options import LoadOptions
 from varstore.model.report import LoadReport
-from varstore.text.hints import listed
+from varstore.text.hints import listed, shortened
 from varstore.training.state import restore
 
 __all__ = ["load_into_optimizer"]
@@ -120,7 +120,7 @@ def _check(optimizer: torch.optim.Optimizer, state: Mapping[str, Any], where: st
             if shape is not None and isinstance(value, torch.Tensor) and tuple(value.shape) != shape:
                 wrong[f"state/{key}/{name}: {tuple(value.shape)} -> {shape}"] = None
     if wrong:
-        raise _refusal(":\n  " + listed(list(wrong), _LINES, "\n  "), where)
+        raise _refusal(":", where, shortened(list(wrong), _LINES))
 
 
 class _Expected(NamedTuple):
@@ -199,9 +199,10 @@ def _names_with_the_parameters_shape(
     }
 
 
-def _refusal(what: str, where: str) -> VariableMismatch:
+def _refusal(what: str, where: str, rows: Iterable[str] = ()) -> VariableMismatch:
     return VariableMismatch(
         f"the state is that of another optimizer, or of other parameters{what}",
+        rows=rows,
         path=where,
         hint="create an optimizer of the class that was saved, with the same parameters and groups",
     )

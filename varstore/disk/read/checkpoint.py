@@ -31,7 +31,7 @@ from varstore.layout.readable import readable
 from varstore.storage.directory import Directory, locate
 from varstore.storage.failures import translated
 from varstore.text.hints import nearest, plural
-from varstore.text.html import html_table
+from varstore.text.table import Table
 from varstore.values.select import Patterns, Rename, select
 
 __all__ = ["Checkpoint", "is_being_read", "open_checkpoint", "open_variable"]
@@ -238,7 +238,8 @@ class Checkpoint(Mapping[str, Variable]):
         shown = [variable for variable, _ in zip(self.values(), range(_HTML_ROWS), strict=False)]
         rows = [(variable.name, variable.entry.form, f"{variable.entry.nbytes:,}") for variable in shown]
         notes = [f"… and {len(self) - len(rows)} more"] if len(rows) < len(self) else []
-        return html_table(repr(self)[1:-1], [("variable", "shape and type", "bytes"), *rows], notes)
+        headed = [("variable", "shape and type", "bytes"), *rows]
+        return Table(title=repr(self)[1:-1], rows=headed, notes=notes).html()
 
 
 def open_checkpoint(path: str | os.PathLike[str], *, allow_incomplete: bool = False) -> Checkpoint:

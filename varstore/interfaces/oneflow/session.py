@@ -479,10 +479,10 @@ def _refuse_unknown(unknown: list[str], session: Session) -> None:
 
 def _refuse_mismatched(mismatched: Sequence[Mismatch]) -> None:
     if mismatched:
-        lines = "".join(f"\n  {mismatch.name!r}: {mismatch}" for mismatch in mismatched)
+        rows = [f"{mismatch.name!r}: {mismatch}" for mismatch in mismatched]
         count = plural(len(mismatched), "variable")
-        problem = f"nothing was loaded: shapes or types of {count} differ, given -> session:{lines}"
-        raise VariableMismatch(problem, hint="leave them out, or use load_into with on_mismatch= and cast=")
+        problem = f"nothing was loaded: shapes or types of {count} differ, given -> session:"
+        raise VariableMismatch(problem, rows=rows, hint="leave them out, or use load_into with on_mismatch= and cast=")
 
 
 def _near(names: Iterable[str], session: Session) -> str:

@@ -1,0 +1,46 @@
+"""A report's table: a title, rows of cells and notes, as text for a terminal or as HTML for a notebook."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from varstore.text.escape import LIMIT, one_line
+
+__all__ = ["Table"]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Table:
+    """What a report shows. Each row becomes one line, whatever its cells contain; see `one_line`.
+
+    `form` is the format of a row as text. `limit` is the number of characters of a cell or note that are shown.
+    """
+
+    title: str
+    rows: Sequence[Sequence[Any]] = ()
+    notes: Sequence[str] = ()
+    form: str = "  {}"
+    limit: int = LIMIT
+
+    def __str__(self) -> str:
+        rows = [self.form.format(*row).rstrip() for row in self._cells()]
+        return "\n".join([self._shown_title(), *rows, *self._shown_notes()])
+
+    def html(self) -> str:
+        """Return the table as HTML."""
+        from html import escape
+
+        body = "".join("<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in row) + "</tr>" for row in self._cells())
+        below = "".join(f"<div>{escape(note)}</div>" for note in self._shown_notes())
+        return f"<table><caption>{escape(self._shown_title())}</caption>{body}</table>{below}"
+
+    def _cells(self) -> list[list[str]]:
+        return [[one_line(cell, self.limit) for cell in row] for row in self.rows]
+
+    def _shown_title(self) -> str:
+        return one_line(self.title, 4 * self.limit)
+
+    def _shown_notes(self) -> list[str]:
+        return [one_line(note, 4 * self.limit) for note in self.notes]
