@@ -13,7 +13,8 @@ Code that a file asks for is never run: varstore reads pickles itself, and refus
     ['model/w', 'model/b']
 
 `[]` returns an array that is not read yet. It has numpy's operators and methods, which read it. If the format stores
-plain bytes, an index reads only what it needs. `state()` reads the whole nested object, with all its other values.
+plain bytes, an index reads only what it needs. `state()` reads the whole nested object, with all its other values; `state(framework="torch")` gives
+tensors, as `torch.load` does.
 
     >>> file["model/w"]
     <LazyArray 'model/w': float32 [2, 3], 24 bytes>
@@ -51,7 +52,7 @@ Zarr and Orbax require the package `zarr`, Orbax's databases `tensorstore`, and 
 |---|---|---|
 | varstore | nested state of `varstore.save_state`, attributes | |
 | safetensors | metadata, other names of tied tensors | |
-| torch | nested state: containers, numbers, text, bytes; tied tensors | devices, gradients, code of modules |
+| torch | nested state: containers, numbers, text, bytes; tied tensors; which arrays were tensors or Parameters | devices, gradients, code of modules |
 | numpy | | arrays of Python objects, which are pickles |
 | oneflow | nested state, tied tensors | code of modules |
 | paddle | nested state; names of parameters, in `attributes` | programs |
@@ -74,6 +75,9 @@ A target that can store nested state gets it. Any other target gets the arrays, 
     >>> done = vs.convert("model.pt", "checkpoint")
     >>> vs.load_state("checkpoint")["epoch"]
     3
+
+A checkpoint remembers which arrays of a file of torch were tensors: where torch is installed, `vs.load_state` gives
+them for `load_state_dict`, and converting back to a file of torch changes no type.
 
 Names are chosen and renamed as in `varstore.load`; the guide is `varstore.model`. `dtype=` converts all floating-point
 tensors.

@@ -11,6 +11,7 @@ from varstore.formats.state.flat import flat_leaves
 from varstore.model.options import SaveOptions
 from varstore.model.store import save
 from varstore.training.state import load_state
+from varstore.training.tensors import Framework, Leaf, MapLocation
 from varstore.training.tree import flatten, unflatten
 from varstore.values.lazy import LazyArray
 
@@ -30,9 +31,9 @@ class OpenedCheckpoint(Checkpoint):
         """
         return self[name]
 
-    def state(self) -> Any:
+    def state(self, *, framework: Framework | None = None, map_location: MapLocation = None) -> Any:
         """Read everything: the nested state that was saved, or a dict of arrays; see `varstore.load_state`."""
-        return load_state(self)
+        return load_state(self, framework=framework, map_location=map_location)
 
 
 def read(path: str) -> OpenedCheckpoint:
@@ -49,7 +50,7 @@ def nested(checkpoint: Checkpoint) -> Any:
     """
     if checkpoint.tree is None:
         return None
-    return unflatten(checkpoint.tree, lambda leaf: _lazy(checkpoint[leaf.name]), path=checkpoint.path)
+    return unflatten(checkpoint.tree, lambda leaf: _lazy(checkpoint[leaf.name], leaf), path=checkpoint.path)
 
 
 def write(path: str, state: Any, **options: Unpack[SaveOptions]) -> None:
@@ -72,21 +73,26 @@ def write(path: str, state: Any, **options: Unpack[SaveOptions]) -> None:
     save(path, variables, **options)
 
 
-def _lazy(variable: Variable) -> LazyArray:
+def _lazy(variable: Variable, leaf: Leaf) -> LazyArray:
+    entry = variable.entry
     return LazyArray(
         variable.shape,
         variable.dtype,
         variable.numpy,
         variable.attributes,
         part=lambda index, _: variable[index],
+        identity=("variable", entry.alias_of or variable.name, entry.meta),
         name=variable.name,
+        type=leaf.type,
+        requires_grad=leaf.requires_grad,
     )
 
 
 def _is_flat(state: Any) -> bool:
-    """Return whether state is a mapping of names to arrays, with nothing else in it."""
+    """Return whether state is a mapping of names to arrays, with nothing else in it that a tree has to say."""
     return isinstance(state, Mapping) and all(
-        isinstance(name, str) and hasattr(value, "dtype") for name, value in state.items()
+        isinstance(name, str) and hasattr(value, "dtype") and not (isinstance(value, LazyArray) and value.type)
+        for name, value in state.items()
     )
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Hashable, Iterator, Mapping
 from typing import Any, TypeVar
 
 import numpy as np
@@ -10,6 +10,18 @@ import numpy as np
 from varstore.errors import FormatError, VariableNotFound
 from varstore.formats.nodes import leaves, replaced
 from varstore.text.hints import plural
+from varstore.training.tensors import (
+    PARAMETER,
+    TENSOR,
+    Framework,
+    Leaf,
+    MapLocation,
+    as_saved,
+    check_framework,
+    locate,
+    to_torch,
+    wanted,
+)
 from varstore.values.lazy import LazyArray
 from varstore.values.select import Patterns, Rename, select
 
@@ -185,16 +197,33 @@ class ForeignCheckpoint(Mapping[str, LazyArray]):
         chosen = select(self, include=include, exclude=exclude, rename=rename, path=self.path)
         return {name: self[source] for name, source in chosen.items()}
 
-    def state(self) -> Any:
-        """Read everything: the nested object that was saved, with numpy arrays as leaves; tied tensors share memory."""
-        read: dict[int, np.ndarray] = {}
+    def state(self, *, framework: Framework | None = None, map_location: MapLocation = None) -> Any:
+        """Read everything: the nested object that was saved; tied tensors share memory.
+
+        Args:
+            framework: "torch" for tensors, as ``torch.load`` gives them; by default, arrays are numpy's.
+            map_location: with "torch", where tensors go; see `varstore.load_state`. Default: the CPU.
+
+        Raises:
+            MissingDependency: torch is not installed.
+            UsageError: the device is not available, or `framework` is unknown.
+        """
+        check_framework(framework)
+        read: dict[Hashable, np.ndarray] = {}
+        made: dict[Hashable, Any] = {}
 
         def value(leaf: Any) -> Any:
             if not isinstance(leaf, LazyArray):
                 return leaf
-            if id(leaf) not in read:
-                read[id(leaf)] = leaf.numpy()
-            return read[id(leaf)]
+            if (memory := leaf.identity) not in read:
+                read[memory] = leaf.numpy()
+            about = wanted(Leaf(name=leaf.name, type=leaf.type, requires_grad=leaf.requires_grad), framework or "numpy")
+            if about.type not in (TENSOR, PARAMETER):
+                return read[memory]
+            if memory not in made:
+                made[memory] = to_torch(read[memory], about, locate(about, map_location))
+            key = (memory, about.type, about.requires_grad)
+            return made.setdefault(key, as_saved(made[memory], about))
 
         return replaced(self.tree, value)
 

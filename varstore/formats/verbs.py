@@ -20,7 +20,7 @@ from varstore.formats.nodes import leaves, replaced
 from varstore.formats.opened import ForeignCheckpoint
 from varstore.model.options import StoreOptions
 from varstore.values.arrays import Stored
-from varstore.values.lazy import LazyArray
+from varstore.values.lazy import LazyArray, retyped
 from varstore.values.select import Patterns, Rename, select
 
 __all__ = ["ConvertOptions", "Converted", "ReadOptions", "WriteOptions", "convert", "read", "write"]
@@ -265,8 +265,11 @@ class _Wrapped:
             self._count(values.nbytes)
             return values if cast is None else values.astype(cast, copy=False)
 
-        attributes = array.attributes if isinstance(array, LazyArray) else None
-        return LazyArray(tuple(array.shape), array.dtype if cast is None else cast, fetch, attributes)
+        shape, dtype = tuple(array.shape), array.dtype if cast is None else cast
+        if not isinstance(array, LazyArray):
+            return LazyArray(shape, dtype, fetch)
+        read = LazyArray(shape, dtype, fetch, array.attributes, identity=array.identity)
+        return retyped(read, array.type, array.requires_grad)
 
     def _count(self, nbytes: int) -> None:
         if self._advance is not None:

@@ -4,7 +4,9 @@ How to save and load a model: first with the calls that each framework's documen
 
 ## PyTorch
 
-`varstore.adapters.torch` also loads straight into the memory of modules and optimizers, and reports what it loaded.
+`varstore.adapters.torch` also loads straight into the memory of modules and optimizers, and reports what it loaded. A
+file that `torch.save` wrote is brought over by `vs.convert("checkpoint.tar", "checkpoint")`; `vs.load_state` then gives
+what `torch.load` gave.
 
 ```python torch
 torch.save({"epoch": 3, "model": net.state_dict(), "optimizer": optimizer.state_dict()}, "checkpoint.tar")

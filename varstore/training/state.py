@@ -16,13 +16,16 @@ from varstore.training.tensors import (
     JAX,
     PARAMETER,
     TENSOR,
+    Framework,
     Leaf,
     MapLocation,
     as_saved,
+    check_framework,
     locate,
     to_jax,
     to_torch,
     view_of,
+    wanted,
 )
 from varstore.training.tree import flatten, unflatten
 
@@ -66,27 +69,30 @@ def load_state(
     path: str | os.PathLike[str] | Checkpoint,
     *,
     map_location: MapLocation = None,
+    framework: Framework | None = None,
     verify: bool = True,
     threads: int | None = None,
     progress: Progress = None,
 ) -> Any:
     """Load the state that `save_state` saved, every value of the type that it had.
 
-    Arrays come back as numpy's, torch's or jax's, as they were. A checkpoint that `varstore.save` made gives a dict of
-    arrays by name.
+    Arrays come back as numpy's, torch's or jax's, as they were. Those of a converted file of torch come back as tensors
+    where torch is installed, and as numpy's elsewhere. A checkpoint that `varstore.save` made gives a dict of arrays by
+    name.
 
     Args:
         path: a checkpoint's directory, or an open `Checkpoint`.
         map_location: where torch's tensors go, as for ``torch.load``: a device, its name, a dict of device names, or a
             function of (tensor on the CPU, name of its device) that returns the tensor to use, or None for the device
             that it was on. Default: the device that each tensor was on.
+        framework: "numpy" or "torch", to get all arrays as numpy's or as tensors. Default: as they were.
         verify: as for `varstore.load`.
         threads: as for `varstore.load`. Tensors that go to a device are read one at a time.
         progress: as for `varstore.load`.
 
     Raises:
         MissingDependency: the state holds arrays of a framework that is not installed.
-        UsageError: a device is not available, or jax would convert an array to a narrower type.
+        UsageError: a device is not available, `framework` is unknown, or jax would convert an array to a narrower type.
         ManifestError: the tree in the manifest does not match the variables.
         CheckpointNotFound, IncompleteCheckpoint, DigestMismatch, SizeMismatch: see `varstore.load`.
 
@@ -97,16 +103,26 @@ def load_state(
     """
     checkpoint = path if isinstance(path, Checkpoint) else open_checkpoint(path)
     options: LoadOptions = {"verify": verify, "threads": threads, "progress": progress}
-    if checkpoint.manifest is None or not checkpoint.manifest.tree:
+    check_framework(framework)
+    if checkpoint.manifest is not None and checkpoint.manifest.tree:
+        tree = checkpoint.tree
+    elif framework == "torch":
+        tree = {"$": "dict", "items": [[name, {"$": "array", "name": name}] for name in checkpoint]}
+    else:
         return load(checkpoint, **options)
-    return restore(checkpoint, checkpoint.tree, map_location=map_location, **options)
+    return restore(checkpoint, tree, map_location=map_location, framework=framework, **options)
 
 
 def restore(
-    checkpoint: Checkpoint, tree: Any, *, map_location: MapLocation, **load_options: Unpack[LoadOptions]
+    checkpoint: Checkpoint,
+    tree: Any,
+    *,
+    map_location: MapLocation,
+    framework: Framework | None = None,
+    **load_options: Unpack[LoadOptions],
 ) -> Any:
     """Return the state that a tree describes, with a checkpoint's variables as its arrays; see `load_state`."""
-    restoring = _Restoring(checkpoint, map_location)
+    restoring = _Restoring(checkpoint, map_location, framework)
     unflatten(tree, restoring.note, path=checkpoint.path)
     restoring.load(**load_options)
     return unflatten(tree, restoring.array, path=checkpoint.path)
@@ -119,8 +135,9 @@ class _Restoring:
     the host never holds more than one of them.
     """
 
-    def __init__(self, checkpoint: Checkpoint, map_location: MapLocation) -> None:
+    def __init__(self, checkpoint: Checkpoint, map_location: MapLocation, framework: Framework | None) -> None:
         self._checkpoint = checkpoint
+        self._framework = framework
         self._map_location = map_location
         self._leaves: dict[str, Leaf] = {}
         self._arrays: dict[str, np.ndarray] = {}
@@ -134,7 +151,7 @@ class _Restoring:
                 raise ManifestError(
                     "the tree names a variable that does not exist", path=self._checkpoint.path, variable=name
                 )
-        self._leaves[leaf.name] = leaf
+        self._leaves[leaf.name] = wanted(leaf, self._framework)
 
     def load(self, **options: Unpack[LoadOptions]) -> None:
         """Read all arrays that stay in the host's memory."""
@@ -148,6 +165,7 @@ class _Restoring:
 
     def array(self, leaf: Leaf) -> Any:
         """Return an array of the type that it had; arrays that shared memory share it again."""
+        leaf = wanted(leaf, self._framework)
         if leaf.type in (TENSOR, PARAMETER):
             identity = (leaf.type, leaf.requires_grad, self._place(leaf))
             if identity not in self._made:

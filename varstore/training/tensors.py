@@ -7,46 +7,63 @@ arrays is restored. Arrays of other frameworks come back as numpy's.
 from __future__ import annotations
 
 import importlib
+import importlib.util
 import sys
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import Any, TypeAlias
+from dataclasses import dataclass, replace
+from functools import cache
+from typing import Any, Literal, TypeAlias, get_args
 
 import numpy as np
 
 from varstore.errors import ManifestError, MissingDependency, UsageError
+from varstore.values.lazy import LazyArray
 
 __all__ = [
     "JAX",
+    "NDARRAY",
     "PARAMETER",
     "TENSOR",
+    "Framework",
     "Leaf",
     "MapLocation",
     "as_saved",
+    "check_framework",
     "describe",
     "find_views",
     "locate",
     "to_jax",
     "to_torch",
     "view_of",
+    "wanted",
 ]
 
 TENSOR = "torch.Tensor"
 PARAMETER = "torch.nn.Parameter"
 JAX = "jax.Array"
+NDARRAY = "numpy.ndarray"
+"""Said only of an array that came from a file of torch, where an array is numpy's if it is not a tensor."""
 
 MapLocation: TypeAlias = Any
 """A device, its name, a dict of names, or a function of (tensor, name); None for the device that each tensor had."""
 
+Framework: TypeAlias = Literal["numpy", "torch"]
+"""What all arrays are loaded as, whatever they were when they were saved."""
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Leaf:
-    """What a tree says of an array; `view` is (owner, offset, strides), in elements, for a tensor within another."""
+    """What a tree says of an array.
+
+    `view` is (owner, offset, strides), in elements, for a tensor within another. If the type is `optional`, because it
+    is that of an array in a converted file, the array is numpy's where the framework is not installed.
+    """
 
     name: str
     type: str = ""
     device: str = "cpu"
     requires_grad: bool = False
+    optional: bool = False
     view: tuple[str, int, tuple[int, ...]] | None = None
 
     @classmethod
@@ -60,6 +77,7 @@ class Leaf:
             type=str(node.get("type", "")),
             device=str(node.get("device", "cpu")),
             requires_grad=bool(node.get("requires_grad", False)),
+            optional=bool(node.get("optional", False)),
             view=None if view is None else (str(view["of"]), int(view["offset"]), tuple(map(int, view["strides"]))),
         )
 
@@ -70,6 +88,9 @@ def describe(value: Any, place: str) -> dict[str, Any]:
     Raises:
         UsageError: it is of a subclass of torch's tensor, which only its own code can restore.
     """
+    if isinstance(value, LazyArray):
+        gradient = {"requires_grad": True} if value.requires_grad else {}
+        return {"type": value.type, **gradient, "optional": True} if value.type else {}
     torch, jax = sys.modules.get("torch"), sys.modules.get("jax")
     if torch is not None and isinstance(value, torch.Tensor):
         kind = {torch.Tensor: TENSOR, torch.nn.Parameter: PARAMETER}.get(type(value))
@@ -120,6 +141,35 @@ def _extent(shape: tuple[int, ...], strides: tuple[int, ...]) -> int:
     return 1 + sum((size - 1) * stride for size, stride in zip(shape, strides, strict=True))
 
 
+def wanted(leaf: Leaf, framework: Framework | None) -> Leaf:
+    """Return the leaf as what the array is to become: the type that it had, or one of the named framework."""
+    if framework == "numpy" or (framework is None and leaf.optional and not _is_installed(leaf.type.partition(".")[0])):
+        return replace(leaf, type="", view=None)
+    if framework == "torch" and leaf.type not in (TENSOR, PARAMETER, NDARRAY):
+        return replace(leaf, type=TENSOR)
+    return leaf
+
+
+def check_framework(framework: object) -> None:
+    """Check the parameter `framework`.
+
+    Raises:
+        UsageError: it is not one that arrays can be loaded as.
+    """
+    if framework not in (None, *get_args(Framework)):
+        raise UsageError(
+            "there is no such framework",
+            field="framework",
+            found=repr(framework),
+            expected="'numpy', 'torch' or None, for the types that the arrays had",
+        )
+
+
+@cache
+def _is_installed(package: str) -> bool:
+    return importlib.util.find_spec(package) is not None
+
+
 def locate(leaf: Leaf, map_location: MapLocation) -> str | Callable[[Any, str], Any]:
     """Return the device that a tensor goes to, or the caller's function that decides it."""
     if map_location is None:
@@ -155,7 +205,7 @@ def as_saved(tensor: Any, leaf: Leaf) -> Any:
     """Return a tensor as a Parameter if it was one, and with the requires_grad that it had."""
     if leaf.type == PARAMETER:
         return _framework("torch").nn.Parameter(tensor, requires_grad=leaf.requires_grad)
-    return tensor.requires_grad_() if leaf.requires_grad else tensor
+    return tensor.detach().requires_grad_() if leaf.requires_grad else tensor
 
 
 def view_of(owner: Any, leaf: Leaf, shape: tuple[int, ...]) -> Any:
@@ -208,5 +258,5 @@ def _framework(name: str) -> Any:
     except ImportError as error:
         raise MissingDependency(
             f"the state holds arrays of {name}, which is not installed",
-            hint=f"install it: pip install {name}, or use varstore.load for numpy arrays",
+            hint=f'install it: pip install {name}, or load the state with framework="numpy"',
         ) from error

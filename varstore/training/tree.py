@@ -15,8 +15,9 @@ is an object whose ``"$"`` says what it is:
     {"$": "bytes", "hex": "…"}                {"$": "str", "hex": "…"}: text with lone surrogates
     {"$": "scalar", "type": "float16", "hex": "…"}   a numpy scalar, little-endian
 
-An array says its type if that is not numpy's. A tensor also says what its values do not: its device if that is not
-the CPU, and its place within the memory of another tensor, in elements.
+An array says its type if that is not numpy's. With ``"optional": true`` it is the type that a converted file stated,
+and the array comes back as numpy's where the framework is not installed. A tensor also says what its values do not: its
+device if that is not the CPU, and its place within the memory of another tensor, in elements.
 
 A named tuple comes back as one with the same name and fields, made by `collections.namedtuple`, because its class is
 code. No code is stored, and reading a tree runs none.

@@ -11,7 +11,7 @@ from varstore.text.hints import plural
 from varstore.values.methods import NumpyMethods
 from varstore.values.parts import Placed, Read, read_all, read_indexed, taken
 
-__all__ = ["LazyArray", "derived", "placed_array"]
+__all__ = ["LazyArray", "derived", "placed_array", "retyped"]
 
 Part = Callable[[Any, Callable[[], np.ndarray]], Any]
 """Returns the part for an index, and calls the function if the index needs all values."""
@@ -21,10 +21,22 @@ class LazyArray(NumpyMethods):
     """An array with known shape and type. `numpy` and ``np.asarray`` read all values, ``[]`` the part for an index.
 
     `attributes` is other information in the file, such as the scale of quantised values; `name` is the name in the
-    file. Values are not cached: each use reads them again. Two arrays with equal `identity` share memory.
+    file. Values are not cached: each use reads them again. Two arrays with equal `identity` share memory. `type` is
+    what a framework's file says that the array was, such as "torch.nn.Parameter", with its `requires_grad`.
     """
 
-    __slots__ = ("_fetch", "_identity", "_part", "attributes", "dtype", "name", "origin", "shape")
+    __slots__ = (
+        "_fetch",
+        "_identity",
+        "_part",
+        "attributes",
+        "dtype",
+        "name",
+        "origin",
+        "requires_grad",
+        "shape",
+        "type",
+    )
 
     shape: tuple[int, ...]
     dtype: np.dtype[Any]
@@ -39,9 +51,13 @@ class LazyArray(NumpyMethods):
         part: Part | None = None,
         identity: Hashable = None,
         name: str = "",
+        type: str = "",
+        requires_grad: bool = False,
     ) -> None:
         self.shape = shape
         self.dtype = dtype
+        self.type = type
+        self.requires_grad = requires_grad
         self.attributes = dict(attributes or {})
         self.name = name
         self._fetch = fetch
@@ -57,7 +73,8 @@ class LazyArray(NumpyMethods):
 
     def __reduce__(self) -> tuple[Callable[..., LazyArray], tuple[Any, ...]]:
         if self.origin is not None:
-            return _from_origin, (self.shape, self.dtype, self.attributes, self.name, self.origin)
+            about = (self.type, self.requires_grad)
+            return _from_origin, (self.shape, self.dtype, self.attributes, self.name, self.origin, *about)
         return _in_memory, (self.numpy(), self.attributes, self.name)
 
     def __copy__(self) -> LazyArray:
@@ -131,6 +148,21 @@ def derived(
     )
 
 
+def retyped(array: LazyArray, type: str, requires_grad: bool = False) -> LazyArray:
+    """Return an array of the same memory that a file says was of another type."""
+    return LazyArray(
+        array.shape,
+        array.dtype,
+        array.numpy,
+        array.attributes,
+        part=lambda index, _: array[index],
+        identity=array.identity,
+        name=array.name,
+        type=type,
+        requires_grad=requires_grad,
+    )
+
+
 def _in_memory(values: np.ndarray, attributes: Mapping[str, Any], name: str) -> LazyArray:
     return LazyArray(values.shape, values.dtype, values.copy, attributes, name=name)
 
@@ -141,9 +173,18 @@ def _from_origin(
     attributes: Mapping[str, Any],
     name: str,
     origin: Callable[[str], LazyArray],
+    type: str,
+    requires_grad: bool,
 ) -> LazyArray:
     array = LazyArray(
-        shape, dtype, lambda: origin(name).numpy(), attributes, part=lambda index, _: origin(name)[index], name=name
+        shape,
+        dtype,
+        lambda: origin(name).numpy(),
+        attributes,
+        part=lambda index, _: origin(name)[index],
+        name=name,
+        type=type,
+        requires_grad=requires_grad,
     )
     array.origin = origin
     return array

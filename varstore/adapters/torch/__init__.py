@@ -21,8 +21,8 @@ from varstore.model.match import Missing, OnMismatch, OnTied, check_mode
 from varstore.model.options import LoadOptions, Path, StateOptions
 from varstore.model.report import LoadReport
 from varstore.model.store import retry_if_replaced
-from varstore.training.state import load_state, restore, save_state
-from varstore.training.tensors import TENSOR, MapLocation
+from varstore.training.state import load_state, save_state
+from varstore.training.tensors import Framework, MapLocation
 from varstore.values.select import Patterns, Rename
 
 __all__ = ["load", "load_into", "save", "state_of"]
@@ -114,13 +114,9 @@ def load(
     """
     checkpoint = path if isinstance(path, Checkpoint) else open_checkpoint(path)
     options: LoadOptions = {"verify": verify, "threads": threads, "progress": progress}
-    if checkpoint.manifest is not None and checkpoint.manifest.tree:
-        return load_state(checkpoint, map_location=map_location, **options)
-    tree = {
-        "$": "dict",
-        "items": [[name, {"$": "array", "name": name, "type": TENSOR}] for name in checkpoint],
-    }
-    return restore(checkpoint, tree, map_location=map_location, **options)
+    is_nested = checkpoint.manifest is not None and bool(checkpoint.manifest.tree)
+    framework: Framework | None = None if is_nested else "torch"
+    return load_state(checkpoint, map_location=map_location, framework=framework, **options)
 
 
 def load_into(

@@ -102,7 +102,7 @@ class _Plan:
                 found=f"dtype {late.dtype}",
                 hint="convert it first",
             )
-        return self._known.setdefault(late.identity, late)
+        return self._known.setdefault((late.identity, late.type, late.requires_grad), late)
 
 
 def _items(value: Mapping[Any, Any]) -> Any:

@@ -16,7 +16,8 @@ from varstore.formats.pickles.machine import Machine, Opaque
 from varstore.formats.pickles.names import Constructor, Global, Table, show
 from varstore.formats.pickles.tree import module_state
 from varstore.formats.torch.tensors import DTYPES, STORAGES, Storage, StorageClass, Storages, whole_storage
-from varstore.values.lazy import LazyArray, derived
+from varstore.training.tensors import NDARRAY, PARAMETER, TENSOR
+from varstore.values.lazy import LazyArray, derived, retyped
 from varstore.values.parts import Read
 
 __all__ = ["storage_identity", "torch_leaf", "torch_table"]
@@ -52,7 +53,7 @@ def torch_leaf(machine: Machine, read: Read) -> Callable[[Any], Any]:
         if type(value) is Storage:
             return whole_storage(value)
         if type(value) is Array:
-            return value.lazy(read)
+            return retyped(value.lazy(read), NDARRAY)
         if type(value) is Opaque and (state := module_state(value, machine)) is not None:
             return state
         return NotImplemented
@@ -64,10 +65,15 @@ def torch_table(storages: Storages) -> Table:
     """Return the allow-list for a PyTorch pickle whose tensors are views of these storages."""
 
     def tensor(_m: Machine, storage: Any, offset: Any, shape: Any, stride: Any, *rest: Any) -> LazyArray:
-        return storages.view(storage, offset, shape, stride, None, rest[2] if len(rest) > 2 else None)
+        found = storages.view(storage, offset, shape, stride, None, rest[2] if len(rest) > 2 else None)
+        return storages.typed(found, TENSOR, True) if rest and rest[0] is True else found
 
     def typed(_m: Machine, storage: Any, offset: Any, shape: Any, stride: Any, *rest: Any) -> LazyArray:
-        return storages.view(storage, offset, shape, stride, _dtype_of(_m, rest[2]), rest[3] if rest[3:] else None)
+        found = storages.view(storage, offset, shape, stride, _dtype_of(_m, rest[2]), rest[3] if rest[3:] else None)
+        return storages.typed(found, TENSOR, True) if rest[0] is True else found
+
+    def parameter(_m: Machine, data: Any, requires_grad: Any = False, *_: Any) -> Any:
+        return storages.typed(data, PARAMETER, requires_grad) if type(data) is LazyArray and data.type else data
 
     def quantised(_m: Machine, storage: Any, offset: Any, shape: Any, stride: Any, scheme: Any, *_: Any) -> LazyArray:
         values = storages.view(storage, offset, shape, stride, None)
@@ -83,8 +89,8 @@ def torch_table(storages: Storages) -> Table:
         "_rebuild_tensor_v3": typed,
         "_rebuild_qtensor": quantised,
         "_rebuild_sparse_tensor": _sparse,
-        "_rebuild_parameter": _first,
-        "_rebuild_parameter_with_state": _first,
+        "_rebuild_parameter": parameter,
+        "_rebuild_parameter_with_state": parameter,
     }
     return _TABLE | {("torch._utils", name): Constructor(call=call) for name, call in utils.items()}
 
@@ -98,10 +104,6 @@ def _dtype_of(machine: Machine, value: Any) -> np.dtype[Any]:
         found=show(value),
         hint="convert the tensor before saving it",
     )
-
-
-def _first(_m: Machine, tensor: Any, *_: Any) -> Any:
-    return tensor
 
 
 def _subclass(machine: Machine, function: Any, kind: Any, arguments: Any, _state: Any = None) -> Any:

@@ -17,7 +17,8 @@ from varstore.errors import FormatError, SizeMismatch, UnsafeContent
 from varstore.formats.binary.source import MOST_DIMENSIONS, count_elements
 from varstore.formats.pickles.machine import Record
 from varstore.formats.pickles.names import Global, show
-from varstore.values.lazy import LazyArray, placed_array
+from varstore.training.tensors import TENSOR
+from varstore.values.lazy import LazyArray, placed_array, retyped
 from varstore.values.parts import Placed, Read, taken
 
 __all__ = ["DTYPES", "STORAGES", "Complex32", "Storage", "StorageClass", "Storages", "whole_storage"]
@@ -89,6 +90,7 @@ class Storages:
         self.most = max(_EXPANDED, 4 * most)
         self.found: dict[tuple[str, Any, int], Storage] = {}
         self._views: dict[tuple[Any, ...], LazyArray] = {}
+        self._typed: dict[tuple[int, str, bool], LazyArray] = {}
 
     def find(self, kind: Any, key: Any, count: Any) -> Storage:
         """Return the storage of this class, key and number of elements.
@@ -137,6 +139,13 @@ class Storages:
             self._check(storage, offset, shape, stride, kind)
             self._views[identity] = _lazy_view(storage, offset, shape, stride, kind, todo)
         return self._views[identity]
+
+    def typed(self, tensor: LazyArray, type: str, requires_grad: Any) -> LazyArray:
+        """Return the tensor as one of a type, which is one object for each tensor and type."""
+        key = (id(tensor), type, requires_grad is True)
+        if key not in self._typed:
+            self._typed[key] = retyped(tensor, type, requires_grad is True)
+        return self._typed[key]
 
     def _check(
         self, storage: Storage, offset: int, shape: tuple[int, ...], stride: tuple[int, ...], kind: np.dtype[Any]
@@ -194,7 +203,7 @@ def _lazy_view(
     def part(index: Any, whole: Callable[[], np.ndarray]) -> Any:
         return placed()[index] if storage.is_plain else taken(whole(), index)
 
-    return LazyArray(shape, plain, lambda: placed().numpy(), part=part)
+    return LazyArray(shape, plain, lambda: placed().numpy(), part=part, type="" if kind.shape else TENSOR)
 
 
 class StorageClass:

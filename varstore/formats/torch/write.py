@@ -13,6 +13,7 @@ import os
 import struct
 import zipfile
 from collections import OrderedDict
+from collections.abc import Hashable
 from typing import Any, BinaryIO
 
 import numpy as np
@@ -22,7 +23,8 @@ from varstore.formats.state.flat import fetch_plain
 from varstore.formats.state.nested import nested_state
 from varstore.formats.torch.tensors import DTYPES, STORAGES
 from varstore.storage.appearing import replacing
-from varstore.values.lazy import LazyArray
+from varstore.training.tensors import NDARRAY, PARAMETER, TENSOR
+from varstore.values.lazy import LazyArray, retyped
 
 __all__ = ["write"]
 
@@ -46,19 +48,26 @@ def write(path: str | os.PathLike[str], state: Any) -> None:
         StorageError: the operating system refused.
     """
     tree = nested_state(state, format="torch", accept=lambda dtype: _native(dtype) in _NAMES)
-    storages: list[LazyArray] = []
+    storages: dict[Hashable, tuple[int, LazyArray]] = {}
+    plain: dict[Hashable, LazyArray] = {}
     pickled = io.BytesIO()
 
     def tensor(emitter: Emitter, array: LazyArray) -> None:
-        _emit_tensor(emitter, array, str(len(storages)))
-        storages.append(array)
+        if array.type == NDARRAY:
+            emitter.numpy(array, _native(array.dtype))
+        elif array.type == PARAMETER:
+            data = plain.setdefault(array.identity, retyped(array, TENSOR))
+            emitter.call(Named("torch._utils", "_rebuild_parameter"), data, array.requires_grad, OrderedDict())
+        else:
+            key, _ = storages.setdefault(array.identity, (len(storages), array))
+            _emit_tensor(emitter, array, str(key))
 
     Emitter(pickled, 2, tensor).pickle(tree)
     with replacing(os.fspath(path)) as file, zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:
         _member(archive, file, "data.pkl", np.frombuffer(pickled.getvalue(), np.uint8))
         for name, text in ((".format_version", "1"), (".storage_alignment", str(_ALIGNMENT)), ("byteorder", "little")):
             _member(archive, file, name, np.frombuffer(text.encode(), np.uint8))
-        for key, array in enumerate(storages):
+        for key, array in storages.values():
             _member(archive, file, f"data/{key}", fetch_plain(f"storage {key}", array).reshape(-1).view(np.uint8))
         _member(archive, file, "version", np.frombuffer(b"3\n", np.uint8))
 
@@ -73,7 +82,7 @@ def _emit_tensor(emitter: Emitter, array: LazyArray, key: str) -> None:
     for extent in reversed(array.shape):
         strides.append(step)
         step *= max(extent, 1)
-    view: tuple[Any, ...] = (0, tuple(array.shape), tuple(reversed(strides)), False, OrderedDict())
+    view: tuple[Any, ...] = (0, tuple(array.shape), tuple(reversed(strides)), array.requires_grad, OrderedDict())
     count = array.nbytes // dtype.itemsize
     if dtype in _CLASSES:
         storage = Persistent(("storage", Named("torch", _CLASSES[dtype]), key, "cpu", count))
