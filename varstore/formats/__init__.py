@@ -13,8 +13,8 @@ Code that a file asks for is never run: varstore reads pickles itself, and refus
     ['model/w', 'model/b']
 
 `[]` returns an array that is not read yet. It has numpy's operators and methods, which read it. If the format stores
-plain bytes, an index reads only what it needs. `state()` reads the whole nested object, with all its other values; `state(framework="torch")` gives
-tensors, as `torch.load` does.
+plain bytes, an index reads only what it needs. `state()` reads the whole nested object, with all its other values;
+`state(framework="torch")` gives tensors, as `torch.load` does.
 
     >>> file["model/w"]
     <LazyArray 'model/w': float32 [2, 3], 24 bytes>
@@ -52,7 +52,7 @@ Zarr and Orbax require the package `zarr`, Orbax's databases `tensorstore`, and 
 |---|---|---|
 | varstore | nested state of `varstore.save_state`, attributes | |
 | safetensors | metadata, other names of tied tensors | |
-| torch | nested state: containers, numbers, text, bytes; tied tensors; which arrays were tensors or Parameters | devices, gradients, code of modules |
+| torch | nested state; tied tensors; which arrays were tensors | devices, gradients, code of modules |
 | numpy | | arrays of Python objects, which are pickles |
 | oneflow | nested state, tied tensors | code of modules |
 | paddle | nested state; names of parameters, in `attributes` | programs |
