@@ -40,7 +40,7 @@ ORDER: dict[str, tuple[str, ...]] = {
     "disk/save": ("space", "durability", "staging", "large_file", "small_files", "links", "incremental", "writer"),
     "disk/read": ("checks", "digests", "batches", "whole", "parts", "variable", "scan", "checkpoint"),
     "model": ("options", "match", "report", "store", "moves", "ties", "into"),
-    "training": ("tensors", "tree", "state", "background", "policies", "series", "manager"),
+    "training": ("tensors", "tree", "state", "background", "policies", "series", "retention", "manager"),
     "interfaces": ("oneflow", "mindspore"),
     "interfaces/oneflow": ("config", "dtypes", "initializers", "session", "checkpoint"),
     "formats": (

@@ -27,21 +27,18 @@ def stepped_back(tmp_path):
         yield vs.CheckpointManager(tmp_path / "run", keep=vs.Latest(3))
 
 
-@pytest.mark.xfail(strict=True, raises=AssertionError, reason="retention deletes the step that was just saved")
 def test_the_step_just_saved_is_kept_in_a_directory_of_later_steps(stepped_back):
     pending = stepped_back.save(100, {"w": np.full(3, 100.0)})
     assert 100 in steps(stepped_back)
     assert pending.result()["w"].numpy().tolist() == [100] * 3
 
 
-@pytest.mark.xfail(strict=True, raises=AssertionError, reason="retention counts steps of the run before")
 def test_after_a_step_back_all_new_steps_are_kept(stepped_back):
     save(stepped_back, 100, 200, 300, 400)
     assert {100, 200, 300, 400} <= set(steps(stepped_back))
     assert stepped_back.prune(dry_run=True).deleted == {}
 
 
-@pytest.mark.xfail(strict=True, raises=AttributeError, reason="there is no rewind")
 def test_rewind_removes_the_later_steps(stepped_back):
     save(stepped_back, 100)
     stepped_back.rewind(100)
@@ -50,7 +47,6 @@ def test_rewind_removes_the_later_steps(stepped_back):
     assert steps(stepped_back) == [200, 300, 400]
 
 
-@pytest.mark.xfail(strict=True, raises=AssertionError, reason="a step back is not told")
 def test_a_step_back_is_told_once(tmp_path, caplog):
     save(vs.CheckpointManager(tmp_path / "run", keep=vs.Latest(3)), 500, 600, 700)
     with caplog.at_level(logging.WARNING), warnings.catch_warnings(record=True) as warned:
@@ -70,13 +66,10 @@ class Clock:
 
 
 DAY = 86_400
-waits = pytest.mark.xfail(
-    strict=True, raises=AssertionError, reason="nothing is saved until the clock is where it was at the last save"
-)
 
 
 @pytest.mark.parametrize("new_run", [False, True], ids=["same run", "new run"])
-@pytest.mark.parametrize("leap", [pytest.param(-7 * DAY, marks=waits, id="back"), pytest.param(7 * DAY, id="ahead")])
+@pytest.mark.parametrize("leap", [pytest.param(-7 * DAY, id="back"), pytest.param(7 * DAY, id="ahead")])
 def test_saving_by_seconds_goes_on_when_the_clock_is_set(tmp_path, leap, new_run):
     clock = Clock()
     manager = vs.CheckpointManager(tmp_path, save_when=vs.EverySeconds(60), clock=clock)

@@ -9,51 +9,57 @@ from __future__ import annotations
 
 import contextlib
 import json
+import logging
 import operator
 import os
 import threading
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from functools import partial
 from types import TracebackType
-from typing import Any, Unpack, cast
+from typing import Any, SupportsFloat, Unpack, cast, get_args
 
-from varstore.disk.read.checkpoint import is_being_read, open_checkpoint
+from varstore.disk.read.checkpoint import is_being_read
 from varstore.disk.save.staging import clean_staging, set_aside
 from varstore.disk.threads import start
-from varstore.errors import CheckpointExists, CheckpointNotFound, UsageError
+from varstore.errors import (
+    CheckpointExists,
+    CheckpointNotFound,
+    FormatError,
+    IncompleteCheckpoint,
+    StorageError,
+    UsageError,
+    VarstoreError,
+)
 from varstore.model.options import LoadOptions, RunOptions, SaveOptions, check_options
 from varstore.model.store import save
-from varstore.text.escape import one_line
+from varstore.storage.failures import storage_error
+from varstore.text.hints import listed
 from varstore.training.background import BackgroundSaver, PendingSave, WhenBusy
-from varstore.training.policies import Best, BestMode, EverySteps, Keep, Saved, When, policies_of, retain
-from varstore.training.series import KEY, Member, Series
+from varstore.training.policies import (
+    Best,
+    BestMode,
+    EverySteps,
+    Keep,
+    Saved,
+    When,
+    keep_of,
+    policies_of,
+    when_of,
+)
+from varstore.training.retention import Retention, decide, next_run, settled_run, unknown_metrics
+from varstore.training.series import KEY, Member, Record, Series, open_step
 from varstore.training.state import load_state
 from varstore.training.tensors import MapLocation
 from varstore.training.tree import flatten, prune
 
-__all__ = ["CheckpointManager", "Retention"]
+__all__ = ["CheckpointManager"]
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Retention:
-    """What `CheckpointManager.prune` did, by step.
-
-    `kept` and `deleted` give the reasons; `held` too, for steps that are to be deleted but are being read. `trimmed`
-    gives the patterns of the variables that were removed.
-    """
-
-    kept: Mapping[int, str]
-    deleted: Mapping[int, str]
-    held: Mapping[int, str]
-    trimmed: Mapping[int, tuple[str, ...]]
-
-    def __str__(self) -> str:
-        rows = [(step, "kept", why) for step, why in self.kept.items()]
-        rows += [(step, "deleted", why) for step, why in self.deleted.items()]
-        rows += [(step, "held", why) for step, why in self.held.items()]
-        rows += [(step, "trimmed", "without " + ", ".join(patterns)) for step, patterns in self.trimmed.items()]
-        return "\n".join(f"{step:>10}  {what:<8} {one_line(why)}" for step, what, why in sorted(rows))
+_NOT_WHOLE = (FormatError, IncompleteCheckpoint, CheckpointNotFound, StorageError)
+_NAMED = 50
+_log = logging.getLogger("varstore")
 
 
 class CheckpointManager:
@@ -63,10 +69,16 @@ class CheckpointManager:
     Everything else in the directory is left as it is, and `others` lists it. A ``with`` block waits for background
     saves at its end.
 
+    Whatever the policies say, the highest step, the step that was just saved and steps whose metrics are not known are
+    not deleted. After a save of a step that is lower than one in the directory, every step that is saved is kept until
+    `rewind` is called. Each deletion is logged, at the level INFO.
+
     Args:
         directory: where the checkpoints are; the first save creates it.
-        save_when: when `should_save` returns True. Default: at every step. Policies are combined with ``|``.
-        keep: which steps are kept. Default: all. Policies are combined with ``|``.
+        save_when: when `should_save` returns True. Default: at every step. Policies are combined with ``|``; a list
+            means the same.
+        keep: which steps are kept. Default: all. Policies are combined with ``|``; a list means the same. If the
+            directory holds steps that the next save would delete, a warning names them.
         keep_parts: patterns of variables, each with a policy for the kept steps in which these variables stay, as in
             ``{"optimizer/*": Latest(2)}``. In the other steps they are removed from the checkpoint; nested state
             loses its dict entries, and lists get None in their place.
@@ -79,7 +91,8 @@ class CheckpointManager:
         save_options: `durable`, `threads`, `progress` and `variable_attributes` of `varstore.save`, for every save.
 
     Raises:
-        UsageError: the prefix contains ``/`` or begins with a dot.
+        UsageError: an argument is of the wrong type, the directory is a file, or the prefix contains ``/`` or begins
+            with a dot.
 
     Example:
         >>> weights, keep = np.zeros(3), vs.Latest(2) | vs.Best("loss")
@@ -97,9 +110,9 @@ class CheckpointManager:
         self,
         directory: str | os.PathLike[str],
         *,
-        save_when: When | None = None,
-        keep: Keep | None = None,
-        keep_parts: Mapping[str, Keep] | None = None,
+        save_when: When | Sequence[When] | None = None,
+        keep: Keep | Sequence[Keep] | None = None,
+        keep_parts: Mapping[str, Keep | Sequence[Keep]] | None = None,
         link_unchanged: bool = True,
         background: bool = False,
         when_busy: WhenBusy = "wait",
@@ -109,14 +122,19 @@ class CheckpointManager:
         **save_options: Unpack[RunOptions],
     ) -> None:
         check_options(save_options, RunOptions, "CheckpointManager()")
-        if "/" in prefix or prefix.startswith("."):
+        if not isinstance(prefix, str) or not {"/", "\0"}.isdisjoint(prefix) or prefix.startswith("."):
             raise UsageError(
-                "must not contain '/' or begin with a dot", field="prefix", found=repr(prefix), expected="as 'step-'"
+                "must be a string without '/' that does not begin with a dot",
+                field="prefix",
+                found=repr(prefix),
+                expected="as 'step-'",
             )
-        self._series = Series(os.path.abspath(directory), prefix)
-        self._save_when = save_when or EverySteps(1)
-        self._keep = keep
-        self._keep_parts = dict(keep_parts or {})
+        if when_busy not in get_args(WhenBusy):
+            raise UsageError("unknown mode", field="when_busy", found=repr(when_busy), expected="'wait' or 'refuse'")
+        self._series = Series(_directory(directory), prefix)
+        self._save_when = when_of(save_when, field="save_when") or EverySteps(1)
+        self._keep = keep_of(keep, field="keep")
+        self._keep_parts = _parts(keep_parts)
         self._link_unchanged = link_unchanged
         self._saver = BackgroundSaver() if background else None
         self._when_busy: WhenBusy = when_busy
@@ -125,10 +143,26 @@ class CheckpointManager:
         self._save_options = save_options
         self._pending: PendingSave | None = None
         self._removal: threading.Thread | None = None
+        self._removal_errors: list[VarstoreError] = []
         self._pruning = threading.Lock()
+        self._warned: set[str] = set()
         if os.path.isdir(self.directory):
-            clean_staging(self.directory)
-        self._last = self.latest()
+            for path in clean_staging(self.directory):
+                _log.info("removed %s, which an unfinished save or deletion left", path)
+        members = self._series.members()
+        self._last = members[-1].saved if members else None
+        self._warn_of_deletions(members)
+
+    def _warn_of_deletions(self, members: list[Member]) -> None:
+        plan = decide(members, self._keep, self._keep_parts)
+        for verb, steps in (("delete", {**plan.deleted, **plan.held}), ("remove variables from", plan.trimmed)):
+            if steps:
+                _log.warning(
+                    "%s: the next save will %s steps of this directory: %s. prune(dry_run=True) tells why",
+                    self.directory,
+                    verb,
+                    listed([str(step) for step in sorted(steps)], limit=_NAMED),
+                )
 
     @property
     def directory(self) -> str:
@@ -146,29 +180,37 @@ class CheckpointManager:
         """Return the complete checkpoint with the highest step, None if there is none."""
         return next(reversed(self.all()), None)
 
-    def best(self, metric: str | None = None, mode: BestMode = "min") -> Saved | None:
+    def best(self, metric: str | None = None, mode: BestMode | None = None) -> Saved | None:
         """Return the checkpoint with the best value of a metric, None if none has the metric.
 
         Args:
-            metric: default that of the `Best` policy in `keep`, with its mode.
-            mode: "min" or "max", for a metric that is given.
+            metric: default that of the first `Best` policy in `keep`.
+            mode: "min" or "max". Default: that of the `Best` policy of this metric in `keep`; without one, as for
+                `Best`.
 
         Raises:
-            UsageError: no metric is given, and `keep` does not contain a `Best` policy.
+            UsageError: no metric is given, and `keep` does not contain a `Best` policy; or the mode is not known.
         """
         rules = [rule for rule in policies_of(self._keep) if isinstance(rule, Best)] if self._keep else []
         if metric is not None:
-            rules = [Best(metric, mode=mode)]
+            rules = [rule for rule in rules if rule.metric == metric] or [Best(metric, mode=mode)]
+        if rules and mode is not None:
+            rules = [replace(rules[0], mode=mode)]
         if not rules:
             raise UsageError("no metric to compare by", hint="name one, or give the manager a Best policy")
         return next(iter(rules[0].ranked(self.all())), None)
 
     def others(self) -> dict[str, str]:
-        """Return the names of everything else in the directory and the reason why each is not a step of the run."""
+        """Return the names of everything else in the directory, each with the reason why it is not a step of the run.
+
+        Among them are steps that are not whole: without their marker, or without a manifest that can be read. They are
+        never deleted, and ``save(step, state, overwrite=True)`` replaces them.
+        """
         return self._series.others()
 
     def should_save(self, step: int) -> bool:
         """Tell whether the policies want this step saved and it is not saved yet."""
+        step = _checked(step)
         if not self._save_when.should_save(step, self._clock(), self._last):
             return False
         return (self._last is None or self._last.step != step) and not os.path.lexists(self._series.path(step))
@@ -178,7 +220,7 @@ class CheckpointManager:
         step: int,
         state: Any,
         *,
-        metrics: Mapping[str, float] | None = None,
+        metrics: Mapping[str, SupportsFloat] | None = None,
         attributes: Mapping[str, Any] | None = None,
         overwrite: bool = False,
     ) -> PendingSave:
@@ -190,47 +232,66 @@ class CheckpointManager:
         Args:
             step: the number of the step, from 0.
             state: variables by name, or nested state, as for `varstore.save_state`.
-            metrics: numbers by name, for `Best` and `KeepIf`.
-            attributes: JSON data to keep with the checkpoint.
+            metrics: numbers by name, for `Best` and `KeepIf`; scalars of numpy and torch are numbers.
+            attributes: JSON data to keep with the checkpoint, under any key but "training".
             overwrite: replace the step if it is saved already.
 
         Raises:
             CheckpointExists: the step is saved already, and `overwrite` is False.
             Exception: the error of the background save before this one; it is raised once.
-            UsageError, InvalidName, UnsupportedDtype, StorageError: see `varstore.save_state`.
+            UsageError: the step, a metric or the attributes cannot be used, or see `varstore.save_state`.
+            StorageError: a step that is to go cannot be deleted; the new one is saved.
+            InvalidName, UnsupportedDtype, StorageError: see `varstore.save_state`.
         """
-        step = operator.index(step)
-        if step < 0:
-            raise UsageError("must not be negative", field="step", found=step)
+        step = _checked(step)
         path = self._series.path(step)
-        numbers = {name: float(value) for name, value in (metrics or {}).items()}
-        saved = Saved(step=step, time=self._clock(), metrics=numbers, path=path)
+        saved = Saved(step=step, time=self._clock(), metrics=_numbers(metrics), path=path)
+        given = _attributes(attributes)
         flat = flatten(state)
         if self._saver is None or self._when_busy == "wait" or (self._pending is not None and self._pending.done()):
             self._finish_pending()
         if not overwrite and os.path.lexists(path):
-            raise CheckpointExists("this step is saved already", path=path, hint="pass overwrite=True to replace it")
-        base = self.latest() if self._link_unchanged else None
-        facts = {"step": step, "time": saved.time, "metrics": numbers}
+            why = self._series.others().get(os.path.basename(path))
+            problem = "this step is saved already" if why is None else f"its name is taken: {why}"
+            raise CheckpointExists(problem, path=path, hint="pass overwrite=True to replace it")
+        members = self._series.members()
+        record = self._record(saved, members)
         options: SaveOptions = {
-            "attributes": {**(attributes or {}), KEY: facts},
+            "attributes": {**given, KEY: record.as_json(step)},
             "tree": flat.tree,
-            "base": base and base.path,
+            "base": members[-1].saved.path if members and self._link_unchanged else None,
             "overwrite": overwrite,
         }
         options |= cast(SaveOptions, self._save_options)
         if self._saver is None:
             save(path, flat.variables, **options)
             self._last = saved
-            self.prune()
+            self._prune(saved)
             pending = PendingSave(path)
             pending.future.set_result(None)
             return pending
+        after = partial(self._prune, saved)
         pending = self._saver.save(
-            path, flat.variables, when_busy=self._when_busy, budget=self._budget, after=self.prune, **options
+            path, flat.variables, when_busy=self._when_busy, budget=self._budget, after=after, **options
         )
         self._pending, self._last = pending, saved
         return pending
+
+    def _record(self, saved: Saved, members: list[Member]) -> Record:
+        settled, run = settled_run(members), next_run(members, saved.step)
+        if run > settled:
+            earlier = max(member.saved.step for member in members if not member.record or member.record.run <= settled)
+            self._warn(
+                "step back",
+                f"step {saved.step} is saved where an earlier run came to step {earlier}. From now on every saved step "
+                "is kept, until rewind(step) removes the steps later than that one",
+            )
+        return Record(time=saved.time, metrics=saved.metrics, run=run, rewound=settled)
+
+    def _warn(self, about: str, text: str) -> None:
+        if about not in self._warned:
+            self._warned.add(about)
+            _log.warning("%s: %s", self.directory, text)
 
     def restore(
         self, step: int | Saved | None = None, *, map_location: MapLocation = None, **load_options: Unpack[LoadOptions]
@@ -238,18 +299,33 @@ class CheckpointManager:
         """Load the state of a step; see `varstore.load_state`.
 
         Args:
-            step: a number, or a record that `latest`, `best` or `all` returned. Default: the latest step.
+            step: a number, or a record that `latest`, `best` or `all` returned. Default: the latest step; if that is
+                not whole, a warning is logged, and the one before it is tried, and so on.
             map_location: as for `varstore.load_state`.
             load_options: `verify`, `threads` and `progress`, as for `varstore.load`.
 
         Raises:
-            CheckpointNotFound: there is no such step, or no step at all.
+            CheckpointNotFound: there is no such step, no step at all, or none that is whole; the message says what is
+                wrong with each.
+            ManifestError: the manifest of the step is lost; `varstore.load` gives its arrays.
+            IncompleteCheckpoint, DigestMismatch, SizeMismatch, StorageError: see `varstore.load_state`.
         """
-        saved = self.latest() if step is None else step
-        if saved is None:
-            raise CheckpointNotFound("there is no complete checkpoint of this run", path=self.directory)
-        path = saved.path if isinstance(saved, Saved) else self._series.path(operator.index(saved))
-        return load_state(path, map_location=map_location, **load_options)
+        if step is not None:
+            path = step.path if isinstance(step, Saved) else self._series.path(_checked(step))
+            return load_state(open_step(path), map_location=map_location, **load_options)
+        failures = []
+        for taken in reversed(self._series.taken()):
+            error = taken.found
+            if isinstance(error, Member):
+                try:
+                    return load_state(open_step(taken.path), map_location=map_location, **load_options)
+                except _NOT_WHOLE as caught:
+                    error = caught
+            failures.append(f"step {taken.step}: {error}")
+            _log.warning("step %d cannot be restored; trying the one before it: %s", taken.step, error)
+        if failures:
+            raise CheckpointNotFound("no step of this run can be restored", rows=failures, path=self.directory)
+        raise CheckpointNotFound("there is no complete checkpoint of this run", path=self.directory)
 
     def wait(self) -> None:
         """Wait until everything is written and deleted.
@@ -260,6 +336,8 @@ class CheckpointManager:
         self._finish_pending()
         if self._removal is not None:
             self._removal.join()
+        if self._removal_errors:
+            raise self._removal_errors.pop(0)
 
     def _finish_pending(self) -> None:
         pending, self._pending = self._pending, None
@@ -290,65 +368,189 @@ class CheckpointManager:
         Returns:
             What was kept, deleted, held and trimmed, with the reasons; `print` shows it.
         """
+        return self._prune(dry_run=dry_run)
+
+    def _prune(self, saved: Saved | None = None, *, dry_run: bool = False) -> Retention:
+        last = saved or self._last
+        just_saved = () if last is None else (last.step,)
         with self._pruning:
             members = self._series.members()
-            retention = self._retention(members)
+            retention = decide(members, self._keep, self._keep_parts, just_saved=just_saved)
+            for metric in unknown_metrics(members, [self._keep, *self._keep_parts.values()]):
+                text = f"no step has the metric {metric!r}, so Best({metric!r}) keeps every step"
+                self._warn(f"metric {metric}", text)
             if not dry_run:
-                for step, patterns in retention.trimmed.items():
-                    self._trim(step, patterns)
-                self._delete(list(retention.deleted))
+                self._delete(retention.deleted)
+                for member in members:
+                    if patterns := retention.trimmed.get(member.saved.step):
+                        self._trim(member, patterns)
             return retention
 
-    def _retention(self, members: list[Member]) -> Retention:
-        reasons = retain(self._keep, [member.saved for member in members])
-        stay = [member for member in members if member.saved.step in reasons]
-        unwanted = {member.saved.step: member.saved.path for member in members if member.saved.step not in reasons}
-        why = f"not {self._keep}"
-        held = {step: f"{why}, but being read" for step, path in unwanted.items() if is_being_read(path)}
-        trimmed: dict[int, tuple[str, ...]] = {}
-        whole = {pattern: retain(keep, [m.saved for m in stay]) for pattern, keep in self._keep_parts.items()}
-        for member in stay:
-            step = member.saved.step
-            patterns = tuple(p for p, steps in whole.items() if step not in steps and p not in member.trimmed)
-            if patterns and not is_being_read(member.saved.path):
-                trimmed[step] = patterns
-        return Retention(
-            kept={step: ", ".join(because) for step, because in reasons.items()},
-            deleted={step: why for step in unwanted if step not in held},
-            held=held,
-            trimmed=trimmed,
-        )
+    def rewind(self, step: int | Saved) -> Retention:
+        """Delete all steps that are later than a step, to go on from there.
 
-    def _delete(self, steps: list[int]) -> None:
-        for step in steps:
-            with contextlib.suppress(FileNotFoundError):  # another process deleted it
-                set_aside(self._series.path(step))
+        Steps that are not whole go too, where ``overwrite=True`` would replace them. This ends what a step back began:
+        from now on the policies decide about every step again.
+
+        Args:
+            step: the number of the last step to keep, or its record. It need not exist, but a whole step must be left.
+
+        Returns:
+            What was kept and deleted; `print` shows it.
+
+        Raises:
+            UsageError: no whole step would be left, or a step that would change is being read. Nothing was deleted.
+            StorageError: a step cannot be deleted.
+            Exception: the error of a background save; it is raised once.
+
+        Example:
+            >>> manager = vs.CheckpointManager("run", keep=vs.Latest(3))
+            >>> for number in (100, 200, 300):
+            ...     pending = manager.save(number, {"w": np.zeros(3)})
+            >>> print(manager.rewind(200))
+                   100  kept     not later than step 200
+                   200  kept     not later than step 200
+                   300  deleted  later than step 200
+        """
+        number = step.step if isinstance(step, Saved) else _checked(step)
+        self._finish_pending()
+        with self._pruning:
+            taken = self._series.taken()
+            stay = [one.found for one in taken if isinstance(one.found, Member) and one.step <= number]
+            later = [one for one in taken if one.step > number and (isinstance(one.found, Member) or one.is_remains)]
+            if later and not stay:
+                raise UsageError("no whole step would be left", field="step", found=number, path=self.directory)
+            mark = self._mark(stay)
+            for one in later:
+                _require_unread(one.path)
+            deleted = {one.step: f"later than step {number}" for one in reversed(later)}
+            self._delete(deleted)
+            if mark is not None:
+                self._rewrite(*mark)
+        self._last = self.latest()
+        self._warned.discard("step back")
+        kept = {member.saved.step: f"not later than step {number}" for member in stay}
+        return Retention(kept=kept, deleted=dict(sorted(deleted.items())), held={}, trimmed={})
+
+    def _mark(self, stay: list[Member]) -> tuple[Member, Record] | None:
+        """Return a step and its new record, which says that all runs are rewound; None if nothing is to be said."""
+        last = max((member.record.run for member in stay if member.record), default=0)
+        if last <= settled_run(stay):
+            return None
+        for member in reversed(stay):
+            if member.record and not member.is_link:
+                _require_unread(member.saved.path)
+                return member, replace(member.record, rewound=last)
+        return None
+
+    def _delete(self, steps: Mapping[int, str]) -> None:
+        errors = []
+        for step, why in steps.items():
+            path = self._series.path(step)
+            try:
+                with contextlib.suppress(FileNotFoundError):  # another process deleted it
+                    set_aside(path)
+                    _log.info("deleted %s: %s", path, why)
+            except OSError as error:
+                _log.warning("cannot delete %s: %s", path, error)
+                errors.append(storage_error(error, path, "the step cannot be deleted"))
         if steps:
             earlier = self._removal
-            self._removal = threading.Thread(target=self._remove, args=(steps, earlier), name="varstore-delete")
+            self._removal = threading.Thread(target=self._remove, args=(list(steps), earlier), name="varstore-delete")
             if not start(self._removal):
                 self._removal = None
-                self._remove(steps, earlier)
+                self._remove(list(steps), earlier)
+        if errors:
+            raise errors[0]
 
     def _remove(self, steps: list[int], earlier: threading.Thread | None) -> None:
         if earlier is not None:
             earlier.join()
         for step in steps:
-            clean_staging(self.directory, name=f"{self._series.prefix}{step}")
+            try:
+                clean_staging(self.directory, name=f"{self._series.prefix}{step}")
+            except VarstoreError as error:  # raised where it is waited for
+                self._removal_errors.append(error)
 
-    def _trim(self, step: int, patterns: tuple[str, ...]) -> None:
-        """Replace a checkpoint by one without some variables; the others are linked, and no values are read."""
-        with open_checkpoint(self._series.path(step)) as checkpoint:
-            stay = checkpoint.select(exclude=patterns)
+    def _trim(self, member: Member, patterns: tuple[str, ...]) -> None:
+        assert member.record is not None
+        _log.info("removing %s from %s", ", ".join(patterns), member.saved.path)
+        self._rewrite(member, replace(member.record, trimmed=(*member.record.trimmed, *patterns)), without=patterns)
+
+    def _rewrite(self, member: Member, record: Record, *, without: tuple[str, ...] = ()) -> None:
+        """Replace a checkpoint by one with a new record, without some variables; the others are linked, not read."""
+        with open_step(member.saved.path) as checkpoint:
+            stay = checkpoint.select(exclude=without)
             tree = ""
             if checkpoint.tree is not None:
                 node = prune(checkpoint.tree, lambda name: name not in stay)
                 tree = json.dumps(node, ensure_ascii=False, separators=(",", ":"))
-            facts = dict(checkpoint.attributes.get(KEY) or {"time": self._time(step)})
-            facts["trimmed"] = [*facts.get("trimmed", ()), *patterns]
-            attributes = {**checkpoint.attributes, KEY: facts}
+            said = {**checkpoint.attributes.get(KEY, {}), **record.as_json(member.saved.step)}
+            attributes = {**checkpoint.attributes, KEY: said}
             durable = self._save_options.get("durable", True)
             save(checkpoint.path, stay, attributes=attributes, tree=tree, overwrite=True, durable=durable)
 
-    def _time(self, step: int) -> float:
-        return next(saved.time for saved in self.all() if saved.step == step)
+
+def _directory(given: object) -> str:
+    if not isinstance(given, str | os.PathLike) or not isinstance(path := os.fspath(given), str) or "\0" in path:
+        raise UsageError("must be a path", field="directory", found=repr(given))
+    if os.path.lexists(path) and not os.path.isdir(path):
+        raise UsageError("is not a directory", field="directory", path=path, hint="choose another path")
+    return os.path.abspath(path)
+
+
+def _parts(given: object) -> dict[str, Keep]:
+    if given is None:
+        return {}
+    if not isinstance(given, Mapping) or not all(isinstance(pattern, str) for pattern in given):
+        raise UsageError("must map patterns to policies", field="keep_parts", found=repr(given))
+    parts = {pattern: keep_of(policy, field=f"keep_parts[{pattern!r}]") for pattern, policy in given.items()}
+    return {pattern: policy for pattern, policy in parts.items() if policy is not None}
+
+
+def _checked(step: object) -> int:
+    try:
+        number = operator.index(cast(int, step))
+    except TypeError:
+        number = -1
+    if number < 0:
+        raise UsageError("must be an integer from 0", field="step", found=repr(step))
+    return number
+
+
+def _numbers(metrics: object) -> dict[str, float]:
+    if metrics is None:
+        return {}
+    if not isinstance(metrics, Mapping):
+        raise UsageError("must map names to numbers", field="metrics", found=repr(metrics))
+    return {_name(name): _number(value, f"metrics[{name!r}]") for name, value in metrics.items()}
+
+
+def _name(name: object) -> str:
+    if not isinstance(name, str):
+        raise UsageError("the name of a metric must be a string", field="metrics", found=repr(name))
+    return name
+
+
+def _number(value: Any, field: str) -> float:
+    try:
+        if isinstance(value, str | bytes | bytearray):
+            raise TypeError
+        return float(value.item() if hasattr(value, "item") else value)
+    except (TypeError, ValueError, OverflowError, RuntimeError) as error:
+        raise UsageError("must be a number", field=field, found=repr(value)) from error
+
+
+def _attributes(given: object) -> Mapping[str, Any]:
+    if given is None:
+        return {}
+    if not isinstance(given, Mapping):
+        raise UsageError("must map strings to JSON values", field="attributes", found=repr(given))
+    if KEY in given:
+        raise UsageError("the manager keeps its own record there", field=f"attributes[{KEY!r}]", hint="use another key")
+    return given
+
+
+def _require_unread(path: str) -> None:
+    if is_being_read(path):
+        raise UsageError("this step is being read", path=path, hint="close the handles of it first")

@@ -1,4 +1,13 @@
-"""A directory with one checkpoint per step: which of them are complete, and what else is there."""
+"""A directory with one checkpoint per step: which steps are whole, and what else is there.
+
+What a step is has one definition, here. A *name* of a step is the prefix and a number. It is *taken* if a folder, or a
+symbolic link to one, has it. A step is *whole* if that folder has its marker and a manifest that can be read. A name
+that is taken by something that is not whole counts for nothing, except that a save does not take it unasked and that
+`others` says what is wrong with it.
+
+A manager records in the manifest what it later decides by. A whole step without a record, or with one that another
+program wrote, can be restored, but nothing is known of its metrics.
+"""
 
 from __future__ import annotations
 
@@ -7,26 +16,83 @@ import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Any
+from typing import Any, NamedTuple, TypeGuard
 
 from varstore.disk.read.checkpoint import Checkpoint, open_checkpoint
 from varstore.disk.save.staging import is_staging_name
-from varstore.errors import VarstoreError
-from varstore.layout.names import MARKER
+from varstore.errors import ManifestError, VarstoreError
+from varstore.layout.names import MANIFEST, MARKER
+from varstore.storage.failures import translated
 from varstore.training.policies import Saved
 
-__all__ = ["KEY", "Member", "Series", "time_of"]
+__all__ = ["KEY", "Member", "Record", "Series", "Taken", "open_step", "time_of"]
 
 KEY = "training"
 """The attribute of a checkpoint that holds its step, time and metrics, and what was removed from it."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class Record:
+    """What a manager records of a step, beside its number.
+
+    `trimmed` are the patterns of the variables that were removed. `run` counts how often the training had stepped back
+    before this step was saved. `rewound` is the last such run whose steps are no longer kept for that reason.
+    `is_given` is false for a checkpoint that no manager saved, of which only the time is known.
+    """
+
+    time: float
+    metrics: Mapping[str, float]
+    trimmed: tuple[str, ...] = ()
+    run: int = 0
+    rewound: int = 0
+    is_given: bool = True
+
+    def as_json(self, step: int) -> dict[str, Any]:
+        """Return the attribute of the checkpoint; what has its default is left out."""
+        optional = {"trimmed": list(self.trimmed), "run": self.run, "rewound": self.rewound}
+        said = {name: value for name, value in optional.items() if value}
+        return {"step": step, "time": self.time, "metrics": dict(self.metrics), **said}
+
+    @classmethod
+    def parse(cls, said: Any) -> Record | None:
+        """Return the record that an attribute holds, None if it does not hold one."""
+        said = said if isinstance(said, dict) else {}
+        time, metrics, trimmed = said.get("time"), said.get("metrics"), said.get("trimmed", [])
+        run, rewound = said.get("run", 0), said.get("rewound", 0)
+        if not (_is_number(time) and isinstance(metrics, dict) and all(map(_is_number, metrics.values()))):
+            return None
+        if not (isinstance(trimmed, list) and all(isinstance(pattern, str) for pattern in trimmed)):
+            return None
+        if not (isinstance(run, int) and isinstance(rewound, int)):
+            return None
+        numbers = MappingProxyType({name: float(value) for name, value in metrics.items()})
+        return cls(time=float(time), metrics=numbers, trimmed=tuple(trimmed), run=run, rewound=rewound)
+
+
+def _is_number(value: Any) -> TypeGuard[float]:
+    return isinstance(value, float) or (isinstance(value, int) and abs(value) < 1 << 1000)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Member:
-    """A complete checkpoint of the series; `trimmed` are the patterns of the variables that were removed from it."""
+    """A whole step; `record` is None if another program wrote what is in its place."""
 
     saved: Saved
-    trimmed: frozenset[str]
+    record: Record | None
+    is_link: bool
+
+
+class Taken(NamedTuple):
+    """What has the name of a step: a member, or why it is not one."""
+
+    step: int
+    path: str
+    found: Member | VarstoreError
+
+    @property
+    def is_remains(self) -> bool:
+        """Whether it has a marker or a manifest, so that it is what is left of a checkpoint."""
+        return any(os.path.lexists(os.path.join(self.path, name)) for name in (MARKER, MANIFEST))
 
 
 class Series:
@@ -36,66 +102,103 @@ class Series:
         self.directory = directory
         self.prefix = prefix
         self._pattern = re.compile(re.escape(prefix) + r"(0|[1-9][0-9]*)")
-        self._known: dict[tuple[str, int], Member] = {}
+        self._known: dict[tuple[Any, ...], Member] = {}
 
     def path(self, step: int) -> str:
         """Return the path of a step's checkpoint, which need not exist."""
         return os.path.join(self.directory, f"{self.prefix}{step}")
 
     def members(self) -> list[Member]:
-        """Return the complete checkpoints in the order of their steps."""
-        found = [member for _, member in self._look() if isinstance(member, Member)]
-        return sorted(found, key=lambda member: member.saved.step)
+        """Return the whole steps in order."""
+        return [taken.found for taken in self.taken() if isinstance(taken.found, Member)]
+
+    def taken(self) -> list[Taken]:
+        """Return all that has the name of a step, in the order of the steps."""
+        return sorted((found for _, found in self._look() if isinstance(found, Taken)), key=lambda taken: taken.step)
 
     def others(self) -> dict[str, str]:
-        """Return the names of everything else, each with the reason why it is not a checkpoint of the series."""
-        return {name: why for name, why in sorted(self._look(), key=lambda pair: pair[0]) if isinstance(why, str)}
+        """Return the names of everything that is not a whole step, each with the reason why."""
+        reasons = {}
+        for name, found in self._look():
+            if found is None:
+                reasons[name] = "not a step of this run"
+            elif isinstance(found.found, VarstoreError):
+                reasons[name] = str(found.found)
+        return dict(sorted(reasons.items()))
 
-    def _look(self) -> Iterator[tuple[str, Member | str]]:
+    def _look(self) -> Iterator[tuple[str, Taken | None]]:
         known, self._known = self._known, {}
-        for entry in _entries(self.directory):
-            match = self._pattern.fullmatch(entry.name)
+        for entry in self._entries():
             if is_staging_name(entry.name):
                 continue
-            if match is None or not entry.is_dir(follow_symlinks=False):
-                yield entry.name, "not a step of this run"
+            match = self._pattern.fullmatch(entry.name)
+            if match is None or not os.path.isdir(entry.path):
+                yield entry.name, None
                 continue
-            key = (entry.name, entry.inode())  # a save makes a new folder and never changes one in place
+            step = int(match[1])
+            state = _state(entry.path)
             try:
-                self._known[key] = known.get(key) or _member(int(match[1]), entry.path)
-            except (VarstoreError, OSError) as error:
-                yield entry.name, str(error)
+                member = known.get((entry.name, state)) or _member(step, entry.path, is_link=entry.is_symlink())
+            except VarstoreError as error:
+                yield entry.name, Taken(step, entry.path, error)
             else:
-                yield entry.name, self._known[key]
+                if state is not None:
+                    self._known[entry.name, state] = member
+                yield entry.name, Taken(step, entry.path, member)
+
+    def _entries(self) -> list[os.DirEntry[str]]:
+        with translated(self.directory, "the directory cannot be read"):
+            try:
+                with os.scandir(self.directory) as entries:
+                    return list(entries)
+            except FileNotFoundError:
+                return []
 
 
-def _entries(directory: str) -> list[os.DirEntry[str]]:
+def _state(path: str) -> tuple[int, ...] | None:
+    """Return what changes whenever the manifest or the marker does, None if one of them is not there."""
     try:
-        with os.scandir(directory) as entries:
-            return list(entries)
-    except FileNotFoundError:
-        return []
+        stats = os.stat(os.path.join(path, MANIFEST)), os.lstat(os.path.join(path, MARKER))
+    except OSError:
+        return None
+    return tuple(number for stat in stats for number in (stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime_ns))
 
 
-def _member(step: int, path: str) -> Member:
-    with open_checkpoint(path) as checkpoint:
-        said = checkpoint.attributes.get(KEY)
-        facts: Mapping[str, Any] = said if isinstance(said, dict) else {}
-        metrics = facts.get("metrics") or {}
-        saved = Saved(
-            step=step,
-            time=time_of(checkpoint),
-            metrics=MappingProxyType({name: float(value) for name, value in metrics.items()}),
+def _member(step: int, path: str, *, is_link: bool) -> Member:
+    with open_step(path) as checkpoint:
+        time = time_of(checkpoint)
+        if KEY in checkpoint.attributes:
+            record = Record.parse(checkpoint.attributes[KEY])
+        else:
+            record = Record(time=time, metrics=MappingProxyType({}), is_given=False)
+        metrics = MappingProxyType({}) if record is None else record.metrics
+        saved = Saved(step=step, time=time, metrics=metrics, path=path)
+        return Member(saved=saved, record=record, is_link=is_link)
+
+
+def open_step(path: str) -> Checkpoint:
+    """Open the checkpoint of a step.
+
+    Raises:
+        ManifestError: it does not have a manifest, or the manifest cannot be read.
+        CheckpointNotFound, IncompleteCheckpoint: see `varstore.open`.
+    """
+    checkpoint = open_checkpoint(path)
+    if checkpoint.manifest is None:
+        raise ManifestError(
+            "the manifest of this step is lost, and with it the metrics and the structure of the state",
             path=path,
+            hint=f"read its arrays by name with vs.load({path!r})",
         )
-        return Member(saved=saved, trimmed=frozenset(facts.get("trimmed", ())))
+    return checkpoint
 
 
 def time_of(checkpoint: Checkpoint) -> float:
     """Return when a checkpoint was saved, in seconds since the epoch, by the clock of the process that saved it."""
     said = checkpoint.attributes.get(KEY)
-    if isinstance(said, dict) and "time" in said:
+    if isinstance(said, dict) and _is_number(said.get("time")):
         return float(said["time"])
     if checkpoint.manifest is not None:
         return checkpoint.manifest.time_ns / 1e9
-    return os.stat(os.path.join(checkpoint.path, MARKER)).st_mtime
+    with translated(checkpoint.path, "the time of its marker cannot be read"):
+        return os.stat(os.path.join(checkpoint.path, MARKER)).st_mtime
