@@ -20,8 +20,8 @@ from rich.console import Console
 from rich.table import Table
 
 from tools.faults.jobs import Command, Job, Outcome, Unavailable
-from tools.faults.known import known_losses
-from tools.faults.verdict import Verdict, outcome_of
+from tools.faults.known import KNOWN, known_losses
+from tools.faults.verdict import Verdict, outcome_of, stale
 
 COMMANDS: Final = {
     "calls": "a fault at each file system call of saves, seals and their like",
@@ -51,10 +51,10 @@ def main() -> int:
         return _UNAVAILABLE
     console = Console(width=None if sys.stdout.isatty() else 120)
     console.print(_table(verdicts, by_scenario=options.scenarios))
-    for verdict in verdicts:
-        for complaint in verdict.complaints():
-            print(complaint)
-    return 0 if all(verdict.ok for verdict in verdicts) else _LOST
+    complaints = [complaint for verdict in verdicts for complaint in verdict.complaints()]
+    complaints += stale(KNOWN, verdicts, is_all=_is_all(options))
+    print(*complaints, sep="\n", end="\n" if complaints else "")
+    return _LOST if complaints else 0
 
 
 def _options() -> argparse.Namespace:
@@ -71,6 +71,10 @@ def _options() -> argparse.Namespace:
     options = parser.parse_args()
     options.command = options.command or list(COMMANDS)
     return options
+
+
+def _is_all(options: argparse.Namespace) -> bool:
+    return options.command == list(COMMANDS) and not options.part and options.scenario == options.fault == "*"
 
 
 def _memory() -> str:

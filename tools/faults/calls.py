@@ -1,9 +1,10 @@
-"""Run a scenario with a fault at each of its points, and check what each leaves.
+"""Run a scenario with a fault at each of its file system calls, and check what each leaves.
 
-After any fault, these must hold. The target contains the old or the new checkpoint, complete, which opens and verifies.
-Everything else beside it is unchanged, except for at most one staging folder. The next save works, and removes that
-folder. If the call ended, it closed what it had opened. It returned only if the new checkpoint is in place, durably if
-requested; otherwise it raised a StorageError, which says "undone" only if the old state is in place.
+After any fault, these must hold. What is visible is the old state, the new one, or one that is visible between them in
+a run without a fault. Of leftovers, there are at most those that a killed call may leave, and `varstore.clean` removes
+them. Each checkpoint opens and verifies. The next call works, and removes the leftovers. If the call ended, it closed
+what it had opened. It returned only if the new state is in place, durably if requested; otherwise it raised a
+StorageError, which says "undone" only if the old state is in place.
 """
 
 from __future__ import annotations
@@ -11,24 +12,36 @@ from __future__ import annotations
 import contextlib
 import enum
 import os
-import re
 import shutil
 import signal
-from collections.abc import Iterator, Mapping
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from functools import cache, partial
 from pathlib import Path
+from typing import Final
 
 import varstore as vs
-from tools.faults.children import Run, Said, run
-from tools.faults.injector import COUNT, Action, Fault, Injector, fault_named
-from tools.faults.jobs import Job, Lost, Outcome
-from tools.faults.readback import Found, read
-from tools.faults.scenarios import ATTRIBUTES, SCENARIOS, TARGET, Scenario
+from tools.faults.children import Child, Run, Said
+from tools.faults.injector import COUNT, FAULTS, Action, Fault, Injector
+from tools.faults.jobs import FOREIGN, Job, Lost, Outcome
+from tools.faults.readback import Checkpoint, Seen, observe
+from tools.faults.scenarios import SCENARIOS, Scenario
 
-__all__ = ["Loss", "count_calls", "fresh_home", "jobs", "shared_injector", "visit"]
+__all__ = ["PART", "Loss", "count_calls", "fresh_home", "jobs", "shared_injector", "visit"]
 
-_STAGING = re.compile(rf"\.{TARGET}\.saving-[0-9a-f]{{8}}")
+_HOME = "home"
 _SYNCS = {"fsync", "fdatasync", "syncfs", "sync_file_range"}
+_UNSYNCED = {"EIO", "ENOSPC", "EDQUOT", "ESTALE"}
+"""Errors with which a sync says that data may be lost; with others it says that the file system cannot sync."""
+PART: Final = {
+    "new, durable": {"SIGKILL", "torn", "short", "EIO"},
+    "overwrite, durable": {"SIGKILL", "SIGINT", "EIO", "ENOSPC"},
+    "seal": {"SIGKILL", "EIO"},
+    "manager": {"EMFILE", "EACCES"},
+    "write torch": {"SIGKILL", "EIO"},
+}
+"""The faults that each run of the tests tries at every call of a scenario."""
 
 
 class Loss(enum.StrEnum):
@@ -36,30 +49,42 @@ class Loss(enum.StrEnum):
 
     UNREACHED = "the call that was to be met never came"
     HUNG = "the work did not come back"
-    HALF_DONE = "neither the old checkpoint nor the new one is there"
-    STRAY = "something else lies there than before"
-    SILENT = "it returned, and the new checkpoint does not stand"
+    HALF_DONE = "neither the old state nor the new one is there"
+    STRAY = "more is left over than a killed call may leave"
+    SILENT = "it returned, and the new state is not there"
     UNSYNCED = "it returned although something could not be made durable"
-    WRONG_ERROR = "it ended otherwise than the fault deserves"
+    WRONG_ERROR = "it ended with an error that does not tell what happened"
+    FOREIGN = FOREIGN
+    UNTOLD = "an error ended a thread, and nobody was told"
     UNTRUE = "it said that the save was undone, and the new checkpoint stands"
     LEAK = "a descriptor was left open"
     UNSOUND = "what is there does not open or verify"
+    UNCLEAN = "varstore.clean does not remove what is left over, and nothing else"
     STUCK = "what is done next does not work"
     LEFT_OVER = "what is done next leaves the left-over there"
 
 
 Judgement = Iterator[tuple[Loss, str]]
-State = Mapping[str, Found | None]
-"""The content of the home directory, by name."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Expected:
+    """What a scenario leads to without a fault."""
+
+    before: Seen
+    after: Seen
+    visible: Sequence[Seen]
+    """All states that may be seen at any moment."""
+    afterwards: Sequence[Seen]
+    """The states that calling again leads to, from each of them."""
 
 
 def jobs(*, whole: bool) -> Iterator[Job]:
     """Yield a job for each scenario with each fault."""
-    del whole
     for scenario in SCENARIOS:
-        for name in ("SIGKILL", "EIO"):
-            fault = fault_named(name)
-            yield Job(scenario=scenario.name, fault=name, run=partial(_visit_with_shared, scenario, fault))
+        for fault in FAULTS:
+            if whole or fault.name in PART.get(scenario.name, ()):
+                yield Job(scenario=scenario.name, fault=fault.name, run=partial(_visit_with_shared, scenario, fault))
 
 
 @cache
@@ -73,103 +98,126 @@ def _visit_with_shared(scenario: Scenario, fault: Fault, place: Path) -> Outcome
 
 
 def count_calls(injector: Injector, scenario: Scenario, place: Path) -> tuple[str, ...]:
-    """Return the file system calls that a scenario makes without a fault; `place` is an empty directory.
-
-    Raises:
-        AssertionError: the scenario fails without a fault.
-    """
-    _warm_up(scenario, place)
-    counted, losses = _meet(injector, scenario, COUNT, 0, place)
-    assert not losses, f"{scenario.name} fails without any fault: {losses}"
-    return counted.calls
+    """Return the file system calls that a scenario makes without a fault; `place` is an empty directory."""
+    expected = _expect(scenario, place)
+    with _child(injector, scenario, place) as child:
+        return _meet(child, scenario, COUNT, 0, expected, place)[0].calls
 
 
 def visit(injector: Injector, scenario: Scenario, fault: Fault, place: Path) -> Outcome:
     """Run the scenario with the fault at each call at which it can occur."""
-    points, lost = 0, []
-    for number, call in enumerate(count_calls(injector, scenario, place), 1):
-        met, losses = _meet(injector, scenario, fault, number, place)
-        if not met.hit and fault.is_partial:
-            continue
-        points += 1
+    points, lost = 1, []  # the first without a fault
+    expected = _expect(scenario, place)
+    with _child(injector, scenario, place) as child:
+        undisturbed, losses = _meet(child, scenario, COUNT, 0, expected, place)
         if losses:
-            named = {loss.name: f"{loss}: {found}" for loss, found in losses.items()}
-            lost.append(Lost(point=f"call {number}, {call}({met.where})", losses=named))
+            lost.append(Lost(point="no call", losses=_named(losses)))
+        for number, call in enumerate(undisturbed.calls, 1):
+            if not fault.can_occur_at(call):
+                continue
+            met, losses = _meet(child, scenario, fault, number, expected, place)
+            if not met.hit and fault.is_partial:
+                continue
+            points += 1
+            if losses:
+                child.stop()  # whatever state it is in
+                lost.append(Lost(point=f"call {number}, {call}({met.where})", losses=_named(losses)))
     return Outcome(points=points, lost=lost)
 
 
-def _warm_up(scenario: Scenario, place: Path) -> None:
-    """Run once in this process everything that a child runs, so that children do not import anything."""
-    with fresh_home(scenario, place) as home:
-        scenario.act(home)
-        scenario.act_again(home)
+def _named(losses: Mapping[Loss, str]) -> Mapping[str, str]:
+    return {loss.name: f"{loss}: {found}" for loss, found in losses.items()}
+
+
+def _child(injector: Injector, scenario: Scenario, place: Path) -> Child:
+    return Child(injector, partial(scenario.act, place / _HOME))
 
 
 @contextlib.contextmanager
 def fresh_home(scenario: Scenario, place: Path) -> Iterator[Path]:
-    """Keep a home directory in the state before the scenario."""
-    home = place / "home"
+    """Keep a home directory in the state before the scenario, as working directory."""
+    home = place / _HOME
     home.mkdir()
+    os.chdir(home)
     try:
         scenario.prepare(home)
         yield home
     finally:
-        shutil.rmtree(home)
+        os.chdir(place)
+        for thread in threading.enumerate():  # of background saves: a fork would not copy them
+            if thread is not threading.current_thread():
+                thread.join()
+        if home.exists():
+            shutil.rmtree(home)
+
+
+def _expect(scenario: Scenario, place: Path) -> _Expected:
+    """Run without a fault; this also imports everything, so that children do not import anything."""
+    visible, afterwards = [], []
+    for act in (lambda _: None, *scenario.stages, scenario.act):
+        with fresh_home(scenario, place) as home:
+            act(home)
+            visible.append(observe(home))
+            scenario.again(home)
+            afterwards.append(observe(home))
+    before, after = visible[0], visible[-1]
+    for path, contents in scenario.new.items():
+        found = after.units.get(path)
+        assert isinstance(found, Checkpoint), f"{scenario.name}: there is no {path}: {after}"
+        assert found.is_whole, f"{scenario.name}: {found}"
+        assert found.contents == contents, f"{scenario.name}: {path} is not what was saved: {found}"
+    assert after != before
+    return _Expected(before=before, after=after, visible=visible, afterwards=afterwards)
 
 
 def _meet(
-    injector: Injector, scenario: Scenario, fault: Fault, number: int, place: Path
+    child: Child, scenario: Scenario, fault: Fault, number: int, expected: _Expected, place: Path
 ) -> tuple[Run, Mapping[Loss, str]]:
     with fresh_home(scenario, place) as home:
-        before = {name: read(home / name) for name in os.listdir(home)}
-        met = run(injector, partial(scenario.act, home), at=number, fault=fault)
-        return met, dict(_judge(scenario, fault, met, before, home))
+        met = child.run(at=number, fault=fault)
+        return met, dict(_judge(scenario, fault, met, expected, home))
 
 
-def _judge(scenario: Scenario, fault: Fault, met: Run, before: State, home: Path) -> Judgement:
+def _judge(scenario: Scenario, fault: Fault, met: Run, expected: _Expected, home: Path) -> Judgement:
     if not met.hit and not fault.is_partial and fault.action is not Action.COUNT:
         yield Loss.UNREACHED, f"{len(met.calls)} calls were made"
     if met.killed_by == signal.SIGALRM:
         yield Loss.HUNG, f"after {len(met.calls)} calls"
-    try:
-        found = read(home / TARGET)
-    except (OSError, ValueError) as error:
-        yield Loss.HALF_DONE, str(error)
-        return
-    old = before.get(TARGET)
-    is_new = found != old and found is not None and found.is_whole and found.contents == scenario.new
-    if not is_new and found != old:
-        yield Loss.HALF_DONE, "nothing" if found is None else str(found)
-    yield from _judge_neighbours(met, before, home, found)
+    seen = observe(home)
+    is_known = seen in expected.visible
+    if not is_known and not (scenario.is_in_place and met.said is None and _lacks_markers(home)):
+        yield Loss.HALF_DONE, str(seen)
+    allowed = 0 if met.said and not met.said.error and fault.action is not Action.FAIL else scenario.leftovers
+    if len(seen.leftovers) > allowed:
+        yield Loss.STRAY, ", ".join(sorted(seen.leftovers))
     if met.said is not None:
-        yield from _judge_words(fault, met, met.said, is_new=is_new)
+        yield from _judge_words(scenario, fault, met, met.said, is_new=seen == expected.after, is_known=is_known)
     elif met.killed_by != signal.SIGALRM and not (fault.kills and met.killed_by == signal.SIGKILL):
-        yield Loss.WRONG_ERROR, f"ended by signal {met.killed_by}"
-    if found is not None:
-        yield from _judge_soundness(home, found, verifies=is_new or scenario.old_is_sound)
-    yield from _judge_next(scenario, before, home)
+        yield Loss.FOREIGN, f"ended by signal {met.killed_by}"
+    if is_known:
+        yield from _judge_soundness(scenario, seen, expected, home)
+    if seen.leftovers:
+        yield from _judge_cleaning(seen, home)
+    yield from _judge_next(scenario, expected, home)
 
 
-def _judge_neighbours(met: Run, before: State, home: Path, found: Found | None) -> Judgement:
-    others = set(os.listdir(home)) - {TARGET}
-    staging = set(filter(_STAGING.fullmatch, others))
-    if others - staging != before.keys() - {TARGET} or len(staging) > 1:
-        yield Loss.STRAY, ", ".join(sorted(others))
-    for name in others & before.keys():
-        if read(home / name) != before[name]:
-            yield Loss.STRAY, f"{name} was changed"
-    if found is not None and len(found.temporary) > (met.said is None):
-        yield Loss.STRAY, ", ".join(sorted(found.temporary))
+def _lacks_markers(home: Path) -> bool:
+    return not any(home.rglob("snapshot_done"))
 
 
-def _judge_words(fault: Fault, met: Run, said: Said, *, is_new: bool) -> Judgement:
+def _judge_words(scenario: Scenario, fault: Fault, met: Run, said: Said, *, is_new: bool, is_known: bool) -> Judgement:
+    if said.in_threads:
+        yield Loss.UNTOLD, "; ".join(said.in_threads)
     if said.left_open:
         yield Loss.LEAK, ", ".join(said.left_open)
-    if not _is_deserved(fault, said):
-        yield Loss.WRONG_ERROR, f"{said.error or 'no error'}: {said.message}"
-    if not said.error and not is_new:
+    error = f"{said.error or 'no error'}: {said.message}"
+    if said.error and not said.is_ours and (fault.action, said.error) != (Action.INTERRUPT, "KeyboardInterrupt"):
+        yield Loss.FOREIGN, error
+    elif not _is_deserved(fault, said):
+        yield Loss.WRONG_ERROR, error
+    if not said.error and not is_new and not (fault.action is Action.FAIL and is_known and scenario.stages):
         yield Loss.SILENT, "no error"
-    if not said.error and fault.action is Action.FAIL and met.call in _SYNCS:
+    if not said.error and fault.name in _UNSYNCED and met.call in _SYNCS:
         yield Loss.UNSYNCED, "no error"
     if is_new and "undone" in said.message:
         yield Loss.UNTRUE, said.message
@@ -186,28 +234,48 @@ def _is_deserved(fault: Fault, said: Said) -> bool:
             return not said.error
 
 
-def _judge_soundness(home: Path, found: Found, *, verifies: bool) -> Judgement:
-    try:
-        with vs.open(home / TARGET) as checkpoint:
-            if set(checkpoint) != found.contents.variables.keys() or checkpoint.attributes != ATTRIBUTES:
-                yield Loss.UNSOUND, f"variables {', '.join(checkpoint)}; attributes {dict(checkpoint.attributes)}"
-        report = vs.verify(home / TARGET, threads=1)
-        if verifies and not report.ok:
-            yield Loss.UNSOUND, str(report)
-    except (vs.VarstoreError, OSError) as error:
-        yield Loss.UNSOUND, f"{type(error).__name__}: {error}"
+def _judge_soundness(scenario: Scenario, seen: Seen, expected: _Expected, home: Path) -> Judgement:
+    for path, unit in seen.units.items():
+        if not isinstance(unit, Checkpoint) or not unit.is_complete:
+            continue
+        try:
+            with vs.open(home / path) as checkpoint:
+                attributes = unit.attributes["attributes"] if unit.attributes else {}
+                if set(checkpoint) != unit.variables.keys() or checkpoint.attributes != attributes:
+                    yield Loss.UNSOUND, f"{path}: {', '.join(checkpoint)}; attributes {dict(checkpoint.attributes)}"
+            report = vs.verify(home / path, threads=1)
+            is_sound = scenario.old_is_sound or unit != expected.before.units.get(path)
+            if is_sound and not report.ok:
+                yield Loss.UNSOUND, str(report)
+        except Exception as error:
+            yield Loss.UNSOUND, f"{path}: {type(error).__name__}: {error}"
 
 
-def _judge_next(scenario: Scenario, before: State, home: Path) -> Judgement:
+def _judge_cleaning(seen: Seen, home: Path) -> Judgement:
+    """Clean each directory that contains leftovers, in a copy."""
+    copy = home.parent / "copy"
     try:
-        scenario.act_again(home)
-        report = vs.verify(home / TARGET, threads=1)
-        found = read(home / TARGET)
-    except (vs.VarstoreError, OSError, ValueError) as error:
+        shutil.copytree(home, copy, symlinks=True, copy_function=os.link)
+        for folder in {(copy / leftover).parent for leftover in seen.leftovers}:
+            vs.clean(folder)
+        cleaned = observe(copy)
+        hidden = [path for path in cleaned.leftovers if os.path.basename(path).startswith(".")]
+        if hidden or cleaned != seen:
+            yield Loss.UNCLEAN, f"{', '.join(sorted(seen.leftovers))}; then {cleaned}"
+    except Exception as error:
+        yield Loss.UNCLEAN, f"{type(error).__name__}: {error}"
+    finally:
+        shutil.rmtree(copy)
+
+
+def _judge_next(scenario: Scenario, expected: _Expected, home: Path) -> Judgement:
+    try:
+        scenario.again(home)
+        seen = observe(home)
+    except Exception as error:
         yield Loss.STUCK, f"{type(error).__name__}: {error}"
         return
-    if found is None or not found.is_whole or found.contents != scenario.afterwards or not report.ok:
-        yield Loss.STUCK, str(report)
-    left_over = set(os.listdir(home)) - before.keys() - {TARGET} | (found.temporary if found else set())
-    if left_over:
-        yield Loss.LEFT_OVER, ", ".join(sorted(left_over))
+    if seen not in expected.afterwards:
+        yield Loss.STUCK, str(seen)
+    if seen.leftovers:
+        yield Loss.LEFT_OVER, ", ".join(sorted(seen.leftovers))

@@ -1,29 +1,35 @@
 """Run a function in a child process with a plan, and return how it ended.
 
-Each point needs its own process, because a fault may kill the process, and a filter cannot be removed. Starting Python
-and importing numpy takes a hundred times as long as the function. Forking a process that has imported everything takes
-about a millisecond. Each child also inherits the same modules, hash seed and descriptors, so that the n-th call is
-always the same one. The function must run in the parent first, because late imports would be counted in each child.
+A fault may kill the process, and a filter cannot be removed, so the function runs in a child. Starting Python and
+importing numpy takes a hundred times as long as the function. Forking a process that has imported everything takes
+some milliseconds, and a child that is still alive is used again. Each child inherits the same modules, hash seed and
+descriptors, so that the n-th call is always the same one. The function must run in the parent first, because late
+imports would be counted in each child.
 
 A fork copies only the thread that calls it, so the parent must not have others.
 """
 
 from __future__ import annotations
 
+import gc
+import logging
 import os
 import pickle
 import signal
+import threading
 from collections.abc import Callable
 from dataclasses import dataclass
+from types import TracebackType
+from typing import IO
 
 from tools.faults.injector import Fault, Injector
 from tools.faults.jobs import Unavailable
-from varstore.errors import StorageError
+from varstore.errors import StorageError, VarstoreError
 
-__all__ = ["Run", "Said", "run"]
+__all__ = ["Child", "Run", "Said"]
 
 _PATIENCE = 30
-"""The time limit of a child in seconds, after which SIGALRM ends it."""
+"""The time limit of a run in seconds, after which SIGALRM ends the child."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -33,8 +39,12 @@ class Said:
     error: str
     """The class of the error; empty if the function returned."""
     message: str
+    is_ours: bool
+    """Whether it is in varstore's tree."""
     is_storage_error: bool
     left_open: tuple[str, ...]
+    in_threads: tuple[str, ...]
+    """Errors that ended a thread, and that nobody was told of."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -54,61 +64,124 @@ class Run:
     """None if the child was killed."""
 
 
-def run(injector: Injector, work: Callable[[], object], *, at: int, fault: Fault) -> Run:
-    """Run the function in a child, with a fault at the call of this number.
+class Child:
+    """A child process that runs a function whenever it is told to; once killed, the next run starts another."""
 
-    Raises:
-        Unavailable: the calls of a child cannot be intercepted.
-    """
-    injector.plan(at, fault)
+    def __init__(self, injector: Injector, work: Callable[[], object]) -> None:
+        self._injector = injector
+        self._work = work
+        self._pid = 0
+        self._orders: IO[bytes]
+        self._reports: IO[bytes]
+
+    def __enter__(self) -> Child:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.stop()
+
+    def run(self, *, at: int, fault: Fault) -> Run:
+        """Run the function in the working directory, with a fault at the call of this number.
+
+        Raises:
+            Unavailable: the calls of a child cannot be intercepted.
+        """
+        if not self._pid:
+            self._start()
+        self._injector.plan(at, fault)
+        pickle.dump(os.getcwd(), self._orders)
+        self._orders.flush()
+        said, killed_by = None, 0
+        try:
+            said = pickle.load(self._reports)
+        except EOFError:
+            killed_by = os.WTERMSIG(self.stop())
+        if isinstance(said, Unavailable):
+            raise said
+        calls = tuple(self._injector.calls)
+        return Run(
+            calls=calls,
+            hit=self._injector.hit,
+            call=calls[at - 1] if 0 < at <= len(calls) else "",
+            where=self._injector.where,
+            killed_by=killed_by,
+            said=said,
+        )
+
+    def _start(self) -> None:
+        source, self._orders = _pipe()
+        self._reports, sink = _pipe()
+        self._pid = os.fork()
+        if self._pid == 0:
+            self._orders.close()
+            self._reports.close()
+            _be_child(self._injector, self._work, source, sink)
+        source.close()
+        sink.close()
+
+    def stop(self) -> int:
+        """Let the child end if it lives, and return its wait status."""
+        if not self._pid:
+            return 0
+        self._orders.close()
+        self._reports.close()
+        pid, self._pid = self._pid, 0
+        return os.waitpid(pid, 0)[1]
+
+
+def _pipe() -> tuple[IO[bytes], IO[bytes]]:
     source, sink = os.pipe()
-    pid = os.fork()
-    if pid == 0:
-        _be_child(injector, work, sink)
-    os.close(sink)
-    with open(source, "rb") as pipe:
-        told = pipe.read()
-    killed_by = os.WTERMSIG(os.waitpid(pid, 0)[1])
-    said = pickle.loads(told) if told else None
-    if isinstance(said, Unavailable):
-        raise said
-    calls = tuple(injector.calls)
-    return Run(
-        calls=calls,
-        hit=injector.hit,
-        call=calls[at - 1] if 0 < at <= len(calls) else "",
-        where=injector.where,
-        killed_by=killed_by,
-        said=said,
-    )
+    return open(source, "rb"), open(sink, "wb")
 
 
-def _be_child(injector: Injector, work: Callable[[], object], sink: int) -> None:
-    """Run, report, and end without Python's exit handlers, which belong to the parent."""
+def _be_child(injector: Injector, work: Callable[[], object], source: IO[bytes], sink: IO[bytes]) -> None:
+    """Do as told until there are no more orders, then end without Python's exit handlers, which are the parent's."""
     try:
-        signal.alarm(_PATIENCE)
+        gc.disable()  # what it closes would be counted, at any moment
+        gc.freeze()  # so that the collections below look at little
+        logging.disable()
         signal.signal(signal.SIGINT, signal.default_int_handler)
-        os.write(sink, pickle.dumps(_work(injector, work)))
+        unavailable = None
+        try:
+            injector.install()
+        except Unavailable as error:
+            unavailable = error
+        while True:
+            os.chdir(pickle.load(source))
+            signal.alarm(_PATIENCE)
+            pickle.dump(unavailable or _work(injector, work), sink)
+            signal.alarm(0)
+            sink.flush()
+            gc.collect()
     finally:
         os._exit(0)
 
 
-def _work(injector: Injector, work: Callable[[], object]) -> Said | Unavailable:
-    try:
-        injector.install()
-    except Unavailable as unavailable:
-        return unavailable
+def _work(injector: Injector, work: Callable[[], object]) -> Said:
     before = _descriptors()
-    name, message, is_storage_error = "", "", False
+    error: BaseException | None = None
+    in_threads: list[str] = []
+    threading.excepthook = lambda told: in_threads.append(f"{told.exc_type.__name__}: {told.exc_value}")
     try:
         injector.arm()
         work()
-    except BaseException as error:  # Ctrl-C, too
-        name, message, is_storage_error = type(error).__name__, str(error), isinstance(error, StorageError)
-    finally:
-        injector.disarm()
+    except BaseException as raised:  # Ctrl-C, too
+        error = raised
+    for thread in threading.enumerate():
+        if thread is not threading.current_thread():
+            thread.join()
+    injector.disarm()
     left_open = tuple(sorted(target for _, target in _descriptors() - before))
-    return Said(error=name, message=message, is_storage_error=is_storage_error, left_open=left_open)
+    return Said(
+        error="" if error is None else type(error).__name__,
+        message="" if error is None else str(error),
+        is_ours=isinstance(error, VarstoreError),
+        is_storage_error=isinstance(error, StorageError),
+        left_open=left_open,
+        in_threads=tuple(in_threads),
+    )
 
 
 def _descriptors() -> set[tuple[str, str]]:

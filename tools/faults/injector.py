@@ -17,6 +17,7 @@ import errno
 import mmap
 import os
 import platform
+import re
 import shutil
 import subprocess
 import sys
@@ -55,6 +56,8 @@ class Fault:
     meaning: str
     action: Action
     error: int = 0
+    calls: str = r"\w+"
+    """A pattern of the calls at which it can occur."""
 
     @property
     def kills(self) -> bool:
@@ -66,29 +69,67 @@ class Fault:
         """Whether the fault can occur only at calls that transfer bytes."""
         return self.action in (Action.SHORT, Action.TORN)
 
+    def can_occur_at(self, call: str) -> bool:
+        """Return whether the fault can occur at the call of this name."""
+        return re.fullmatch(self.calls, call) is not None
+
 
 COUNT: Final = Fault(name="none", meaning="nothing", action=Action.COUNT)
+_OPEN, _WRITE = "open|openat|openat2|creat", "write|pwrite64|writev|pwritev2?|copy_file_range|sendfile|splice"
+_MAKE = "mkdir|mkdirat|link|linkat|symlink|symlinkat|mknodat|rename|renameat|renameat2"
+_GROW = f"{_OPEN}|{_WRITE}|{_MAKE}|fallocate|truncate|ftruncate|close|f?setxattr"
+_REMOVE = "unlink|unlinkat|rmdir"
+_LOOK = "stat|lstat|newfstatat|statx|access|faccessat2?|readlink|readlinkat|statfs|chdir|l?getxattr|listxattr"
+_CHANGE = f"{_MAKE}|{_REMOVE}|f?truncate|f?chmod|fchmodat|f?chown|fchownat|utimensat|f?setxattr"
+_SYNC = "fsync|fdatasync|syncfs|sync_file_range"
+_SLOW = f"{_OPEN}|{_WRITE}|{_SYNC}|read|pread64|readv|preadv2?|close|flock|fcntl|fallocate|f?truncate|f?statfs"
+_ERRNOS: Final = {
+    "EIO": r"\w+",
+    "ESTALE": r"\w+",
+    "ENOSPC": f"{_GROW}|{_SYNC}",
+    "EDQUOT": f"{_GROW}|{_SYNC}",
+    "EMFILE": _OPEN,
+    "ENFILE": _OPEN,
+    "ENOMEM": f"{_OPEN}|{_LOOK}|{_MAKE}|{_REMOVE}|getdents64|fstat",
+    "EACCES": f"{_OPEN}|{_LOOK}|{_CHANGE}",
+    "EPERM": f"{_OPEN}|{_CHANGE}|fallocate|flock",
+    "EROFS": f"{_OPEN}|{_CHANGE}|{_SYNC}",
+    "EINTR": _SLOW,
+    "EBUSY": f"{_MAKE}|{_REMOVE}",
+    "EMLINK": _MAKE,
+    "EXDEV": "link|linkat|rename|renameat|renameat2|copy_file_range",
+    "EFBIG": f"{_WRITE}|fallocate|f?truncate",
+    "ENOLCK": "flock|fcntl",
+    "EINVAL": f"renameat2|copy_file_range|fallocate|fadvise64|flock|{_SYNC}",
+    "EOPNOTSUPP": "link|linkat|renameat2|copy_file_range|fallocate|fadvise64|flock|ioctl|f?[gs]etxattr",
+    "ENOSYS": "renameat2|copy_file_range|fallocate|syncfs|sync_file_range|preadv2|pwritev2|flock",
+}
+"""Maps each errno to a pattern of the calls that can fail with it, by their manual pages."""
 FAULTS: Final = (
     Fault(name="SIGKILL", meaning="the process is killed before the call", action=Action.KILL),
-    Fault(name="EIO", meaning="the call fails", action=Action.FAIL, error=errno.EIO),
-    Fault(name="short", meaning="the call moves half of the bytes", action=Action.SHORT),
     Fault(name="torn", meaning="the call moves half of the bytes, and the process is killed", action=Action.TORN),
     Fault(name="SIGINT", meaning="Ctrl-C before the call", action=Action.INTERRUPT),
+    Fault(name="short", meaning="the call moves half of the bytes", action=Action.SHORT),
+    *(
+        Fault(
+            name=name,
+            meaning=f"the call fails with {name}",
+            action=Action.FAIL,
+            error=getattr(errno, name),
+            calls=calls,
+        )
+        for name, calls in _ERRNOS.items()
+    ),
 )
-"""The faults with a name; any errno is a fault too, see `fault_named`."""
 
 
 def fault_named(name: str) -> Fault:
-    """Return the fault of this name: one of `FAULTS`, or an errno such as ENOSPC.
+    """Return the fault of this name.
 
     Raises:
         KeyError: there is no such fault.
     """
-    named = {fault.name: fault for fault in FAULTS}
-    if name in named:
-        return named[name]
-    numbers = {name: number for number, name in errno.errorcode.items()}
-    return Fault(name=name, meaning=f"the call fails with {name}", action=Action.FAIL, error=numbers[name])
+    return {fault.name: fault for fault in FAULTS}[name]
 
 
 class Plan(ctypes.Structure):
