@@ -26,7 +26,6 @@ from varstore.inspection.verify import (
 from varstore.interfaces.mindspore import (
     CheckpointConfig,
     ModelCheckpoint,
-    load_checkpoint,
     load_param_into_net,
 )
 from varstore.interfaces.oneflow.checkpoint import checkpoint
@@ -73,12 +72,14 @@ from varstore.interfaces.oneflow.session import (
     get_variable,
     load_variables,
 )
-from varstore.model.into import load_into
-from varstore.model.report import LoadReport
-from varstore.model.store import (
+from varstore.loading import (
     load,
-    save,
+    load_checkpoint,
+    load_into,
+    load_state,
 )
+from varstore.model.report import LoadReport
+from varstore.model.store import save
 from varstore.training.background import (
     PendingSave,
     save_async,
@@ -97,10 +98,7 @@ from varstore.training.policies import (
     Pinned,
     SaveIf,
 )
-from varstore.training.state import (
-    load_state,
-    save_state,
-)
+from varstore.training.state import save_state
 from varstore.version import __version__
 
 open = open_checkpoint

@@ -24,7 +24,6 @@ from varstore.errors import FormatError, SizeMismatch, UnsafeContent, Unsupporte
 from varstore.formats import megengine, oneflow, torch
 from varstore.formats.binary.source import Source
 from varstore.formats.binary.zip import archive_members
-from varstore.formats.nodes import BARE
 from varstore.formats.opened import ForeignCheckpoint
 from varstore.formats.paddle import states as paddle
 from varstore.formats.pickles.arrays import PLAIN
@@ -32,6 +31,7 @@ from varstore.formats.pickles.machine import Machine
 from varstore.formats.pickles.tree import DEEPEST, plain_tree
 from varstore.formats.torch.tensors import Storage, Storages
 from varstore.values.lazy import LazyArray
+from varstore.values.nodes import BARE
 
 READERS: dict[str, ModuleType] = {"torch": torch, "paddle": paddle, "megengine": megengine, "oneflow": oneflow}
 

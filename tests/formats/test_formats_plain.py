@@ -33,11 +33,11 @@ from varstore.errors import (
 from varstore.formats import numpy, registry, safetensors, verbs
 from varstore.formats.binary import packing
 from varstore.formats.mindspore import messages as mindspore
-from varstore.formats.nodes import BARE
 from varstore.formats.onnx import model as onnx
 from varstore.formats.zarr import tree as zarr
 from varstore.training.state import load_state, save_state
 from varstore.values.lazy import LazyArray
+from varstore.values.nodes import BARE
 
 ROOT = Path(__file__).resolve().parents[2]
 DATA = Path(__file__).resolve().parents[1] / "data" / "formats"

@@ -441,7 +441,7 @@ REFUSALS = [
     ),
     (
         lambda: flow.random_normal_initializer(10**400),
-        f"mean: not a usable number: found {10**400}, expected a finite number",
+        f"mean: not a usable number: found 1{'0' * 99}…{'0' * 99}, expected a finite number",
     ),
     (
         lambda: flow.random_normal_initializer(0, -1),

@@ -12,10 +12,11 @@ import ml_dtypes
 import numpy as np
 import pytest
 
+from varstore import load_checkpoint
 from varstore.disk.read.checkpoint import open_checkpoint
 from varstore.errors import UsageError, VariableMismatch
 from varstore.inspection.verify import verify
-from varstore.interfaces.mindspore import CheckpointConfig, ModelCheckpoint, load_checkpoint, load_param_into_net
+from varstore.interfaces.mindspore import CheckpointConfig, ModelCheckpoint, load_param_into_net
 from varstore.model.store import save
 
 ROOT = Path(__file__).resolve().parents[2]

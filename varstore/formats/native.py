@@ -14,6 +14,7 @@ from varstore.training.state import load_state
 from varstore.training.tensors import Framework, Leaf, MapLocation
 from varstore.training.tree import flatten, unflatten
 from varstore.values.lazy import LazyArray
+from varstore.values.select import Patterns, Rename
 
 __all__ = ["OpenedCheckpoint", "nested", "read", "write"]
 
@@ -31,9 +32,19 @@ class OpenedCheckpoint(Checkpoint):
         """
         return self[name]
 
-    def state(self, *, framework: Framework | None = None, map_location: MapLocation = None) -> Any:
+    def state(
+        self,
+        *,
+        include: Patterns | None = None,
+        exclude: Patterns | None = None,
+        rename: Rename | None = None,
+        framework: Framework | None = None,
+        map_location: MapLocation = None,
+    ) -> Any:
         """Read everything: the nested state that was saved, or a dict of arrays; see `varstore.load_state`."""
-        return load_state(self, framework=framework, map_location=map_location)
+        return load_state(
+            self, include=include, exclude=exclude, rename=rename, framework=framework, map_location=map_location
+        )
 
 
 def read(path: str) -> OpenedCheckpoint:

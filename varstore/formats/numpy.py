@@ -31,11 +31,11 @@ from varstore.formats.binary.magic import NPY
 from varstore.formats.binary.slices import MemoryContent, array_of_spans, refused_array, stream_of
 from varstore.formats.binary.source import Source, count_elements
 from varstore.formats.binary.zip import Member, archive_members, is_zip, leads_out
-from varstore.formats.nodes import BARE
 from varstore.formats.opened import ForeignCheckpoint
 from varstore.formats.state.flat import fetch_plain, flat_arrays
 from varstore.storage.appearing import replacing
 from varstore.values.lazy import LazyArray, derived
+from varstore.values.nodes import BARE
 
 __all__ = ["read", "write"]
 

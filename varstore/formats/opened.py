@@ -8,8 +8,8 @@ from typing import Any, TypeVar
 import numpy as np
 
 from varstore.errors import FormatError, VariableNotFound
-from varstore.formats.nodes import leaves, replaced
 from varstore.text.hints import plural
+from varstore.training.chosen import choose
 from varstore.training.tensors import (
     PARAMETER,
     TENSOR,
@@ -23,9 +23,10 @@ from varstore.training.tensors import (
     wanted,
 )
 from varstore.values.lazy import LazyArray
+from varstore.values.nodes import leaves, replaced
 from varstore.values.select import Patterns, Rename, select
 
-__all__ = ["ForeignCheckpoint", "LazyTable", "Origin"]
+__all__ = ["ForeignCheckpoint", "LazyTable", "Origin", "read_state"]
 
 Record = TypeVar("Record")
 
@@ -197,35 +198,51 @@ class ForeignCheckpoint(Mapping[str, LazyArray]):
         chosen = select(self, include=include, exclude=exclude, rename=rename, path=self.path)
         return {name: self[source] for name, source in chosen.items()}
 
-    def state(self, *, framework: Framework | None = None, map_location: MapLocation = None) -> Any:
+    def state(
+        self,
+        *,
+        include: Patterns | None = None,
+        exclude: Patterns | None = None,
+        rename: Rename | None = None,
+        framework: Framework | None = None,
+        map_location: MapLocation = None,
+    ) -> Any:
         """Read everything: the nested object that was saved; tied tensors share memory.
 
         Args:
+            include, exclude, rename: what of it to read, and where to put it; see `varstore.load_state`.
             framework: "torch" for tensors, as ``torch.load`` gives them; by default, arrays are numpy's.
             map_location: with "torch", where tensors go; see `varstore.load_state`. Default: the CPU.
 
         Raises:
+            VariableNotFound, VariableMismatch: see `varstore.load`.
             MissingDependency: torch is not installed.
             UsageError: the device is not available, or `framework` is unknown.
         """
-        check_framework(framework)
-        read: dict[Hashable, np.ndarray] = {}
-        made: dict[Hashable, Any] = {}
+        chosen = choose(self.tree, include=include, exclude=exclude, rename=rename, path=self.path)
+        return read_state(chosen, framework=framework, map_location=map_location)
 
-        def value(leaf: Any) -> Any:
-            if not isinstance(leaf, LazyArray):
-                return leaf
-            if (memory := leaf.identity) not in read:
-                read[memory] = leaf.numpy()
-            about = wanted(Leaf(name=leaf.name, type=leaf.type, requires_grad=leaf.requires_grad), framework or "numpy")
-            if about.type not in (TENSOR, PARAMETER):
-                return read[memory]
-            if memory not in made:
-                made[memory] = to_torch(read[memory], about, locate(about, map_location))
-            key = (memory, about.type, about.requires_grad)
-            return made.setdefault(key, as_saved(made[memory], about))
 
-        return replaced(self.tree, value)
+def read_state(tree: Any, *, framework: Framework | None = None, map_location: MapLocation = None) -> Any:
+    """Return nested state with the values of its lazy arrays; see `ForeignCheckpoint.state`."""
+    check_framework(framework)
+    read: dict[Hashable, np.ndarray] = {}
+    made: dict[Hashable, Any] = {}
+
+    def value(leaf: Any) -> Any:
+        if not isinstance(leaf, LazyArray):
+            return leaf
+        if (memory := leaf.identity) not in read:
+            read[memory] = leaf.numpy()
+        about = wanted(Leaf(name=leaf.name, type=leaf.type, requires_grad=leaf.requires_grad), framework or "numpy")
+        if about.type not in (TENSOR, PARAMETER):
+            return read[memory]
+        if memory not in made:
+            made[memory] = to_torch(read[memory], about, locate(about, map_location))
+        key = (memory, about.type, about.requires_grad)
+        return made.setdefault(key, as_saved(made[memory], about))
+
+    return replaced(tree, value)
 
 
 def _unopened(path: str, format: str, attributes: Mapping[str, Any], origin: Origin) -> ForeignCheckpoint:

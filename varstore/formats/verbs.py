@@ -6,7 +6,7 @@ import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, TypedDict, Unpack
+from typing import Any, TypedDict, TypeVar, Unpack, overload
 
 import ml_dtypes
 import numpy as np
@@ -16,14 +16,17 @@ from varstore.disk.read.checkpoint import Checkpoint
 from varstore.errors import StorageError, UnsupportedDtype, UsageError
 from varstore.formats.binary.source import files_noted, is_unchanged
 from varstore.formats.native import OpenedCheckpoint, nested
-from varstore.formats.nodes import leaves, replaced
 from varstore.formats.opened import ForeignCheckpoint
+from varstore.layout.names import MARKER
 from varstore.model.options import StoreOptions
 from varstore.values.arrays import Stored
 from varstore.values.lazy import LazyArray, retyped
+from varstore.values.nodes import leaves, replaced
 from varstore.values.select import Patterns, Rename, select
 
-__all__ = ["ConvertOptions", "Converted", "ReadOptions", "WriteOptions", "convert", "read", "write"]
+__all__ = ["ConvertOptions", "Converted", "ReadOptions", "WriteOptions", "convert", "open_source", "read", "write"]
+
+Opened = TypeVar("Opened", bound=Mapping[str, Any])
 
 
 class ReadOptions(TypedDict, total=False):
@@ -113,6 +116,29 @@ def read(
     if isinstance(opened, ForeignCheckpoint):
         opened.origin.reopen = partial(_reopen, os.path.abspath(path), row.name, options, files)
     return opened
+
+
+@overload
+def open_source(source: str | os.PathLike[str]) -> str | os.PathLike[str] | ForeignCheckpoint: ...
+@overload
+def open_source(source: Opened) -> Opened: ...
+def open_source(source: Any) -> Any:
+    """Return what the verbs that load take: a checkpoint's path as it is, and what lies at any other path, opened.
+
+    A path at which there is nothing, or nothing that is known, is also returned as it is, for the verb to refuse.
+    """
+    if isinstance(source, Mapping) or not isinstance(source, str | os.PathLike):
+        return source
+    path = os.fspath(source)
+    if not isinstance(path, str) or os.path.lexists(os.path.join(path, MARKER)) or not os.path.lexists(path):
+        return source
+    from varstore.formats.registry import detect
+
+    try:
+        format = detect(path).name
+    except UsageError:
+        return source
+    return source if format == "varstore" else read(path, format)
 
 
 def _reopen(path: str, format: str, options: ReadOptions, files: Mapping[str, tuple[int, ...]]) -> ForeignCheckpoint:

@@ -16,10 +16,10 @@ import numpy as np
 from varstore.disk.read.checkpoint import open_checkpoint
 from varstore.disk.save.staging import discard
 from varstore.errors import UsageError, VariableMismatch, VarstoreError
-from varstore.model.store import load, save
+from varstore.model.store import save
 from varstore.training.series import KEY, time_of
 
-__all__ = ["CheckpointConfig", "ModelCheckpoint", "load_checkpoint", "load_param_into_net"]
+__all__ = ["CheckpointConfig", "ModelCheckpoint", "chosen_names", "load_param_into_net"]
 
 _MINUTE = 60
 _FLOATS = {"float16", "float32", "float64", "bfloat16"}
@@ -230,51 +230,30 @@ def _free_prefix(directory: str, prefix: str) -> str:
     return f"{prefix}_{number}" if number else prefix
 
 
-def load_checkpoint(
-    ckpt_file_name: str | os.PathLike[str],
-    net: Any = None,
-    strict_load: bool = False,
+def chosen_names(
+    names: Iterable[str],
+    *,
+    path: str,
     filter_prefix: str | Iterable[str] | None = None,
     specify_prefix: str | Iterable[str] | None = None,
     choice_func: Callable[[str], bool] | None = None,
-) -> dict[str, np.ndarray]:
-    """Load the variables of a checkpoint, and copy them into a network if one is given.
-
-    Args:
-        ckpt_file_name: the checkpoint's directory.
-        net: as for `load_param_into_net`.
-        strict_load: as for `load_param_into_net`.
-        filter_prefix: leave out names that begin with this, or with one of these.
-        specify_prefix: load only names that begin with this, or with one of these.
-        choice_func: a function that returns whether a name is loaded; it has no effect if a prefix is given.
-
-    Returns:
-        Arrays by name.
+) -> list[str]:
+    """Return the names that `varstore.load_checkpoint` loads.
 
     Raises:
-        UsageError: the prefixes, or `choice_func`, leave nothing to load.
-
-    Example:
-        >>> checkpoint = vs.save("lenet", {"conv1.bias": np.zeros(6), "fc.bias": np.ones(3)})
-        >>> vs.load_checkpoint("lenet", specify_prefix="fc.")
-        {'fc.bias': array([1., 1., 1.])}
+        UsageError: nothing is left, or a prefix is not a non-empty string.
     """
     specify, filtered = _prefixes(specify_prefix), _prefixes(filter_prefix)
-    checkpoint = open_checkpoint(ckpt_file_name)
-    names = [
+    chosen = [
         name
-        for name in checkpoint
+        for name in names
         if (not specify or name.startswith(specify)) and not (filtered and name.startswith(filtered))
     ]
     if choice_func is not None and specify_prefix is None and filter_prefix is None:
-        names = [name for name in names if choice_func(name)]
-    if not names:
-        raise UsageError("nothing is left to load", path=checkpoint.path, hint="check the prefixes or choice_func")
-    chosen = set(names)
-    parameters = load(checkpoint, rename=lambda name: name if name in chosen else None)
-    if net is not None:
-        load_param_into_net(net, parameters, strict_load)
-    return parameters
+        chosen = [name for name in chosen if choice_func(name)]
+    if not chosen:
+        raise UsageError("nothing is left to load", path=path, hint="check the prefixes or choice_func")
+    return chosen
 
 
 def _prefixes(given: str | Iterable[str] | None) -> tuple[str, ...]:

@@ -22,7 +22,7 @@ from varstore.model.match import Missing, OnMismatch, OnTied, check_mode, compar
 from varstore.model.moves import Move, OnDisk, Place, fill, move_of, nbytes_of
 from varstore.model.options import Path
 from varstore.model.report import LoadReport, make_report
-from varstore.model.store import CheckpointVariables, retry_if_replaced
+from varstore.model.store import retry_if_replaced
 from varstore.model.ties import Settled, settle
 from varstore.values.arrays import as_source
 from varstore.values.select import Patterns, Rename, select
@@ -45,52 +45,7 @@ def load_into(
     threads: int | None = None,
     progress: Progress = None,
 ) -> LoadReport:
-    """Fill existing arrays with the variables of the same names, in place.
-
-    Names, shapes, types, file sizes, and the values for arrays that share memory are compared before the first array
-    changes. A digest can be compared only after its bytes have been read into the array: after `DigestMismatch`, the
-    arrays hold a mixture.
-
-    Args:
-        targets: writeable arrays by name, in any layout.
-        source: a checkpoint, or a mapping of names to arrays or to variables of checkpoints.
-        include: as for `load`, on the source's names.
-        exclude: as for `load`, on the source's names.
-        rename: as for `load`; it turns the source's names into the targets' names.
-        on_mismatch: what to do where shapes or types differ: "error"; "skip" leaves the target as it is and reports
-            it; "overlap" copies the corner that both shapes share, for a vocabulary that grew.
-        cast: convert between types of the same kind, such as float32 and bfloat16.
-        missing: what to do if the source does not have all targets: None leaves the others as they are and reports
-            them; "error" raises an error.
-        on_tied: what to do if the source has different values for targets that share memory, such as one array under
-            two names: "error"; "first" and "last" take the values of the one that comes first or last in `targets`.
-            Equal values are always loaded.
-        verify: as for `load`.
-        threads: as for `load`.
-        progress: as for `load`.
-
-    Returns:
-        A report of what was loaded, what was missing in the source, and what was unexpected in it.
-
-    Raises:
-        VariableMismatch: shapes or types differ, or `missing` or `on_tied` is "error" and applies; the message lists
-            the variables, and nothing has changed.
-        UsageError: a target is not a writeable array.
-        DigestMismatch, SizeMismatch, ManifestError: the files are not what was saved.
-
-    Example:
-        >>> checkpoint = vs.save("lenet", {"conv1/bias": np.ones(6, np.float32), "fc/weight": np.ones((10, 84))})
-        >>> model = {"conv1/bias": np.zeros(6, np.float32), "fc/weight": np.zeros((12, 84)), "head/bias": np.zeros(3)}
-        >>> report = vs.load_into(model, "lenet", on_mismatch="overlap")
-        >>> print(report)
-        lenet -> targets: 2 of 3 loaded
-        loaded          1  conv1/bias
-        loaded          1  fc/weight
-        missing         1  head/bias  (not in the source: keeps its values)
-        overlapped      1  fc/weight  (10, 84) -> (12, 84), copied (10, 84)
-        >>> int(model["fc/weight"].sum())
-        840
-    """
+    """Fill existing arrays with the variables of the same names, in place; see `varstore.load_into`."""
     _check_targets(targets)
     check_mode("missing", missing, (None, "error"))
     check_mode("on_tied", on_tied, get_args(OnTied))
@@ -125,7 +80,7 @@ def _load_into(
     threads: int | None,
     progress: Progress,
 ) -> LoadReport:
-    path = given.path if isinstance(given, Checkpoint | CheckpointVariables) else None
+    path = getattr(given, "path", None)  # of a checkpoint or a file
     where = path or type(given).__name__
     sources = {name: as_source(given[name], variable=name) for name in selected.values()}
     match = compare(

@@ -149,37 +149,9 @@ def load(
     threads: int | None = None,
     progress: Progress = None,
 ) -> dict[str, np.ndarray]:
-    """Read the variables of a checkpoint into new arrays, in parallel.
+    """Read the variables of a checkpoint into new arrays, in parallel; see `varstore.load`.
 
-    Tied variables, which shared memory when they were saved, are one array again. If a save replaces the checkpoint
-    while it is read, reading starts again with the new one.
-
-    Args:
-        path: a checkpoint's directory, or an open `Checkpoint`.
-        include: a glob pattern or several, on whole names; only variables that match are read.
-        exclude: a glob pattern or several; variables that match are not read.
-        rename: how names change: a dict of prefixes, regular expressions, or a function. The guide
-            `varstore.model` shows them.
-        mmap: map the files read-only instead of reading them. Only their sizes are checked.
-        verify: compare every byte that is read with the digests. `varstore.verify` also compares every ``meta``.
-        threads: default one per processor, at most eight.
-        progress: a function that is called with (bytes done, total bytes), or True for a progress bar.
-
-    Returns:
-        Arrays by name, in the order in which the variables were saved. They are writeable unless `mmap` is set.
-
-    Raises:
-        CheckpointNotFound, IncompleteCheckpoint, ManifestError: the checkpoint cannot be opened.
-        VariableNotFound: a pattern of `include` matches no variable.
-        VariableMismatch: `rename` gives two variables one name.
-        DigestMismatch, SizeMismatch, ManifestError: the files are not what was saved.
-
-    Example:
-        >>> lenet = {"conv1/weight": np.zeros((6, 1, 5, 5), np.float32), "fc/weight": np.ones((10, 84))}
-        >>> checkpoint = vs.save("lenet", lenet)
-        >>> arrays = vs.load("lenet", include="conv*", rename={"conv1": "backbone/conv1"})
-        >>> {name: array.shape for name, array in arrays.items()}
-        {'backbone/conv1/weight': (6, 1, 5, 5)}
+    If a save replaces the checkpoint while it is read, reading starts again with the new one.
     """
     return retry_if_replaced(
         path,

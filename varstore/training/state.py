@@ -12,6 +12,7 @@ from varstore.disk.read.checkpoint import Checkpoint, open_checkpoint
 from varstore.errors import ManifestError
 from varstore.model.options import LoadOptions, StateOptions
 from varstore.model.store import load, save
+from varstore.training.chosen import Choice, choose
 from varstore.training.tensors import (
     JAX,
     PARAMETER,
@@ -28,6 +29,8 @@ from varstore.training.tensors import (
     wanted,
 )
 from varstore.training.tree import flatten, unflatten
+from varstore.values.nodes import leaves, replaced
+from varstore.values.select import Patterns, Rename
 
 __all__ = ["load_state", "save_state"]
 
@@ -68,39 +71,16 @@ def save_state(path: str | os.PathLike[str], state: Any, **save_options: Unpack[
 def load_state(
     path: str | os.PathLike[str] | Checkpoint,
     *,
+    include: Patterns | None = None,
+    exclude: Patterns | None = None,
+    rename: Rename | None = None,
     map_location: MapLocation = None,
     framework: Framework | None = None,
     verify: bool = True,
     threads: int | None = None,
     progress: Progress = None,
 ) -> Any:
-    """Load the state that `save_state` saved, every value of the type that it had.
-
-    Arrays come back as numpy's, torch's or jax's, as they were. Those of a converted file of torch come back as tensors
-    where torch is installed, and as numpy's elsewhere. A checkpoint that `varstore.save` made gives a dict of arrays by
-    name.
-
-    Args:
-        path: a checkpoint's directory, or an open `Checkpoint`.
-        map_location: where torch's tensors go, as for ``torch.load``: a device, its name, a dict of device names, or a
-            function of (tensor on the CPU, name of its device) that returns the tensor to use, or None for the device
-            that it was on. Default: the device that each tensor was on.
-        framework: "numpy" or "torch", to get all arrays as numpy's or as tensors. Default: as they were.
-        verify: as for `varstore.load`.
-        threads: as for `varstore.load`. Tensors that go to a device are read one at a time.
-        progress: as for `varstore.load`.
-
-    Raises:
-        MissingDependency: the state holds arrays of a framework that is not installed.
-        UsageError: a device is not available, `framework` is unknown, or jax would convert an array to a narrower type.
-        ManifestError: the tree in the manifest does not match the variables.
-        CheckpointNotFound, IncompleteCheckpoint, DigestMismatch, SizeMismatch: see `varstore.load`.
-
-    Example:
-        >>> checkpoint = vs.save_state("run-3", {"layers": [np.zeros(2), np.ones(2)], "step": 3})
-        >>> vs.load_state("run-3")
-        {'layers': [array([0., 0.]), array([1., 1.])], 'step': 3}
-    """
+    """Load the state that `save_state` saved, every value of the type that it had; see `varstore.load_state`."""
     checkpoint = path if isinstance(path, Checkpoint) else open_checkpoint(path)
     options: LoadOptions = {"verify": verify, "threads": threads, "progress": progress}
     check_framework(framework)
@@ -109,13 +89,15 @@ def load_state(
     elif framework == "torch":
         tree = {"$": "dict", "items": [[name, {"$": "array", "name": name}] for name in checkpoint]}
     else:
-        return load(checkpoint, **options)
-    return restore(checkpoint, tree, map_location=map_location, framework=framework, **options)
+        return load(checkpoint, include=include, exclude=exclude, rename=rename, **options)
+    choice: Choice = {"include": include, "exclude": exclude, "rename": rename}
+    return restore(checkpoint, tree, choice, map_location=map_location, framework=framework, **options)
 
 
 def restore(
     checkpoint: Checkpoint,
     tree: Any,
+    choice: Choice | None = None,
     *,
     map_location: MapLocation,
     framework: Framework | None = None,
@@ -123,9 +105,22 @@ def restore(
 ) -> Any:
     """Return the state that a tree describes, with a checkpoint's variables as its arrays; see `load_state`."""
     restoring = _Restoring(checkpoint, map_location, framework)
-    unflatten(tree, restoring.note, path=checkpoint.path)
+    state = unflatten(tree, _same, path=checkpoint.path)
+    if choice is not None:
+        state = choose(state, **choice, path=checkpoint.path, name_of=_name_of)
+    for _, leaf in leaves(state):
+        if isinstance(leaf, Leaf):
+            restoring.note(leaf)
     restoring.load(**load_options)
-    return unflatten(tree, restoring.array, path=checkpoint.path)
+    return replaced(state, lambda leaf: restoring.array(leaf) if isinstance(leaf, Leaf) else leaf)
+
+
+def _same(leaf: Leaf) -> Leaf:
+    return leaf
+
+
+def _name_of(leaf: Any) -> str | None:
+    return leaf.name if isinstance(leaf, Leaf) else None
 
 
 class _Restoring:
@@ -184,7 +179,12 @@ class _Restoring:
         owner = self._leaves.get(leaf.view[0]) if leaf.view is not None else None
         if leaf.view is not None and owner is not None:  # without its owner, it has its own values
             if owner.view is not None or owner.type not in (TENSOR, PARAMETER):
-                raise ValueError(f"{owner.name!r} cannot hold {leaf.name!r}")
+                raise ManifestError(
+                    "the tree puts a tensor within one that cannot hold it",
+                    path=self._checkpoint.path,
+                    variable=leaf.name,
+                    found=owner.name,
+                )
             return view_of(self._tensor(owner), leaf, self._checkpoint[leaf.name].shape)
         first = self._checkpoint[leaf.name].entry.alias_of or leaf.name
         if first not in self._tensors:

@@ -66,6 +66,8 @@ class Leaf:
     optional: bool = False
     view: tuple[str, int, tuple[int, ...]] | None = None
 
+    __hash__ = None  # type: ignore[assignment]  # as an array, it is neither a key nor a member of a set
+
     @classmethod
     def of(cls, node: Mapping[str, Any]) -> Leaf:
         """Return what a node of the tree says; raise KeyError, TypeError or ValueError if it is wrong."""

@@ -17,10 +17,13 @@ from varstore.adapters.torch.optimizers import load_into_optimizer
 from varstore.disk.progress import Progress
 from varstore.disk.read.checkpoint import Checkpoint, open_checkpoint
 from varstore.errors import UsageError
+from varstore.formats.opened import ForeignCheckpoint
+from varstore.formats.verbs import open_source
 from varstore.model.match import Missing, OnMismatch, OnTied, check_mode
 from varstore.model.options import LoadOptions, Path, StateOptions
 from varstore.model.report import LoadReport
 from varstore.model.store import retry_if_replaced
+from varstore.training.chosen import Choice
 from varstore.training.state import load_state, save_state
 from varstore.training.tensors import Framework, MapLocation
 from varstore.values.select import Patterns, Rename
@@ -81,8 +84,11 @@ def _without_factories(state: Any) -> Any:
 
 
 def load(
-    path: Path | Checkpoint,
+    path: Path | Checkpoint | ForeignCheckpoint,
     *,
+    include: Patterns | None = None,
+    exclude: Patterns | None = None,
+    rename: Rename | None = None,
     map_location: MapLocation = None,
     verify: bool = True,
     threads: int | None = None,
@@ -90,8 +96,11 @@ def load(
 ) -> Any:
     """Load the state that `save` saved, for ``load_state_dict``; plain variables are returned as a dict of tensors.
 
+    A file of another system is loaded as its nested state, with tensors.
+
     Args:
-        path: a checkpoint, or its path.
+        path: a checkpoint, its path, or any path that `varstore.read` opens.
+        include, exclude, rename: what of it to load, and where to put it; see `varstore.load_state`.
         map_location: a device, its name, a dict of names, or a function of (tensor on the CPU, name of the device
             that it was on). By default, tensors are loaded to the devices that they were on. See
             `varstore.load_state`.
@@ -112,11 +121,15 @@ def load(
         >>> model.load_state_dict(state["model"])
         <All keys matched successfully>
     """
-    checkpoint = path if isinstance(path, Checkpoint) else open_checkpoint(path)
+    choice: Choice = {"include": include, "exclude": exclude, "rename": rename}
+    source = open_source(path)
+    if isinstance(source, ForeignCheckpoint):
+        return source.state(**choice, framework="torch", map_location=map_location)
+    checkpoint = source if isinstance(source, Checkpoint) else open_checkpoint(source)
     options: LoadOptions = {"verify": verify, "threads": threads, "progress": progress}
     is_nested = checkpoint.manifest is not None and bool(checkpoint.manifest.tree)
     framework: Framework | None = None if is_nested else "torch"
-    return load_state(checkpoint, map_location=map_location, framework=framework, **options)
+    return load_state(checkpoint, **choice, map_location=map_location, framework=framework, **options)
 
 
 def load_into(
@@ -148,7 +161,7 @@ def load_into(
 
     Args:
         target: a module or an optimizer.
-        source: a checkpoint, its path, or a state dict.
+        source: a checkpoint, any path that `varstore.read` opens, or a state dict.
         include, exclude, rename: choose and rename variables of the source; see `varstore.load`. For a module in nested
             state, use ``include="model/*", rename={"model/": ""}``.
         strict: raise if the target or the source has names that the other does not have.
@@ -206,6 +219,7 @@ def load_into(
             return load_into_optimizer(target, given, **load_options)
         return load_into_module(target, given, options, load_options)
 
+    source = open_source(source)
     if isinstance(source, Mapping) and not isinstance(source, Checkpoint):
         return load_from(source)
     return retry_if_replaced(source, load_from)

@@ -36,7 +36,6 @@ from varstore.model.match import (
 from varstore.model.moves import LateTarget, Move, OnDisk, Place, move_of, place_of
 from varstore.model.options import LoadOptions
 from varstore.model.report import LoadReport, make_report
-from varstore.model.store import CheckpointVariables
 from varstore.model.ties import Settled
 from varstore.text.hints import listed
 from varstore.training.state import restore
@@ -87,7 +86,7 @@ class _Loading:
         self._metadata = copy.deepcopy(getattr(given, "_metadata", None)) if options["rename"] is None else None
         self._survey = survey(module, self._metadata or {}, assign=options["assign"])
         self._places = {name: self._place(name, member) for name, member in self._survey.members.items()}
-        self._path = given.path if isinstance(given, Checkpoint | CheckpointVariables) else None
+        self._path = getattr(given, "path", None)  # of a checkpoint or a file
         self._where = self._path or type(given).__name__
         self._sources: dict[str, Source] = {}
         self._values: dict[str, Any] = {}

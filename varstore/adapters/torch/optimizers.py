@@ -16,6 +16,7 @@ import torch
 
 from varstore.disk.read.checkpoint import Checkpoint
 from varstore.errors import UsageError, VariableMismatch
+from varstore.formats.opened import ForeignCheckpoint, read_state
 from varstore.model.options import LoadOptions
 from varstore.model.report import LoadReport
 from varstore.text.hints import listed, shortened
@@ -39,10 +40,12 @@ def load_into_optimizer(
     optimizer: torch.optim.Optimizer, given: Mapping[str, Any], **load_options: Unpack[LoadOptions]
 ) -> LoadReport:
     """Load the only optimizer's state of a checkpoint or of nested state; see `varstore.adapters.torch.load_into`."""
-    path = given.path if isinstance(given, Checkpoint) else None
+    path = getattr(given, "path", None)  # of a checkpoint or a file
     where = path or type(given).__name__
     if isinstance(given, Checkpoint):
         state = restore(given, _optimizer_state(given.tree, where), map_location="cpu", **load_options)
+    elif isinstance(given, ForeignCheckpoint):
+        state = read_state(_optimizer_state(given.tree, where), framework="torch")
     else:
         state = _optimizer_state(given, where)
     loaded = tuple(_tensors(state))

@@ -19,7 +19,6 @@ import numpy as np
 
 from varstore.errors import FormatError, SizeMismatch, UsageError
 from varstore.formats.binary.source import Source, count_elements
-from varstore.formats.nodes import leaves
 from varstore.formats.opened import ForeignCheckpoint
 from varstore.formats.paddle.program import is_stream, parameter_names, read_streams
 from varstore.formats.pickles.arrays import PLAIN, Array
@@ -31,6 +30,7 @@ from varstore.formats.state.nested import SCALARS, nested_state
 from varstore.storage.appearing import replacing
 from varstore.text.hints import plural
 from varstore.values.lazy import LazyArray
+from varstore.values.nodes import leaves
 
 __all__ = ["read", "write"]
 

@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 
 from varstore.errors import InvalidName, UsageError, VariableMismatch
-from varstore.formats.nodes import leaves
 from varstore.values.arrays import Stored, as_source
 from varstore.values.lazy import LazyArray
+from varstore.values.nodes import leaves
 
 __all__ = ["check_unicode", "fetch_plain", "flat_arrays", "flat_leaves"]
 

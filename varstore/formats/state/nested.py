@@ -14,11 +14,11 @@ from typing import Any
 import numpy as np
 
 from varstore.errors import UnsupportedDtype, UsageError
-from varstore.formats.nodes import BARE
 from varstore.formats.opened import ForeignCheckpoint
 from varstore.formats.state.flat import check_unicode
 from varstore.values.arrays import Stored, as_source
 from varstore.values.lazy import LazyArray
+from varstore.values.nodes import BARE
 
 __all__ = ["SCALARS", "nested_state"]
 

@@ -18,7 +18,6 @@ import numpy as np
 
 from varstore.errors import FormatError, SizeMismatch
 from varstore.formats.binary.source import Source, count_elements
-from varstore.formats.nodes import BARE
 from varstore.formats.opened import ForeignCheckpoint
 from varstore.formats.pickles.machine import Machine, Opaque
 from varstore.formats.pickles.names import Constructor, Global, show
@@ -28,6 +27,7 @@ from varstore.formats.torch.tensors import Storages
 from varstore.formats.torch.zip import read_zip
 from varstore.storage.containment import inside
 from varstore.values.lazy import LazyArray
+from varstore.values.nodes import BARE
 
 __all__ = ["METADATA", "read_distributed"]
 

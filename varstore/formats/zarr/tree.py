@@ -30,7 +30,6 @@ from varstore.errors import (
     VarstoreError,
 )
 from varstore.formats.binary.source import Source, count_elements
-from varstore.formats.nodes import BARE
 from varstore.formats.opened import ForeignCheckpoint
 from varstore.formats.state.flat import fetch_plain, flat_arrays
 from varstore.formats.zarr.store import (
@@ -45,6 +44,7 @@ from varstore.formats.zarr.store import (
 )
 from varstore.storage.appearing import new_folder
 from varstore.values.lazy import LazyArray
+from varstore.values.nodes import BARE
 
 __all__ = ["array_in", "read", "write"]
 
