@@ -22,6 +22,7 @@ from support import FIXTURES, ROOT, arrays, assert_same, load_facts, load_truth,
 
 from varstore.errors import FormatError, SizeMismatch, UnsafeContent, UnsupportedDtype, UsageError, VarstoreError
 from varstore.formats import megengine, oneflow, torch
+from varstore.formats.binary.budget import Budget
 from varstore.formats.binary.source import Source
 from varstore.formats.binary.zip import archive_members
 from varstore.formats.opened import ForeignCheckpoint
@@ -145,7 +146,7 @@ _plain = st.recursive(
 
 
 def unpickled(data: bytes) -> Any:
-    machine = Machine(data, path="memory", table=PLAIN)
+    machine = Machine(data, path="memory", table=PLAIN, budget=Budget("memory", len(data)))
     value = machine.run()
     assert machine.stop == len(data)
     return plain_tree(value, machine, lambda record: record.lazy(lambda at, n: np.frombuffer(data, np.uint8, n, at)))
@@ -241,7 +242,7 @@ def test_a_view_is_within_its_storage_or_refused(shape: list[int], data: st.Data
     storage = Storage("memory", "0", dtype, count)
     storage.read = lambda start, size: raw[start : start + size].copy()
     places = [offset + sum(i * s for i, s in zip(index, stride, strict=True)) for index in np.ndindex(*shape)]
-    storages = Storages("memory", 1 << 20)
+    storages = Storages(Budget("memory", 1 << 20))
     if max(places, default=-1) >= count:
         with pytest.raises(SizeMismatch, match="beyond its storage"):
             storages.view(storage, offset, tuple(shape), tuple(stride), None)
@@ -261,7 +262,7 @@ def test_a_large_strided_view_is_read_in_blocks(monkeypatch: pytest.MonkeyPatch)
 
     storage = Storage("memory", "0", base.dtype, base.size)
     storage.read = fetch
-    assert_same(Storages("m", 1).view(storage, 0, (6, 40), (1, 6), None).read(), base.reshape(40, 6).T)
+    assert_same(Storages(Budget("m", 1)).view(storage, 0, (6, 40), (1, 6), None).read(), base.reshape(40, 6).T)
     assert max(sizes) <= 64
 
 

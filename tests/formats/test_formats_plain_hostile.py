@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import io
 import json
 import os
@@ -18,9 +17,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-import zarr as zarr_library
 from hypothesis import given, settings, strategies as st
-from zarr.abc.store import OffsetByteRequest, RangeByteRequest, SuffixByteRequest
 
 from varstore.errors import (
     CheckpointNotFound,
@@ -36,7 +33,6 @@ from varstore.formats.binary import wire
 from varstore.formats.mindspore import messages as mindspore
 from varstore.formats.onnx import model as onnx
 from varstore.formats.zarr import tree as zarr
-from varstore.formats.zarr.store import store_of
 
 DATA = Path(__file__).resolve().parents[1] / "data" / "formats"
 MOST_MEMORY = 32 << 20
@@ -298,7 +294,7 @@ MINDSPORE: tuple[Case, ...] = tuple(
         ("huge shape", as_file(value(dims=(HUGE, 3))), SizeMismatch, "does not match its shape"),
         ("overflow", as_file(value(dims=(2**40, 2**40))), FormatError, "no array can have this shape"),
         ("negative", as_file(value(dims=(-1, -2))), FormatError, "no array can have this shape"),
-        ("dimensions", as_file(value(dims=(1,) * 100, data=b"1")), FormatError, "no array can have this shape"),
+        ("dimensions", as_file(value(dims=(1,) * 100, data=b"1")), FormatError, "more than 32 dimensions"),
         ("slices differ", as_file(value(dims=(4,)) + value(dims=(5,))), FormatError, "slices of one parameter differ"),
         ("slice types differ", as_file(value(dims=(4,)) + value(dims=(4,), kind=b"Int8")), FormatError, "differ"),
         ("torn", as_file(value()[:-1]), FormatError, "not a Checkpoint message"),
@@ -443,14 +439,14 @@ def test_the_tree_that_is_changed_below_reads(tmp_path):
 @pytest.mark.parametrize(
     ("changes", "error", "message"),
     [
-        ({"shape": [HUGE]}, SizeMismatch, "far larger than its files"),
-        ({"shape": [2**40, 2**40]}, FormatError, "does not accept|no array can have this shape"),
-        ({"shape": [-4]}, FormatError, "does not accept"),
-        ({"shape": "x"}, FormatError, "does not accept"),
+        ({"shape": [HUGE]}, UnsafeContent, "too many chunks"),
+        ({"shape": [2**40, 2**40]}, FormatError, "not the metadata of a zarr array|no array can have this shape"),
+        ({"shape": [-4]}, FormatError, "not the metadata of a zarr array"),
+        ({"shape": "x"}, FormatError, "not the metadata of a zarr array"),
         (
             {"chunk_grid": {"name": "regular", "configuration": {"chunk_shape": [HUGE]}}},
-            SizeMismatch,
-            "far larger than its files",
+            UnsafeContent,
+            "out of proportion",
         ),
         (
             {"codecs": [{"name": "bytes"}, {"name": "evil"}]},
@@ -463,11 +459,15 @@ def test_the_tree_that_is_changed_below_reads(tmp_path):
             UnsafeContent,
             "not one of those that are known to be safe",
         ),
-        ({"codecs": [{"name": "bytes"}, {"name": "gzip"}]}, FormatError, "does not accept|cannot be read"),
-        ({"data_type": "object"}, FormatError, "does not accept"),
-        ({"data_type": "bfloat16", "fill_value": "junk"}, FormatError, "does not accept"),
-        ({"data_type": "bfloat16", "fill_value": [1]}, FormatError, "does not accept"),
-        ({"codecs": 7}, FormatError, "does not accept"),
+        (
+            {"codecs": [{"name": "bytes"}, {"name": "gzip"}]},
+            FormatError,
+            "not the metadata of a zarr array|cannot be read",
+        ),
+        ({"data_type": "object"}, UnsupportedDtype, "not one of plain values"),
+        ({"data_type": "bfloat16", "fill_value": "junk"}, FormatError, "not the metadata of a zarr array"),
+        ({"data_type": "bfloat16", "fill_value": [1]}, FormatError, "not the metadata of a zarr array"),
+        ({"codecs": 7}, FormatError, "not the metadata of a zarr array"),
     ],
 )
 def test_hostile_zarr_metadata(tmp_path, changes, error, message):
@@ -495,14 +495,14 @@ def test_zarr_links_may_not_lead_out(tmp_path, link):
     elif target.exists():
         target.unlink()
     target.symlink_to(outside / "a" if link == "b" else outside / link)
-    refuses(path, "zarr", UnsafeContent, "leads out of the tree")
+    refuses(path, "zarr", UnsafeContent, "leads out of the folder")
 
 
 def test_zarr_links_may_not_go_round(tmp_path):
     path = tree(tmp_path / "x.zarr")
     (path / "group").mkdir()
     (path / "group/round").symlink_to(path / "group")
-    refuses(path, "zarr", UnsafeContent, "leads to a folder that contains it")
+    refuses(path, "zarr", UnsafeContent, "a link is not a file or folder")
 
 
 @pytest.mark.parametrize("text", ["[]", "{", "[" * 100_000, ""])
@@ -533,54 +533,15 @@ def pickled(tmp_path: Path) -> Iterator[Path]:
 
 
 def test_zarr_reads_no_folder_under_another_name(pickled):
-    refuses(pickled, "zarr", UnsafeContent, r"variable 'a\\\\b': the zarr library would read another folder")
+    refuses(pickled, "zarr", UnsafeContent, r"variable 'a\\\\b': a key of the tree is not a plain path")
 
 
 @pytest.mark.parametrize("keys", ["a\\b", "/a", "a/", "a//b", "./a", "a/.", "a/../a", ""])
 def test_orbax_reads_no_folder_under_another_name(pickled, keys):
     leaf = {"key_metadata": [{"key": keys, "key_type": 2}], "value_metadata": {"value_type": "np.ndarray"}}
     (pickled / "_METADATA").write_text(json.dumps({"use_ocdbt": False, "tree_metadata": {"x": leaf}}))
-    with pytest.raises(UnsafeContent, match="would read another folder"):
+    with pytest.raises(UnsafeContent, match="not a plain path"):
         verbs.read(pickled)
-
-
-@pytest.mark.parametrize("folder", ["a", "a/b"])
-def test_the_store_holds_one_array(pickled, folder):
-    (pickled / "c").write_bytes(b"secret")
-    prototype = zarr_library.core.buffer.default_buffer_prototype()
-    store = store_of("x", str(pickled), folder, (".zarray", b"checked"))
-
-    def content(key, *byte_range):
-        found = asyncio.run(store.get(key, prototype, *byte_range))
-        return None if found is None else found.to_bytes()
-
-    assert content(f"{folder}/.zarray") == b"checked"
-    for absent in (f"{folder}/.zattrs", "a/c/.zarray", "zarr.json", f"{folder}/zarr.json", ".zmetadata", f"{folder}/1"):
-        assert content(absent) is None
-    for outside in ("c", "", f"{folder}/../c", f"{folder}\\b/0", f"/{folder}/0", f"{folder}//0", f"{folder}x/0"):
-        with pytest.raises(UnsafeContent, match="does not belong to the array"):
-            content(outside)
-        with pytest.raises(UnsafeContent, match="does not belong to the array"):
-            asyncio.run(store.exists(outside))
-    (pickled / folder / "0.0").write_bytes(b"0123456789")
-    for byte_range, expected in [
-        (RangeByteRequest(2, 5), b"234"),
-        (RangeByteRequest(8, 50), b"89"),
-        (OffsetByteRequest(7), b"789"),
-        (OffsetByteRequest(70), b""),
-        (SuffixByteRequest(3), b"789"),
-        (SuffixByteRequest(30), b"0123456789"),
-    ]:
-        assert content(f"{folder}/0.0", byte_range) == expected
-    with pytest.raises(NotImplementedError):
-        store.set(f"{folder}/0", b"")
-
-
-def test_zarr_that_opens_another_array_than_asked(tmp_path, monkeypatch):
-    first, second = (tree(tmp_path / "x" / name, shape=[size]) for name, size in (("first", 4), ("second", 3)))
-    other = zarr_library.open_array(str(second / "a"), mode="r")
-    monkeypatch.setattr(zarr_library, "open_array", lambda *_, **__: other)
-    refuses(first, "zarr", UnsafeContent, "did not open the metadata that was checked")
 
 
 # orbax
@@ -594,7 +555,7 @@ def test_zarr_that_opens_another_array_than_asked(tmp_path, monkeypatch):
         ({"a": {}}, FormatError, "metadata of a leaf"),
         ({"a": {"key_metadata": [{"key": "..", "key_type": 2}, {"key": "/etc", "key_type": 2}]}}, None, "leads out"),
         ({"a": {"key_metadata": [{"key": "no", "key_type": 2}]}}, FormatError, "does not contain a zarr array"),
-        ({"a": {"key_metadata": []}}, UnsafeContent, "would read another folder"),
+        ({"a": {"key_metadata": []}}, UnsafeContent, "not a plain path"),
     ],
 )
 def test_hostile_orbax(tmp_path, metadata, error, message):
@@ -619,7 +580,7 @@ def test_orbax_leaves_may_not_lead_out(tmp_path):
     leaf = {"key_metadata": [{"key": "x/../../secret/a", "key_type": 2}], "value_metadata": {"value_type": "jax.Array"}}
     (path / "_METADATA").write_text(json.dumps({"tree_metadata": {"a": leaf}, "use_ocdbt": False}))
     (path / "x").mkdir()
-    with pytest.raises(UnsafeContent, match="would read another folder"):
+    with pytest.raises(UnsafeContent, match="not a plain path"):
         verbs.read(path)
 
 

@@ -43,8 +43,8 @@ plain bytes, an index reads only what it needs. `state()` reads the whole nested
 | orbax | `.orbax` | folders of Orbax | no |
 | zarr | `.zarr` | trees of versions 2 and 3 | trees |
 
-Zarr and Orbax require the package `zarr`, Orbax's databases `tensorstore`, and encrypted MindSpore files
-`cryptography`.
+Writing Zarr requires the package `zarr`, reading chunks compressed with blosc, lz4 or zstd `numcodecs`, reading Orbax's
+databases `tensorstore`, and reading encrypted MindSpore files `cryptography`.
 
 ## What is kept
 

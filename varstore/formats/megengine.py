@@ -19,6 +19,7 @@ import ml_dtypes
 import numpy as np
 
 from varstore.errors import FormatError
+from varstore.formats.binary.budget import ARRAY, Budget
 from varstore.formats.binary.magic import is_megengine_graph
 from varstore.formats.binary.source import Source
 from varstore.formats.opened import ForeignCheckpoint
@@ -36,13 +37,14 @@ __all__ = ["read", "write"]
 _BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
 _BRAIN = Named("megengine.core._imperative_rt", "pybfloat16")
 _BRAIN_FLAGS = 112
+_NAME = 200
 
 
-def read(path: str | os.PathLike[str]) -> ForeignCheckpoint:
+def read(path: str | os.PathLike[str], *, limit: int | None = None) -> ForeignCheckpoint:
     """Open a file that `megengine.save` wrote; a whole module is read as its state dict.
 
     Raises:
-        UnsafeContent: the file asks to run code.
+        UnsafeContent: the file asks to run code, or is out of proportion to its size.
         FormatError: it is truncated or damaged, not a file of MegEngine, or a dumped graph.
         CheckpointNotFound: there is nothing at the path.
     """
@@ -54,7 +56,8 @@ def read(path: str | os.PathLike[str]) -> ForeignCheckpoint:
             hint="save the module's state_dict() with megengine.save",
         )
     data = source.map()
-    machine = Machine(data, path=source.path, table=_TABLE, opaque=True)
+    budget = Budget(source.path, source.size, limit=limit)
+    machine = Machine(data, path=source.path, table=_TABLE, budget=budget, opaque=True)
     value = machine.run()
 
     def leaf(record: Any) -> Any:
@@ -67,7 +70,8 @@ def read(path: str | os.PathLike[str]) -> ForeignCheckpoint:
         return NotImplemented
 
     attributes = {} if machine.stop == len(data) else {"bytes_behind": len(data) - machine.stop}
-    return ForeignCheckpoint(source.path, "megengine", plain_tree(value, machine, leaf), attributes)
+    tree = plain_tree(value, machine, leaf)
+    return ForeignCheckpoint(source.path, "megengine", tree, attributes, budget=budget)
 
 
 def write(path: str | os.PathLike[str], state: Any) -> None:
@@ -128,12 +132,12 @@ def _variables(module: Opaque, prefix: str, machine: Machine, depth: int) -> Ite
     ) or "track_running_stats" in module.state
     for name, value in _expand(module.state, prefix, machine, depth):
         is_own = isinstance(value, _Tensor) and "." not in name[len(prefix) :]
-        yield name, _flat(value) if is_norm and is_own else value
+        yield name, _flat(value, machine) if is_norm and is_own else value
 
 
 def _expand(value: Any, name: str, machine: Machine, depth: int) -> Iterator[tuple[str, Any]]:
     """Yield the tensors in a value; `name` ends with a dot unless it is the name of a tensor."""
-    machine.charge(1 + len(name))
+    machine.charge(_NAME + 4 * len(name))
     if depth > DEEPEST:
         machine.fail(f"modules are nested deeper than {DEEPEST}")
     if isinstance(value, _Tensor):
@@ -148,10 +152,11 @@ def _expand(value: Any, name: str, machine: Machine, depth: int) -> Iterator[tup
             yield from _expand(value[key], f"{name}{key}.", machine, depth + 1)
 
 
-def _flat(tensor: _Tensor) -> _Tensor:
+def _flat(tensor: _Tensor, machine: Machine) -> _Tensor:
     """Return a tensor of a normalisation layer, which has four dimensions, in one dimension like its state dict."""
     if not isinstance(tensor.array, Array):
         return tensor
+    machine.charge(ARRAY)
     array = Array()
     array.shape = (math.prod(tensor.array.shape),)
     array.dtype, array.data, array.path = tensor.array.dtype, tensor.array.data, tensor.array.path

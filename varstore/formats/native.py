@@ -47,8 +47,8 @@ class OpenedCheckpoint(Checkpoint):
         )
 
 
-def read(path: str) -> OpenedCheckpoint:
-    """Open a checkpoint directory; see `varstore.open`."""
+def read(path: str, *, limit: int | None = None) -> OpenedCheckpoint:  # noqa: ARG001
+    """Open a checkpoint directory; see `varstore.open`. The files have the size of their values, without a limit."""
     opened = open_checkpoint(path)
     return OpenedCheckpoint(opened.location, opened.content)
 

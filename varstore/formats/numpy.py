@@ -27,6 +27,7 @@ from varstore.errors import (
     UsageError,
     VarstoreError,
 )
+from varstore.formats.binary.budget import Budget
 from varstore.formats.binary.magic import NPY
 from varstore.formats.binary.slices import MemoryContent, array_of_spans, refused_array, stream_of
 from varstore.formats.binary.source import Source, count_elements
@@ -47,7 +48,7 @@ _STEP = 1 << 20
 Header = tuple[np.dtype[Any], tuple[int, ...], bool]
 
 
-def read(path: str) -> ForeignCheckpoint:
+def read(path: str, *, limit: int | None = None) -> ForeignCheckpoint:
     """Open an ``.npy`` or ``.npz`` file.
 
     The names of members of an archive that are not arrays are in ``attributes["other_members"]``.
@@ -55,15 +56,18 @@ def read(path: str) -> ForeignCheckpoint:
     Raises:
         FormatError: it is not such a file, or a header is one that numpy does not write.
         SizeMismatch: the bytes of an array are more or fewer than its header requires.
-        UnsafeContent: the name of a member leads out of the archive.
+        UnsafeContent: the name of a member leads out of the archive, or the arrays are out of proportion to the size
+            of the file.
         CheckpointNotFound: there is nothing at the path.
     """
     source = Source(path)
+    budget = Budget(path, source.size, limit=limit)
     magic = source.bytes(0, min(6, source.size))
     if magic == NPY:
         with stream_of(source) as file:
             header, start = _header(file, path, BARE)
-        return ForeignCheckpoint(path, "npy", _array(source, (start, source.size - start), header, BARE))
+        bare = _array(source, (start, source.size - start), header, BARE)
+        return ForeignCheckpoint(path, "npy", bare, budget=budget)
     if not is_zip(source):
         raise FormatError("neither an npy file nor a zip archive", path=path, found=repr(magic))
     tree: dict[str, LazyArray] = {}
@@ -77,7 +81,7 @@ def read(path: str) -> ForeignCheckpoint:
             if name in tree:
                 raise FormatError("two members have the same name", path=path, variable=name)
             tree[name] = array
-    return ForeignCheckpoint(path, "npz", tree, {"other_members": others} if others else {})
+    return ForeignCheckpoint(path, "npz", tree, {"other_members": others} if others else {}, budget=budget)
 
 
 def write(path: str, state: Any) -> None:

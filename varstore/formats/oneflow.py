@@ -17,11 +17,13 @@ import ml_dtypes
 import numpy as np
 
 from varstore.errors import CheckpointNotFound, FormatError, UnsafeContent
+from varstore.formats.binary.budget import ARRAY, Budget
+from varstore.formats.binary.folder import WalkedFolder
 from varstore.formats.binary.source import Source
 from varstore.formats.opened import ForeignCheckpoint
 from varstore.formats.pickles.arrays import PLAIN, Array
 from varstore.formats.pickles.emit import Emitter, Named
-from varstore.formats.pickles.machine import Machine, Opaque, Record
+from varstore.formats.pickles.machine import NODE, Machine, Opaque, Record
 from varstore.formats.pickles.names import Constructor, show
 from varstore.formats.pickles.tree import module_state, plain_tree
 from varstore.formats.state.flat import fetch_plain
@@ -46,21 +48,25 @@ _WRITTEN = frozenset(
 )
 
 
-def read(path: str | os.PathLike[str]) -> ForeignCheckpoint:
+def read(path: str | os.PathLike[str], *, limit: int | None = None) -> ForeignCheckpoint:
     """Open what `flow.save` wrote: a file, a directory with ``pickled_data``, or a folder of variables.
 
     Raises:
-        UnsafeContent: the pickle asks to run code, or a path leads out of the directory.
+        UnsafeContent: the pickle asks to run code, a path leads out of the directory, or the file is out of
+            proportion to its size.
         FormatError: a file is truncated or damaged, or a variable is incomplete.
         SizeMismatch: the values of a variable do not match its shape.
         CheckpointNotFound: there is nothing at the path, or a folder without variables.
     """
     root = os.fspath(path)
     if not os.path.isdir(root):
-        return _read_pickle(Source(root), None)
-    if os.path.lexists(os.path.join(root, PICKLE)):
-        return _read_pickle(Source(inside(root, PICKLE)), root)
-    return _read_folders(root)
+        source = Source(root)
+        return _read_pickle(source, None, Budget(root, source.size, limit=limit))
+    folder = WalkedFolder.walked(root)
+    budget = Budget(root, folder.size, files=len(folder.files), limit=limit)
+    if PICKLE in folder.files:
+        return _read_pickle(folder.source(PICKLE), root, budget)
+    return _read_folders(root, budget)
 
 
 def write(path: str | os.PathLike[str], state: Any) -> None:
@@ -125,8 +131,8 @@ class _Dtype(Record):
         self.number = state
 
 
-def _read_pickle(source: Source, root: str | None) -> ForeignCheckpoint:
-    machine = Machine(source.map(), path=source.path, table=_TABLE, opaque=True)
+def _read_pickle(source: Source, root: str | None, budget: Budget) -> ForeignCheckpoint:
+    machine = Machine(source.map(), path=source.path, table=_TABLE, budget=budget, opaque=True)
     value = machine.run()
     if not isinstance(value, dict) or value.get("protocol_version") != 1 or "data" not in value:
         raise FormatError(
@@ -135,6 +141,7 @@ def _read_pickle(source: Source, root: str | None) -> ForeignCheckpoint:
 
     def leaf(record: Any) -> Any:
         if isinstance(record, _Tensor):
+            machine.charge(ARRAY)
             return _values(record, source, root)
         if isinstance(record, Array):
             return record.lazy(source.read)
@@ -145,7 +152,8 @@ def _read_pickle(source: Source, root: str | None) -> ForeignCheckpoint:
             return state
         return NotImplemented
 
-    return ForeignCheckpoint(source.path if root is None else root, "oneflow", plain_tree(value["data"], machine, leaf))
+    tree = plain_tree(value["data"], machine, leaf)
+    return ForeignCheckpoint(source.path if root is None else root, "oneflow", tree, budget=budget)
 
 
 def _values(tensor: _Tensor, source: Source, root: str | None) -> LazyArray:
@@ -168,13 +176,13 @@ def _rounded(values: LazyArray) -> LazyArray:
     return derived(values, lambda part: part.astype(kind), kind)
 
 
-def _read_folders(root: str) -> ForeignCheckpoint:
+def _read_folders(root: str, budget: Budget) -> ForeignCheckpoint:
     names = sorted(entry.name for entry in os.scandir(root) if os.path.isfile(os.path.join(entry.path, "out")))
     if not names:
         raise CheckpointNotFound(
             "there are no variables in this directory", path=root, expected=f"{PICKLE}, or folders that contain 'out'"
         )
-    return ForeignCheckpoint(root, "oneflow", {name: _folder(root, name) for name in names})
+    return ForeignCheckpoint(root, "oneflow", {name: _folder(root, name) for name in names}, budget=budget)
 
 
 def _folder(root: str, name: str) -> LazyArray:
@@ -208,6 +216,7 @@ def _meta(source: Source) -> Meta:
 
 
 def _tensor(machine: Machine) -> _Tensor:
+    machine.charge(NODE)
     return _Tensor(None, machine.stop)
 
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Hashable, Iterator, Mapping
 from typing import Any, TypeVar
 
 import numpy as np
 
 from varstore.errors import FormatError, VariableNotFound
+from varstore.formats.binary.budget import Budget
 from varstore.text.hints import plural
 from varstore.training.chosen import choose
 from varstore.training.tensors import (
@@ -30,8 +32,8 @@ __all__ = ["ForeignCheckpoint", "LazyTable", "Origin", "read_state"]
 
 Record = TypeVar("Record")
 
-_MOST_TEXT = 1 << 27
-"""The maximum number of characters of all names, because long keys of nested containers multiply."""
+_NAME = 150
+"""The bytes of memory that a name takes beside its text."""
 
 
 class LazyTable(Mapping[str, LazyArray]):
@@ -94,27 +96,31 @@ class ForeignCheckpoint(Mapping[str, LazyArray]):
     its values when they are used. `state` reads the whole nested object, with its scalars; `attributes` is the metadata
     of the file. It can be pickled: another process on this machine reads the same file, or is told that the file was
     replaced.
+
+    The names and values of the arrays are paid for from `budget`: the values once per name, because other formats
+    store them so.
     """
 
-    def __init__(self, path: str, format: str, tree: Any, attributes: Mapping[str, Any] | None = None) -> None:
+    def __init__(
+        self, path: str, format: str, tree: Any, attributes: Mapping[str, Any] | None = None, *, budget: Budget
+    ) -> None:
         self.path = path
         self.format = format
         self.attributes = dict(attributes or {})
         self.origin = Origin()
         self._tree = tree
-        self._table: Mapping[str, LazyArray] | None = tree if isinstance(tree, LazyTable) else self._named(tree)
-        if isinstance(tree, LazyTable) and sum(map(len, tree)) > _MOST_TEXT:
-            raise self._too_long(max(tree, key=len))
+        is_table = isinstance(tree, LazyTable)
+        self._table: Mapping[str, LazyArray] | None = tree if is_table else self._named(tree, budget)
 
-    def _named(self, tree: Any) -> dict[str, LazyArray]:
+    def _named(self, tree: Any, budget: Budget) -> dict[str, LazyArray]:
         arrays: dict[str, LazyArray] = {}
-        left = _MOST_TEXT
         for name, array in leaves(tree):
-            left -= len(name)
-            if left < 0:
-                raise self._too_long(name)
+            budget.charge(_NAME + sys.getsizeof(name), variable=name)
             if not isinstance(array, LazyArray):
                 continue
+            for part in (array, *(part for part in array.attributes.values() if isinstance(part, LazyArray))):
+                if not part.dtype.hasobject:  # reading it raises
+                    budget.announce(part.nbytes, variable=name)
             if name in arrays:
                 raise FormatError(
                     "two tensors have the same name when their keys are joined by '/'",
@@ -124,9 +130,6 @@ class ForeignCheckpoint(Mapping[str, LazyArray]):
                 )
             arrays[name] = array
         return arrays
-
-    def _too_long(self, name: str) -> FormatError:
-        return FormatError("the names of the tensors are too long", path=self.path, variable=name[:100])
 
     __hash__ = object.__hash__
 
@@ -246,6 +249,6 @@ def read_state(tree: Any, *, framework: Framework | None = None, map_location: M
 
 
 def _unopened(path: str, format: str, attributes: Mapping[str, Any], origin: Origin) -> ForeignCheckpoint:
-    checkpoint = ForeignCheckpoint(path, format, {}, attributes)
+    checkpoint = ForeignCheckpoint(path, format, {}, attributes, budget=Budget(path, 0))
     checkpoint.origin, checkpoint._table = origin, None
     return checkpoint

@@ -20,6 +20,7 @@ import ml_dtypes
 import numpy as np
 
 from varstore.errors import FormatError, InvalidName, SizeMismatch, UnsafeContent, UnsupportedDtype, UsageError
+from varstore.formats.binary.budget import Budget
 from varstore.formats.binary.packing import bits_of, pack, packed_size
 from varstore.formats.binary.slices import array_of_spans, check_span
 from varstore.formats.binary.source import Source, count_elements
@@ -27,6 +28,7 @@ from varstore.formats.opened import ForeignCheckpoint, LazyTable
 from varstore.formats.state.flat import fetch_plain, flat_arrays
 from varstore.layout.collector import collector_paused
 from varstore.storage.appearing import replacing
+from varstore.storage.containment import inside
 from varstore.values.lazy import LazyArray
 
 __all__ = ["INDEX_SUFFIX", "read", "write"]
@@ -34,6 +36,8 @@ __all__ = ["INDEX_SUFFIX", "read", "write"]
 INDEX_SUFFIX = ".safetensors.index.json"
 
 _MOST_HEADER = 100_000_000
+_JSON = 32
+"""The bytes of memory that a byte of a header takes at most, once it is parsed."""
 _DTYPES: dict[str, np.dtype[Any]] = {
     name: np.dtype(scalar)
     for name, scalar in (
@@ -68,26 +72,29 @@ Place = tuple[Source, int, int, tuple[int, ...], np.dtype[Any], int]
 """Where a tensor lies: file, first byte, length, and its shape, type and the length that they need."""
 
 
-def read(path: str) -> ForeignCheckpoint:
+def read(path: str, *, limit: int | None = None) -> ForeignCheckpoint:
     """Open one file, or an index file with the files that it names.
 
     Raises:
         FormatError: the header or the index is invalid.
         SizeMismatch: the tensors do not cover the file exactly.
-        UnsafeContent: the index names a file outside its folder.
+        UnsafeContent: the index names a file outside its folder, or the tensors are out of proportion to the files.
         UnsupportedDtype: the type of a tensor is unknown.
         CheckpointNotFound: there is nothing at the path, or a file that the index names is missing.
     """
     if path.endswith(".json"):
-        tensors, metadata = _read_index(path)
+        tensors, metadata, budget = _read_index(path, limit)
     else:
-        tensors, metadata = _read_file(path)
+        source = Source(path)
+        budget = Budget(path, source.size, limit=limit)
+        tensors, metadata = _read_file(source, budget)
     tied = {
         name: tensors[other]
         for name, other in metadata.items()
         if name != "format" and name not in tensors and isinstance(other, str) and other in tensors
     }
-    return ForeignCheckpoint(path, "safetensors", LazyTable(tensors | tied, _array), metadata)
+    budget.announce(sum(place[5] for places in (tensors, tied) for place in places.values()))
+    return ForeignCheckpoint(path, "safetensors", LazyTable(tensors | tied, _array), metadata, budget=budget)
 
 
 def write(
@@ -128,7 +135,7 @@ def write(
         file.write(json.dumps(index, indent=2, sort_keys=True).encode() + b"\n")
 
 
-def _read_index(path: str) -> tuple[dict[str, Place], dict[str, Any]]:
+def _read_index(path: str, limit: int | None) -> tuple[dict[str, Place], dict[str, Any], Budget]:
     source = Source(path)
     index = _json(source, source.bytes(0, source.size), "the index")
     weight_map, metadata = index.get("weight_map"), index.get("metadata", {})
@@ -138,17 +145,22 @@ def _read_index(path: str) -> tuple[dict[str, Place], dict[str, Any]]:
         if not isinstance(part, str) or os.path.basename(part) != part or part in ("", ".", ".."):
             raise UnsafeContent("the index names a file outside its folder", path=path, variable=name, found=repr(part))
     tensors: dict[str, Place] = {}
+    folder = os.path.dirname(path) or "."
+    budget = Budget(path, source.size, limit=limit)
     for part in dict.fromkeys(weight_map.values()):
-        own, own_metadata = _read_file(os.path.join(os.path.dirname(path), part))
+        shown = os.path.join(os.path.dirname(path), part)
+        file = Source(inside(folder, part, stated_by=path), shown=shown)
+        budget.include(file)
+        own, own_metadata = _read_file(file, budget)
         metadata = {**own_metadata, **metadata}
         tensors.update((name, place) for name, place in own.items() if weight_map.get(name, part) == part)
     if missing := weight_map.keys() - tensors.keys():
         raise FormatError("the index names tensors that are not in their files", path=path, found=sorted(missing)[:5])
-    return tensors, metadata
+    return tensors, metadata, budget
 
 
-def _read_file(path: str) -> tuple[dict[str, Place], dict[str, Any]]:
-    source = Source(path)
+def _read_file(source: Source, budget: Budget) -> tuple[dict[str, Place], dict[str, Any]]:
+    path = source.path
     check_span(source, (0, 8), "the length of the header")
     length = int.from_bytes(source.bytes(0, 8), "little")
     if length > min(_MOST_HEADER, source.size - 8):
@@ -159,6 +171,7 @@ def _read_file(path: str) -> tuple[dict[str, Place], dict[str, Any]]:
             expected=f"at most {min(_MOST_HEADER, source.size - 8)}",
             hint="it is not a safetensors file, or truncated",
         )
+    budget.charge(_JSON * length)
     text = source.bytes(8, length)
     with collector_paused():
         header = _json(source, text, "the header")

@@ -36,6 +36,8 @@ class ReadOptions(TypedDict, total=False):
     """MindSpore: the key of an encrypted file, 16, 24 or 32 bytes."""
     crc_check: bool
     """MindSpore: compare the checksum at the end of the file, if there is one."""
+    limit: int | None
+    """All formats but varstore's own: how many bytes the values may take in memory, if that is more than usual."""
 
 
 class ConvertOptions(StoreOptions, total=False):
@@ -82,7 +84,9 @@ def read(
     Args:
         path: the file or folder.
         format: its format, by name; by default, it is detected from the content, and then from the suffix.
-        options: `key` and `crc_check`, for MindSpore.
+        options: `key` and `crc_check`, for MindSpore; and `limit`. The arrays of a file may take at most 64 MiB plus
+            four times the size of the file in memory, so that a small file cannot exhaust it. For a file that is
+            compressed more than that, such as one of zeros, `limit` is the number of bytes to permit.
 
     Returns:
         A `Checkpoint` for a checkpoint directory. For other formats, a mapping that also has `state()`, which reads
@@ -91,7 +95,8 @@ def read(
     Raises:
         UsageError: the format is unknown.
         FormatError: the file is damaged, or not of the named format.
-        UnsafeContent: the file asks to run code, or refers to files outside its folder.
+        UnsafeContent: the file asks to run code, refers to files outside its folder, or is out of proportion to its
+            size.
         CheckpointNotFound: there is nothing at the path.
         MissingDependency: a package that the format requires is not installed.
         StorageError: the operating system refused.
@@ -193,6 +198,7 @@ def convert(
     exclude: Patterns | None = None,
     rename: Rename | None = None,
     dtype: Any = None,
+    limit: int | None = None,
     progress: Progress = None,
     **options: Unpack[ConvertOptions],
 ) -> Converted:
@@ -211,6 +217,7 @@ def convert(
         exclude: patterns of names to leave out.
         rename: how to change names; see `varstore.load`.
         dtype: the type to which all floating-point tensors are converted, such as "bfloat16".
+        limit: how many bytes the values may take in memory; see `varstore.read`.
         progress: True for a progress bar, or a function of (bytes done, bytes in total).
         options: see `varstore.write`.
 
@@ -238,7 +245,7 @@ def convert(
     row = target_format(target, format)
     source_row = detect(source) if source_format is None else named(source_format)
     cast = None if dtype is None else _floating(dtype)
-    opened = read(source, source_row.name)
+    opened = read(source, source_row.name, limit=limit)
     chosen = select(opened, include=include, exclude=exclude, rename=rename, path=source)
     arrays = {name: opened[origin] for name, origin in chosen.items()}
     total = sum(array.nbytes for array in arrays.values())

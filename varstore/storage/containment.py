@@ -1,12 +1,22 @@
-"""Paths that a file states: they must lead to something inside the folder that the file belongs to."""
+"""Paths that a file states: they must lead to something inside the folder that the file belongs to.
+
+The snapshots of the Hugging Face Hub are the one exception. Their files are links to files of the same repository, one
+per content: ``models--NAME/snapshots/REVISION/FILE -> ../../blobs/DIGEST``. Such a link is followed if every part of it
+has this form, and leads to a regular file.
+"""
 
 from __future__ import annotations
 
 import os
+import re
+import stat
 
 from varstore.errors import UnsafeContent
 
-__all__ = ["inside"]
+__all__ = ["inside", "is_hub_link"]
+
+_SNAPSHOT = re.compile(r"(.*/(?:models|datasets|spaces)--[^/]+)/snapshots/[^/]+(?:/.+)?", re.DOTALL)
+_BLOB = re.compile(r"(?:\.\./)+blobs/(?:[0-9a-f]{40}|[0-9a-f]{64})")
 
 
 def inside(folder: str, *parts: str, stated_by: str | None = None, variable: str | None = None) -> str:
@@ -23,12 +33,42 @@ def inside(folder: str, *parts: str, stated_by: str | None = None, variable: str
     """
     home = os.path.realpath(folder)
     stated = os.path.join(*parts)
-    real = "" if "\0" in stated else os.path.realpath(os.path.join(home, stated))
-    if os.path.isabs(stated) or not real.startswith(home.rstrip(os.sep) + os.sep):
-        raise UnsafeContent(
-            "a path or link leads out of the folder",
-            path=stated_by or folder,
-            variable=variable,
-            found=repr(stated[:100]),
-        )
-    return real
+    if "\0" not in stated and not os.path.isabs(stated):
+        place = os.path.join(home, stated)
+        real = os.path.realpath(place)
+        if _is_below(home, real):
+            return real
+        parent = os.path.realpath(os.path.dirname(place))
+        link = os.path.join(parent, os.path.basename(place))
+        if (parent == home or _is_below(home, parent)) and is_hub_link(link):
+            return real
+    raise UnsafeContent(
+        "a path or link leads out of the folder",
+        path=stated_by or folder,
+        variable=variable,
+        found=repr(stated[:100]),
+    )
+
+
+def is_hub_link(place: str) -> bool:
+    """Return whether a link is that of a file in a snapshot of the Hub; all other parts of its path must be real."""
+    folder, name = os.path.split(place)
+    snapshot = _SNAPSHOT.fullmatch(folder)
+    try:
+        text = os.readlink(place)
+        target = os.path.normpath(os.path.join(folder, text))
+        is_regular = stat.S_ISREG(os.lstat(target).st_mode)
+    except (OSError, ValueError):
+        return False
+    return (
+        bool(name)
+        and snapshot is not None
+        and _BLOB.fullmatch(text) is not None
+        and os.path.dirname(target) == os.path.join(snapshot[1], "blobs")
+        and os.path.realpath(target) == target
+        and is_regular
+    )
+
+
+def _is_below(home: str, real: str) -> bool:
+    return real.startswith(home.rstrip(os.sep) + os.sep)

@@ -57,15 +57,16 @@ def is_unchanged(path: str, identity: tuple[int, ...]) -> bool:
 class Source:
     """A regular file and its size; `read` fetches a range of it.
 
-    It stays the same file when the working directory changes.
+    It stays the same file when the working directory changes. `shown` is the path for errors, if it is another one.
+    `identity` tells this file from all others.
     """
 
-    __slots__ = ("_identity", "_place", "path", "size")
+    __slots__ = ("_place", "identity", "path", "size")
 
-    def __init__(self, path: str | os.PathLike[str]) -> None:
-        self.path = os.fspath(path)
+    def __init__(self, path: str | os.PathLike[str], *, shown: str | None = None) -> None:
+        self.path = shown or os.fspath(path)
         try:
-            self._place = os.path.abspath(self.path)
+            self._place = os.path.abspath(path)
             status = os.stat(self._place)
         except (FileNotFoundError, NotADirectoryError):
             raise CheckpointNotFound("there is no such file", path=self.path) from None
@@ -74,9 +75,9 @@ class Source:
         if not stat.S_ISREG(status.st_mode):
             raise FormatError("this is not a regular file", path=self.path)
         self.size = status.st_size
-        self._identity = _identity(status)
+        self.identity = _identity(status)
         if (noted := _noted.get()) is not None:
-            noted[self._place] = self._identity
+            noted[self._place] = self.identity
 
     def read(self, offset: int, size: int) -> np.ndarray:
         """Return a range of the file as a new array of uint8.
@@ -127,7 +128,7 @@ class Source:
             raise CheckpointNotFound("the file was removed after it was opened", path=self.path) from None
         except OSError as error:
             raise storage_error(error, self.path, "the file cannot be opened") from error
-        if _identity(os.fstat(descriptor)) != self._identity:
+        if _identity(os.fstat(descriptor)) != self.identity:
             os.close(descriptor)
             raise FormatError("the file has changed since it was opened", path=self.path, hint="open it again")
         return descriptor

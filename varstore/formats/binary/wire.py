@@ -112,8 +112,8 @@ class Wire:
         except UnicodeDecodeError:
             raise self.wrong(message, field.whole[0], "a string that is not UTF-8") from None
 
-    def integers(self, field: Field, message: str) -> list[int]:
-        """Return the values of a repeated int64 field, which may be packed or not.
+    def integers(self, field: Field, message: str, *, most: int) -> list[int]:
+        """Return the values of a repeated int64 field, which may be packed or not, at most `most` of them.
 
         Raises:
             FormatError: the field does not contain integers.
@@ -122,6 +122,8 @@ class Wire:
             return [field.signed]
         if field.kind != BYTES:
             raise self.wrong(message, field.whole[0], f"wire type {field.kind} for integers")
+        if field.span[1] > most * _LONGEST:
+            raise self.wrong(message, field.whole[0], f"more than {most} integers")
         values = varints(self.read(field))
         if values is None:
             raise self.wrong(message, field.whole[0], "a truncated integer")

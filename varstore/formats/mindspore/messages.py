@@ -16,6 +16,7 @@ mindspore/python/mindspore/train/serialization.py
 
 from __future__ import annotations
 
+import itertools
 import zlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -25,8 +26,9 @@ import ml_dtypes
 import numpy as np
 
 from varstore.errors import DigestMismatch, FormatError, UnsupportedDtype, UsageError
+from varstore.formats.binary.budget import ARRAY, Budget
 from varstore.formats.binary.slices import Content, Span, array_of_spans, refused_array, stream_of
-from varstore.formats.binary.source import Source
+from varstore.formats.binary.source import MOST_DIMENSIONS, Source
 from varstore.formats.binary.wire import BYTES, Wire, bytes_field, bytes_head, int_field
 from varstore.formats.mindspore.cipher import decrypted, is_encrypted
 from varstore.formats.opened import ForeignCheckpoint
@@ -68,6 +70,7 @@ _DTYPES = _LOADABLE | {
 }
 _CRC_MARK, _CRC_TAIL = b"crc_num", 17
 _SLICE = 512 << 20
+_MOST_PARTS = 8
 _STEP = 1 << 22
 
 
@@ -85,7 +88,9 @@ class _Value:
     is_map: bool
 
 
-def read(path: str, *, key: bytes | None = None, crc_check: bool = False) -> ForeignCheckpoint:
+def read(
+    path: str, *, key: bytes | None = None, crc_check: bool = False, limit: int | None = None
+) -> ForeignCheckpoint:
     """Open a checkpoint; an encrypted one is decrypted into memory.
 
     Parameters that are text are in ``state()``; a map parameter is a list of its keys, values and statuses.
@@ -94,8 +99,10 @@ def read(path: str, *, key: bytes | None = None, crc_check: bool = False) -> For
         path: the file.
         key: the key of an encrypted file: 16, 24 or 32 bytes.
         crc_check: read the whole file once and compare its CRC-32, if it has one.
+        limit: see `varstore.read`.
 
     Raises:
+        UnsafeContent: the file is out of proportion to its size.
         FormatError, SizeMismatch: the messages are not what MindSpore writes.
         DigestMismatch: the CRC-32 does not match, or the key is wrong.
         UsageError: the file is encrypted, and there is no key or one of a wrong length.
@@ -103,6 +110,7 @@ def read(path: str, *, key: bytes | None = None, crc_check: bool = False) -> For
         CheckpointNotFound: there is nothing at the path.
     """
     source = Source(path)
+    budget = Budget(path, source.size, limit=limit)
     content: Content = decrypted(source, key) if is_encrypted(source) else source
     size = content.size
     attributes = {}
@@ -114,8 +122,8 @@ def read(path: str, *, key: bytes | None = None, crc_check: bool = False) -> For
             if crc_check:
                 _check_crc(content, size, attributes["crc_num"])
     with stream_of(content) as stream:
-        tree = _tree(Wire(stream, path), content, size)
-    return ForeignCheckpoint(path, "mindspore", tree, attributes)
+        tree = _tree(Wire(stream, path), content, size, budget)
+    return ForeignCheckpoint(path, "mindspore", tree, attributes, budget=budget)
 
 
 def write(path: str, state: Any) -> None:
@@ -176,10 +184,10 @@ def _check_crc(content: Content, size: int, expected: int) -> None:
         )
 
 
-def _tree(wire: Wire, content: Content, size: int) -> dict[str, Any]:
+def _tree(wire: Wire, content: Content, size: int, budget: Budget) -> dict[str, Any]:
     merged: dict[str, _Value] = {}
     previous = None
-    for value in _values(wire, size):
+    for value in _values(wire, size, budget):
         if value.tag == previous and value.is_map == merged[value.tag].is_map:
             _append(content.path, merged[value.tag], value)
         else:
@@ -213,10 +221,11 @@ def _append(path: str, value: _Value, piece: _Value) -> None:
             tensor.dims[0] += part.dims[0]
 
 
-def _values(wire: Wire, size: int) -> Iterator[_Value]:
+def _values(wire: Wire, size: int, budget: Budget) -> Iterator[_Value]:
     for outer in wire.fields((0, size), "Checkpoint"):
         if outer.number != 1 or outer.kind != BYTES:
             continue
+        budget.charge(ARRAY)
         tag, tensors, is_map = None, None, False
         for inner in wire.fields(outer.span, "Value"):
             if inner.number == _TAG:
@@ -225,7 +234,10 @@ def _values(wire: Wire, size: int) -> Iterator[_Value]:
                 tensors, is_map = [_tensor(wire, inner.span)], False
             elif inner.number == _MAP and inner.kind == BYTES:
                 parts = wire.fields(inner.span, "MapTensorProto")
-                tensors, is_map = [_tensor(wire, part.span) for part in parts if part.kind == BYTES], True
+                spans = (part.span for part in parts if part.kind == BYTES)
+                tensors, is_map = [_tensor(wire, span) for span in itertools.islice(spans, _MOST_PARTS + 1)], True
+                if len(tensors) > _MOST_PARTS:
+                    raise wire.wrong("MapTensorProto", inner.whole[0], f"more than {_MOST_PARTS} tensors")
         if tag is None or tensors is None:
             raise wire.wrong("Value", outer.whole[0], "no tag" if tag is None else f"no tensor for {tag!r}")
         yield _Value(tag=tag, tensors=tensors, is_map=is_map)
@@ -235,7 +247,9 @@ def _tensor(wire: Wire, span: Span) -> _Tensor:
     tensor = _Tensor()
     for part in wire.fields(span, "TensorProto"):
         if part.number == _DIMS:
-            tensor.dims += wire.integers(part, "TensorProto")
+            tensor.dims += wire.integers(part, "TensorProto", most=MOST_DIMENSIONS)
+            if len(tensor.dims) > MOST_DIMENSIONS:
+                raise wire.wrong("TensorProto", part.whole[0], f"more than {MOST_DIMENSIONS} dimensions")
         elif part.number == _TYPE:
             tensor.type = wire.text(part, "TensorProto")
         elif part.number == _CONTENT and part.kind == BYTES:

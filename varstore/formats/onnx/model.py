@@ -22,9 +22,10 @@ from varstore.errors import (
     VariableMismatch,
     VariableNotFound,
 )
+from varstore.formats.binary.budget import ARRAY, Budget
 from varstore.formats.binary.packing import pack, packed_size
 from varstore.formats.binary.slices import Span, stream_of
-from varstore.formats.binary.source import Source
+from varstore.formats.binary.source import MOST_DIMENSIONS, Source
 from varstore.formats.binary.wire import BYTES, Wire, bytes_field, bytes_head, int_field
 from varstore.formats.onnx.tensors import (
     EXTERNAL,
@@ -61,7 +62,7 @@ class _Model:
     sparse: list[Span]
 
 
-def read(path: str) -> ForeignCheckpoint:
+def read(path: str, *, limit: int | None = None) -> ForeignCheckpoint:
     """Open the initializers of a model.
 
     A sparse initializer is read as ``name/values`` and ``name/indices``; its shape is in `state`.
@@ -69,21 +70,23 @@ def read(path: str) -> ForeignCheckpoint:
     Raises:
         FormatError: it is not an ONNX model, or two initializers have the same name.
         SizeMismatch: the values of a tensor do not match its shape and type.
-        UnsafeContent: external data is outside the folder of the model.
+        UnsafeContent: external data is outside the folder of the model, or the tensors are out of proportion to the
+            size of the files.
         CheckpointNotFound: there is nothing at the path, or a file with external data is missing.
     """
     source = Source(path)
+    budget = Budget(path, source.size, limit=limit)
     tree: dict[str, Any] = {}
     with stream_of(source) as stream:
         wire = Wire(stream, path)
-        model = _parse(wire, source)
-        leaves: list[tuple[str, Any]] = [(record.name, array_of(source, record)) for _, record in model.tensors]
-        leaves += [_sparse(wire, source, span) for span in model.sparse]
+        model = _parse(wire, source, budget)
+        leaves: list[tuple[str, Any]] = [(record.name, array_of(source, record, budget)) for _, record in model.tensors]
+        leaves += [_sparse(wire, source, span, budget) for span in model.sparse]
     for name, leaf in leaves:
         if name in tree:
             raise FormatError("two initializers have the same name", path=path, variable=name)
         tree[name] = leaf
-    return ForeignCheckpoint(path, "onnx", tree)
+    return ForeignCheckpoint(path, "onnx", tree, budget=budget)
 
 
 def write(path: str, state: Any, *, model: str | None = None) -> None:
@@ -113,14 +116,15 @@ def write(path: str, state: Any, *, model: str | None = None) -> None:
     source = Source(model)
     arrays = flat_arrays(state, format="onnx")
     with stream_of(source) as stream:
-        parsed = _parse(Wire(stream, model), source)
-        known = {record.name: array_of(source, record) for _, record in parsed.tensors}
+        budget = Budget(model, source.size)
+        parsed = _parse(Wire(stream, model), source, budget)
+        known = {record.name: array_of(source, record, budget) for _, record in parsed.tensors}
         for name, array in arrays.items():
             _check_fits(model, name, array, known)
-        _write_copy(path, stream, source, parsed, {**known, **arrays})
+        _write_copy(path, stream, source, parsed, known, {**known, **arrays})
 
 
-def _parse(wire: Wire, source: Source) -> _Model:
+def _parse(wire: Wire, source: Source, budget: Budget) -> _Model:
     graph = None
     for part in wire.fields((0, source.size), "ModelProto"):
         if part.number == _GRAPH and part.kind == BYTES:
@@ -131,6 +135,8 @@ def _parse(wire: Wire, source: Source) -> _Model:
         raise FormatError("not an ONNX model: it does not have a graph", path=source.path)
     tensors, sparse = [], []
     for part in wire.fields(graph.span, "GraphProto"):
+        if part.number in (_INITIALIZER, _SPARSE):
+            budget.charge(2 * ARRAY)
         if part.number == _INITIALIZER and part.kind == BYTES:
             tensors.append((part.whole, parse(wire, part.span)))
         elif part.number == _SPARSE and part.kind == BYTES:
@@ -138,15 +144,17 @@ def _parse(wire: Wire, source: Source) -> _Model:
     return _Model(graph=graph.span, graph_whole=graph.whole, tensors=tensors, sparse=sparse)
 
 
-def _sparse(wire: Wire, source: Source, span: Span) -> tuple[str, dict[str, Any]]:
+def _sparse(wire: Wire, source: Source, span: Span, budget: Budget) -> tuple[str, dict[str, Any]]:
     name, leaves = "", {}
     dims: list[int] = []
     for part in wire.fields(span, "SparseTensorProto"):
         if part.number == _SPARSE_DIMS:
-            dims += wire.integers(part, "SparseTensorProto")
+            dims += wire.integers(part, "SparseTensorProto", most=MOST_DIMENSIONS)
+            if len(dims) > MOST_DIMENSIONS:
+                raise wire.wrong("SparseTensorProto", part.whole[0], f"more than {MOST_DIMENSIONS} dimensions")
         elif part.number in (_SPARSE_VALUES, _SPARSE_INDICES) and part.kind == BYTES:
             record = parse(wire, part.span)
-            leaves["values" if part.number == _SPARSE_VALUES else "indices"] = array_of(source, record)
+            leaves["values" if part.number == _SPARSE_VALUES else "indices"] = array_of(source, record, budget)
             name = record.name if part.number == _SPARSE_VALUES else name
     return name, {**leaves, "shape": dims}
 
@@ -182,11 +190,18 @@ class _Plan:
     offset: int | None
 
 
-def _write_copy(path: str, stream: BinaryIO, source: Source, model: _Model, arrays: dict[str, Any]) -> None:
+def _write_copy(
+    path: str,
+    stream: BinaryIO,
+    source: Source,
+    model: _Model,
+    known: dict[str, LazyArray],
+    arrays: dict[str, Any],
+) -> None:
     location = os.path.basename(path) + ".data"
-    plans = _plans(stream, source, model, location, everything=False)
+    plans = _plans(stream, source, model, known, location, everything=False)
     if source.size + sum(plan.size for plan in plans if plan.offset is None) > _MOST_MESSAGE:
-        plans = _plans(stream, source, model, location, everything=True)
+        plans = _plans(stream, source, model, known, location, everything=True)
     external = [plan for plan in plans if plan.offset is not None]
     data_path = os.path.join(os.path.dirname(path), location)
     if external:
@@ -202,12 +217,20 @@ def _write_copy(path: str, stream: BinaryIO, source: Source, model: _Model, arra
         _copy_model(file, stream, source, model, plans, arrays)
 
 
-def _plans(stream: BinaryIO, source: Source, model: _Model, location: str, *, everything: bool) -> list[_Plan]:
+def _plans(
+    stream: BinaryIO,
+    source: Source,
+    model: _Model,
+    known: dict[str, LazyArray],
+    location: str,
+    *,
+    everything: bool,
+) -> list[_Plan]:
     wire = Wire(stream, source.path)
     plans: list[_Plan] = []
     end = 0
     for whole, record in model.tensors:
-        array = array_of(source, record)
+        array = known[record.name]
         if array.dtype.hasobject:
             continue
         size = packed_size(int(np.prod(array.shape, dtype=object)), array.dtype)

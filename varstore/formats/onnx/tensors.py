@@ -17,6 +17,7 @@ import ml_dtypes
 import numpy as np
 
 from varstore.errors import FormatError, SizeMismatch, UnsupportedDtype
+from varstore.formats.binary.budget import Budget
 from varstore.formats.binary.packing import bits_of, packed_size, unpack
 from varstore.formats.binary.slices import Span, array_of_spans, refused_array, stream_of
 from varstore.formats.binary.source import Source, count_elements
@@ -107,7 +108,7 @@ def parse(wire: Wire, span: Span) -> TensorRecord:
     record = TensorRecord(span=span)
     for part in wire.fields(span, "TensorProto"):
         if part.number == DIMS:
-            record.dims += wire.integers(part, "TensorProto")
+            record.dims += wire.integers(part, "TensorProto", most=_MOST_DIMENSIONS)
             if len(record.dims) > _MOST_DIMENSIONS:
                 raise wire.wrong("TensorProto", part.whole[0], f"more than {_MOST_DIMENSIONS} dimensions")
         elif part.number == TYPE:
@@ -117,7 +118,8 @@ def parse(wire: Wire, span: Span) -> TensorRecord:
         elif part.number == RAW and part.kind == BYTES:
             record.raw = part.span
         elif part.number == EXTERNAL and part.kind == BYTES:
-            entry = {item.number: wire.text(item, "TensorProto") for item in wire.fields(part.span, "TensorProto")}
+            items = (item for item in wire.fields(part.span, "TensorProto") if item.number in (1, 2))
+            entry = {item.number: wire.text(item, "TensorProto") for item in items}
             record.external[entry.get(1, "")] = entry.get(2, "")
         elif part.number == LOCATION:
             record.is_external = part.value == _IS_EXTERNAL
@@ -126,7 +128,7 @@ def parse(wire: Wire, span: Span) -> TensorRecord:
     return record
 
 
-def array_of(source: Source, record: TensorRecord) -> LazyArray:
+def array_of(source: Source, record: TensorRecord, budget: Budget) -> LazyArray:
     """Return the tensor; whether the number of values in a typed field is right is checked when they are read.
 
     Raises:
@@ -149,6 +151,7 @@ def array_of(source: Source, record: TensorRecord) -> LazyArray:
     dtype, typed = row
     if record.is_external:
         content, span = _external(source, record, dtype)
+        budget.include(content)
         return array_of_spans(content, [span], record.dims, dtype, variable=record.name)
     if record.raw is not None:
         return array_of_spans(source, [record.raw], record.dims, dtype, variable=record.name)

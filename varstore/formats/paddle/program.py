@@ -20,13 +20,15 @@ import ml_dtypes
 import numpy as np
 
 from varstore.errors import FormatError, SizeMismatch, UnsupportedDtype
+from varstore.formats.binary.budget import ARRAY, Budget
 from varstore.formats.binary.slices import stream_of
-from varstore.formats.binary.source import Source, count_elements
+from varstore.formats.binary.source import MOST_DIMENSIONS, Source, count_elements
 from varstore.formats.binary.wire import BYTES, Field, Wire
+from varstore.storage.containment import inside
 from varstore.values.lazy import LazyArray, placed_array
 from varstore.values.parts import in_c_order
 
-__all__ = ["is_stream", "parameter_names", "read_streams"]
+__all__ = ["companion", "is_stream", "parameter_names", "read_streams"]
 
 _DTYPES: dict[int, np.dtype[Any]] = {
     0: np.dtype(np.bool_),
@@ -57,19 +59,21 @@ def is_stream(source: Source) -> bool:
     return source.size >= 20 and source.bytes(0, 4) == bytes(4)
 
 
-def read_streams(source: Source) -> list[LazyArray]:
+def read_streams(source: Source, budget: Budget) -> list[LazyArray]:
     """Return the variables in a file, in order.
 
     Raises:
         FormatError: a header is damaged.
         SizeMismatch: the file ends within a variable.
         UnsupportedDtype: the type of a variable is unknown.
+        UnsafeContent: the variables are out of proportion to the size of the file.
     """
     arrays = []
     position = 0
     with stream_of(source) as stream:
         wire = Wire(stream, source.path)
         while position < source.size:
+            budget.charge(ARRAY)
             array, position = _stream(source, wire, position)
             arrays.append(array)
     return arrays
@@ -91,7 +95,7 @@ def _stream(source: Source, wire: Wire, start: int) -> tuple[LazyArray, int]:
         if field.number == 1:
             number = field.value
         elif field.number == 2:
-            shape += wire.integers(field, "TensorDesc")
+            shape += wire.integers(field, "TensorDesc", most=MOST_DIMENSIONS)
     position += size
     dtype = _DTYPES.get(number)
     if dtype is None:
@@ -107,16 +111,28 @@ def _stream(source: Source, wire: Wire, start: int) -> tuple[LazyArray, int]:
 
 def parameter_names(source: Source) -> list[str] | None:
     """Return the names of the variables in a ``.pdiparams`` file, in order; None if there is no program beside it."""
-    stem = source.path.removesuffix(".pdiparams")
-    if stem == source.path:
+    if not source.path.endswith(".pdiparams"):
         return None
     for suffix, names in ((".json", _names_in_json), (".pdmodel", _names_in_protobuf)):
-        if os.path.isfile(stem + suffix):
-            program = Source(stem + suffix)
+        program = companion(source, suffix, instead=".pdiparams")
+        if program is not None:
             if program.size > _LONGEST_PROGRAM:
                 raise _damaged(program, 0, "the program", f"{program.size} bytes")
             return sorted(names(program))
     return None
+
+
+def companion(source: Source, suffix: str, *, instead: str = "") -> Source | None:
+    """Return the file beside this one whose name has another suffix, or one more; None if there is no such file.
+
+    Raises:
+        UnsafeContent: it is a link that leads out of the folder.
+    """
+    folder, name = os.path.split(source.path)
+    beside = name.removesuffix(instead) + suffix
+    if not os.path.lexists(os.path.join(folder, beside)):
+        return None
+    return Source(inside(folder or ".", beside, stated_by=source.path))
 
 
 def _names_in_json(program: Source) -> list[str]:
@@ -142,7 +158,8 @@ def _names_in_protobuf(program: Source) -> list[str]:
         wire = Wire(stream, program.path)
         for block in _messages(wire, (0, program.size), 1, "ProgramDesc"):
             for variable in _messages(wire, block.span, 3, "BlockDesc"):
-                fields = {field.number: field for field in wire.fields(variable.span, "VarDesc")}
+                parts = wire.fields(variable.span, "VarDesc")
+                fields = {field.number: field for field in parts if field.number in (1, 2, 3)}
                 kinds = (
                     []
                     if 2 not in fields

@@ -18,12 +18,13 @@ import ml_dtypes
 import numpy as np
 
 from varstore.errors import FormatError, SizeMismatch, UsageError
+from varstore.formats.binary.budget import Budget
 from varstore.formats.binary.source import Source, count_elements
 from varstore.formats.opened import ForeignCheckpoint
-from varstore.formats.paddle.program import is_stream, parameter_names, read_streams
+from varstore.formats.paddle.program import companion, is_stream, parameter_names, read_streams
 from varstore.formats.pickles.arrays import PLAIN, Array
 from varstore.formats.pickles.emit import Emitter, Named
-from varstore.formats.pickles.machine import Machine, Record
+from varstore.formats.pickles.machine import ITEM, NODE, Machine, Record
 from varstore.formats.pickles.names import Constructor, show
 from varstore.formats.pickles.tree import plain_tree
 from varstore.formats.state.nested import SCALARS, nested_state
@@ -43,23 +44,24 @@ _WRITTEN = frozenset(
 ) | {np.dtype(np.complex64), np.dtype(np.complex128), _BFLOAT16}
 
 
-def read(path: str | os.PathLike[str]) -> ForeignCheckpoint:
+def read(path: str | os.PathLike[str], *, limit: int | None = None) -> ForeignCheckpoint:
     """Open a file that `paddle.save` or `paddle.jit.save` (``.pdiparams``) wrote, or one of raw variables.
 
     A ``.pdiparams`` file does not contain names. They are read from the ``.json`` or ``.pdmodel`` file beside it, and
     structured names from ``.pdiparams.info`` if that exists. Without these files, the tensors are numbered.
 
     Raises:
-        UnsafeContent: the file asks to run code.
+        UnsafeContent: the file asks to run code, or is out of proportion to its size.
         FormatError: it is truncated or damaged, or not a PaddlePaddle file.
         SizeMismatch: it ends within a variable.
         CheckpointNotFound: there is nothing at the path.
     """
     source = Source(path)
+    budget = Budget(source.path, source.size, limit=limit)
     if is_stream(source):
-        return _read_streams(source)
+        return _read_streams(source, budget)
     data = source.map()
-    machine = Machine(data, path=source.path, table=_TABLE)
+    machine = Machine(data, path=source.path, table=_TABLE, budget=budget)
     value = machine.run()
     attributes: dict[str, Any] = {} if machine.stop == len(data) else {"bytes_behind": len(data) - machine.stop}
     if type(value) in (dict, OrderedDict):
@@ -78,7 +80,7 @@ def read(path: str | os.PathLike[str]) -> ForeignCheckpoint:
             return record.lazy(source)
         return record.lazy(source.read) if isinstance(record, Array) else NotImplemented
 
-    return ForeignCheckpoint(source.path, "paddle", plain_tree(value, machine, leaf), attributes)
+    return ForeignCheckpoint(source.path, "paddle", plain_tree(value, machine, leaf), attributes, budget=budget)
 
 
 def write(path: str | os.PathLike[str], state: Any) -> None:
@@ -188,12 +190,12 @@ def _is_flat(part: Any, first: Any) -> bool:
     return isinstance(part, Array) and len(part.shape) == 1 and part.dtype.dtype == first.dtype.dtype
 
 
-def _read_streams(source: Source) -> ForeignCheckpoint:
-    arrays = read_streams(source)
+def _read_streams(source: Source, budget: Budget) -> ForeignCheckpoint:
+    arrays = read_streams(source, budget)
     names = parameter_names(source)
     if names is None:
         tree: Any = arrays[0] if len(arrays) == 1 else arrays
-        return ForeignCheckpoint(source.path, "paddle", tree)
+        return ForeignCheckpoint(source.path, "paddle", tree, budget=budget)
     if len(names) != len(arrays):
         raise FormatError(
             "the number of tensors is not that in the program beside the file",
@@ -203,15 +205,16 @@ def _read_streams(source: Source) -> ForeignCheckpoint:
         )
     structured = _structured_names(source)
     tree = {structured.get(name, name): array for name, array in zip(names, arrays, strict=True)}
-    return ForeignCheckpoint(source.path, "paddle", tree, {"parameter_names": dict(zip(tree, names, strict=True))})
+    about = {"parameter_names": dict(zip(tree, names, strict=True))}
+    return ForeignCheckpoint(source.path, "paddle", tree, about, budget=budget)
 
 
 def _structured_names(source: Source) -> dict[str, str]:
     """Return a dict of parameter names to structured names, read from ``.pdiparams.info`` like `paddle.load`."""
-    if not os.path.isfile(source.path + ".info"):
+    info = companion(source, ".info")
+    if info is None:
         return {}
-    info = Source(source.path + ".info")
-    machine = Machine(info.map(), path=info.path, table={})
+    machine = Machine(info.map(), path=info.path, table={}, budget=Budget(info.path, info.size))
     value = plain_tree(machine.run(), machine, lambda _: NotImplemented)
     return {
         name: about["structured_name"]
@@ -223,7 +226,7 @@ def _structured_names(source: Source) -> dict[str, str]:
 def _tuple(machine: Machine, items: Any = ()) -> Any:
     if type(items) in (tuple, list) and len(items) == 2 and type(items[0]) is str and isinstance(items[1], Array):
         return _Tensor(items[1])
-    machine.charge(len(items))
+    machine.charge(NODE + ITEM * len(items))
     return tuple(items)
 
 

@@ -16,8 +16,9 @@ from typing import Any
 import numpy as np
 
 from varstore.errors import FormatError, SizeMismatch, UnsupportedDtype
+from varstore.formats.binary.budget import ARRAY
 from varstore.formats.binary.source import count_elements
-from varstore.formats.pickles.machine import Machine, Record
+from varstore.formats.pickles.machine import ITEM, NODE, Machine, Record
 from varstore.formats.pickles.names import Constructor, Global, Span, Table, show
 from varstore.layout.dtypes import TABLE
 from varstore.values.lazy import LazyArray, placed_array
@@ -139,10 +140,12 @@ def _dtype(machine: Machine, spec: Any, *_: Any) -> Dtype:
 def _reconstruct(machine: Machine, kind: Any, *_: Any) -> Array:
     if type(kind) is not Global or kind.entry is not np.ndarray:
         machine.refuse(f"would create an array of class {show(kind)}")
+    machine.charge(ARRAY)
     return Array()
 
 
 def _from_buffer(machine: Machine, data: Any, dtype: Any, shape: Any, order: Any) -> Array:
+    machine.charge(ARRAY)
     array = Array()
     array.fill(machine, shape, dtype, order == "F", data)
     return array
@@ -166,7 +169,7 @@ def _encode(machine: Machine, text: Any, encoding: Any = "utf-8") -> Any:
         return Span(text.offset, text.size)
     if type(text) is not str:
         machine.fail("the argument to encode is not text", found=show(text))
-    machine.charge(len(text))
+    machine.charge(2 * len(text))
     return text.encode("latin-1")
 
 
@@ -183,7 +186,7 @@ def _pairs(machine: Machine, items: Any) -> list[tuple[Any, Any]]:
         items = list(items.items())
     if type(items) not in (list, tuple):
         machine.fail("a dict is not created from a list", found=show(items))
-    machine.charge(len(items))
+    machine.charge(NODE + 10 * ITEM * len(items))
     return [(machine.key(key), value) for key, value in items]
 
 
@@ -192,7 +195,7 @@ def _default_dict(machine: Machine, _factory: Any = None, items: Any = ()) -> di
 
 
 def _set(machine: Machine, items: Any = ()) -> set[Any]:
-    machine.charge(len(items))
+    machine.charge(NODE + 10 * ITEM * len(items))
     return {machine.key(item) for item in items}
 
 

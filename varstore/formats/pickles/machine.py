@@ -7,8 +7,8 @@ becomes an inert `Global`. Calling it raises `UnsafeContent`; so does leaving it
 the format that has accounted for it.
 
 Memory and time are bounded by the size of the file, so that a small file cannot exhaust the machine. Long strings stay
-in the file, as a `Span`. Keys of dicts are plain values, whose hash takes constant time. Constructors that copy data
-deduct it from a budget with `Machine.charge`.
+in the file, as a `Span`. Keys of dicts are plain values, whose hash takes constant time, and few of them have the same
+hash. Containers, and all that constructors copy, are paid for from the budget of the file with `Machine.charge`.
 
 Source: the opcodes are described in the standard library's pickletools,
 https://github.com/python/cpython/blob/main/Lib/pickletools.py
@@ -24,11 +24,19 @@ from typing import Any, NoReturn
 import numpy as np
 
 from varstore.errors import FormatError, UnsafeContent, VarstoreError
+from varstore.formats.binary.budget import Budget
 from varstore.formats.binary.source import Mapped
 from varstore.formats.pickles.names import SPAN_FROM, Constructor, Global, Span, Table, shorten, show
 from varstore.formats.pickles.tape import Tape
+from varstore.layout.keys import Keys, packed
 
-__all__ = ["Machine", "Opaque", "Record"]
+__all__ = ["ITEM", "NODE", "Machine", "Opaque", "Record"]
+
+NODE, ITEM = 400, 16
+"""The bytes of memory that a container and an item of it take, in the pickle and again in the tree made of it."""
+_PAIR = 200
+_SET = 700
+_MARK = 100
 
 _LONGEST_INT = 1024
 _KEY_LIMIT = 1 << 61
@@ -76,6 +84,7 @@ class Machine(Tape):
         *,
         path: str,
         table: Table,
+        budget: Budget,
         persistent: Callable[[Any], Any] | None = None,
         opaque: bool = False,
         start: int = 0,
@@ -87,8 +96,10 @@ class Machine(Tape):
         self._opaque = opaque
         self._stack: list[Any] = []
         self._below: list[list[Any]] = []
-        self._memo: dict[int, Any] = {}
-        self._budget = 65536 + 2 * (len(data) - start)
+        self._memo: list[Any] = []
+        self._far_memo: dict[bytes, Any] = {}
+        self._keys = Keys()
+        self.budget = budget
 
     def run(self) -> Any:
         """Return the object that the pickle describes.
@@ -131,6 +142,7 @@ class Machine(Tape):
         """Return an inert object for one of an unknown class, if the format allows that."""
         if not self._opaque or type(kind) is not Global or kind.entry is not None:
             self.refuse(f"would create an object by {show(kind)}()")
+        self.charge(NODE)
         return Opaque(kind, self.at)
 
     def refuse_unclaimed(self) -> None:
@@ -139,37 +151,46 @@ class Machine(Tape):
             if not unknown.claimed:
                 self.refuse(f"would import {unknown}", offset=unknown.offset)
 
-    def charge(self, work: int) -> None:
-        """Deduct a copy of `work` elements from the budget; raise UnsafeContent once it is used up."""
-        self._budget -= work
-        if self._budget < 0:
-            self.refuse("would use memory out of proportion to its size")
+    def charge(self, nbytes: int) -> None:
+        """Pay for memory from the budget of the file; raise UnsafeContent once it is used up."""
+        self.budget.charge(nbytes)
 
     def plain(self, value: Any) -> Any:
         """Return the content of a `Span`, and any other value unchanged."""
         if type(value) is not Span:
             return value
-        self.charge(value.size)
+        self.charge(2 * value.size)
         return value.value(self.data)
 
     def key(self, value: Any) -> Any:
         """Return a value as a key of a dict or member of a set, if hashing it takes constant time."""
         value = self.plain(value)
         kind = type(value)
-        if kind in (str, float, bool, bytes, type(None)) or isinstance(value, _HASHED_FAST):
+        if kind in (str, bool, bytes, type(None)) or isinstance(value, _HASHED_BY_IDENTITY):
             return value
-        if kind is int and -_KEY_LIMIT < value < _KEY_LIMIT:
+        if kind is int and -_KEY_LIMIT < value < _KEY_LIMIT:  # its own hash
             return value
         if kind is tuple and len(value) <= 64 and not any(type(item) is tuple for item in value):
-            return tuple([self.key(item) for item in value])
-        return self.fail("not a possible key", found=show(value), expected="a string, a number or a tuple of them")
+            self.charge(NODE + ITEM * len(value))
+            value = tuple([self.key(item) for item in value])
+        elif kind is not float and not isinstance(value, _NUMBERS):
+            self.fail("not a possible key", found=show(value), expected="a string, a number or a tuple of them")
+        self.charge(_PAIR)
+        if not self._keys.admits(value):
+            self.refuse("has keys that were chosen to have the same hash")
+        return value
 
     # --- stack ---
 
     def _push(self, value: Any) -> None:
         self._stack.append(value)
 
+    def _push_new(self, container: Any, nbytes: int = NODE) -> None:
+        self.charge(nbytes)
+        self._stack.append(container)
+
     def _mark(self) -> None:
+        self.charge(_MARK)
         self._below.append(self._stack)
         self._stack = []
 
@@ -187,10 +208,27 @@ class Machine(Tape):
     def _tuple(self, size: int) -> None:
         if len(self._stack) < size:
             self.fail("the pickle takes more from its stack than is on it")
+        self.charge(NODE)
         self._stack[-size:] = [tuple(self._stack[-size:])]
 
     def _put(self, index: int) -> None:
-        self._memo[index] = self._stack[-1]
+        """Remember the top of the stack; programs number what they remember, so that the numbers need no map."""
+        value = self._stack[-1]
+        if index == len(self._memo):
+            self._memo.append(value)
+        elif 0 <= index < len(self._memo):
+            self._memo[index] = value
+        else:
+            self._far_memo[packed(index)] = value
+
+    def _get(self, index: int) -> None:
+        if 0 <= index < len(self._memo):
+            self._push(self._memo[index])
+        else:
+            self._push(self._far_memo[packed(index)])
+
+    def _memoize(self) -> None:
+        self._put(len(self._memo) + len(self._far_memo))
 
     # --- scalars and containers ---
 
@@ -210,6 +248,7 @@ class Machine(Tape):
             self.refuse(f"would set items of {show(target)}")
         if len(items) % 2:
             self.fail("a dict has a key without a value")
+        self.charge(_PAIR * (len(items) // 2))
         for index in range(0, len(items), 2):
             target[self.key(items[index])] = items[index + 1]
 
@@ -219,7 +258,7 @@ class Machine(Tape):
 
     def _dict(self) -> None:
         items = self._to_mark()
-        self._push({})
+        self._push_new({})
         self._set_items(items)
 
     def _append(self, items: list[Any]) -> None:
@@ -233,7 +272,13 @@ class Machine(Tape):
         target = self._stack[-1]
         if type(target) is not set:
             self.refuse(f"would add to {show(target)}")
+        self.charge(_PAIR * len(items))
         target.update([self.key(item) for item in items])
+
+    def _frozen(self) -> None:
+        items = self._to_mark()
+        self.charge(_SET + _PAIR * len(items))
+        self._push(frozenset([self.key(item) for item in items]))
 
     # --- names and calls ---
 
@@ -332,7 +377,8 @@ def _quoted(m: Machine) -> None:
     m._push(line[1:-1].decode("unicode-escape"))
 
 
-_HASHED_FAST = (Record, Global, np.integer, np.floating, np.bool_, np.character)
+_HASHED_BY_IDENTITY = (Record, Global)
+_NUMBERS = (np.integer, np.floating, np.bool_, np.character)
 
 _OPERATIONS: dict[int, Callable[[Machine], None]] = {
     ord("("): Machine._mark,
@@ -362,29 +408,29 @@ _OPERATIONS: dict[int, Callable[[Machine], None]] = {
     ord("C"): lambda m: m._string(m.number(1), None),
     0x8E: lambda m: m._string(m.number(8), None),
     0x96: lambda m: m._string(m.number(8), None),
-    ord("]"): lambda m: m._push([]),
-    ord("l"): lambda m: m._push(m._to_mark()),
+    ord("]"): lambda m: m._push_new([]),
+    ord("l"): lambda m: m._push_new(m._to_mark()),
     ord("a"): lambda m: m._append([m._stack.pop()]),
     ord("e"): lambda m: m._append(m._to_mark()),
-    ord("}"): lambda m: m._push({}),
+    ord("}"): lambda m: m._push_new({}),
     ord("d"): Machine._dict,
     ord("s"): Machine._set_item,
     ord("u"): lambda m: m._set_items(m._to_mark()),
     ord(")"): lambda m: m._push(()),
-    ord("t"): lambda m: m._push(tuple(m._to_mark())),
+    ord("t"): lambda m: m._push_new(tuple(m._to_mark())),
     0x85: lambda m: m._tuple(1),
     0x86: lambda m: m._tuple(2),
     0x87: lambda m: m._tuple(3),
-    0x8F: lambda m: m._push(set()),
+    0x8F: lambda m: m._push_new(set(), _SET),
     0x90: Machine._add_items,
-    0x91: lambda m: m._push(frozenset([m.key(item) for item in m._to_mark()])),
-    ord("g"): lambda m: m._push(m._memo[int(m.number_text())]),
-    ord("h"): lambda m: m._push(m._memo[m.number(1)]),
-    ord("j"): lambda m: m._push(m._memo[m.number(4)]),
+    0x91: Machine._frozen,
+    ord("g"): lambda m: m._get(int(m.number_text())),
+    ord("h"): lambda m: m._get(m.number(1)),
+    ord("j"): lambda m: m._get(m.number(4)),
     ord("p"): lambda m: m._put(int(m.number_text())),
     ord("q"): lambda m: m._put(m.number(1)),
     ord("r"): lambda m: m._put(m.number(4)),
-    0x94: lambda m: m._put(len(m._memo)),
+    0x94: Machine._memoize,
     ord("c"): lambda m: m._push(m._global_of_lines()),
     0x93: Machine._stack_global,
     ord("R"): Machine._reduce,

@@ -21,6 +21,7 @@ from varstore.values.lazy import LazyArray
 __all__ = ["DEEPEST", "Leaf", "module_state", "plain_tree"]
 
 DEEPEST = 100
+_NAME = 200
 _FEWEST = 65536
 _SCALARS = (type(None), bool, int, float, complex, str, bytes, slice, np.generic, LazyArray)
 
@@ -161,11 +162,11 @@ def _variables(module: Opaque, prefix: str, machine: Machine, depth: int) -> Ite
     temporary = state.get("_non_persistent_buffers_set", ())
     for part in ("_parameters", "_buffers"):
         for name, value in state[part].items():
-            machine.charge(1 + len(prefix))
+            machine.charge(_NAME + 4 * len(prefix))
             if value is not None and not (part == "_buffers" and name in temporary):
                 yield f"{prefix}{name}", value
     for name, child in state["_modules"].items():
-        machine.charge(1 + len(prefix))
+        machine.charge(_NAME + 4 * len(prefix))
         if _is_module(child):
             yield from _variables(child, f"{prefix}{name}.", machine, depth + 1)
         elif child is not None:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import os
 
 from varstore.errors import FormatError
+from varstore.formats.binary.budget import Budget
 from varstore.formats.binary.magic import is_tar
 from varstore.formats.binary.source import Source
 from varstore.formats.binary.zip import is_zip
@@ -23,7 +24,7 @@ from varstore.formats.torch.zip import read_zip
 __all__ = ["read", "write"]
 
 
-def read(path: str | os.PathLike[str]) -> ForeignCheckpoint:
+def read(path: str | os.PathLike[str], *, limit: int | None = None) -> ForeignCheckpoint:
     """Open a PyTorch file or distributed checkpoint folder; a whole module is read as its state dict.
 
     Raises:
@@ -35,14 +36,14 @@ def read(path: str | os.PathLike[str]) -> ForeignCheckpoint:
         StorageError: the operating system refused.
     """
     if os.path.isdir(path):
-        return read_distributed(os.fspath(path))
+        return read_distributed(os.fspath(path), limit=limit)
     source = Source(path)
     if is_zip(source):
-        return read_zip(source)
+        return read_zip(source, Budget(source.path, source.size, limit=limit))
     if is_tar(source.bytes(0, min(512, source.size))):
         raise FormatError(
             "PyTorch's tar format, used before version 0.1.10, is not supported",
             path=source.path,
             hint="load it with torch and save it again",
         )
-    return read_legacy(source)
+    return read_legacy(source, limit=limit)

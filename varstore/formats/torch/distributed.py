@@ -17,14 +17,17 @@ from typing import Any, NoReturn
 import numpy as np
 
 from varstore.errors import FormatError, SizeMismatch
+from varstore.formats.binary.budget import ARRAY, Budget
+from varstore.formats.binary.folder import WalkedFolder
 from varstore.formats.binary.source import Source, count_elements
 from varstore.formats.opened import ForeignCheckpoint
-from varstore.formats.pickles.machine import Machine, Opaque
+from varstore.formats.pickles.machine import NODE, Machine, Opaque
 from varstore.formats.pickles.names import Constructor, Global, show
 from varstore.formats.pickles.tree import DEEPEST
 from varstore.formats.torch.names import torch_table
 from varstore.formats.torch.tensors import Storages
 from varstore.formats.torch.zip import read_zip
+from varstore.layout.keys import packed
 from varstore.storage.containment import inside
 from varstore.values.lazy import LazyArray
 from varstore.values.nodes import BARE
@@ -33,22 +36,28 @@ __all__ = ["METADATA", "read_distributed"]
 
 METADATA = ".metadata"
 _MOST_EXPANSION = 1032  # the limit of deflate
+_KEY_LIMIT = 1 << 61  # integers below it are their own hash
 
 
-def read_distributed(root: str) -> ForeignCheckpoint:
+def read_distributed(root: str, *, limit: int | None = None) -> ForeignCheckpoint:
     """Open a folder that `torch.distributed.checkpoint.save` wrote, nested like the saved state.
 
     Raises:
-        UnsafeContent: the metadata asks to run code, or a path leads out of the folder.
+        UnsafeContent: the metadata asks to run code, a path leads out of the folder, there is a link in it, or the
+            values are out of proportion to the files.
         FormatError: the metadata contradicts itself or the files.
         SizeMismatch: the chunks of a tensor do not cover it.
     """
+    folder = WalkedFolder.walked(root)
+    budget = Budget(root, folder.size, files=len(folder.files), limit=limit)
     source = Source(inside(root, METADATA))
-    machine = Machine(source.map(), path=source.path, table=_TABLE)
+    machine = Machine(
+        source.map(), path=source.path, table={**torch_table(Storages(budget)), **_RECORDS}, budget=budget
+    )
     metadata = machine.run()
     machine.refuse_unclaimed()
-    reader = _Reader(root, source.path, _fields(metadata, "Metadata", source.path))
-    return ForeignCheckpoint(root, "torch", reader.tree(), {"distributed": True})
+    reader = _Reader(root, source.path, _fields(metadata, "Metadata", source.path), budget)
+    return ForeignCheckpoint(root, "torch", reader.tree(), {"distributed": True}, budget=budget)
 
 
 class _Object(Opaque):
@@ -58,14 +67,15 @@ class _Object(Opaque):
 
 
 class _Reader:
-    def __init__(self, root: str, path: str, fields: dict[str, Any]) -> None:
+    def __init__(self, root: str, path: str, fields: dict[str, Any], budget: Budget) -> None:
         self._root = root
+        self._budget = budget
         self._path = path
         self._about = self._dict(fields.get("state_dict_metadata"), "state_dict_metadata")
         self._paths = fields.get("planner_data")
         self._sources: dict[str, Source] = {}
         self._taken: dict[str, int] = {}  # bytes read from each file when opening; none may be read twice
-        self._places: dict[tuple[str, tuple[int, ...] | None], dict[str, Any]] = {}
+        self._places: dict[bytes, dict[str, Any]] = {}
         for index, place in self._dict(fields.get("storage_data"), "storage_data").items():
             key = _fields(index, "MetadataIndex", path)
             offset = key.get("offset")
@@ -74,7 +84,7 @@ class _Reader:
             name = key.get("fqn")
             if type(name) is not str:
                 self._fail("the name of a variable", "", show(name))
-            self._places[name, offset] = _fields(place, "_StorageInfo", path)
+            self._places[packed(name, offset)] = _fields(place, "_StorageInfo", path)
 
     def tree(self) -> Any:
         """Return the state, nested by the paths in the metadata, or flat by full names if there are none."""
@@ -82,7 +92,7 @@ class _Reader:
         root: dict[Any, Any] = {}
         for name, about in self._about.items():
             path = paths.get(name, (name,))
-            if type(path) is not tuple or not 0 < len(path) <= DEEPEST or any(type(k) not in (str, int) for k in path):
+            if type(path) is not tuple or not 0 < len(path) <= DEEPEST or not all(map(_is_key, path)):
                 self._fail("a variable's place in the state", str(name), show(path))
             node = root
             for key in path[:-1]:
@@ -100,7 +110,7 @@ class _Reader:
             self._taken[source.path] = self._taken.get(source.path, 0) + size
             if self._taken[source.path] > source.size:
                 self._fail("the place of a variable", name, "the place of other variables")
-            return _Value(read_zip(source, start, size).tree)
+            return _Value(read_zip(source, self._budget, start, size).tree)
         fields = _fields(about, "TensorStorageMetadata", self._path)
         properties = fields.get("properties")
         state = properties.state if isinstance(properties, _Object) else None
@@ -117,6 +127,7 @@ class _Reader:
     ) -> Iterator[tuple[tuple[slice, ...], LazyArray]]:
         covered = 0
         for chunk in chunks if isinstance(chunks, list) else ():
+            self._budget.charge(ARRAY, variable=name)
             fields = _fields(chunk, "ChunkStorageMetadata", self._path)
             offsets, sizes = fields.get("offsets"), fields.get("sizes")
             if type(offsets) is not tuple or type(sizes) is not tuple or not len(offsets) == len(sizes) == len(shape):
@@ -137,7 +148,7 @@ class _Reader:
             self._fail("a chunk", name, f"{list(sizes)} of {dtype} in {size} bytes")
 
         def tensor() -> LazyArray:
-            values = read_zip(source, start, size)
+            values = read_zip(source, Budget(source.path, size, limit=self._budget.limit), start, size)
             if list(values) != [BARE] or values[BARE].shape != sizes or values[BARE].dtype != dtype:
                 self._fail("a chunk", name, show({name: repr(values[name]) for name in values}))
             return values[BARE]
@@ -145,7 +156,7 @@ class _Reader:
         return LazyArray(sizes, dtype, lambda: tensor().numpy(), part=lambda index, _: tensor()[index])
 
     def _place(self, name: str, offsets: tuple[int, ...] | None) -> tuple[Source, int, int]:
-        place = self._places.get((name, offsets)) or self._places.get((name, None), {})
+        place = self._places.get(packed(name, offsets)) or self._places.get(packed(name, None), {})
         file, start, size = (place.get(key) for key in ("relative_path", "offset", "length"))
         if (
             type(file) is not str
@@ -168,6 +179,10 @@ class _Reader:
 
     def _fail(self, what: str, name: str, found: str) -> NoReturn:
         raise FormatError(f"{what} is wrong in the metadata", path=self._path, variable=name[:100], found=found)
+
+
+def _is_key(key: Any) -> bool:
+    return type(key) is str or (type(key) is int and abs(key) < _KEY_LIMIT)
 
 
 class _Value:
@@ -210,6 +225,7 @@ def _fields(record: Any, kind: str, path: str) -> dict[str, Any]:
 
 
 def _object(machine: Machine) -> _Object:
+    machine.charge(NODE)
     return _Object(None, machine.stop)
 
 
@@ -221,8 +237,7 @@ def _encoding(_machine: Machine, number: Any) -> Any:
     return number
 
 
-_TABLE = {
-    **torch_table(Storages("", 0)),
+_RECORDS = {
     **{
         (module, name): Constructor(new=_object)
         for module in ("torch.distributed.checkpoint.metadata", "torch.distributed._shard.sharded_tensor.metadata")

@@ -9,6 +9,7 @@ import struct
 from typing import Any
 
 from varstore.errors import FormatError
+from varstore.formats.binary.budget import Budget
 from varstore.formats.binary.magic import TORCH_LEGACY
 from varstore.formats.binary.source import Source
 from varstore.formats.opened import ForeignCheckpoint
@@ -24,15 +25,16 @@ __all__ = ["read_legacy"]
 _PROTOCOL = 1001
 
 
-def read_legacy(source: Source) -> ForeignCheckpoint:
+def read_legacy(source: Source, *, limit: int | None = None) -> ForeignCheckpoint:
     """Open a file in the older format.
 
     Raises:
-        UnsafeContent: a pickle asks to run code.
+        UnsafeContent: a pickle asks to run code, or the file is out of proportion to its size.
         FormatError: the file is truncated or damaged, or not a PyTorch file.
     """
     data = source.map()
-    storages = Storages(source.path, source.size)
+    budget = Budget(source.path, source.size, limit=limit)
+    storages = Storages(budget)
     parents: dict[int, tuple[Storage, int]] = {}
 
     def persistent(identity: Any) -> Storage:
@@ -57,7 +59,7 @@ def read_legacy(source: Source) -> ForeignCheckpoint:
 
     def one(**options: Any) -> tuple[Machine, Any]:
         nonlocal position
-        machine = Machine(data, path=source.path, start=position, **options)
+        machine = Machine(data, path=source.path, budget=budget, start=position, **options)
         value = machine.run()
         position = machine.stop
         return machine, value
@@ -70,13 +72,13 @@ def read_legacy(source: Source) -> ForeignCheckpoint:
     machine, value = one(table=plain, persistent=persistent, opaque=True)
     keys = one(table={})[1]
     swapped = isinstance(system, dict) and system.get("little_endian") is False
-    whole = {storage.key: storage for storage in storages.found.values() if id(storage) not in parents}
+    whole = {storage.key: storage for storage in storages.found if id(storage) not in parents}
     _place(whole, keys, source, position, swapped)
-    for part in storages.found.values():
+    for part in storages.found:
         if id(part) in parents:
             _attach(part, *parents[id(part)])
     tree = plain_tree(value, machine, torch_leaf(machine, source.read))
-    return ForeignCheckpoint(source.path, "torch", tree)
+    return ForeignCheckpoint(source.path, "torch", tree, budget=budget)
 
 
 def _place(whole: dict[str, Storage], keys: Any, source: Source, position: int, swapped: bool) -> None:

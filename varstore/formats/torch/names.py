@@ -11,8 +11,9 @@ from typing import Any
 import numpy as np
 
 from varstore.errors import UnsafeContent, UnsupportedDtype
+from varstore.formats.binary.budget import ARRAY
 from varstore.formats.pickles.arrays import PLAIN, Array
-from varstore.formats.pickles.machine import Machine, Opaque
+from varstore.formats.pickles.machine import ITEM, NODE, Machine, Opaque
 from varstore.formats.pickles.names import Constructor, Global, Table, show
 from varstore.formats.pickles.tree import module_state
 from varstore.formats.torch.tensors import DTYPES, STORAGES, Storage, StorageClass, Storages, whole_storage
@@ -81,6 +82,7 @@ def torch_table(storages: Storages) -> Table:
         if any(type(part) not in (int, float, LazyArray) for part in scheme[1:]):
             _m.fail("a quantisation scheme does not consist of numbers", found=show(scheme, most=4))
         attributes = dict(zip(names, (show(scheme[0]), *scheme[1:]), strict=True))
+        _m.charge(ARRAY)
         return derived(values, attributes=attributes)
 
     utils: dict[str, Callable[..., Any]] = {
@@ -125,11 +127,12 @@ def _sparse(machine: Machine, layout: Any, data: Any) -> dict[str, Any]:
     names = _SPARSE.get(layout) if isinstance(layout, str) else None
     if names is None or type(data) is not tuple or len(data) > len(names):
         machine.fail("a sparse tensor has an unknown layout", found=show(layout))
+    machine.charge(NODE + 10 * ITEM * len(names))
     return {"layout": layout, **dict(zip(names, data, strict=False))}
 
 
 def _size(machine: Machine, extents: Any = ()) -> tuple[Any, ...]:
-    machine.charge(len(extents))
+    machine.charge(NODE + ITEM * len(extents))
     return tuple(extents)
 
 

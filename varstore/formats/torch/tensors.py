@@ -14,16 +14,17 @@ import ml_dtypes
 import numpy as np
 
 from varstore.errors import FormatError, SizeMismatch, UnsafeContent
+from varstore.formats.binary.budget import ARRAY, Budget
 from varstore.formats.binary.source import MOST_DIMENSIONS, count_elements
 from varstore.formats.pickles.machine import Record
 from varstore.formats.pickles.names import Global, show
+from varstore.layout.keys import packed
 from varstore.training.tensors import TENSOR
 from varstore.values.lazy import LazyArray, placed_array, retyped
 from varstore.values.parts import Placed, Read, taken
 
 __all__ = ["DTYPES", "STORAGES", "Complex32", "Storage", "StorageClass", "Storages", "whole_storage"]
 
-_EXPANDED = 1 << 26
 _LONGEST = 1 << 58
 
 Complex32 = np.dtype((np.float16, (2,)))
@@ -67,7 +68,7 @@ STORAGES: dict[str, str | None] = {
 class Storage(Record):
     """The memory of one or more tensors: `size` bytes in a file; `read` is set once their position is known."""
 
-    __slots__ = ("dtype", "is_plain", "key", "path", "read", "size", "swapped")
+    __slots__ = ("dtype", "is_plain", "key", "path", "read", "size", "swapped", "views")
 
     def __init__(self, path: str, key: str, dtype: np.dtype[Any] | None, count: int) -> None:
         self.path = path
@@ -75,6 +76,7 @@ class Storage(Record):
         self.dtype = dtype
         self.size = count * (1 if dtype is None else dtype.itemsize)
         self.swapped = False
+        self.views = 0
         self.is_plain = True
         self.read: Read = self._missing
 
@@ -85,12 +87,17 @@ class Storage(Record):
 class Storages:
     """The storages in one pickle; `find` creates each of them once."""
 
-    def __init__(self, path: str, most: int) -> None:
-        self.path = path
-        self.most = max(_EXPANDED, 4 * most)
-        self.found: dict[tuple[str, Any, int], Storage] = {}
-        self._views: dict[tuple[Any, ...], LazyArray] = {}
+    def __init__(self, budget: Budget) -> None:
+        self.path = budget.path
+        self._budget = budget
+        self._found: dict[bytes, Storage] = {}
+        self._views: dict[bytes, LazyArray] = {}
         self._typed: dict[tuple[int, str, bool], LazyArray] = {}
+
+    @property
+    def found(self) -> list[Storage]:
+        """The storages that were created."""
+        return [*self._found.values()]
 
     def find(self, kind: Any, key: Any, count: Any) -> Storage:
         """Return the storage of this class, key and number of elements.
@@ -108,10 +115,11 @@ class Storages:
             raise UnsafeContent(
                 "a persistent id is not that of a storage", path=self.path, found=show((kind, key, count), most=3)
             )
-        identity = (key, name.dtype, count)
-        if identity not in self.found:
-            self.found[identity] = Storage(self.path, key, name.dtype, count)
-        return self.found[identity]
+        identity = packed(key, None if name.dtype is None else name.dtype.name, count)
+        if identity not in self._found:
+            self._budget.charge(ARRAY)
+            self._found[identity] = Storage(self.path, key, name.dtype, count)
+        return self._found[identity]
 
     def view(
         self, storage: Any, offset: Any, shape: Any, stride: Any, dtype: np.dtype[Any] | None, marks: Any = None
@@ -121,7 +129,7 @@ class Storages:
         Raises:
             SizeMismatch: an element lies outside the storage.
             FormatError: the shape, strides or offset are not integers of 0 or more.
-            UnsafeContent: the tensor repeats its storage out of proportion to the file.
+            UnsafeContent: the tensors are out of proportion to the size of the file.
         """
         kind = storage.dtype if type(storage) is Storage and dtype is None else dtype
         if type(storage) is not Storage or kind is None or type(shape) is not tuple or type(stride) is not tuple:
@@ -134,9 +142,11 @@ class Storages:
                 found=show((offset, shape, stride), most=3),
             )
         todo = tuple(mark for mark in _MARKS if isinstance(marks, dict) and marks.get(mark))
-        identity = (id(storage), offset, shape, stride, kind, todo)
+        identity = packed(id(storage), offset, shape, stride, kind.name, kind.shape, todo)
         if identity not in self._views:
             self._check(storage, offset, shape, stride, kind)
+            self._budget.charge(ARRAY)
+            storage.views += 1
             self._views[identity] = _lazy_view(storage, offset, shape, stride, kind, todo)
         return self._views[identity]
 
@@ -144,6 +154,7 @@ class Storages:
         """Return the tensor as one of a type, which is one object for each tensor and type."""
         key = (id(tensor), type, requires_grad is True)
         if key not in self._typed:
+            self._budget.charge(ARRAY)
             self._typed[key] = retyped(tensor, type, requires_grad is True)
         return self._typed[key]
 
@@ -159,13 +170,6 @@ class Storages:
                 field=f"storage {storage.key[:40]!r}",
                 found=f"{show((offset, shape, stride), most=MOST_DIMENSIONS)} (offset, shape, strides) of {kind}",
                 expected=f"at most {storage.size} bytes",
-            )
-        if count * kind.itemsize > max(self.most, storage.size):
-            raise UnsafeContent(
-                "a tensor repeats its storage out of proportion to the file",
-                path=self.path,
-                field=f"storage {storage.key[:40]!r}",
-                found=f"{show((shape, stride), most=MOST_DIMENSIONS)} (shape, strides)",
             )
 
 
@@ -195,13 +199,13 @@ def _lazy_view(
     def placed() -> LazyArray:  # where the storage lies is known when the pickle has been read
         stored = plain.newbyteorder(">") if storage.swapped else plain
         place = Placed(shape, stored, stride, offset * plain.itemsize)
-        if storage.is_plain or 0 in shape:
+        if storage.is_plain or storage.views > 1 or 0 in shape:
             return placed_array(storage.read, place, convert, plain)
         raw = storage.read(place.start, reach * plain.itemsize)  # unpacked once
         return placed_array(lambda start, size: raw[start : start + size], place._replace(start=0), convert, plain)
 
     def part(index: Any, whole: Callable[[], np.ndarray]) -> Any:
-        return placed()[index] if storage.is_plain else taken(whole(), index)
+        return placed()[index] if storage.is_plain or storage.views > 1 else taken(whole(), index)
 
     return LazyArray(shape, plain, lambda: placed().numpy(), part=part, type="" if kind.shape else TENSOR)
 
@@ -218,4 +222,5 @@ class StorageClass:
 def whole_storage(storage: Storage) -> LazyArray:
     """Return a storage without a tensor as a one-dimensional array of its type, or of bytes if it is untyped."""
     kind = storage.dtype or np.dtype(np.uint8)
+    storage.views += 1
     return _lazy_view(storage, 0, (storage.size // kind.itemsize,), (1,), kind, ())

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from varstore.errors import FormatError, UnsafeContent
+from varstore.formats.binary.budget import Budget
 from varstore.formats.binary.source import Source
 from varstore.formats.binary.zip import Member, archive_members
 from varstore.formats.opened import ForeignCheckpoint
@@ -27,11 +28,11 @@ _FREE, _MOST_EXPANSION = 1 << 20, 64
 """A pickle is a decompression bomb if it exceeds `_FREE` bytes plus `_MOST_EXPANSION` times its compressed size."""
 
 
-def read_zip(source: Source, base: int = 0, size: int | None = None) -> ForeignCheckpoint:
+def read_zip(source: Source, budget: Budget, base: int = 0, size: int | None = None) -> ForeignCheckpoint:
     """Open a zip file that starts at byte `base` of `source` and is `size` bytes long.
 
     Raises:
-        UnsafeContent: the pickle asks to run code, or is a decompression bomb.
+        UnsafeContent: the pickle asks to run code, or is a decompression bomb, or the file is out of proportion.
         FormatError: it is truncated or damaged, not a PyTorch file, or a TorchScript program.
     """
     members = archive_members(source, base, size)
@@ -52,24 +53,27 @@ def read_zip(source: Source, base: int = 0, size: int | None = None) -> ForeignC
         raise UnsafeContent(
             "the pickle in this file is a decompression bomb", path=source.path, found=f"{pickled.size} bytes"
         )
+    budget.charge(2 * pickled.size)
     data = pickled.read(0, pickled.size).tobytes()
-    storages = Storages(source.path, source.size)
+    storages = Storages(budget)
 
     def persistent(identity: Any) -> Storage:
         _kind, kind, key, _location, count = storage_identity(identity, 5, source.path)
         return storages.find(kind, key, count)
 
-    machine = Machine(data, path=source.path, table=torch_table(storages), persistent=persistent, opaque=True)
+    machine = Machine(
+        data, path=source.path, table=torch_table(storages), budget=budget, persistent=persistent, opaque=True
+    )
     root_object = machine.run()
     order = f"{root}byteorder"
     swapped = order in members and members[order].read(0, min(3, members[order].size)).tobytes() == b"big"
-    for storage in storages.found.values():
-        _locate(storage, members.get(f"{root}data/{storage.key}"), swapped)
+    for storage in storages.found:
+        _locate(storage, members.get(f"{root}data/{storage.key}"), swapped, budget)
     tree = plain_tree(root_object, machine, torch_leaf(machine, _reader(data)))
-    return ForeignCheckpoint(source.path, "torch", tree)
+    return ForeignCheckpoint(source.path, "torch", tree, budget=budget)
 
 
-def _locate(storage: Storage, member: Member | None, swapped: bool) -> None:
+def _locate(storage: Storage, member: Member | None, swapped: bool, budget: Budget) -> None:
     if member is None or member.size != storage.size:
         raise FormatError(
             "a storage does not have the size that its tensors state",
@@ -81,6 +85,25 @@ def _locate(storage: Storage, member: Member | None, swapped: bool) -> None:
     storage.swapped = swapped
     storage.read = member.read
     storage.is_plain = member.is_plain
+    if not member.is_plain:
+        budget.unpack(member.size)
+        storage.read = _Unpacked(storage, member)
+
+
+class _Unpacked:
+    """Read a compressed storage, which is kept in memory once it is unpacked if several tensors are views of it."""
+
+    def __init__(self, storage: Storage, member: Member) -> None:
+        self._storage = storage
+        self._member = member
+        self._kept: np.ndarray | None = None
+
+    def __call__(self, offset: int, size: int) -> np.ndarray:
+        if self._storage.views < 2:
+            return self._member.read(offset, size)
+        if self._kept is None:
+            self._kept = self._member.read(0, self._member.size)
+        return self._kept[offset : offset + size].copy()
 
 
 def _reader(data: bytes) -> Read:

@@ -1,23 +1,26 @@
 """Orbax checkpoints of JAX: names and structure in ``_METADATA``, and a zarr array for each leaf.
 
 Leaves are in folders named by their keys, joined by ``.``, or all in one OCDBT database, which only the tensorstore
-library can read. Orbax stores Python numbers as 0-d arrays, and they are read as arrays.
+library can read. It is asked for the bytes of one key at a time; the metadata in them is checked and the chunks are
+decoded here, as in any zarr tree. Orbax stores Python numbers as 0-d arrays, and they are read as arrays.
 
 Source: https://orbax.readthedocs.io/en/latest/guides/checkpoint/checkpoint_format.html
 """
 
 from __future__ import annotations
 
-import json
+import itertools
 import os
+from collections.abc import Callable, Iterator
 from typing import Any
 
-import numpy as np
-
-from varstore.errors import FormatError, MissingDependency, SizeMismatch, UnsupportedDtype
-from varstore.formats.binary.source import Source, count_elements
+from varstore.errors import FormatError, MissingDependency, SizeMismatch
+from varstore.formats.binary.budget import Budget
+from varstore.formats.binary.folder import WalkedFolder
 from varstore.formats.opened import ForeignCheckpoint
-from varstore.formats.zarr.tree import array_in
+from varstore.formats.pickles.tree import DEEPEST
+from varstore.formats.zarr.arrays import Layout, Place, lazy_array
+from varstore.formats.zarr.tree import V2_ARRAY, V3, array_in, check_key, parse_json
 from varstore.values.lazy import LazyArray
 
 __all__ = ["read"]
@@ -29,115 +32,140 @@ _MOST_METADATA = 1 << 28
 _NO_ARRAY = {"None", "string", "Dict", "List", "NamedTuple", "Tuple"}
 
 
-def read(path: str) -> ForeignCheckpoint:
+def read(path: str, *, limit: int | None = None) -> ForeignCheckpoint:
     """Open a checkpoint: the folder that contains ``_METADATA``.
 
     Leaves without an array (None, text, empty containers) are None in `state`.
 
     Raises:
-        FormatError: the metadata is not Orbax's, or a leaf is missing.
-        UnsafeContent: a leaf is outside the checkpoint.
+        FormatError: the metadata is not Orbax's, a leaf is missing, or a file is not a regular one.
+        UnsafeContent: a leaf is outside the checkpoint, there is a link, or the arrays are far larger than the files.
         UnsupportedDtype: a leaf is an array of text.
-        MissingDependency: zarr is not installed, or tensorstore, which an OCDBT database requires.
+        MissingDependency: tensorstore is not installed, which an OCDBT database requires.
     """
-    metadata = _metadata(path)
-    is_ocdbt = bool(metadata.get("use_ocdbt", os.path.exists(os.path.join(path, _OCDBT))))
-    is_v3 = bool(metadata.get("use_zarr3", False))
-    leaves = metadata["tree_metadata"]
-    tree: dict[Any, Any] = {}
-    sequences: set[tuple[Any, ...]] = set()
-    for label, leaf in leaves.items():
-        keys, kinds, kind = _keys(path, label, leaf)
-        for depth, is_sequence in enumerate(kinds):
-            if is_sequence:
-                sequences.add(keys[:depth])
-        _put(path, tree, keys, None if kind in _NO_ARRAY else _leaf(path, keys, is_ocdbt=is_ocdbt, is_v3=is_v3))
-    return ForeignCheckpoint(path, "orbax", _lists(tree, (), sequences), {"custom": metadata.get("custom_metadata")})
-
-
-def _metadata(path: str) -> dict[str, Any]:
-    file = os.path.join(path, METADATA)
-    if not os.path.exists(file):
+    if not os.path.exists(os.path.join(path, METADATA)):
         items = [name for name in sorted(os.listdir(path)) if os.path.exists(os.path.join(path, name, METADATA))]
         hint = f"open {os.path.join(path, items[0])!r}" if items else None
         raise FormatError(f"there is no {METADATA} in this folder", path=path, hint=hint)
-    source = Source(file)
+    folder = WalkedFolder.walked(path)
+    budget = Budget(path, folder.size, files=len(folder.files), limit=limit)
+    metadata = _metadata(folder, budget)
+    is_v3 = bool(metadata.get("use_zarr3", False))
+    find = _finder(folder, budget, is_v3=is_v3, is_ocdbt=bool(metadata.get("use_ocdbt", _OCDBT in folder.files)))
+    tree = _Node()
+    for label, leaf in metadata["tree_metadata"].items():
+        keys, kind = _keys(path, label, leaf)
+        name, place = "/".join(key for key, _ in keys), ".".join(key for key, _ in keys)
+        if kind not in _NO_ARRAY:
+            check_key(path, place, name)
+        tree.put(path, keys, None if kind in _NO_ARRAY else find(place, name))
+    return ForeignCheckpoint(path, "orbax", tree.plain(), {"custom": metadata.get("custom_metadata")}, budget=budget)
+
+
+def _metadata(folder: WalkedFolder, budget: Budget) -> dict[str, Any]:
+    source = folder.source(METADATA)
     if source.size > _MOST_METADATA:
-        raise SizeMismatch("the metadata is too long", path=file, found=source.size, expected=_MOST_METADATA)
-    try:
-        metadata = json.loads(source.bytes(0, source.size))
-    except (ValueError, RecursionError) as error:
-        raise FormatError("the metadata is not valid JSON", path=file, found=str(error)) from None
-    if not isinstance(metadata, dict) or not isinstance(metadata.get("tree_metadata"), dict):
-        raise FormatError("not the metadata of Orbax", path=file, expected="tree_metadata, an object")
+        raise SizeMismatch("the metadata is too long", path=source.path, found=source.size, expected=_MOST_METADATA)
+    metadata = parse_json(source.bytes(0, source.size), budget, path=source.path)
+    if not isinstance(metadata.get("tree_metadata"), dict):
+        raise FormatError("not the metadata of Orbax", path=source.path, expected="tree_metadata, an object")
     return metadata
 
 
-def _keys(path: str, label: str, leaf: Any) -> tuple[tuple[Any, ...], list[bool], str]:
-    """Return the keys of a leaf, which of them are indices of a sequence, and the type of the value."""
+def _keys(path: str, label: str, leaf: Any) -> tuple[list[tuple[str, bool]], str]:
+    """Return the keys of a leaf, each with whether it is the index of a sequence, and the type of the value."""
     try:
-        parts = [(part["key"], int(part["key_type"]) == _SEQUENCE) for part in leaf["key_metadata"]]
+        keys = [(str(part["key"]), int(part["key_type"]) == _SEQUENCE) for part in leaf["key_metadata"]]
         kind = str(leaf["value_metadata"]["value_type"])
-        keys = tuple(int(key) if is_sequence else str(key) for key, is_sequence in parts)
-    except (KeyError, TypeError, ValueError) as error:
+        if len(keys) > DEEPEST or any(is_index and str(int(key)) != key for key, is_index in keys):
+            raise ValueError("a key that is not an index, or too many keys")
+    except (KeyError, TypeError, ValueError, RecursionError) as error:
         raise FormatError(
-            "not the metadata of a leaf", path=os.path.join(path, METADATA), variable=label, found=repr(error)
+            "not the metadata of a leaf", path=os.path.join(path, METADATA), variable=label, found=repr(error)[:200]
         ) from None
-    return keys, [is_sequence for _, is_sequence in parts], kind
+    return keys, kind
 
 
-def _put(path: str, tree: dict[Any, Any], keys: tuple[Any, ...], leaf: LazyArray | None) -> None:
-    node = tree
-    for key in keys[:-1]:
-        node = node.setdefault(key, {})
-        if not isinstance(node, dict):
-            break
-    if not keys or not isinstance(node, dict) or keys[-1] in node:
-        raise FormatError("a leaf is inside another one", path=path, variable="/".join(map(str, keys)))
-    node[keys[-1]] = leaf
+class _Node:
+    """A container: its items by their keys as text, because the hash of text is keyed."""
+
+    __slots__ = ("is_sequence", "items")
+
+    def __init__(self) -> None:
+        self.items: dict[str, _Node | LazyArray | None] = {}
+        self.is_sequence = False
+
+    def put(self, path: str, keys: list[tuple[str, bool]], leaf: LazyArray | None) -> None:
+        node: _Node | LazyArray | None = self
+        for depth, (key, is_index) in enumerate(keys, 1):
+            if not isinstance(node, _Node) or (depth == len(keys) and key in node.items):
+                break
+            node.is_sequence |= is_index
+            node = node.items.setdefault(key, _Node() if depth < len(keys) else leaf)
+        else:
+            if keys:
+                return
+        raise FormatError("a leaf is inside another one", path=path, variable="/".join(key for key, _ in keys))
+
+    def plain(self) -> Any:
+        values = {key: item.plain() if isinstance(item, _Node) else item for key, item in self.items.items()}
+        if self.is_sequence and all(str(index) in values for index in range(len(values))):
+            return [values[str(index)] for index in range(len(values))]
+        return values
 
 
-def _lists(node: Any, keys: tuple[Any, ...], sequences: set[tuple[Any, ...]]) -> Any:
-    if not isinstance(node, dict):
-        return node
-    values = {key: _lists(value, (*keys, key), sequences) for key, value in node.items()}
-    if keys in sequences and sorted(values) == list(range(len(values))):
-        return [values[index] for index in range(len(values))]
-    return values
+def _finder(folder: WalkedFolder, budget: Budget, *, is_v3: bool, is_ocdbt: bool) -> Callable[[str, str], LazyArray]:
+    """Return the function that opens the array at a place, whose name is the second argument."""
+    if not is_ocdbt:
+        return lambda place, name: array_in(folder, budget, place, name)
+    database = _Database(folder)
+    return lambda place, name: database.array(place, name, budget, is_v3=is_v3)
 
 
-def _leaf(path: str, keys: tuple[Any, ...], *, is_ocdbt: bool, is_v3: bool) -> LazyArray:
-    name = "/".join(map(str, keys))
-    folder = ".".join(map(str, keys))
-    return _from_tensorstore(path, folder, name, is_v3=is_v3) if is_ocdbt else array_in(path, folder, name)
+class _Database:
+    """The keys of an OCDBT database and their bytes."""
 
-
-def _from_tensorstore(path: str, folder: str, name: str, *, is_v3: bool) -> LazyArray:
-    try:
-        import tensorstore  # type: ignore[import-not-found, unused-ignore]
-    except ImportError as error:
-        raise MissingDependency(
-            "reading an Orbax checkpoint in an OCDBT database requires tensorstore",
-            path=path,
-            hint="install it: pip install tensorstore, or save the checkpoint without OCDBT",
-        ) from error
-    base = f"file://{os.path.realpath(path)}/"
-    spec = {"driver": "zarr3" if is_v3 else "zarr", "kvstore": {"driver": "ocdbt", "base": base, "path": f"{folder}/"}}
-    try:
-        array = tensorstore.open(spec, read=True, open=True).result()
-        shape, dtype = tuple(array.shape), np.dtype(array.dtype.numpy_dtype)
-    except (ValueError, OSError) as error:
-        raise FormatError("tensorstore cannot open this leaf", path=path, variable=name, found=str(error)) from error
-    if dtype.hasobject:
-        raise UnsupportedDtype("arrays of text are not supported", path=path, variable=name, found=str(dtype))
-    count_elements(shape, dtype.itemsize, path=path, variable=name)
-
-    def fetch() -> np.ndarray:
+    def __init__(self, folder: WalkedFolder) -> None:
         try:
-            return np.asarray(array.read().result())
+            import tensorstore  # type: ignore[import-not-found, unused-ignore]
+        except ImportError as error:
+            raise MissingDependency(
+                "reading an Orbax checkpoint in an OCDBT database requires tensorstore",
+                path=folder.path,
+                hint="install it: pip install tensorstore, or save the checkpoint without OCDBT",
+            ) from error
+        self._path = folder.path
+        base = {"driver": "file", "path": f"{folder.root}{os.sep}"}
+        try:
+            self._store = tensorstore.KvStore.open({"driver": "ocdbt", "base": base}).result()
+        except (ValueError, OSError) as error:
+            raise FormatError("tensorstore cannot open the database", path=self._path, found=str(error)) from error
+
+    def read(self, key: str, name: str) -> bytes | None:
+        """Return the bytes of a key, or None if the database does not contain it."""
+        try:
+            found = self._store.read(key).result()
         except (ValueError, OSError) as error:
             raise FormatError(
-                "tensorstore cannot read this leaf", path=path, variable=name, found=str(error)
+                "tensorstore cannot read this leaf", path=self._path, variable=name, field=key, found=str(error)
             ) from error
+        return found.value if found.state == "value" else None
 
-    return LazyArray(shape, dtype, fetch)
+    def array(self, place: str, name: str, budget: Budget, *, is_v3: bool) -> LazyArray:
+        """Return the array whose keys begin with a place."""
+        text = self.read(f"{place}/{V3 if is_v3 else V2_ARRAY}", name)
+        if text is None:
+            raise FormatError("the database does not contain a zarr array", path=self._path, variable=name, found=place)
+        fields = parse_json(text, budget, path=self._path) | {"zarr_format": 3 if is_v3 else 2}
+        layout = Layout.parsed(fields, path=self._path, name=name)
+
+        def chunks() -> Iterator[Place]:
+            return ((at, layout.key(at)) for at in itertools.product(*map(range, layout.grid)))
+
+        def read(key: str) -> bytes | None:
+            raw = self.read(f"{place}/{key}", name)
+            if raw is None:
+                budget.absent(1, variable=name)
+            return raw
+
+        return lazy_array(layout, chunks, read, budget)
