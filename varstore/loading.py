@@ -225,6 +225,9 @@ def load_state(
     where torch is installed, and as numpy's elsewhere. A checkpoint that `varstore.save` made gives a dict of arrays by
     name.
 
+    Of a checkpoint that was opened with ``allow_incomplete=True``, the rest of the state comes back, and a warning is
+    logged that names what is lost: dicts do not have those entries, and lists have None in their place.
+
     Args:
         path: a checkpoint's directory, an open `Checkpoint`, or any path that `varstore.read` opens; such a file gives
             numpy arrays unless `framework` says otherwise.

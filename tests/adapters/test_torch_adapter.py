@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import shutil
 from collections import OrderedDict
 from collections.abc import Callable
 from pathlib import Path
@@ -416,3 +417,13 @@ def test_a_background_save_takes_the_values_of_the_call(tmp_path: Path) -> None:
             parameter.zero_()
     pending.wait()
     assert all(same(item, before[name]) for name, item in vt.load(tmp_path / "c").items())
+
+
+def test_a_tied_tensor_comes_back_although_the_other_is_lost(tmp_path: Path) -> None:
+    shared = torch.arange(4.0)
+    with save_state(tmp_path / "c", {"first": shared, "second": shared, "part": shared[1:3]}) as checkpoint:
+        shutil.rmtree(checkpoint["first"].path)
+    left = load_state(open_checkpoint(tmp_path / "c", allow_incomplete=True))
+    assert left.keys() == {"second", "part"}
+    assert left["second"].tolist() == [0, 1, 2, 3]
+    assert left["part"].tolist() == [1, 2]

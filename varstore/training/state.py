@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from typing import Any, Unpack
 
@@ -12,6 +13,7 @@ from varstore.disk.read.checkpoint import Checkpoint, open_checkpoint
 from varstore.errors import ManifestError
 from varstore.model.options import LoadOptions, StateOptions
 from varstore.model.store import load, save
+from varstore.text.hints import listed
 from varstore.training.chosen import Choice, choose
 from varstore.training.tensors import (
     JAX,
@@ -28,11 +30,14 @@ from varstore.training.tensors import (
     view_of,
     wanted,
 )
-from varstore.training.tree import flatten, unflatten
+from varstore.training.tree import flatten, prune, unflatten
 from varstore.values.nodes import leaves, replaced
 from varstore.values.select import Patterns, Rename
 
 __all__ = ["load_state", "save_state"]
+
+_NAMED = 20
+_log = logging.getLogger("varstore")
 
 
 def save_state(path: str | os.PathLike[str], state: Any, **save_options: Unpack[StateOptions]) -> Checkpoint:
@@ -84,6 +89,9 @@ def load_state(
     checkpoint = path if isinstance(path, Checkpoint) else open_checkpoint(path)
     options: LoadOptions = {"verify": verify, "threads": threads, "progress": progress}
     check_framework(framework)
+    if checkpoint.damaged:
+        lost = listed(list(checkpoint.damaged), limit=_NAMED)
+        _log.warning("%s: the state comes back without the variables that are lost: %s", checkpoint.path, lost)
     if checkpoint.manifest is not None and checkpoint.manifest.tree:
         tree = checkpoint.tree
     elif framework == "torch":
@@ -104,6 +112,8 @@ def restore(
     **load_options: Unpack[LoadOptions],
 ) -> Any:
     """Return the state that a tree describes, with a checkpoint's variables as its arrays; see `load_state`."""
+    if checkpoint.damaged:
+        tree = prune(tree, checkpoint.damaged.__contains__)
     restoring = _Restoring(checkpoint, map_location, framework)
     state = unflatten(tree, _same, path=checkpoint.path)
     if choice is not None:
