@@ -73,9 +73,14 @@ class Walk:
 
 
 def file_of(code: CodeType) -> str | None:
-    """Return the file of a function of the package, as ``disk/writer``; None for any other function."""
+    """Return the file of a function of the package, as ``disk/writer``; None for any other function.
+
+    What checks the arguments of a public function and passes them on is no part of the way.
+    """
     path = code.co_filename
-    return path.removeprefix(PACKAGE).removesuffix(".py") if path.startswith(PACKAGE) else None
+    if not path.startswith(PACKAGE) or path == f"{PACKAGE}values/arguments.py":
+        return None
+    return path.removeprefix(PACKAGE).removesuffix(".py")
 
 
 def folder_of(file: str) -> str:

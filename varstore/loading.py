@@ -26,6 +26,7 @@ from varstore.model.options import Path
 from varstore.model.report import LoadReport
 from varstore.training import state
 from varstore.training.tensors import Framework, MapLocation
+from varstore.values.arguments import checked
 from varstore.values.select import Patterns, Rename
 
 __all__ = ["load", "load_checkpoint", "load_into", "load_state"]
@@ -37,6 +38,7 @@ _ADAPTERS = {
 """Classes of frameworks whose instances `load_into` fills, and the modules that do it."""
 
 
+@checked
 def load(
     path: Path | Checkpoint | ForeignCheckpoint,
     *,
@@ -116,6 +118,7 @@ def _arrays(source: ForeignCheckpoint, chosen: Mapping[str, Any], progress: Prog
     return {name: read[array.identity] for name, array in chosen.items()}
 
 
+@checked
 def load_into(
     targets: MutableMapping[str, np.ndarray] | Mapping[str, np.ndarray] | Any,
     source: Path | Checkpoint | Mapping[str, Any],
@@ -207,6 +210,7 @@ def _adapter_of(targets: Any) -> Callable[..., LoadReport] | None:
     return None
 
 
+@checked
 def load_state(
     path: Path | Checkpoint | ForeignCheckpoint,
     *,
@@ -274,6 +278,7 @@ def load_state(
     )
 
 
+@checked
 def load_checkpoint(
     ckpt_file_name: str | os.PathLike[str],
     net: Any = None,

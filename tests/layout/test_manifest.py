@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+import re
 import struct
 import subprocess
 import sys
 
+import ml_dtypes
+import numpy as np
 import pytest
 import xxhash
 from hypothesis import given, strategies as st
@@ -302,17 +305,31 @@ def test_a_hostile_whole_is_refused_at_once(data, message):
     ("value", "message"),
     [
         ({1: 2}, "the key 1, which is not a string"),
-        ({"a": [{None: 2}]}, "the key None, which is not a string"),
-        ({"a": b"x"}, "bytes is not JSON serializable"),
-        ({"a": {1, 2}}, "set is not JSON serializable"),
-        ({"a": 1j}, "complex is not JSON serializable"),
-        ({"a": "\ud800"}, "surrogates not allowed"),
-        ({"\udfff": 1}, "surrogates not allowed"),
+        ({"a": [{None: 2}]}, "['a'][0]: must be JSON: found the key None, which is not a string"),
+        ({"a": b"x"}, "['a']: must be JSON: found bytes"),
+        ({"a": {"b": [0, {1, 2}]}}, "['a']['b'][1]: must be JSON: found set"),
+        ({"a": 1j}, "['a']: must be JSON: found complex"),
+        ({"a": np.complex64(1)}, "['a']: must be JSON: found complex64"),
+        ({"a": np.longdouble(1)}, "['a']: must be JSON: found longdouble"),
+        ({"a": np.zeros(2)}, "['a']: must be JSON: found ndarray. Make it a list with tolist()"),
+        ({"a": "\ud800"}, "with a lone surrogate at character 0"),
+        ({"\udfff": 1}, "with a lone surrogate at character 0"),
+        ({"a": 10**5000}, "must be JSON: found Exceeds the limit"),
     ],
 )
 def test_what_is_not_json_is_refused(value, message):
-    with pytest.raises(UsageError, match=f"variable 'v': attributes must be JSON: found .*{message}"):
+    with pytest.raises(UsageError, match=f"^variable 'v': attributes.*{re.escape(message)}"):
         attributes_json(value, variable="v")
+
+
+@pytest.mark.parametrize(
+    "number",
+    [np.float32(0.5), np.int64(3), np.bool_(1), np.array(2), ml_dtypes.bfloat16(0.5), np.str_("a"), np.float64(0.1)],
+)
+def test_scalars_of_numpy_become_plain(number):
+    kept = json.loads(attributes_json({"a": {"b": [number, (number,)]}}))
+    assert kept == {"a": {"b": [number, [number]]}}
+    assert type(kept["a"]["b"][0]) in (bool, int, float, str)
 
 
 def test_a_loop_is_refused():

@@ -254,11 +254,11 @@ def test_variables_must_be_a_mapping(variables):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"attributes": {"a": BASE}}, "attributes must be JSON: found Object of type ndarray is not JSON"),
-        ({"attributes": {1: 2}}, "attributes must be JSON: found the key 1, which is not a string"),
-        ({"attributes": {"a": "\ud800"}}, "attributes must be JSON: found .*surrogates"),
+        ({"attributes": {"a": BASE}}, "attributes\\['a'\\]: must be JSON: found ndarray"),
+        ({"attributes": {1: 2}}, "attributes: must be JSON: found the key 1, which is not a string"),
+        ({"attributes": {"a": "\ud800"}}, "attributes.*: must be JSON: found .*surrogate"),
         ({"attributes": [1]}, "attributes must be a mapping of strings to JSON values: found list"),
-        ({"variable_attributes": {"a": {"x": {1, 2}}}}, "variable 'a': attributes must be JSON: found .* set"),
+        ({"variable_attributes": {"a": {"x": {1, 2}}}}, "variable 'a': attributes.*: must be JSON: found set"),
         ({"variable_attributes": {"a": "text"}}, "variable 'a': attributes must be a mapping .*: found str"),
         ({"variable_attributes": {"b": {}}}, r"variable_attributes has names that are not in variables: found \['b'\]"),
     ],

@@ -21,10 +21,12 @@ from varstore.layout.readable import readable
 from varstore.storage import syscalls
 from varstore.storage.directory import Directory, locate
 from varstore.storage.failures import translated
+from varstore.values.arguments import checked
 
 __all__ = ["seal"]
 
 
+@checked
 def seal(path: str | os.PathLike[str], *, writer: str = "varstore", progress: Progress = None) -> DiffReport:
     """Write a manifest that records what is in the folders now, and return what that changes.
 

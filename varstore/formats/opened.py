@@ -24,6 +24,7 @@ from varstore.training.tensors import (
     to_torch,
     wanted,
 )
+from varstore.values.arguments import described
 from varstore.values.lazy import LazyArray
 from varstore.values.nodes import leaves, replaced
 from varstore.values.select import Patterns, Rename, select
@@ -161,6 +162,8 @@ class ForeignCheckpoint(Mapping[str, LazyArray]):
         return self._tree
 
     def __getitem__(self, name: str) -> LazyArray:
+        if not isinstance(name, str):
+            raise VariableNotFound("a tensor's name is a string", path=self.path, found=described(name))
         try:
             array = self._arrays[name]
         except KeyError:
@@ -176,7 +179,7 @@ class ForeignCheckpoint(Mapping[str, LazyArray]):
         return len(self._arrays)
 
     def __contains__(self, name: object) -> bool:
-        return name in self._arrays
+        return isinstance(name, str) and name in self._arrays
 
     def __repr__(self) -> str:
         return f"<{self.format} file {self.path!r}: {plural(len(self), 'tensor')}>"

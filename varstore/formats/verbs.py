@@ -18,7 +18,8 @@ from varstore.formats.binary.source import files_noted, is_unchanged
 from varstore.formats.native import OpenedCheckpoint, nested
 from varstore.formats.opened import ForeignCheckpoint
 from varstore.layout.names import MARKER
-from varstore.model.options import StoreOptions
+from varstore.model.options import Path, StoreOptions
+from varstore.values.arguments import checked
 from varstore.values.arrays import Stored
 from varstore.values.lazy import LazyArray, retyped
 from varstore.values.nodes import leaves, replaced
@@ -43,7 +44,7 @@ class ReadOptions(TypedDict, total=False):
 class ConvertOptions(StoreOptions, total=False):
     """Options of `convert` and `write` that a single format has."""
 
-    model: str | None
+    model: Path | None
     """ONNX: the path of the model that is copied with other initializers."""
     metadata: Mapping[str, str] | None
     """safetensors: the metadata of the file."""
@@ -74,6 +75,7 @@ class Converted:
     left_out: tuple[str, ...]
 
 
+@checked
 def read(
     path: str | os.PathLike[str], format: str | None = None, **options: Unpack[ReadOptions]
 ) -> OpenedCheckpoint | ForeignCheckpoint:
@@ -156,6 +158,7 @@ def _reopen(path: str, format: str, options: ReadOptions, files: Mapping[str, tu
     return opened
 
 
+@checked
 def write(
     path: str | os.PathLike[str], variables_or_state: Any, format: str | None = None, **options: Unpack[WriteOptions]
 ) -> None:
@@ -188,6 +191,7 @@ def write(
     target_format(os.fspath(path), format).module.write(os.fspath(path), variables_or_state, **options)
 
 
+@checked
 def convert(
     source: str | os.PathLike[str],
     target: str | os.PathLike[str],
@@ -310,10 +314,10 @@ class _Wrapped:
 
 
 def _floating(dtype: Any) -> np.dtype[Any]:
-    scalar = getattr(ml_dtypes, dtype, dtype) if isinstance(dtype, str) else dtype
+    scalar = vars(ml_dtypes).get(dtype, dtype) if isinstance(dtype, str) else dtype
     try:
-        found = np.dtype(scalar)
-    except TypeError:
+        found: np.dtype[Any] | None = np.dtype(scalar)
+    except (TypeError, ValueError):
         found = None
     if found is None or not _is_floating(found):
         raise UnsupportedDtype(

@@ -10,10 +10,12 @@ from varstore.layout.difference import DiffReport, compare
 from varstore.layout.manifest import Entry
 from varstore.storage.directory import Directory
 from varstore.storage.failures import translated
+from varstore.values.arguments import checked
 
 __all__ = ["DiffReport", "diff"]
 
 
+@checked
 def diff(a: str | os.PathLike[str] | Checkpoint, b: str | os.PathLike[str] | Checkpoint) -> DiffReport:
     """Compare two checkpoints by name, shape, type and digest; values are read only where a digest is missing.
 

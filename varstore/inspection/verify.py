@@ -26,6 +26,7 @@ from varstore.storage.directory import Directory, locate
 from varstore.storage.failures import translated
 from varstore.text.hints import plural
 from varstore.text.table import Table
+from varstore.values.arguments import checked
 
 __all__ = ["VerifyReport", "verify"]
 
@@ -73,6 +74,7 @@ class VerifyReport:
         return str(Table(title=head, rows=[[problem] for problem in self.problems], limit=_SENTENCE))
 
 
+@checked
 def verify(path: str | os.PathLike[str], *, threads: int | None = None, progress: Progress = None) -> VerifyReport:
     """Read every byte of a checkpoint and compare it with the manifest, and the manifest with the folders.
 

@@ -16,8 +16,11 @@ import numpy as np
 from varstore.disk.read.checkpoint import open_checkpoint
 from varstore.disk.save.staging import discard
 from varstore.errors import UsageError, VariableMismatch, VarstoreError
+from varstore.model.into import check_targets
 from varstore.model.store import save
+from varstore.storage.failures import translated
 from varstore.training.series import KEY, time_of
+from varstore.values.arguments import check_names, checked
 
 __all__ = ["CheckpointConfig", "ModelCheckpoint", "chosen_names", "load_param_into_net"]
 
@@ -112,6 +115,7 @@ class ModelCheckpoint:
         {'bias': array([5, 5, 5])}
     """
 
+    @checked
     def __init__(
         self,
         prefix: str = "CKP",
@@ -125,8 +129,9 @@ class ModelCheckpoint:
         if config is not None and not isinstance(config, CheckpointConfig):
             raise WrongType("must be a CheckpointConfig", field="config", found=type(config).__name__)
         self._directory = os.path.abspath(os.curdir if directory is None else directory)
-        os.makedirs(self._directory, exist_ok=True)
-        self._prefix = _free_prefix(self._directory, prefix)
+        with translated(self._directory, "the directory cannot be created or read"):
+            os.makedirs(self._directory, exist_ok=True)
+            self._prefix = _free_prefix(self._directory, prefix)
         self._config = config or CheckpointConfig()
         self._clock = clock
         self._last_time = self._last_time_for_keep = clock()
@@ -145,6 +150,7 @@ class ModelCheckpoint:
         self._epoch_and_step = (0, 0)
         self._variables: Mapping[str, Any] = {}
 
+    @checked
     def step_end(self, epoch: int, step: int, variables: Mapping[str, Any]) -> None:
         """Save the variables if the settings say so.
 
@@ -257,12 +263,13 @@ def chosen_names(
 
 
 def _prefixes(given: str | Iterable[str] | None) -> tuple[str, ...]:
-    prefixes = (given,) if isinstance(given, str) else tuple(given or ())
+    prefixes = (given,) if isinstance(given, str) else tuple(given) if isinstance(given, Iterable) else ()
     if given is not None and not (prefixes and all(isinstance(prefix, str) and prefix for prefix in prefixes)):
         raise UsageError("a prefix must be a non-empty string or several of them", found=repr(given))
     return prefixes
 
 
+@checked
 def load_param_into_net(
     net: Any, parameter_dict: Mapping[str, Any], strict_load: bool = False
 ) -> tuple[list[str], list[str]]:
@@ -288,6 +295,7 @@ def load_param_into_net(
         >>> net["conv1.bias"]
         array([1., 1.])
     """
+    check_names(parameter_dict, "parameter_dict")
     targets = _targets(net)
     pairs = {name: name for name in targets if name in parameter_dict}
     missing = [name for name in targets if name not in pairs]
@@ -317,6 +325,7 @@ def _missing_prefix(missing: list[str], parameter_dict: Mapping[str, Any]) -> st
 def _targets(net: Any) -> dict[str, tuple[Any, Callable[[np.ndarray], None]]]:
     """Return for each parameter an object with its shape and dtype, and a function that sets it."""
     if isinstance(net, Mapping):
+        check_targets(net, "net")
         return {name: (array, _setter(array)) for name, array in net.items()}
     if hasattr(net, "parameters_and_names"):
         return {

@@ -74,18 +74,18 @@ def block_count(nbytes: int) -> int:
 def to_json(value: Any, *, what: str, variable: str | None = None) -> str:
     """Return a value as JSON text that parses back to an equal value, except that tuples become lists.
 
-    NaN and infinities are written as Python's `json` writes them.
+    NaN and infinities are written as Python's `json` writes them. Scalars of numpy, and arrays and tensors of any
+    framework that have no dimensions, become plain numbers.
 
     Raises:
         UsageError: the value contains something that JSON cannot represent, a key that is not a string, or a lone
-            surrogate.
+            surrogate; the message says where.
     """
     try:
-        _check_keys(value)
-        text = json.dumps(value, ensure_ascii=False, separators=(",", ":"))
-        text.encode()
-        return text
-    except (TypeError, ValueError, RecursionError) as error:
+        return json.dumps(_plain(value, what, variable), ensure_ascii=False, separators=(",", ":"))
+    except (ValueError, RecursionError) as error:
+        if isinstance(error, UsageError):
+            raise
         raise UsageError(f"{what} must be JSON", variable=variable, found=str(error)) from error
 
 
@@ -114,15 +114,40 @@ def kept_attributes(attributes: Mapping[str, Any] | None, *, variable: str | Non
     return MappingProxyType(json.loads(text)) if text else NO_ATTRIBUTES
 
 
-def _check_keys(value: Any) -> None:
-    if isinstance(value, dict):
-        for key, item in value.items():
+def _plain(value: Any, place: str, variable: str | None) -> Any:
+    """Return a value with scalars of frameworks as plain numbers; `place` is where it is, for messages."""
+    if value is None or isinstance(value, bool | int | float):
+        return value
+    if isinstance(value, str):
+        return _text(value, place, variable)
+    if isinstance(value, Mapping):
+        for key in value:
             if not isinstance(key, str):
-                raise TypeError(f"the key {key!r}, which is not a string")
-            _check_keys(item)
-    elif isinstance(value, (list, tuple)):
-        for item in value:
-            _check_keys(item)
+                raise _not_json(place, variable, f"the key {key!r}, which is not a string")
+        return {_text(key, place, variable): _plain(item, f"{place}[{key!r}]", variable) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item, f"{place}[{at}]", variable) for at, item in enumerate(value)]
+    if getattr(value, "shape", None) == () and hasattr(value, "item"):
+        try:
+            number = value.item()
+        except Exception as error:  # of the framework: a tracer, or a tensor without values
+            raise _not_json(place, variable, f"{type(value).__name__}: {error}") from error
+        if isinstance(number, bool | int | float):
+            return number
+    hint = "make it a list with tolist(), or save it as a variable"
+    raise _not_json(place, variable, type(value).__name__, hint if hasattr(value, "tolist") else None)
+
+
+def _text(value: str, place: str, variable: str | None) -> str:
+    try:
+        value.encode()
+    except UnicodeEncodeError as error:
+        raise _not_json(place, variable, f"{value!r}, with a lone surrogate at character {error.start}") from None
+    return value
+
+
+def _not_json(place: str, variable: str | None, found: str, hint: str | None = None) -> UsageError:
+    return UsageError("must be JSON", variable=variable, field=place, found=found, hint=hint)
 
 
 class Entry(NamedTuple):

@@ -24,10 +24,11 @@ from varstore.model.options import Path
 from varstore.model.report import LoadReport, make_report
 from varstore.model.store import retry_if_replaced
 from varstore.model.ties import Settled, settle
+from varstore.values.arguments import check_names
 from varstore.values.arrays import as_source
 from varstore.values.select import Patterns, Rename, select
 
-__all__ = ["carry_out", "load_into", "prepare"]
+__all__ = ["carry_out", "check_targets", "load_into", "prepare"]
 
 
 def load_into(
@@ -46,7 +47,7 @@ def load_into(
     progress: Progress = None,
 ) -> LoadReport:
     """Fill existing arrays with the variables of the same names, in place; see `varstore.load_into`."""
-    _check_targets(targets)
+    check_targets(targets, "targets")
     check_mode("missing", missing, (None, "error"))
     check_mode("on_tied", on_tied, get_args(OnTied))
 
@@ -64,6 +65,7 @@ def load_into(
         )
 
     if isinstance(source, Mapping) and not isinstance(source, Checkpoint):
+        check_names(source, "source")
         return load_from(source)
     return retry_if_replaced(source, load_from)
 
@@ -142,7 +144,20 @@ def carry_out(
             advance(nbytes_of(move))
 
 
-def _check_targets(targets: Mapping[str, np.ndarray]) -> None:
+def check_targets(targets: Mapping[str, np.ndarray], field: str) -> None:
+    """Check that targets are writeable arrays by name.
+
+    Raises:
+        UsageError: they are not.
+    """
+    if not isinstance(targets, Mapping):
+        raise UsageError(
+            "targets must be a mapping of names to arrays",
+            field=field,
+            found=type(targets).__name__,
+            hint="varstore.adapters load into the modules of frameworks",
+        )
+    check_names(targets, field)
     for name, array in targets.items():
         if not isinstance(array, np.ndarray) or not array.flags.writeable:
             what = "a read-only array" if isinstance(array, np.ndarray) else type(array).__name__

@@ -157,7 +157,7 @@ def check_mode(field: str, mode: object, modes: tuple[object, ...]) -> None:
     Raises:
         UsageError: the mode is unknown; the message lists those that exist.
     """
-    if mode not in modes:
+    if not isinstance(mode, str | None) or mode not in modes:
         raise UsageError("unknown mode", field=field, found=repr(mode), expected=" or ".join(map(repr, modes)))
 
 

@@ -127,9 +127,9 @@ class LoadReport:
             VariableMismatch: a category is not empty; the message lists its variables and the hints.
             UsageError: a category is unknown.
         """
-        categories = tuple(_ATTRIBUTES.get(category, category) for category in categories)
+        categories = tuple(_ATTRIBUTES.get(str(category), category) for category in categories)
         for category in categories:
-            if category not in _CATEGORIES:
+            if not isinstance(category, str) or category not in _CATEGORIES:
                 known = " or ".join(repr(_WORDS.get(name, name)) for name in _CATEGORIES)
                 raise UsageError("unknown category", found=repr(category), expected=known)
         wrong = [category for category in _CATEGORIES if category in categories and getattr(self, category)]

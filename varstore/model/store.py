@@ -21,6 +21,7 @@ from varstore.layout.readable import Readable, readable
 from varstore.model.options import Path
 from varstore.storage.directory import locate
 from varstore.text.hints import plural
+from varstore.values.arguments import checked
 from varstore.values.plan import plan_save
 from varstore.values.select import Patterns, Rename, select
 from varstore.version import __version__
@@ -56,6 +57,7 @@ class CheckpointVariables(dict[str, Any]):
         return f"<{plural(len(self), 'variable')} of {self.path!r}>"
 
 
+@checked
 def save(
     path: Path,
     variables: Mapping[str, Any],

@@ -23,6 +23,7 @@ from varstore.model.options import SaveOptions, StateOptions, check_options
 from varstore.model.store import save
 from varstore.storage.memory import available_memory
 from varstore.training.tree import flatten
+from varstore.values.arguments import checked
 from varstore.values.lazy import LazyArray
 from varstore.values.plan import SavePlan, plan_save
 
@@ -68,6 +69,7 @@ class PendingSave:
         """Tell whether the save has ended, with or without an error; does not wait."""
         return self.future.done()
 
+    @checked
     def wait(self, timeout: float | None = None) -> None:
         """Wait until the save has ended, for at most `timeout` seconds.
 
@@ -77,6 +79,7 @@ class PendingSave:
         """
         self.future.result(timeout)
 
+    @checked
     def result(self, timeout: float | None = None) -> Checkpoint:
         """Wait as `wait` does, then open the checkpoint."""
         self.wait(timeout)
@@ -275,6 +278,7 @@ def _save(
 _shared = BackgroundSaver()
 
 
+@checked
 def save_async(
     path: str | os.PathLike[str],
     variables: Mapping[str, Any],
@@ -315,6 +319,7 @@ def save_async(
     return _shared.save(path, variables, copy=copy, when_busy=when_busy, budget=budget, **save_options)
 
 
+@checked
 def save_state_async(path: str | os.PathLike[str], state: Any, **options: Unpack[AsyncOptions]) -> PendingSave:
     """Save nested state as `save_state` does, in the background as `save_async` does.
 

@@ -31,6 +31,7 @@ from varstore.training.tensors import (
     wanted,
 )
 from varstore.training.tree import flatten, prune, unflatten
+from varstore.values.arguments import checked
 from varstore.values.nodes import leaves, replaced
 from varstore.values.select import Patterns, Rename
 
@@ -40,6 +41,7 @@ _NAMED = 20
 _log = logging.getLogger("varstore")
 
 
+@checked
 def save_state(path: str | os.PathLike[str], state: Any, **save_options: Unpack[StateOptions]) -> Checkpoint:
     """Save nested state as a checkpoint, either complete or absent; nothing is pickled.
 

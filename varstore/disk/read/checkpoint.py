@@ -32,6 +32,7 @@ from varstore.storage.directory import Directory, locate
 from varstore.storage.failures import translated
 from varstore.text.hints import nearest, plural
 from varstore.text.table import Table
+from varstore.values.arguments import checked, described
 from varstore.values.select import Patterns, Rename, select
 
 __all__ = ["Checkpoint", "is_being_read", "open_checkpoint", "open_variable"]
@@ -111,7 +112,7 @@ class Checkpoint(Mapping[str, Variable]):
 
     def get(self, key: str, default: Any = None) -> Any:
         """Return a variable or the default, without the search for near names that an error would cost."""
-        return self[key] if key in self._entries else default
+        return self[key] if isinstance(key, str) and key in self._entries else default
 
     def _not_found(self, name: str) -> VariableNotFound:
         if name in self.damaged:
@@ -129,7 +130,7 @@ class Checkpoint(Mapping[str, Variable]):
         return len(self._entries)
 
     def __contains__(self, name: object) -> bool:
-        return name in self._entries
+        return isinstance(name, str) and name in self._entries
 
     def __enter__(self) -> Checkpoint:
         return self
@@ -212,6 +213,8 @@ class Checkpoint(Mapping[str, Variable]):
         """
         if self._closed:
             raise UsageError("this handle of the checkpoint is closed", path=self.path, hint="open it again")
+        if not isinstance(name, str):
+            raise VariableNotFound("a variable's name is a string", path=self.path, found=described(name))
         try:
             return self._entries[name]
         except KeyError:
@@ -242,6 +245,7 @@ class Checkpoint(Mapping[str, Variable]):
         return Table(title=repr(self)[1:-1], rows=headed, notes=notes).html()
 
 
+@checked
 def open_checkpoint(path: str | os.PathLike[str], *, allow_incomplete: bool = False) -> Checkpoint:
     """Open a checkpoint without reading any values.
 
@@ -319,6 +323,7 @@ def is_being_read(path: str | os.PathLike[str]) -> bool:
     return any(not handle.closed and os.path.realpath(handle.location.absolute) == real for handle in handles)
 
 
+@checked
 def open_variable(path: str | os.PathLike[str]) -> Variable:
     """Open one variable by its folder, as OneFlow's ``checkpoint.get`` does.
 

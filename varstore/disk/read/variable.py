@@ -20,6 +20,7 @@ from varstore.storage import syscalls
 from varstore.storage.directory import Directory
 from varstore.storage.failures import translated
 from varstore.text.hints import plural
+from varstore.values.arguments import checked
 from varstore.values.arrays import Stored
 
 __all__ = ["Variable"]
@@ -114,6 +115,7 @@ class Variable(Stored):
         whole = self.entry.digests
         return tuple(whole[start : start + 16].hex() for start in range(0, len(whole), 16))
 
+    @checked
     def numpy(self, mmap: bool = False) -> np.ndarray:
         """Read all values into a new array, or map them read-only with ``mmap=True``, unchecked.
 

@@ -38,6 +38,7 @@ from varstore.storage import syscalls
 from varstore.storage.appearing import target_of
 from varstore.storage.directory import Directory
 from varstore.storage.failures import storage_error
+from varstore.values.arguments import checked
 
 __all__ = ["Staging", "Target", "clean_staging", "discard", "examine", "is_staging_name", "set_aside"]
 
@@ -275,6 +276,7 @@ class Staging:
             self._replaced = None
 
 
+@checked
 def clean_staging(directory: str | os.PathLike[str], *, name: str | None = None) -> list[str]:
     """Remove what crashed saves left in a directory, and return the paths that were removed.
 

@@ -14,6 +14,7 @@ from varstore.interfaces.oneflow.session import SessionVariable, get_all_variabl
 from varstore.layout.names import MARKER
 from varstore.model.options import SaveOptions
 from varstore.model.store import CheckpointVariables, save
+from varstore.values.arguments import checked
 
 __all__ = ["checkpoint"]
 
@@ -30,6 +31,7 @@ class _CheckpointNamespace:
         ('dense1-bias',)
     """
 
+    @checked
     def save(
         self, path: str | os.PathLike[str], var_dict: Mapping[str, Any] | None = None, **options: Unpack[SaveOptions]
     ) -> Checkpoint:
@@ -47,6 +49,7 @@ class _CheckpointNamespace:
             variables |= {name: v.numpy() for name, v in variables.items() if isinstance(v, SessionVariable)}
         return save(path, variables, **options)
 
+    @checked
     def get(self, path: str | os.PathLike[str]) -> CheckpointVariables | Variable:
         """Open a checkpoint as a dict of variables by name, or the folder of one variable as that variable.
 

@@ -477,6 +477,6 @@ def _plain(value: Any) -> Any:
 
 
 def _check_choice(field: str, value: str | None, choices: Collection[str | None]) -> None:
-    if value not in list(choices):
+    if not isinstance(value, str | None) or value not in choices:
         expected = "one of " + ", ".join(map(repr, choices))
         raise UsageError(f"unknown {field}", field=field, found=repr(value), expected=expected)

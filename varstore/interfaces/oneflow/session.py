@@ -33,6 +33,7 @@ from varstore.model.into import load_into
 from varstore.model.match import Mismatch, compare, spec_of
 from varstore.model.report import LoadReport, make_report
 from varstore.text.hints import listed, nearest, plural
+from varstore.values.arguments import checked, described
 from varstore.values.arrays import as_source
 
 if TYPE_CHECKING:
@@ -343,6 +344,8 @@ def get_variable(
         _check_initializer("initializer", initializer)
         if random_seed is not None:
             _check_seed("random_seed", random_seed)
+        if not isinstance(trainable, bool | np.bool_ | None):
+            raise UsageError("a wrong value", field="trainable", found=described(trainable), expected="True or False")
         as_type = as_dtype(np.float32 if dtype is None else dtype)
         variable = SessionVariable(session, name, as_shape(shape), as_type, initializer, random_seed)
         variable.trainable = trainable is None or bool(trainable)
@@ -367,6 +370,7 @@ def get_all_variables() -> dict[str, SessionVariable]:
         return dict(session.variables)
 
 
+@checked
 def load_variables(value_dict: Mapping[str, Any] | Variable, ignore_mismatch: bool = True) -> LoadReport:
     """Load values into the variables of the current session; after an error, no variable has changed.
 

@@ -1,0 +1,211 @@
+"""Check the arguments of the public functions: what the annotation of a parameter says, the value must be.
+
+`checked` wraps a function. The table has a row for each annotation whose values can be told without knowing the
+function: paths, flags, counts, texts. A wrong value is refused with the name of its parameter, before anything is done.
+Annotations that are not in the table, such as those of arrays and patterns, are checked where they are used.
+"""
+
+from __future__ import annotations
+
+import functools
+import operator
+import os
+import re
+import sys
+import threading
+from collections.abc import Callable, Mapping
+from typing import Any, ForwardRef, ParamSpec, TypeVar
+
+import numpy as np
+
+from varstore.errors import UsageError
+
+__all__ = ["check_names", "checked", "checked_path", "described"]
+
+Given = ParamSpec("Given")
+Result = TypeVar("Result")
+Check = Callable[[Any, str], Any]
+"""Returns the value to use in place of the given one, or raises; the text is the name of the parameter."""
+
+_URL = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+)://")
+
+
+def checked(function: Callable[Given, Result]) -> Callable[Given, Result]:
+    """Return the function with a check of its arguments.
+
+    Raises:
+        UsageError: at a call, if a value is not what the annotation of its parameter says.
+    """
+    checks = _checks_of(function)
+    positional = function.__code__.co_varnames[: function.__code__.co_argcount]
+
+    @functools.wraps(function)
+    def call(*arguments: Given.args, **options: Given.kwargs) -> Result:
+        given: list[Any] = list(arguments)
+        named: dict[str, Any] = options
+        for at, name in enumerate(positional[: len(given)]):
+            if name in checks:
+                given[at] = checks[name](given[at], name)
+        for name, value in options.items():
+            if name in checks:
+                named[name] = checks[name](value, name)
+        return function(*given, **named)
+
+    return call
+
+
+def described(value: object) -> str:
+    """Return a wrong value as text: its type and, where it is short to say, the value."""
+    kind = type(value).__name__
+    return f"{value!r} ({kind})" if isinstance(value, str | bytes | int | float | None) else kind
+
+
+def checked_path(value: Any, field: str) -> str:
+    """Return a path as text, with the user's home directory in place of ``~``.
+
+    Raises:
+        UsageError: it is not a string or a ``PathLike`` of one, is empty, is a URL, or cannot be a path of the system.
+    """
+    try:
+        path = os.fspath(value)
+    except TypeError:
+        raise _wrong(value, field, "a string or a pathlib.Path") from None
+    if not isinstance(path, str):
+        raise UsageError("a path must be text", field=field, found=repr(path), hint="use os.fsdecode(path)")
+    if not path:
+        raise UsageError("the path is empty", field=field)
+    if scheme := _URL.match(path):
+        raise UsageError(
+            "a URL is not a path: varstore reads and writes directories of this machine",
+            field=field,
+            found=path,
+            hint="leave the scheme out" if scheme[1] == "file" else "mount the store as a directory, or copy the files",
+        )
+    try:
+        if b"\0" in os.fsencode(path):
+            raise UsageError("a path cannot contain NUL", field=field, found=repr(path))
+    except UnicodeEncodeError as error:
+        found = f"a lone surrogate at character {error.start} of {path!r}"
+        raise UsageError("a path must be valid Unicode", field=field, found=found) from None
+    return os.path.expanduser(path) if path[0] == "~" else path
+
+
+def check_names(variables: Mapping[str, Any], field: str) -> None:
+    """Check that the keys of a mapping of variables are names.
+
+    Raises:
+        UsageError: a key is not a string.
+    """
+    for name in variables:
+        if not isinstance(name, str):
+            raise UsageError(
+                "a variable's name must be a string",
+                field=field,
+                found=described(name),
+                hint="nested state that has other keys is for save_state and load_state",
+            )
+
+
+def _wrong(value: object, field: str, expected: str) -> UsageError:
+    return UsageError("a wrong value", field=field, found=described(value), expected=expected)
+
+
+def _path_or_mapping(value: Any, field: str) -> Any:
+    return value if isinstance(value, Mapping) else checked_path(value, field)
+
+
+def _flag(value: Any, field: str) -> bool:
+    if value is True or value is False:
+        return value
+    if isinstance(value, np.bool_):
+        return bool(value)
+    raise _wrong(value, field, "True or False")
+
+
+def _whole(value: Any, field: str) -> int:
+    try:
+        return operator.index(value)
+    except TypeError:
+        raise _wrong(value, field, "a whole number") from None
+
+
+def _seconds(value: Any, field: str) -> float:
+    if not isinstance(value, int | float | np.integer | np.floating) or not 0 <= value <= threading.TIMEOUT_MAX:
+        raise _wrong(value, field, "a number of seconds")
+    return float(value)
+
+
+def _text(value: Any, field: str) -> str:
+    if not isinstance(value, str):
+        raise _wrong(value, field, "a string")
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        raise _wrong(value, field, "valid Unicode") from None
+    return value
+
+
+def _progress(value: Any, field: str) -> Any:
+    if value is None or value is True or value is False or callable(value):
+        return value
+    raise _wrong(value, field, "a function of (bytes done, bytes in all), True, or None")
+
+
+def _mapping(value: Any, field: str) -> Any:
+    if not isinstance(value, Mapping):
+        raise _wrong(value, field, "a mapping")
+    return value
+
+
+def _bytes(value: Any, field: str) -> bytes:
+    if not isinstance(value, bytes | bytearray):
+        raise _wrong(value, field, "bytes")
+    return bytes(value)
+
+
+def _or_none(check: Check) -> Check:
+    return lambda value, field: None if value is None else check(value, field)
+
+
+_TABLE: dict[str, Check] = {
+    "Path": checked_path,
+    "str | os.PathLike[str]": checked_path,
+    "Path | Checkpoint": _path_or_mapping,
+    "str | os.PathLike[str] | Checkpoint": _path_or_mapping,
+    "Path | Checkpoint | ForeignCheckpoint": _path_or_mapping,
+    "Path | Checkpoint | Mapping[str, Any]": _path_or_mapping,
+    "bool": _flag,
+    "int": _whole,
+    "float": _seconds,
+    "str": _text,
+    "bytes": _bytes,
+    "Progress": _progress,
+    "Mapping[str, Any]": _mapping,
+    "Mapping[str, str]": _mapping,
+    "Mapping[str, Mapping[str, Any]]": _mapping,
+}
+
+
+def _checks_of(function: Callable[..., Any]) -> dict[str, Check]:
+    """Return the checks of a function's parameters by name, those of a record of options included."""
+    annotations: dict[str, Any] = {}
+    for name, said in function.__annotations__.items():
+        if name == "return":
+            continue
+        record = re.fullmatch(r"Unpack\[(\w+)\]", str(said))
+        if record is None:
+            annotations[name] = said
+        else:
+            annotations |= vars(sys.modules[function.__module__])[record[1]].__annotations__
+    return {name: check for name, said in annotations.items() if (check := _check_for(said)) is not None}
+
+
+def _check_for(said: Any) -> Check | None:
+    if isinstance(said, ForwardRef):
+        said = said.__forward_arg__
+    text = str(said)
+    row = _TABLE.get(text)
+    if row is None and text.endswith(" | None"):
+        row = _TABLE.get(text.removesuffix(" | None"))
+        return None if row is None else _or_none(row)
+    return row
