@@ -97,7 +97,18 @@ CALLS = {
     "save_state_async": (waited(vs.save_state_async), lambda: {"path": "new", "state": values(), **SAVE}),
     "open": (vs.open, lambda: {"path": "c", "allow_incomplete": False}),
     "load": (vs.load, lambda: {"path": "c", **CHOICE, "mmap": False, **READ}),
-    "load_state": (vs.load_state, lambda: {"path": "s", "map_location": None, **READ}),
+    "load_state": (
+        vs.load_state,
+        lambda: {
+            "path": "s",
+            "include": "m*",
+            "exclude": None,
+            "rename": None,
+            "framework": None,
+            "map_location": None,
+            **READ,
+        },
+    ),
     "load_into": (
         vs.load_into,
         lambda: {

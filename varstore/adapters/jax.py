@@ -22,10 +22,12 @@ from varstore.text.hints import listed
 from varstore.training.state import load_state, save_state
 from varstore.training.tensors import Leaf
 from varstore.training.tree import unflatten
+from varstore.values.arguments import checked
 
 __all__ = ["load", "save", "state_of"]
 
 
+@checked
 def save(path: Path, tree: Any, **save_options: Unpack[StateOptions]) -> Checkpoint:
     """Save a pytree; variables are named by their path, such as ``params/Dense_0/kernel``.
 
@@ -104,6 +106,7 @@ def _part(key: Any) -> Any:
     return str(key)
 
 
+@checked
 def load(path: Path | Checkpoint, like: Any = None, *, strict: bool = True, cast: bool = False) -> Any:
     """Load a pytree, with the structure of `like` if it is given.
 

@@ -53,6 +53,7 @@ from varstore.training.series import KEY, Member, Record, Series, open_step
 from varstore.training.state import load_state
 from varstore.training.tensors import MapLocation
 from varstore.training.tree import flatten, prune
+from varstore.values.arguments import checked_path
 
 __all__ = ["CheckpointManager"]
 
@@ -492,8 +493,7 @@ class CheckpointManager:
 
 
 def _directory(given: object) -> str:
-    if not isinstance(given, str | os.PathLike) or not isinstance(path := os.fspath(given), str) or "\0" in path:
-        raise UsageError("must be a path", field="directory", found=repr(given))
+    path = checked_path(given, "directory")
     if os.path.lexists(path) and not os.path.isdir(path):
         raise UsageError("is not a directory", field="directory", path=path, hint="choose another path")
     return os.path.abspath(path)

@@ -158,7 +158,7 @@ def check_framework(framework: object) -> None:
     Raises:
         UsageError: it is not one that arrays can be loaded as.
     """
-    if framework not in (None, *get_args(Framework)):
+    if not isinstance(framework, str | None) or framework not in (None, *get_args(Framework)):
         raise UsageError(
             "there is no such framework",
             field="framework",

@@ -26,11 +26,13 @@ from varstore.model.store import retry_if_replaced
 from varstore.training.chosen import Choice
 from varstore.training.state import load_state, save_state
 from varstore.training.tensors import Framework, MapLocation
+from varstore.values.arguments import checked
 from varstore.values.select import Patterns, Rename
 
 __all__ = ["load", "load_into", "save", "state_of"]
 
 
+@checked
 def save(path: Path, state: Any, **save_options: Unpack[StateOptions]) -> Checkpoint:
     """Save a module, an optimizer, a state dict, or nested state that contains them.
 
@@ -83,6 +85,7 @@ def _without_factories(state: Any) -> Any:
     return state
 
 
+@checked
 def load(
     path: Path | Checkpoint | ForeignCheckpoint,
     *,
@@ -132,6 +135,7 @@ def load(
     return load_state(checkpoint, **choice, map_location=map_location, framework=framework, **options)
 
 
+@checked
 def load_into(
     target: torch.nn.Module | torch.optim.Optimizer,
     source: Path | Checkpoint | Mapping[str, Any],
