@@ -4,7 +4,7 @@ import contextlib
 
 import numpy as np
 import pytest
-from support.confined import TooSlow, confined
+from support.confined import confined
 from support.crafted import checkpoint, entry
 
 import varstore as vs
@@ -28,7 +28,6 @@ COLLIDING = {
 
 
 @pytest.mark.parametrize("kind", COLLIDING)
-@refused(TooSlow, "the hashes of a set's items are chosen by the file")
 def test_integers_that_collide(tmp_path, kind):
     assert len(vs.load_state(checkpoint(tmp_path / "small", tree=COLLIDING[kind](3)))) == 2
     with contextlib.suppress(FormatError):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import tracemalloc
 from html.parser import HTMLParser
 
 import numpy as np
@@ -286,6 +287,15 @@ def test_a_suggestion_keeps_its_promise(sources, targets):
         old, new, count = suggestion
         matched = set(sources) & set(targets)
         assert count == len(set(select(sources, rename={old: new})) & set(targets)) > len(matched)
+
+
+def test_names_of_many_parts_take_little_memory():
+    sources = ["a/" * 5000 + str(i) for i in range(20)]
+    tracemalloc.start()
+    assert suggest_prefixes(sources, [f"x/{name}" for name in sources]) == ("", "x/", 20)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 100 * sum(map(len, sources))
 
 
 def test_the_report_suggests_the_prefix_and_it_works():

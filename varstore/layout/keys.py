@@ -14,6 +14,8 @@ from typing import Any
 __all__ = ["Keys", "packed"]
 
 _MOST_EQUAL = 16
+_KEYED = (str, bytes, bool, type(None))
+_OWN_HASH = 1 << 61
 
 
 def packed(*numbers: Any) -> bytes:
@@ -22,7 +24,7 @@ def packed(*numbers: Any) -> bytes:
 
 
 class Keys:
-    """The numbers and tuples that are keys in one file."""
+    """The numbers and tuples that are keys in one file, or in one container of it."""
 
     __slots__ = ("_by_hash",)
 
@@ -30,7 +32,10 @@ class Keys:
         self._by_hash: dict[bytes, list[Hashable]] = {}
 
     def admits(self, key: Hashable) -> bool:
-        """Return whether few other keys in this file have the hash of this one."""
+        """Return whether few other keys have the hash of this one; TypeError if it cannot be a key."""
+        kind = type(key)
+        if kind in _KEYED or (kind is int and -_OWN_HASH < key < _OWN_HASH):  # type: ignore[operator]
+            return True
         alike = self._by_hash.setdefault(b"%x" % hash(key), [])
         if key not in alike:
             alike.append(key)

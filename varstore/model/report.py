@@ -11,6 +11,7 @@ import re
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -41,6 +42,7 @@ _NOTE_COLUMN = 40
 _CHOICES = 4
 _TRIED_PREFIXES = 8
 _TRIED_NAMES = 50
+_MOST_PARTS = 32
 _NEARLY = 0.75
 
 
@@ -299,7 +301,9 @@ def _is_nearly(name: str, other: str) -> bool:
 
 
 def _part_starts(name: str) -> list[int]:
-    return [0, *(cut.end() for cut in SEPARATOR.finditer(name) if cut.end() < len(name))]
+    """Return where the parts of a name start; of one with many parts, those at which a prefix of a program can end."""
+    cuts = (cut.end() for cut in SEPARATOR.finditer(name) if cut.end() < len(name))
+    return [0, *islice(cuts, _MOST_PARTS)]
 
 
 def _count_matches(sources: list[str], targets: dict[str, None], old: str, new: str) -> int:

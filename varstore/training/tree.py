@@ -37,6 +37,7 @@ import numpy as np
 
 from varstore.errors import InvalidName, ManifestError, UnsupportedDtype, UsageError
 from varstore.layout.dtypes import TABLE, data_type_of
+from varstore.layout.keys import Keys
 from varstore.layout.names import folder_of
 from varstore.training.tensors import Leaf, describe, find_views
 from varstore.values.arrays import as_source
@@ -303,6 +304,10 @@ def _decode(node: Any, restore: Callable[[Leaf], Any]) -> Any:
     if "hex" in node:
         return _FROM_HEX[kind](node)
     items = [_decode(item, restore) for item in node["items"]]
+    if kind in _HASHED:
+        keys = Keys()
+        if not all(keys.admits(pair[0] if _HASHED[kind] else pair) for pair in items):
+            raise ValueError("keys that were chosen to have the same hash")
     return _from_namedtuple(node, items) if kind == "namedtuple" else _FROM_ITEMS[kind](items)
 
 
@@ -320,6 +325,9 @@ def _counter(items: Iterable[Any]) -> Counter[Any]:
     dict.update(counter, items)
     return counter
 
+
+_HASHED = {"dict": True, "OrderedDict": True, "Counter": True, "set": False, "frozenset": False}
+"""The containers of keys: whether their items are pairs of a key and a value."""
 
 _FROM_ITEMS: dict[str, Callable[[list[Any]], Any]] = {
     "dict": dict,
