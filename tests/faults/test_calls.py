@@ -70,6 +70,11 @@ def test_nothing_is_lost_at_any_call(tmp_path):
     assert {(row["scenario"], row["fault"]) for row in rows} == {(name, fault) for name in PART for fault in PART[name]}
 
 
+def test_nothing_is_lost_at_any_power_cut():
+    done = run_tool("power", "--part")
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
 def test_the_count_is_that_of_strace():
     done = run_tool("count", "--scenarios")
     assert done.returncode == 0, done.stdout + done.stderr

@@ -18,7 +18,7 @@ from typing import Any, Final
 import numpy as np
 import xxhash
 
-__all__ = ["Checkpoint", "Contents", "Seen", "contents_of", "observe", "read_checkpoint"]
+__all__ = ["Checkpoint", "Contents", "Seen", "contents_of", "is_visible", "observe", "read_checkpoint"]
 
 _NUMBERS: Final = {"kFloat": 2, "kInt64": 6}
 _TYPES: Final = {"float32": "kFloat", "int64": "kInt64"}
@@ -150,11 +150,11 @@ def _joined(index: str, units: Mapping[str, Checkpoint | bytes | str]) -> tuple[
 def _walk(directory: Path) -> Iterator[tuple[Path, str]]:
     for entry in sorted(os.scandir(directory), key=lambda entry: entry.name):
         path = Path(entry.path)
-        if not _is_visible(entry.name):
+        if not is_visible(entry.name):
             yield path, "leftover"
         elif not entry.is_dir(follow_symlinks=False):
             yield path, "file"
-        elif not (names := set(filter(_is_visible, os.listdir(path)))):
+        elif not (names := set(filter(is_visible, os.listdir(path)))):
             yield path, "empty"
             yield from _walk(path)
         elif names & _INDEX or _is_bare(path):
@@ -167,13 +167,14 @@ def _is_bare(path: Path) -> bool:
     """Return whether a folder holds variables and, like all folders below it, neither a marker nor a manifest."""
     found = set()
     for _, folders, names in os.walk(path):
-        folders[:] = filter(_is_visible, folders)
+        folders[:] = filter(is_visible, folders)
         found.update(names)
     return "out" in found and not found & _INDEX
 
 
-def _is_visible(name: str) -> bool:
-    return _STAGING.fullmatch(name) is None
+def is_visible(name: str) -> bool:
+    """Return whether a name is not one that is only given to what is being written or removed."""
+    return _STAGING.fullmatch(name) is None and _TEMPORARY.fullmatch(name) is None
 
 
 def read_checkpoint(path: Path) -> Checkpoint:
