@@ -209,3 +209,77 @@ def test_a_cell_of_the_real_mindspore(checkpoint: Path) -> None:
     assert load_checkpoint(checkpoint, net, specify_prefix="fc")["fc.weight"].shape == (2, 3)
     assert net.weight.asnumpy().tolist() == np.full((2, 3), 2).tolist()
     assert load_param_into_net(net, load_checkpoint(checkpoint, specify_prefix="fc")) == (["bias"], ["fc.weight"])
+
+
+class SetClock:
+    """A clock that is set back a day, or ahead and right again, in the middle of a run."""
+
+    def __init__(self, leaps: dict[int, float]) -> None:
+        self.now, self.leaps = 1_000_000.0, leaps
+
+    def __call__(self) -> float:
+        return self.now
+
+    def tick(self, step: int) -> None:
+        self.now += 60 + self.leaps.get(step, 0)
+
+
+LEAPS = {"back": {4: -86_400.0}, "ahead and right again": {3: 86_400.0, 5: -86_400.0}, "right": {}}
+
+
+@pytest.mark.parametrize("leaps", LEAPS.values(), ids=LEAPS.keys())
+@pytest.mark.parametrize(
+    "step_of", [lambda step: (1, step), lambda step: (1 + step // 6, 1 + step % 6)], ids=["on", "epochs"]
+)
+def test_the_newest_stay_when_the_clock_is_set(tmp_path: Path, leaps: Any, step_of: Any) -> None:
+    clock = SetClock(leaps)
+    callback = ModelCheckpoint("m", tmp_path, CheckpointConfig(1, keep_checkpoint_max=3), clock=clock)
+    names: list[str] = []
+    for step in range(1, 12):
+        clock.tick(step)
+        epoch, number = step_of(step)
+        callback.step_end(epoch, number, {"w": np.full(2, step)})
+        names.append(f"m-{epoch}_{number}")
+        assert sorted(os.listdir(tmp_path)) == sorted(names[-3:])
+
+
+def test_a_run_that_begins_again_with_one_callback_keeps_its_newest(tmp_path: Path) -> None:
+    callback = ModelCheckpoint("m", tmp_path, CheckpointConfig(1, keep_checkpoint_max=2), clock=lambda: 5.0)
+    for step in (7, 8, 9):
+        callback.step_end(1, step, {"w": np.full(2, step)})
+    callback.begin()
+    for step in range(1, 12):  # MindSpore saves none before the count of the last save is reached
+        callback.step_end(1, step, {"w": np.full(2, step)})
+    assert sorted(os.listdir(tmp_path)) == ["m-1_10", "m-1_11"]
+
+
+@pytest.mark.parametrize("leaps", LEAPS.values(), ids=LEAPS.keys())
+def test_saving_by_seconds_goes_on_when_the_clock_is_set(tmp_path: Path, leaps: Any) -> None:
+    clock = SetClock(leaps)
+    callback = ModelCheckpoint("m", tmp_path, CheckpointConfig(0, 100, keep_checkpoint_max=99), clock=clock)
+    for step in range(1, 21):
+        clock.tick(step)
+        callback.step_end(1, step, {"w": np.full(2, step)})
+    assert 9 <= len(os.listdir(tmp_path)) <= 12
+
+
+def test_a_window_of_minutes_deletes_nothing_of_another_time(tmp_path: Path) -> None:
+    clock = SetClock({4: -86_400.0})
+    callback = ModelCheckpoint("m", tmp_path, CheckpointConfig(1, 0, 0, 10), clock=clock)
+    for step in range(1, 8):
+        clock.tick(step)
+        callback.step_end(1, step, {"w": np.full(2, step)})
+        assert f"m-1_{step}" in os.listdir(tmp_path)
+    assert {"m-1_1", "m-1_3"} <= set(os.listdir(tmp_path))
+
+
+def test_what_is_deleted_is_logged_and_a_lost_manifest_is_not_deleted(tmp_path: Path, caplog: Any) -> None:
+    callback = ModelCheckpoint("m", tmp_path, CheckpointConfig(1, keep_checkpoint_max=2))
+    with caplog.at_level("INFO", logger="varstore"):
+        callback.step_end(1, 1, {"w": np.zeros(2)})
+        (tmp_path / "m-1_1/manifest").unlink()
+        for step in (2, 3, 4):
+            callback.step_end(1, step, {"w": np.full(2, step)})
+    assert sorted(os.listdir(tmp_path)) == ["m-1_1", "m-1_3", "m-1_4"]
+    (message,) = [record.getMessage() for record in caplog.records]
+    assert message.startswith(f"deleted {tmp_path}/m-1_2: ")

@@ -6,6 +6,7 @@ that has to go is deleted after the new one is complete, not before.
 
 from __future__ import annotations
 
+import logging
 import os
 import time
 from collections.abc import Callable, Iterable, Mapping
@@ -13,17 +14,17 @@ from typing import Any
 
 import numpy as np
 
-from varstore.disk.read.checkpoint import open_checkpoint
 from varstore.disk.save.staging import discard
 from varstore.errors import UsageError, VariableMismatch, VarstoreError
 from varstore.model.into import check_targets
 from varstore.model.store import save
 from varstore.storage.failures import translated
-from varstore.training.series import KEY, time_of
+from varstore.training.series import KEY, open_step, time_of
 from varstore.values.arguments import check_names, checked
 
 __all__ = ["CheckpointConfig", "ModelCheckpoint", "chosen_names", "load_param_into_net"]
 
+_log = logging.getLogger("varstore")
 _MINUTE = 60
 _FLOATS = {"float16", "float32", "float64", "bfloat16"}
 _INTS = {"int8", "int16", "int32", "int64"}
@@ -137,6 +138,7 @@ class ModelCheckpoint:
         self._last_time = self._last_time_for_keep = clock()
         self._last_triggered_step = 0
         self._latest = ""
+        self._saved: list[str] = []
         self.begin()
 
     @property
@@ -178,9 +180,12 @@ class ModelCheckpoint:
         now = self._clock()
         attributes = {KEY: {"epoch": epoch, "step": step, "time": now}}
         save(path, self._variables, attributes=attributes, overwrite=True)
+        self._saved = [*(earlier for earlier in self._saved if earlier != path), path]
         for old in unwanted:
             if old != path:
-                discard(old)
+                with translated(old, "the checkpoint cannot be deleted"):
+                    discard(old)
+                _log.info("deleted %s: %s", old, self._config.get_checkpoint_policy())
         self._last_time_for_keep = now
         self._last_triggered_step = self._steps
         self._latest = path
@@ -190,33 +195,39 @@ class ModelCheckpoint:
             return is_last or self._steps >= self._last_triggered_step + self._config.save_checkpoint_steps
         if self._config.save_checkpoint_seconds:
             now = self._clock()
-            if is_last or now - self._last_time > self._config.save_checkpoint_seconds:
+            if is_last or not 0 <= now - self._last_time <= self._config.save_checkpoint_seconds:  # a clock may be set
                 self._last_time = now
                 return True
         return False
 
     def _unwanted(self) -> list[str]:
-        """Return what is deleted after the new one is complete: the oldest, or all but the oldest of the window."""
+        """Return what is deleted after the new one is complete: the oldest, or all but the oldest of the window.
+
+        Of what this callback saved, the order is that of its saves, because a clock may be set in between.
+        """
         times = self._present()
-        by_age = sorted(times, key=lambda path: times[path])
+        order = {path: place for place, path in enumerate(self._saved)}
+        by_age = sorted(times, key=lambda path: (order.get(path, -1), times[path]))
         if self._config.keep_checkpoint_max:
             return by_age[:1] if len(by_age) >= self._config.keep_checkpoint_max else []
         now = self._clock()
         window = (self._config.keep_checkpoint_per_n_minutes or 0) * _MINUTE
-        if now - self._last_time_for_keep >= window:
+        if not 0 <= now - self._last_time_for_keep < window:
             return []
-        return [path for path in by_age if now - times[path] < window][1:]
+        return [path for path in by_age if 0 <= now - times[path] < window][1:]
 
     def _present(self) -> dict[str, float]:
         present = {}
-        for name in os.listdir(self._directory):
+        with translated(self._directory, "the directory cannot be read"):
+            names = os.listdir(self._directory)
+        for name in names:
             numbers = name.removeprefix(self._prefix + "-")
             if numbers == name or any(map(str.isalpha, numbers)):
                 continue
             try:
-                with open_checkpoint(os.path.join(self._directory, name)) as checkpoint:
+                with open_step(os.path.join(self._directory, name)) as checkpoint:
                     present[checkpoint.path] = time_of(checkpoint)
-            except VarstoreError:  # not a complete checkpoint, so it neither counts nor is deleted
+            except VarstoreError:  # not a whole checkpoint, so it neither counts nor is deleted
                 continue
         return present
 
