@@ -219,7 +219,11 @@ except KeyboardInterrupt:
     outcome = "interrupted"
 except BaseException as error:
     outcome = repr(error)
-threads = [thread.name for thread in threading.enumerate()] + os.listdir("/proc/self/task")[1:]
+threads = [thread.name for thread in threading.enumerate()]
+deadline = time.monotonic() + 5
+while len(os.listdir("/proc/self/task")) > 1 and time.monotonic() < deadline:
+    time.sleep(0.001)  # a thread that has ended takes the system a moment
+threads += os.listdir("/proc/self/task")[1:]
 say(outcome=outcome, threads=threads, fds=len(os.listdir("/proc/self/fd")))
 """
 

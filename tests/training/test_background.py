@@ -185,11 +185,11 @@ def test_an_interrupt_while_the_thread_starts(tmp_path: Path, monkeypatch: Any, 
     real = background.start
     held: list[threading.Thread] = []
 
-    def start(thread: threading.Thread) -> bool:
+    def start(target: Any, **options: Any) -> bool:
         monkeypatch.setattr(background, "start", real)
+        held.append(threading.Thread(target=target, **options))
         if when == "after it started":
-            real(thread)
-        held.append(thread)
+            held[0].start()
         raise KeyboardInterrupt
 
     saver = BackgroundSaver()

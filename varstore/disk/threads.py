@@ -14,7 +14,7 @@ from typing import TypeVar
 from varstore.errors import UsageError
 from varstore.storage import syscalls
 
-__all__ = ["Job", "Lane", "in_lanes", "run", "shared_if_slow", "start", "thread_count"]
+__all__ = ["Ending", "Job", "Lane", "in_lanes", "run", "shared_if_slow", "start", "thread_count"]
 
 Item = TypeVar("Item")
 
@@ -48,47 +48,93 @@ def run(jobs: Iterable[Job], threads: int, *, on_failure: Callable[[], None] | N
     for a piece that will never be done.
     """
     crew = _Crew(jobs, on_failure)
-    try:
-        first = crew.take()
-        if first and threads > 1:
-            start(*(threading.Thread(target=crew.help, name=f"varstore-{n}", daemon=True) for n in range(1, threads)))
-        crew.work(first)
-    except BaseException as error:  # Ctrl-C between two jobs
-        crew.fail(error)
-    crew.wait()
+    while not crew.is_over:
+        try:
+            crew.go_on(threads)
+        except BaseException as error:  # Ctrl-C between two jobs, or while helpers are waited for
+            crew.error = crew.error or error
     if crew.error is not None:
         raise crew.error
 
 
-def start(*threads: threading.Thread) -> bool:
-    """Start threads; False where there can be no more: at a limit, or when the interpreter ends.
+def start(target: Callable[[], object], *, name: str, daemon: bool) -> bool:
+    """Start a thread; False where there can be no more: at a limit, or when the interpreter ends.
 
-    Ctrl-C within `Thread.start` can leave a lock taken that the new thread waits for without end. Only the main thread
-    is interrupted; there, a thread that is begun in one step starts the others.
+    Only the main thread is interrupted by Ctrl-C, and what it must not do is done apart, in a thread that is begun in
+    one step. Ctrl-C within `Thread.start` can leave a lock taken that the new thread waits for without end. And the
+    last reference to a `Thread` is not to be dropped by the main thread: `threading` is told of that by a callback,
+    and Python ignores what a callback raises, Ctrl-C included.
     """
-    starting = threading.Lock()
-    starting.acquire()
-    started: list[threading.Thread] = []
+    started: list[bool] = []
 
     def launch() -> None:
-        try:
-            with contextlib.suppress(RuntimeError, MemoryError):
-                for thread in threads:
-                    thread.start()
-                    started.append(thread)
-        finally:
-            starting.release()
+        with contextlib.suppress(RuntimeError, MemoryError):
+            threading.Thread(target=target, name=name, daemon=daemon).start()
+            started.append(True)
 
-    if threading.get_ident() == threading.main_thread().ident:
+    _apart(launch)
+    return bool(started)
+
+
+def _apart(work: Callable[[], None]) -> None:
+    """Do something short where Ctrl-C does not interrupt it, and wait for it; not at all if that is not possible."""
+    if threading.get_ident() != threading.main_thread().ident:
+        work()
+        return
+    working = threading.Lock()
+    working.acquire()
+
+    def do() -> None:
         try:
-            _thread.start_new_thread(launch, ())
-        except RuntimeError:
-            return False
-        with starting:
-            pass
-    else:
-        launch()
-    return len(started) == len(threads)
+            work()
+        finally:
+            working.release()
+
+    try:
+        (_,) = map(_thread.start_new_thread, (do,), ((),))  # a single step: Ctrl-C comes before it or after it
+    except RuntimeError:
+        return
+    interruption: BaseException | None = None
+    is_done = False
+    while not is_done:
+        try:
+            with working:
+                is_done = True
+        except BaseException as error:
+            interruption = error
+    if interruption is not None:
+        raise interruption
+
+
+class Ending:
+    """How work in another thread ended. It is told once, and waited for from anywhere.
+
+    A `concurrent.futures.Future` would be left locked by Ctrl-C at some moments, and whoever tells or asks would wait
+    without end. Here the lock says only that there is something to know, so nobody is misled if it stays taken.
+    """
+
+    def __init__(self) -> None:
+        self.is_told = False
+        self.error: BaseException | None = None
+        self._unknown = threading.Lock()
+        self._unknown.acquire()
+
+    def tell(self, error: BaseException | None = None) -> None:
+        """Say that it ended, with this error or well."""
+        self.error = error
+        self.is_told = True
+        self._unknown.release()
+
+    def wait(self, timeout: float | None = None) -> bool:
+        """Wait until it is told, for at most `timeout` seconds; tell whether it is."""
+        if not self.is_told:
+            try:
+                self._unknown.acquire(timeout=-1 if timeout is None else min(max(timeout, 0), threading.TIMEOUT_MAX))
+            finally:
+                if self.is_told:
+                    with contextlib.suppress(RuntimeError):  # another one who waited was faster
+                        self._unknown.release()
+        return self.is_told
 
 
 class Lane:
@@ -150,66 +196,88 @@ def shared_if_slow(groups: Iterable[Sequence[Item]], do: Callable[[Sequence[Item
 
 
 class _Crew:
+    """Those who do the jobs of one `run`: the caller, and helpers, each of whom is counted before its thread begins."""
+
     def __init__(self, jobs: Iterable[Job], on_failure: Callable[[], None] | None) -> None:
+        self.error: BaseException | None = None
+        self.is_over = False
+        """Whether no job is done any more, and no helper will begin one."""
         self._jobs = iter(jobs)
         self._on_failure = on_failure
-        self._lock = threading.Lock()
+        self._is_begun = False
+        self._taking = threading.Lock()
         self._counting = threading.Lock()
         self._busy = threading.Lock()
         """Held as long as anybody helps; a lock taken by `with` cannot be lost to Ctrl-C, as a condition can."""
         self._helping = 0
-        self.error: BaseException | None = None
 
-    def fail(self, error: BaseException) -> None:
+    def go_on(self, threads: int) -> None:
+        """Do the jobs, and return when nobody does any: helpers use the caller's files. After Ctrl-C, call it again.
+
+        `Thread.join` would not do: after an interruption, it treats the thread as finished.
+        """
+        if not self._is_begun:
+            self._is_begun = True
+            first = self._take()
+            if first and threads > 1:
+                _apart(partial(self._start_helpers, threads - 1))
+            self._work(first)
+        if self.error is not None and self._on_failure:
+            self._on_failure()
+        while not self.is_over:
+            with self._busy:
+                pass
+            with self._counting:
+                self.is_over = not self._helping
+
+    def _start_helpers(self, count: int) -> None:
+        for number in range(1, count + 1):
+            with self._counting:
+                if self.is_over or self.error is not None:
+                    return
+                if not self._helping:
+                    self._busy.acquire()
+                self._helping += 1
+            try:
+                threading.Thread(target=self._help, name=f"varstore-{number}", daemon=True).start()
+            except (RuntimeError, MemoryError):
+                self._leave()
+                return
+
+    def _leave(self) -> None:
+        with self._counting:
+            self._helping -= 1
+            if not self._helping:
+                self._busy.release()
+
+    def _help(self) -> None:
+        try:
+            self._work(self._take())
+        finally:
+            self._leave()
+
+    def _fail(self, error: BaseException) -> None:
         if self.error is None:
             self.error = error
         if self._on_failure:
             self._on_failure()
 
-    def help(self) -> None:
-        """Work in a helper thread, unless a job has already failed."""
-        with self._counting:
-            if self.error is not None:
-                return
-            if not self._helping:
-                self._busy.acquire()
-            self._helping += 1
-        try:
-            self.work(self.take())
-        finally:
-            with self._counting:
-                self._helping -= 1
-                if not self._helping:
-                    self._busy.release()
-
-    def wait(self) -> None:
-        """Return when no helper is working any more, however often Ctrl-C interrupts: helpers use the caller's files.
-
-        `Thread.join` would not do: after an interruption, it treats the thread as finished.
-        """
-        while self._helping:
-            try:
-                with self._busy:
-                    pass
-            except BaseException as error:
-                self.fail(error)
-
-    def take(self) -> Job | None:
+    def _take(self) -> Job | None:
         """Return the next job, None where there is none, or none is to be begun any more."""
         try:
-            with self._lock:
+            with self._taking:
                 return None if self.error else next(self._jobs, None)
         except BaseException as error:  # handed to the caller of run
-            self.fail(error)
+            self._fail(error)
             return None
 
-    def work(self, job: Job | None) -> None:
+    def _work(self, job: Job | None) -> None:
         """Do this job and then one after the other."""
         try:
             while job is not None:
                 while job() and self.error is None:
                     pass
                 job = None  # what it held is free while the next one is made
-                job = self.take()
+                job = self._take()
         except BaseException as error:  # handed to the caller of run
-            self.fail(error)
+            self._fail(error)

@@ -10,14 +10,13 @@ import logging
 import os
 import threading
 from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import Future
 from functools import partial
 from typing import Any, Literal, TypeAlias, Unpack
 
 import numpy as np
 
 from varstore.disk.read.checkpoint import Checkpoint, open_checkpoint
-from varstore.disk.threads import run, start, thread_count
+from varstore.disk.threads import Ending, run, start, thread_count
 from varstore.errors import UsageError
 from varstore.model.options import SaveOptions, StateOptions, check_options
 from varstore.model.store import save
@@ -61,13 +60,13 @@ class PendingSave:
         <Checkpoint 'step-1': 1 variable>
     """
 
-    def __init__(self, path: str) -> None:
+    def __init__(self, path: str, ending: Ending) -> None:
         self.path = path
-        self.future: Future[None] = Future()
+        self._ending = ending
 
     def done(self) -> bool:
         """Tell whether the save has ended, with or without an error; does not wait."""
-        return self.future.done()
+        return self._ending.is_told
 
     @checked
     def wait(self, timeout: float | None = None) -> None:
@@ -77,7 +76,10 @@ class PendingSave:
             TimeoutError: it has not ended.
             Exception: the error that the save raised.
         """
-        self.future.result(timeout)
+        if not self._ending.wait(timeout):
+            raise TimeoutError(f"{self.path}: the save has not ended")
+        if self._ending.error is not None:
+            raise self._ending.error
 
     @checked
     def result(self, timeout: float | None = None) -> Checkpoint:
@@ -86,7 +88,7 @@ class PendingSave:
         return open_checkpoint(self.path)
 
     def __repr__(self) -> str:
-        state = "running" if not self.done() else "failed" if self.future.exception() else "done"
+        state = "running" if not self.done() else "failed" if self._ending.error else "done"
         return f"<PendingSave {self.path!r}: {state}>"
 
 
@@ -94,36 +96,40 @@ class _Turn:
     """One save's turn with the buffers, which belong to it until it `is_over`.
 
     Ctrl-C can interrupt the caller between any two steps, and local variables that say how far it came are lost then.
-    So who owns the turn, the thread or nobody, is decided by the first who asks, in one indivisible step, and can be
+    So who owns the turn, whoever works or nobody, is decided by the first who asks, in one indivisible step, and can be
     asked again at any time with the same answer.
     """
 
-    def __init__(self, pending: PendingSave, job: Callable[[], None]) -> None:
+    def __init__(self, path: str, ending: Ending, job: Callable[[], None]) -> None:
         self.is_handed_over = False
         """Whether the call that started the thread has finished; from then on the turn can only be the thread's."""
-        self._pending = pending
+        self._path = path
+        self._ending = ending
         self._job: Callable[[], None] | None = job
         self._owner: dict[str, str] = {}
-        self._running = threading.Lock()
-        self._running.acquire()
 
     def _is_owned_by(self, who: str) -> bool:
         return self._owner.setdefault("owner", who) == who  # one step, and the same answer each time
 
     def work(self) -> None:
-        """Do the job in the thread, and tell how it ended; do nothing if the turn was withdrawn."""
-        if not self._is_owned_by("thread"):
+        """Do the job, and tell how it ended; do nothing if the turn was withdrawn."""
+        if not self._is_owned_by("worker"):
             return
         job, self._job = self._job, None
         assert job is not None
-        tell_result = _do(self._pending, job)
-        del job  # releases the arrays
-        self._running.release()
-        tell_result()
+        error: BaseException | None = None
+        try:
+            job()
+        except BaseException as failure:  # raised where the save is waited for
+            error = failure
+            _log.error("the save to %s failed: %s", self._path, error)
+        finally:
+            del job  # releases the arrays
+            self._ending.tell(error)
 
     def is_over(self) -> bool:
         """Tell whether the thread has finished with the buffers, or was never started because Ctrl-C came first."""
-        return (not self.is_handed_over and self.is_withdrawn()) or not self._running.locked()
+        return (not self.is_handed_over and self.is_withdrawn()) or self._ending.is_told
 
     def is_withdrawn(self) -> bool:
         """Withdraw the turn unless the thread has it; tell whether the thread will never have it."""
@@ -135,8 +141,7 @@ class _Turn:
     def wait(self) -> None:
         """Wait until it is over."""
         if not self.is_over():
-            with self._running:
-                pass
+            self._ending.wait()
 
 
 class BackgroundSaver:
@@ -181,7 +186,8 @@ class BackgroundSaver:
             raise UsageError("unknown mode", field="when_busy", found=repr(when_busy), expected="'wait' or 'refuse'")
         check_options(save_options, SaveOptions, "save_async()")
         plan = plan_save(variables)
-        pending = PendingSave(os.fspath(path))
+        ending = Ending()
+        pending = PendingSave(os.fspath(path), ending)
         if when_busy == "refuse" and self._calls.locked():
             raise _busy(path)
         with self._calls:
@@ -195,16 +201,15 @@ class BackgroundSaver:
             if copy and in_thread:
                 variables = self._copied(plan)
             job = partial(_save, path, variables, after, save_options)
-            if not (in_thread and self._hand_over(_Turn(pending, job))):
-                _do(pending, job)()
+            if not (in_thread and self._hand_over(_Turn(pending.path, ending, job))):
+                _Turn(pending.path, ending, job).work()
                 pending.wait()
         return pending
 
     def _hand_over(self, turn: _Turn) -> bool:
         """Give the turn to a new thread; False if the system, or an interpreter that is ending, refuses one."""
         self._turn = turn
-        thread = threading.Thread(target=turn.work, name="varstore-save", daemon=False)
-        turn.is_handed_over = start(thread) or not turn.is_withdrawn()
+        turn.is_handed_over = start(turn.work, name="varstore-save", daemon=False) or not turn.is_withdrawn()
         return turn.is_handed_over
 
     def _copied(self, plan: SavePlan) -> dict[str, Any]:
@@ -231,16 +236,6 @@ class BackgroundSaver:
 
 def _busy(path: str | os.PathLike[str]) -> UsageError:
     return UsageError("another save is still being written", path=path, hint='wait for it, or pass when_busy="wait"')
-
-
-def _do(pending: PendingSave, job: Callable[[], None]) -> Callable[[], None]:
-    """Do the job; return a function that tells those who wait for the save how it ended."""
-    try:
-        job()
-    except BaseException as error:  # raised where the save is waited for
-        _log.error("the save to %s failed: %s", pending.path, error)
-        return partial(pending.future.set_exception, error)
-    return partial(pending.future.set_result, None)
 
 
 def _copies(targets: list[tuple[np.ndarray | LazyArray, np.ndarray]]) -> Iterator[Callable[[], None]]:

@@ -14,6 +14,7 @@ import operator
 import os
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
@@ -22,7 +23,7 @@ from typing import Any, SupportsFloat, Unpack, cast, get_args
 
 from varstore.disk.read.checkpoint import is_being_read
 from varstore.disk.save.staging import clean_staging, set_aside
-from varstore.disk.threads import start
+from varstore.disk.threads import Ending, start
 from varstore.errors import (
     CheckpointExists,
     CheckpointNotFound,
@@ -143,7 +144,8 @@ class CheckpointManager:
         self._clock = clock
         self._save_options = save_options
         self._pending: PendingSave | None = None
-        self._removal: threading.Thread | None = None
+        self._set_aside: deque[int] = deque()
+        self._removing = threading.Lock()
         self._removal_errors: list[VarstoreError] = []
         self._pruning = threading.Lock()
         self._warned: set[str] = set()
@@ -268,9 +270,9 @@ class CheckpointManager:
             save(path, flat.variables, **options)
             self._last = saved
             self._prune(saved)
-            pending = PendingSave(path)
-            pending.future.set_result(None)
-            return pending
+            ending = Ending()
+            ending.tell()
+            return PendingSave(path, ending)
         after = partial(self._prune, saved)
         pending = self._saver.save(
             path, flat.variables, when_busy=self._when_busy, budget=self._budget, after=after, **options
@@ -332,11 +334,10 @@ class CheckpointManager:
         """Wait until everything is written and deleted.
 
         Raises:
-            Exception: the error of a background save; it is raised once.
+            Exception: the error of a background save, or of a deletion; it is raised once.
         """
         self._finish_pending()
-        if self._removal is not None:
-            self._removal.join()
+        self._remove()
         if self._removal_errors:
             raise self._removal_errors.pop(0)
 
@@ -456,22 +457,20 @@ class CheckpointManager:
                 _log.warning("cannot delete %s: %s", path, error)
                 errors.append(storage_error(error, path, "the step cannot be deleted"))
         if steps:
-            earlier = self._removal
-            self._removal = threading.Thread(target=self._remove, args=(list(steps), earlier), name="varstore-delete")
-            if not start(self._removal):
-                self._removal = None
-                self._remove(list(steps), earlier)
+            self._set_aside.extend(steps)
+            if not start(self._remove, name="varstore-delete", daemon=False):
+                self._remove()
         if errors:
             raise errors[0]
 
-    def _remove(self, steps: list[int], earlier: threading.Thread | None) -> None:
-        if earlier is not None:
-            earlier.join()
-        for step in steps:
-            try:
-                clean_staging(self.directory, name=f"{self._series.prefix}{step}")
-            except VarstoreError as error:  # raised where it is waited for
-                self._removal_errors.append(error)
+    def _remove(self) -> None:
+        """Remove the files of what was set aside: whoever comes first does it, and the others wait."""
+        with self._removing:
+            while self._set_aside:
+                try:
+                    clean_staging(self.directory, name=f"{self._series.prefix}{self._set_aside.popleft()}")
+                except VarstoreError as error:  # raised where it is waited for
+                    self._removal_errors.append(error)
 
     def _trim(self, member: Member, patterns: tuple[str, ...]) -> None:
         assert member.record is not None

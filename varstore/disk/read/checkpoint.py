@@ -74,7 +74,7 @@ class Checkpoint(Mapping[str, Variable]):
         self._content = content
         self._allow_incomplete = allow_incomplete
         self._closed = False
-        _handles[id(self)] = weakref.ref(self, partial(_forget, id(self)))
+        _handles[id(self)] = weakref.ref(self, partial(_handles.pop, id(self)))
 
     def __reduce__(self) -> tuple[Callable[..., Checkpoint], tuple[Any, ...]]:
         return _unpickled, (type(self), self._location, self._allow_incomplete, self._closed)
@@ -309,11 +309,8 @@ def _read(directory: Directory, *, allow_incomplete: bool) -> tuple[Location, Co
 
 _handles: dict[int, weakref.ref[Checkpoint]] = {}
 """Every handle that is in use. Each access is a single step and takes no lock: a signal handler or a forked process may
-open checkpoints too, and would wait for a lock that the interrupted code holds."""
-
-
-def _forget(key: int, _: object) -> None:
-    _handles.pop(key, None)
+open checkpoints too, and would wait for a lock that the interrupted code holds. A handle that goes is removed by a
+function in C: Python ignores what a callback raises, and in one of ours Ctrl-C might come."""
 
 
 def is_being_read(path: str | os.PathLike[str]) -> bool:
