@@ -22,6 +22,8 @@ from varstore.disk.threads import Lane, in_lanes, run
 from varstore.errors import StorageError
 from varstore.storage import syscalls
 
+pytestmark = pytest.mark.core
+
 NOBODY = 65534
 
 

@@ -57,7 +57,8 @@ def seal(path: str | os.PathLike[str], *, writer: str = "varstore", progress: Pr
     """
     location = locate(path)
     root = location.path
-    syscalls.check_can_save(root, "sealing")
+    if not syscalls.CAN_SAVE:
+        raise syscalls.cannot_save(root, "sealing")
     before = _present_manifest(root)
     listed = _decodable(before.entries) if before else {}
     known = {entry.folder: entry for entry in listed.values()}

@@ -180,7 +180,7 @@ def _load(
     if mmap:
         return {name: checkpoint[source].numpy(mmap=True) for name, source in chosen.items()}
     location = checkpoint.location
-    entries = {name: checkpoint.entry(source) for name, source in chosen.items()}
+    entries = dict(zip(chosen, checkpoint.entries(chosen.values()), strict=True))
     first_of: dict[str, str] = {}
     wanted: list[Readable] = []
     tied: list[tuple[Location, Entry]] = []

@@ -17,7 +17,8 @@ import os
 import sys
 import weakref
 from collections.abc import Callable, Collection, Sequence
-from typing import Any, NamedTuple
+from functools import partial
+from typing import Any
 
 from varstore.errors import StorageError
 
@@ -32,6 +33,7 @@ def _module(name: str) -> Any:
 fcntl = _module("fcntl")
 
 __all__ = [
+    "CAN_SAVE",
     "HAS_FOLDERS",
     "LOCK",
     "NEW",
@@ -39,10 +41,9 @@ __all__ = [
     "READ_FILE",
     "READ_FOLDER",
     "READ_FOLDER_ITSELF",
-    "Space",
     "address_space",
     "change_mode",
-    "check_can_save",
+    "cannot_save",
     "close_folder",
     "copy_range",
     "exchange",
@@ -57,7 +58,7 @@ __all__ = [
     "preallocate",
     "processors",
     "pwrite",
-    "space_of",
+    "statvfs",
     "sync",
     "sync_file_system",
     "turn_direct",
@@ -87,6 +88,9 @@ processors: Callable[[int], Collection[int]] = getattr(os, "sched_getaffinity", 
 flock: Any = getattr(fcntl, "flock", None)
 LOCK: int = getattr(fcntl, "LOCK_EX", 0) | getattr(fcntl, "LOCK_NB", 0)
 """For `flock`: locks an open file for as long as it is open, or raises BlockingIOError where somebody holds it."""
+
+CAN_SAVE = HAS_FOLDERS and flock is not None
+"""Whether directories can be opened and locked, which is what holds a save together."""
 
 _NO_FOLDER = -1
 _IS_LINUX = sys.platform == "linux"
@@ -120,40 +124,25 @@ def is_missing(error: OSError) -> bool:
     return error.errno in _MISSING
 
 
-class Space(NamedTuple):
-    """What is free in a file system: bytes, and files where it counts them."""
-
-    nbytes: int
-    files: int | None
-
-
-def check_can_save(path: str, doing: str) -> None:
-    """Check that directories can be opened and locked, which is what holds a save together.
-
-    Raises:
-        StorageError: they cannot.
-    """
-    if not HAS_FOLDERS or flock is None:
-        raise StorageError(
-            f"{doing} needs a POSIX system: this one cannot open and lock directories",
-            path=path,
-            number=errno.ENOSYS,
-            hint="do it on Linux or macOS, or write a file of another system with varstore.write",
-        )
+def cannot_save(path: str, doing: str) -> StorageError:
+    """Return the error for what needs `CAN_SAVE`."""
+    return StorageError(
+        f"{doing} needs a POSIX system: this one cannot open and lock directories",
+        path=path,
+        number=errno.ENOSYS,
+        hint="do it on Linux or macOS, or write a file of another system with varstore.write",
+    )
 
 
-def open_folder(path: str) -> int:
-    """Open a folder; where folders do not have descriptors, only see that it is there and can be read."""
-    if HAS_FOLDERS:
-        return os.open(path, READ_FOLDER)
+def _see_folder(path: str) -> int:
     os.scandir(path).close()
     return _NO_FOLDER
 
 
-def close_folder(fd: int) -> None:
-    """Close what `open_folder` opened."""
-    if fd != _NO_FOLDER:
-        os.close(fd)
+open_folder: Callable[[str], int] = partial(os.open, flags=READ_FOLDER) if HAS_FOLDERS else _see_folder
+"""Opens a folder; where folders do not have descriptors, only sees that it is there and can be read."""
+close_folder: Callable[[int], None] = os.close if HAS_FOLDERS else lambda _: None
+"""Closes what `open_folder` opened."""
 
 
 def openat2_beneath(path: str, dir_fd: int, *, folder: bool = False) -> int:
@@ -234,6 +223,8 @@ preadv: Callable[[int, Sequence[memoryview | bytearray], int], int] = getattr(os
 """Reads from an offset of a file into memory, perhaps less than there is room for; returns how many bytes."""
 pwrite: Callable[[int, bytes | memoryview, int], int] = getattr(os, "pwrite", None)  # type: ignore[assignment]
 """Writes at an offset of a file, perhaps less than was given; for saving only."""
+statvfs: Callable[[str], Any] = getattr(os, "statvfs", None)  # type: ignore[assignment]
+"""Tells what is free in the file system of a path; for saving only."""
 change_mode: Callable[[int, int], None] = getattr(os, "fchmod", None)  # type: ignore[assignment]
 """Sets the mode of an open file or folder; for saving only."""
 
@@ -274,13 +265,6 @@ def sync_file_system(fd: int) -> None:
     if not hasattr(_libc, "syncfs"):
         raise _missing(None)
     _checked(_libc.syncfs(fd), None)
-
-
-def space_of(path: str) -> Space:
-    """Return what this user has free in the file system of a path; for saving only."""
-    ask: Callable[[str], Any] = os.statvfs  # type: ignore[attr-defined, unused-ignore]
-    status = ask(path)
-    return Space(status.f_bavail * status.f_frsize, status.f_favail if status.f_files else None)
 
 
 def physical_memory() -> int:

@@ -39,7 +39,7 @@ Source = np.ndarray | LazyArray | Stored
 _BY_NUMPY_NAME = {row.dtype.name: row.dtype for row in TABLE if row.dtype is not None}
 
 
-def as_source(value: Any, *, variable: str) -> Source:
+def as_source(value: Any, variable: str) -> Source:
     """Return a value in a form that can be written.
 
     Raises:

@@ -92,77 +92,94 @@ def plan_save(
     own_attributes = variable_attributes or {}
     if unknown := [name for name in own_attributes if name not in variables]:
         raise UsageError("variable_attributes has names that are not in variables", found=unknown[:5])
-    kept = kept_attributes(attributes)
-    planned: list[PlannedVariable] = []
-    parents: dict[str, None] = {}
-    ties: dict[Hashable, str] = {}
+    kept = NO_ATTRIBUTES if attributes is None else kept_attributes(attributes)
     with collector_paused():
-        for name, value in variables.items():
-            variable = _plan_variable(name, value, own_attributes.get(name), ties)
-            planned.append(variable)
-            if "/" in variable.folder:
-                parents.update(dict.fromkeys(_parents(variable.folder)))
+        folders = list(map(folder_of, variables))
+        names = list(map(str.__str__, variables))  # of an enum's member, the manifest keeps its text
+        sources = list(map(as_source, variables.values(), names))
+        forms = [_form(source) for source in sources]
+        types = [data_type_of(dtype, variable=name) for name, (_, dtype, _) in zip(names, forms, strict=True)]
+        own = _attributes(names, sources, own_attributes)
+        planned = [
+            PlannedVariable(name, folder, _meta(shape, row), math.prod(shape) * dtype.itemsize, source, its, alias)
+            for name, folder, row, (shape, dtype, source), its, alias in zip(
+                names, folders, types, forms, own, _aliases(names, sources), strict=True
+            )
+        ]
+        parents = {parent for folder in folders if "/" in folder for parent in _parents(folder)}
     return SavePlan(variables=tuple(planned), parents=tuple(sorted(parents)), attributes=kept, tree=tree)
 
 
-def _plan_variable(
-    name: str, value: Any, attributes: Mapping[str, Any] | None, ties: dict[Hashable, str]
-) -> PlannedVariable:
-    folder = folder_of(name)
-    if type(name) is not str:  # an enum's member; the manifest keeps its text
-        name = str.__str__(name)
-    source = as_source(value, variable=name)
-    identity = _identity(source)
-    kept = NO_ATTRIBUTES if attributes is None else kept_attributes(attributes, variable=name)
-    if isinstance(source, np.ndarray):
-        shape = source.shape
-    elif isinstance(source, Stored):
-        kept = source.entry.attributes if attributes is None else kept
-        shape, source = _stored_source(source)
-    else:
-        shape = source.shape
-    dtype = source.dtype
-    meta = _meta(shape, data_type_of(dtype, variable=name))
-    first = name if identity is None else ties.setdefault(identity, name)
-    return PlannedVariable(
-        name,
-        folder,
-        meta,
-        math.prod(shape) * dtype.itemsize,
-        source,
-        kept,
-        "" if first == name else first,
-    )
-
-
-def _stored_source(stored: Stored) -> tuple[tuple[int, ...], Stored | LazyArray]:
-    """Return the shape, and the variable itself if its file can be linked, else a source that reads its values."""
-    if stored.entry.meta is None:
+def _form(source: Source) -> tuple[tuple[int, ...], np.dtype[Any], Source]:
+    """Return shape, type and source of the values: for a stored variable, the variable itself if it can be linked."""
+    if not isinstance(source, Stored):
+        return source.shape, source.dtype, source
+    entry, path = source.entry, source.location.path
+    if entry.meta is None:
         raise UsageError(
             "the variable does not have a meta file, so its shape and data type are unknown",
-            path=stored.location.path,
-            variable=stored.entry.name,
+            path=path,
+            variable=entry.name,
             hint="load it with load_variables or load_into, whose targets have a shape and type, and save those",
         )
-    variable = readable(stored.entry, path=stored.location.path)
+    variable = readable(entry, path=path)
     if variable.encoding.is_plain and variable.stored == variable.dtype:
-        return variable.shape, stored
-    return variable.shape, LazyArray(variable.shape, variable.dtype, stored.numpy)
+        return variable.shape, variable.dtype, source
+    return variable.shape, variable.dtype, LazyArray(variable.shape, variable.dtype, source.numpy)
 
 
-def _identity(source: Source) -> Hashable | None:
-    """Return a key that is equal for tied values, or None for a value that cannot be tied."""
-    if isinstance(source, np.ndarray):
-        return _memory_key(source) if source.size else None
-    if isinstance(source, Stored):
-        entry = source.entry
-        return (source.location, entry.alias_of or entry.name, entry.meta)
-    return source.identity if source.nbytes else None
+def _attributes(
+    names: list[str], sources: list[Source], given: Mapping[str, Mapping[str, Any]]
+) -> list[Mapping[str, Any]]:
+    """Return the attributes of each variable: those that are given, or else those that are stored with its values."""
+    own = [source.entry.attributes if isinstance(source, Stored) else NO_ATTRIBUTES for source in sources]
+    for index, name in enumerate(names if given else ()):
+        if (attributes := given.get(name)) is not None:
+            own[index] = kept_attributes(attributes, variable=name)
+    return own
 
 
-def _memory_key(array: np.ndarray) -> Hashable:
-    """Return a key that is equal for arrays that are the same view of the same memory."""
-    return (array.__array_interface__["data"][0], array.shape, array.strides, array.dtype)
+def _aliases(names: list[str], sources: list[Source]) -> list[str]:
+    """Return, for each variable, the first one that is tied to it, or "" if it is the first itself."""
+    viewed = _viewed(sources)
+    first_of: dict[Hashable, str] = {}
+    aliases = []
+    for name, source in zip(names, sources, strict=True):
+        identity: Hashable
+        if isinstance(source, Stored):
+            entry = source.entry
+            identity = (source.location, entry.alias_of or entry.name, entry.meta)
+        elif not source.nbytes:
+            identity = None
+        elif isinstance(source, LazyArray):
+            identity = source.identity
+        elif viewed is not None and source.base is None and id(source) not in viewed:
+            identity = ("array", id(source))
+        else:
+            address = source.__array_interface__["data"][0]
+            identity = (address, source.shape, source.strides, source.dtype)
+        first = name if identity is None else first_of.setdefault(identity, name)
+        aliases.append("" if first == name else first)
+    return aliases
+
+
+def _viewed(sources: list[Source]) -> set[int] | None:
+    """Return the ids of the arrays that others are views of, or None if there are views of memory that no array owns.
+
+    Arrays can be the same view of the same memory only if they are views, or one is what others are views of. To ask
+    numpy for addresses takes some microseconds per array, so it is not done for arrays that have memory of their own.
+    """
+    viewed = set()
+    for source in sources:
+        if isinstance(source, np.ndarray):
+            owner: Any = source
+            while isinstance(owner, np.ndarray) and owner.base is not None:
+                owner = owner.base
+            if not isinstance(owner, np.ndarray) or not owner.flags.owndata:
+                return None
+            if owner is not source:
+                viewed.add(id(owner))
+    return viewed
 
 
 def _parents(folder: Folder) -> list[str]:

@@ -6,7 +6,7 @@ import json
 import os
 import stat
 import weakref
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import partial
 from types import MappingProxyType, TracebackType
 from typing import Any, NamedTuple
@@ -211,14 +211,22 @@ class Checkpoint(Mapping[str, Variable]):
         Raises:
             VariableNotFound: there is no such variable.
         """
+        return self.entries((name,))[0]
+
+    def entries(self, names: Iterable[str]) -> list[Entry]:
+        """Return what is known of several variables; raises what `entry` does."""
         if self._closed:
             raise UsageError("this handle of the checkpoint is closed", path=self.path, hint="open it again")
-        if not isinstance(name, str):
-            raise VariableNotFound("a variable's name is a string", path=self.path, found=described(name))
-        try:
-            return self._entries[name]
-        except KeyError:
-            raise self._not_found(name) from None
+        known = self._entries
+        found = []
+        for name in names:
+            if not isinstance(name, str):
+                raise VariableNotFound("a variable's name is a string", path=self.path, found=described(name))
+            try:
+                found.append(known[name])
+            except KeyError:
+                raise self._not_found(name) from None
+        return found
 
     def select(
         self, include: Patterns | None = None, exclude: Patterns | None = None, rename: Rename | None = None

@@ -19,7 +19,7 @@ Where that call is missing, each file is synced at the end.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections.abc import Collection
 
 from varstore.storage import syscalls
 
@@ -37,8 +37,8 @@ class Durability:
         self.each = durable and variables <= _SYNC_EACH
         """Whether each file is made durable as it is written."""
 
-    def sync_all(self, dir_fd: int, files: Iterable[str], folders: Iterable[str]) -> None:
-        """Make durable what was written below a folder; `files` and `folders` are relative to it.
+    def sync_all(self, dir_fd: int, variables: Collection[str], parents: Collection[str]) -> None:
+        """Make durable what was written below a folder: those of variables with their files, and their parents.
 
         Raises:
             OSError: the disk refused, and what was written may be lost.
@@ -51,11 +51,12 @@ class Durability:
             except OSError as error:
                 if not syscalls.is_missing(error):
                     raise
-                for path in files:
-                    sync_file(path, dir_fd=dir_fd)
+                for folder in variables:
+                    sync_file(f"{folder}/meta", dir_fd=dir_fd)
+                    sync_file(f"{folder}/out", dir_fd=dir_fd)
             else:
                 return
-        for path in folders:
+        for path in {*parents, *variables}:
             sync_folder(path, dir_fd=dir_fd)
 
 

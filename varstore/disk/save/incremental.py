@@ -23,8 +23,6 @@ def link_unchanged(plan: SavePlan, base: Mapping[str, Stored], threads: int) -> 
 
     Values that are yet to be fetched are left for `equals_stored`.
     """
-    if not base:
-        return plan
     expected = {
         v.name: base[v.name].entry.digests
         for v in plan.variables

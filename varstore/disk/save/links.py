@@ -49,7 +49,7 @@ class Links:
 
     def __init__(self, staging: Staging, small: SmallFiles, digests: dict[str, bytes]) -> None:
         self._fd = staging.fd
-        self._here = Directory(Location(staging.path, staging.path), staging.fd)
+        self._place = Location(staging.path, staging.path)
         self._sync = staging.durability.each
         self._small = small
         self._digests = digests
@@ -87,6 +87,11 @@ class Links:
                 if not self._link_out(variable, first, self._here, self._fd, f"{first.folder}/out"):
                     self._copy_out(variable, self._here, first)
                 self._digests[variable.name] = self._digests[first.name]
+
+    @property
+    def _here(self) -> Directory:
+        """The staging folder."""
+        return Directory(self._place, self._fd)
 
     def _link(self, batch: list[tuple[PlannedVariable, Stored]]) -> list[Job]:
         later: list[Job] = []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from typing import Any
 
 from varstore.errors import OutOfSpace
 from varstore.storage import syscalls
@@ -21,28 +22,28 @@ def check_space(plan: SavePlan, target: str) -> None:
     Raises:
         OutOfSpace: says what is free and what is needed.
     """
-    free = _free(target)
+    status = _file_system_of(target)
+    free = _free(status)
     far = _far(plan, target)
-    written = plan.written
-    files = len(plan.variables) + (_FILES - 1) * (len(written) + len(far))
-    if free.files is not None and free.files < files:
-        raise _too_few_inodes("too few files can be made on this disk; nothing was written", free.files, target, files)
-    nbytes = sum(v.nbytes for v in [*written, *far])
-    if free.nbytes < nbytes:
+    nbytes = sum(v.nbytes for v in far) + plan.nbytes
+    files = len(plan.variables) + (_FILES - 1) * (len(plan.written) + len(far))
+    if status.f_files > 0 and status.f_favail < files:
+        raise _too_few_inodes("too few files can be made on this disk; nothing was written", status, target, files)
+    if free < nbytes:
         raise _too_few_bytes(
-            "the disk is too full for this save; nothing was written", free.nbytes, target, f"{nbytes:,} bytes", plan
+            "the disk is too full for this save; nothing was written", status, target, f"{nbytes:,} bytes", plan
         )
 
 
 def disk_became_full(plan: SavePlan, target: str, copied: int) -> OutOfSpace:
     """Return the error for a save that was undone, when so many bytes of what was to be linked had been copied."""
     problem = "the disk became full; the save was undone"
-    free = _free(target)
+    status = _file_system_of(target)
     nbytes = plan.nbytes + max(copied, sum(v.nbytes for v in _far(plan, target)))
     files = _FILES * len(plan.variables)
-    if nbytes <= free.nbytes and free.files is not None and free.files < files:
-        return _too_few_inodes(problem, free.files, target, files)
-    return _too_few_bytes(problem, free.nbytes, target, f"at least {nbytes:,} bytes", plan)
+    if nbytes <= _free(status) and status.f_files > 0 and status.f_favail < files:
+        return _too_few_inodes(problem, status, target, files)
+    return _too_few_bytes(problem, status, target, f"at least {nbytes:,} bytes", plan)
 
 
 def _far(plan: SavePlan, target: str) -> list[PlannedVariable]:
@@ -55,29 +56,34 @@ def _far(plan: SavePlan, target: str) -> list[PlannedVariable]:
     return [v for v, root in stored if root in far]
 
 
-def _too_few_inodes(problem: str, free: int, target: str, files: int) -> OutOfSpace:
+def _too_few_inodes(problem: str, status: Any, target: str, files: int) -> OutOfSpace:
     return OutOfSpace(
         problem,
         path=target,
-        found=f"{free:,} free inodes",
+        found=f"{status.f_favail:,} free inodes",
         expected=f"{files:,}",
         hint="remove files that are not needed, or save elsewhere",
     )
 
 
-def _too_few_bytes(problem: str, free: int, target: str, needed: str, plan: SavePlan) -> OutOfSpace:
+def _too_few_bytes(problem: str, status: Any, target: str, needed: str, plan: SavePlan) -> OutOfSpace:
     base = ", or pass base= to link unchanged variables" if plan.nbytes else ""
     return OutOfSpace(
         problem,
         path=target,
-        found=f"{free:,} bytes free",
+        found=f"{_free(status):,} bytes free",
         expected=f"{needed} for the values",
         hint=f"free some space, or save elsewhere{base}",
     )
 
 
-def _free(target: str) -> syscalls.Space:
-    return syscalls.space_of(_place_of(target))
+def _free(status: Any) -> int:
+    nbytes: int = status.f_bavail * status.f_frsize
+    return nbytes
+
+
+def _file_system_of(target: str) -> Any:
+    return syscalls.statvfs(_place_of(target))
 
 
 def _place_of(target: str) -> str:

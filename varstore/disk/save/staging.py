@@ -33,6 +33,7 @@ from varstore.disk.blocks import write_file
 from varstore.disk.save.durability import Durability, sync_folder, sync_names
 from varstore.errors import CheckpointExists, CheckpointNotFound, InvalidName
 from varstore.layout.location import Identity, Location
+from varstore.layout.manifest import digest_in
 from varstore.layout.names import MANIFEST, MARKER
 from varstore.storage import syscalls
 from varstore.storage.appearing import target_of
@@ -220,7 +221,11 @@ class Staging:
         write_file(MARKER, b"", self.fd, sync=sync)
         if sync:
             sync_names(self.fd)
-        identity = Directory(Location(self.path, self.path), self.fd).identity()
+        identity: Identity | None
+        if manifest is None:
+            identity = Directory(Location(self.path, self.path), self.fd).identity()
+        else:
+            identity = digest_in(manifest)
         if not self._target.in_place:
             self._take_name()
         self.stands = True
@@ -297,7 +302,8 @@ def clean_staging(directory: str | os.PathLike[str], *, name: str | None = None)
         []
     """
     directory = os.fspath(directory)
-    syscalls.check_can_save(directory, "cleaning")
+    if not syscalls.CAN_SAVE:
+        raise syscalls.cannot_save(directory, "cleaning")
     removed = []
     for entry in _left_behind(directory):
         path = os.path.join(directory, entry[0])

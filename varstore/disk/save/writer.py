@@ -73,16 +73,19 @@ def write_checkpoint(
         OutOfSpace: the disk is full, or too small to begin with.
         StorageError: the operating system refused.
     """
-    syscalls.check_can_save(path, "saving")
+    if not syscalls.CAN_SAVE:
+        raise syscalls.cannot_save(path, "saving")
     workers = thread_count(threads)
     staging: Staging | None = None
     work: _Writer | None = None
     try:
         target = examine(path, overwrite=overwrite)
-        plan = link_unchanged(plan, base, workers)
+        if base:
+            plan = link_unchanged(plan, base, workers)
         check_space(plan, target.path)
+        nbytes = plan.nbytes
         with Staging(target, Durability(durable=durable, variables=len(plan.variables))) as staging:
-            with reporting(progress, plan.nbytes, f"saving {path}") as advance:
+            with reporting(progress, nbytes, f"saving {path}") as advance:
                 work = _Writer(plan, staging, base, advance)
                 work.write(workers if threads or not durable else _WAITING * workers)
             with collector_paused():
@@ -154,9 +157,8 @@ class _Writer:
         finally:
             self._large.close()
         self._links.tie(self._plan.variables)
-        folders = [v.folder for v in self._plan.variables]
-        files = (f"{folder}/{name}" for folder in folders for name in ("meta", "out"))
-        self._staging.durability.sync_all(self._staging.fd, files, {*self._plan.parents, *folders})
+        folders = list(map(attrgetter("folder"), self._plan.variables))
+        self._staging.durability.sync_all(self._staging.fd, folders, self._plan.parents)
 
     def _jobs(self) -> Iterator[Lane | Job]:
         """Make folders and links, and yield small variables a batch at a time and large ones one by one.
