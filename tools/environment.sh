@@ -1,8 +1,21 @@
-# Sourced by the other scripts. Sets $root and defines `use_environment FOLDER EXTRA`, which sets $python to the
+# Sourced by the other scripts. Sets $root and defines `python_of VERSION`, which prints the path of an interpreter of
+# that version, from PATH or pyenv, and `use_environment FOLDER EXTRA`, which sets $python to the
 # interpreter of an environment below the root that contains varstore and the packages of an extra. The environment is
 # created if it is missing, and updated if pyproject.toml has changed; an existing one is never deleted.
 
 root="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
+
+python_of() {
+    local version="$1" candidate
+    for candidate in "python$version" "${PYENV_ROOT:-$HOME/.pyenv}"/versions/"$version".*/bin/python; do
+        if command -v "$candidate" >/dev/null 2>&1 &&
+            [ "$("$candidate" -c 'import sys; print("%d.%d" % sys.version_info[:2])' 2>/dev/null)" = "$version" ]; then
+            command -v "$candidate"
+            return 0
+        fi
+    done
+    return 1
+}
 
 is_new_enough() {
     "$1" -c 'import sys; raise SystemExit(sys.version_info < (3, 11))' >/dev/null 2>&1

@@ -8,7 +8,7 @@
 # environment whose Python version is not installed is skipped with a message.
 set -u -o pipefail
 
-root="$(cd "$(dirname "$0")/.." && pwd)"
+source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
 envs="${VARSTORE_ENVS:-$root/.envs}"
 failures=0
 
@@ -27,18 +27,6 @@ megengine   | 3.8  | megengine==1.13.0
 oneflow     | 3.10 | oneflow==0.9.0 numpy<1.24 protobuf<4 nvidia-cudnn-cu11==8.5.0.96 nvidia-cublas-cu11==11.10.3.66
 '
 
-find_python() {
-    local version="$1" candidate
-    for candidate in "python$version" "${PYENV_ROOT:-$HOME/.pyenv}"/versions/"$version".*/bin/python; do
-        if command -v "$candidate" >/dev/null 2>&1 &&
-            [ "$("$candidate" -c 'import sys; print("%d.%d" % sys.version_info[:2])' 2>/dev/null)" = "$version" ]; then
-            command -v "$candidate"
-            return 0
-        fi
-    done
-    return 1
-}
-
 make_env() {
     local name="$1" version="$2" packages="$3" folder="$envs/$1" python stamp
     stamp="$version $packages"
@@ -46,7 +34,7 @@ make_env() {
         echo "$name: present"
         return 0
     fi
-    if ! python="$(find_python "$version")"; then
+    if ! python="$(python_of "$version")"; then
         echo "$name: skipped, Python $version is not installed"
         return 0
     fi

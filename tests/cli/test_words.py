@@ -17,6 +17,8 @@ import varstore as vs
 from varstore.cli import main
 from varstore.cli.output import error_text, with_flags
 
+pytestmark = pytest.mark.core
+
 PACKAGE = Path(vs.__file__).parent
 REACHED = ("disk", "formats", "inspection", "layout", "storage", "values")
 COMMANDS = main.list_commands(None)

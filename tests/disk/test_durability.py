@@ -11,6 +11,8 @@ from varstore.disk.save import staging
 from varstore.errors import StorageError
 from varstore.storage import syscalls
 
+pytestmark = pytest.mark.core
+
 FEW = {"w": np.arange(5.0), "deep/er": np.ones((3, 2))}
 MANY = {f"layer{i}/w": np.full(3, i) for i in range(20)} | {"big": np.zeros(5 << 20, np.uint8)}
 

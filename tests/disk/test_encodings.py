@@ -15,6 +15,8 @@ from varstore.layout import encodings
 from varstore.layout.encodings import Encoding
 from varstore.layout.manifest import BLOCK, frame
 
+pytestmark = pytest.mark.core
+
 HEAD = b"inverted"
 VALUES = {
     "small": np.arange(60, dtype=np.int32).reshape(6, 10),

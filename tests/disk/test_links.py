@@ -13,6 +13,8 @@ import pytest
 import varstore as vs
 from varstore.errors import StorageError
 
+pytestmark = pytest.mark.core
+
 BLOCK = 16 << 20
 
 

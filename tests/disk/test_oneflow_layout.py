@@ -8,6 +8,8 @@ import pytest
 
 import varstore as vs
 
+pytestmark = pytest.mark.core
+
 DATA = Path(__file__).resolve().parents[1] / "data" / "oneflow"
 
 

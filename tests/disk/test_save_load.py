@@ -19,6 +19,8 @@ from varstore.errors import CheckpointExists, InvalidName, UnsupportedDtype, Usa
 from varstore.layout.dtypes import TABLE
 from varstore.storage.directory import Directory
 
+pytestmark = pytest.mark.core
+
 BLOCK = 16 << 20
 DTYPES = [row.dtype for row in TABLE if row.written]
 

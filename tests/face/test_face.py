@@ -13,6 +13,8 @@ from support import face
 import varstore as vs
 from varstore import errors
 
+pytestmark = pytest.mark.core
+
 SIGNATURES = {
     "save": "path, variables, *, attributes=None, base=None, overwrite=False, durable=True, manifest=True, "
     "threads=None, progress=None",

@@ -12,6 +12,8 @@ import pytest
 import varstore as vs
 from varstore import errors as e
 
+pytestmark = pytest.mark.core
+
 VALUE = np.arange(6, dtype=np.float32).reshape(2, 3)
 META = "shape {\n  dim: 2\n  dim: 3\n}\ndata_type: kFloat\n"
 

@@ -20,6 +20,8 @@ from tools import compare_versions
 from tools.make_v0_1_0 import APART, GROUPS, make, seen
 from varstore.errors import MissingDependency
 
+pytestmark = pytest.mark.core
+
 OLD = FIXTURES / "v0_1_0"
 TRUTH = json.loads((OLD / "truth.json").read_text())
 ITEMS = TRUTH["items"]

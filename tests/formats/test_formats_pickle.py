@@ -34,6 +34,8 @@ from varstore.formats.torch.tensors import Storage, Storages
 from varstore.values.lazy import LazyArray
 from varstore.values.nodes import BARE
 
+pytestmark = pytest.mark.core
+
 READERS: dict[str, ModuleType] = {"torch": torch, "paddle": paddle, "megengine": megengine, "oneflow": oneflow}
 
 NOT_REPRESENTED = {

@@ -10,6 +10,8 @@ from hypothesis import given, settings, strategies as st
 import varstore as vs
 from tests.formats.test_formats_pickle_peers import run_in
 
+pytestmark = pytest.mark.core
+
 SCRIPT = """
 import warnings
 import oneflow

@@ -13,6 +13,8 @@ import varstore as vs
 from varstore.formats import safetensors
 from varstore.values.lazy import LazyArray
 
+pytestmark = pytest.mark.core
+
 VALUES = {"a/w": np.arange(12, dtype=np.float32).reshape(3, 4), "a/b": np.arange(3)}
 SUFFIXES = ["safetensors", "npz", "pt", "of", "pdparams", "mge", "ckpt"]
 

@@ -11,6 +11,8 @@ import varstore as vs
 from varstore.errors import CheckpointNotFound, IncompleteCheckpoint, ManifestError, MetaError, SizeMismatch
 from varstore.storage import syscalls
 
+pytestmark = pytest.mark.core
+
 DATA = Path(__file__).resolve().parents[1] / "data" / "oneflow"
 SHARED = np.arange(4.0)
 VALUES = {"z": np.ones((2, 2)), "a/b": np.arange(3), "odd:name": np.float32(2), "tied": SHARED, "twin": SHARED}

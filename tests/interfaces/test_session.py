@@ -32,6 +32,8 @@ from varstore.errors import (
 from varstore.interfaces.oneflow import initializers as init
 from varstore.interfaces.oneflow.session import SessionVariable, current_session
 
+pytestmark = pytest.mark.core
+
 DATA = Path(__file__).resolve().parents[1] / "data" / "oneflow"
 
 

@@ -13,6 +13,8 @@ from varstore._gen import variable_meta_pb2
 from varstore.errors import UnsupportedDtype
 from varstore.layout.dtypes import BY_NAME, BY_NUMBER, TABLE, data_type_of, dtype_of
 
+pytestmark = pytest.mark.core
+
 F3 = {
     "kChar": (1, "int8"),
     "kFloat": (2, "float32"),

@@ -22,6 +22,8 @@ from support import FIXTURES, ROOT, arrays, assert_same, load_truth, names
 
 import varstore as vs
 
+pytestmark = pytest.mark.core
+
 TEXT = (ROOT / "proto" / "FORMAT.md").read_text(encoding="utf-8")
 
 

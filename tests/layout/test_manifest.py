@@ -32,6 +32,8 @@ from varstore.layout.manifest import (
 from varstore.layout.meta import Meta
 from varstore.layout.names import Folder, folder_of
 
+pytestmark = pytest.mark.core
+
 GOLDEN = FIXTURES / "golden" / "manifest_v1"
 FLOAT, BFLOAT16 = (next(row for row in TABLE if row.name == name) for name in ("kFloat", "kBFloat16"))
 

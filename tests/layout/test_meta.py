@@ -15,6 +15,8 @@ from varstore.errors import MetaError
 from varstore.layout.dtypes import BY_NAME, BY_NUMBER, TABLE, data_type_of
 from varstore.layout.meta import Meta, encode_meta, parse_meta
 
+pytestmark = pytest.mark.core
+
 shapes = (
     st.lists(st.one_of(st.integers(0, 9), st.integers(0, 1 << 20)), max_size=6)
     .map(tuple)

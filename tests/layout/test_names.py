@@ -14,6 +14,8 @@ from support import any_names, names
 from varstore.errors import InvalidName
 from varstore.layout.names import folder_of, is_safe_folder, name_of
 
+pytestmark = pytest.mark.core
+
 ENCODINGS = [
     ("conv1-weight", "conv1-weight"),
     ("System-Train-TrainStep-train_job", "System-Train-TrainStep-train_job"),

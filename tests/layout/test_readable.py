@@ -16,6 +16,8 @@ from varstore.layout.meta import Meta
 from varstore.layout.names import Folder
 from varstore.layout.readable import readable
 
+pytestmark = pytest.mark.core
+
 FLOAT = Meta(shape=(2, 3), data_type=BY_NAME["kFloat"])
 WIDE = Meta(shape=(2, 3), data_type=BY_NAME["kBFloat16"])
 

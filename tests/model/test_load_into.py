@@ -18,6 +18,8 @@ from varstore.errors import (
     VariableNotFound,
 )
 
+pytestmark = pytest.mark.core
+
 RNG = np.random.default_rng(5)
 SOURCE = {
     "w": RNG.random((6, 8)),

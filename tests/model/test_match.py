@@ -16,6 +16,8 @@ from varstore.model.match import Match, Mismatch, Pair, compare, is_same_type
 from varstore.text.hints import nearest
 from varstore.values.select import select
 
+pytestmark = pytest.mark.core
+
 F4, F8, I4 = np.dtype("f4"), np.dtype("f8"), np.dtype("i4")
 
 names_of_parts = st.lists(st.sampled_from(["a", "b", "conv1", "layer_2", "w", "é", "x y"]), min_size=1, max_size=4)

@@ -15,6 +15,8 @@ from varstore.model.match import Match, Mismatch, compare
 from varstore.model.report import Cast, LoadReport, Overlap, fold, make_report, suggest_prefixes
 from varstore.values.select import select
 
+pytestmark = pytest.mark.core
+
 F4, F8 = np.dtype("f4"), np.dtype("f8")
 
 

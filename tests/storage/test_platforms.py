@@ -65,7 +65,7 @@ assert sorted(os.listdir()) == ["bare", "c", "c.npz", "d", "run"]
 """
 
 
-@pytest.mark.parametrize("name", [*MISSING, "all of them"])
+@pytest.mark.parametrize("name", [*MISSING, pytest.param("all of them", marks=pytest.mark.core)])
 def test_the_main_job_is_done_without(tmp_path, name):
     lines = MISSING.values() if name not in MISSING else [MISSING[name]]
     run_python("\n".join([BEFORE, *lines, JOB]), tmp_path)
@@ -172,6 +172,7 @@ def on_windows(code, *arguments):
     return run_python("import ctypes, json, os, sys\n" + names + WINDOWS + code, *arguments).stdout
 
 
+@pytest.mark.core
 def test_on_windows_all_is_read_as_elsewhere(checkpoints):
     """Checkpoints and the files of other systems give the same values, and the same errors."""
     foreign = [os.fspath(facts).removesuffix(".expect.json") for facts in sorted(FIXTURES.rglob("*.expect.json"))]
@@ -180,6 +181,7 @@ def test_on_windows_all_is_read_as_elsewhere(checkpoints):
     assert json.loads(on_windows(READING, checkpoints, *foreign)) == json.loads(here)
 
 
+@pytest.mark.core
 def test_on_windows_what_would_change_a_checkpoint_is_refused(checkpoints):
     on_windows(REFUSED, checkpoints)
 

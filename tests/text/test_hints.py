@@ -12,6 +12,8 @@ import varstore as vs
 from varstore.errors import VarstoreError
 from varstore.text.hints import listed, plural
 
+pytestmark = pytest.mark.core
+
 PART = st.text("aZ1 ,'", min_size=1, max_size=9).filter(str.strip)
 END = st.sampled_from(["", ".", "?", "!", "'", ")"])
 

@@ -28,6 +28,8 @@ from varstore.training.policies import (
     retain,
 )
 
+pytestmark = pytest.mark.core
+
 metrics = st.dictionaries(st.sampled_from(["loss", "acc"]), st.floats() | st.sampled_from([0.0, 1.0]), max_size=2)
 
 

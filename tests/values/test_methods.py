@@ -8,6 +8,8 @@ import pytest
 
 import varstore as vs
 
+pytestmark = pytest.mark.core
+
 TABLE = np.arange(12, dtype=np.float32).reshape(3, 4) - 5
 WHOLE = np.array([[7, 0, 3], [1, 2, 250]], np.uint8)
 ONE = np.array(2.5)

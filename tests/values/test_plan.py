@@ -15,6 +15,8 @@ from varstore.values.arrays import as_source
 from varstore.values.lazy import LazyArray
 from varstore.values.plan import plan_save
 
+pytestmark = pytest.mark.core
+
 
 class ArrayLike:
     """Values of some other library, which numpy can have by ``__array__``."""
