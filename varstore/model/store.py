@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from varstore.disk.progress import Progress, reporting
-from varstore.disk.read.checkpoint import Checkpoint, Content, open_checkpoint
+from varstore.disk.read.checkpoint import Checkpoint, Content, entries_of, open_checkpoint
 from varstore.disk.read.checks import check_files
 from varstore.disk.read.whole import read_new
 from varstore.disk.save.writer import write_checkpoint
@@ -180,7 +180,7 @@ def _load(
     if mmap:
         return {name: checkpoint[source].numpy(mmap=True) for name, source in chosen.items()}
     location = checkpoint.location
-    entries = dict(zip(chosen, checkpoint.entries(chosen.values()), strict=True))
+    entries = dict(zip(chosen, entries_of(checkpoint, chosen.values()), strict=True))
     first_of: dict[str, str] = {}
     wanted: list[Readable] = []
     tied: list[tuple[Location, Entry]] = []

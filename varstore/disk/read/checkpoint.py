@@ -35,7 +35,7 @@ from varstore.text.table import Table
 from varstore.values.arguments import checked, described
 from varstore.values.select import Patterns, Rename, select
 
-__all__ = ["Checkpoint", "is_being_read", "open_checkpoint", "open_variable"]
+__all__ = ["Checkpoint", "entries_of", "is_being_read", "open_checkpoint", "open_variable"]
 
 _MANIFEST_LIMIT = 4 << 30
 _HTML_ROWS = 50
@@ -211,22 +211,7 @@ class Checkpoint(Mapping[str, Variable]):
         Raises:
             VariableNotFound: there is no such variable.
         """
-        return self.entries((name,))[0]
-
-    def entries(self, names: Iterable[str]) -> list[Entry]:
-        """Return what is known of several variables; raises what `entry` does."""
-        if self._closed:
-            raise UsageError("this handle of the checkpoint is closed", path=self.path, hint="open it again")
-        known = self._entries
-        found = []
-        for name in names:
-            if not isinstance(name, str):
-                raise VariableNotFound("a variable's name is a string", path=self.path, found=described(name))
-            try:
-                found.append(known[name])
-            except KeyError:
-                raise self._not_found(name) from None
-        return found
+        return entries_of(self, (name,))[0]
 
     def select(
         self, include: Patterns | None = None, exclude: Patterns | None = None, rename: Rename | None = None
@@ -285,6 +270,22 @@ def open_checkpoint(path: str | os.PathLike[str], *, allow_incomplete: bool = Fa
                 if directory.is_at_its_path():
                     raise
     raise StorageError("the checkpoint is replaced faster than it can be opened", path=location.path)
+
+
+def entries_of(checkpoint: Checkpoint, names: Iterable[str]) -> list[Entry]:
+    """Return what is known of several variables; raises what `Checkpoint.entry` does."""
+    if checkpoint.closed:
+        raise UsageError("this handle of the checkpoint is closed", path=checkpoint.path, hint="open it again")
+    known = checkpoint.content.entries
+    found = []
+    for name in names:
+        if not isinstance(name, str):
+            raise VariableNotFound("a variable's name is a string", path=checkpoint.path, found=described(name))
+        try:
+            found.append(known[name])
+        except KeyError:
+            raise checkpoint._not_found(name) from None
+    return found
 
 
 def _unpickled(kind: type[Checkpoint], location: Location, allow_incomplete: bool, closed: bool) -> Checkpoint:
