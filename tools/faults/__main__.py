@@ -27,6 +27,7 @@ COMMANDS: Final = {
     "calls": "a fault at each file system call of saves, seals and their like",
     "count": "the number of these calls, compared with strace's",
     "power": "a power cut at each moment of what is durable, in a model",
+    "rot": "changes of single files of a checkpoint",
 }
 """Each command is the module of `tools.faults` with its name, see `jobs`."""
 
