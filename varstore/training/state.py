@@ -23,6 +23,7 @@ from varstore.training.tensors import (
     Leaf,
     MapLocation,
     as_saved,
+    can_have_gradient,
     check_framework,
     locate,
     to_jax,
@@ -51,7 +52,8 @@ def save_state(path: str | os.PathLike[str], state: Any, **save_options: Unpack[
     sets, None, bools, numbers of any size, strings, bytes and numpy scalars.
 
     Tensors that share memory, or lie within another tensor, do so again after `load_state`. Arrays come back in C
-    order and the machine's byte order. A container that is in two places comes back as two containers.
+    order and the machine's byte order. Tensors on devices other than cpu, cuda, mps and xpu come back on the CPU. A
+    container that is in two places comes back as two containers.
 
     Args:
         path: as for `varstore.save`.
@@ -158,6 +160,13 @@ class _Restoring:
                 raise ManifestError(
                     "the tree names a variable that does not exist", path=self._checkpoint.path, variable=name
                 )
+        if leaf.requires_grad and not can_have_gradient(self._checkpoint[leaf.name].dtype):
+            raise ManifestError(
+                "the tree says that a tensor of this type has a gradient",
+                path=self._checkpoint.path,
+                variable=leaf.name,
+                found=str(self._checkpoint[leaf.name].dtype),
+            )
         self._leaves[leaf.name] = wanted(leaf, self._framework)
 
     def load(self, **options: Unpack[LoadOptions]) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import re
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
@@ -28,6 +29,7 @@ __all__ = [
     "Leaf",
     "MapLocation",
     "as_saved",
+    "can_have_gradient",
     "check_framework",
     "describe",
     "find_views",
@@ -43,6 +45,10 @@ PARAMETER = "torch.nn.Parameter"
 JAX = "jax.Array"
 NDARRAY = "numpy.ndarray"
 """Said only of an array that came from a file of torch, where an array is numpy's if it is not a tensor."""
+
+_DEVICES = ("cpu", "cuda", "mps", "xpu")
+_DEVICE = re.compile(rf"(?:{'|'.join(_DEVICES)})(?::[0-9]{{1,3}})?")
+"""Devices that a tree may name. To move a tensor to another one imports a module of that name, or loses the values."""
 
 MapLocation: TypeAlias = Any
 """A device, its name, a dict of names, or a function of (tensor, name); None for the device that each tensor had."""
@@ -74,10 +80,13 @@ class Leaf:
         if not isinstance(node["name"], str):
             raise TypeError(f"a name that is not a string but {type(node['name']).__name__}")
         view = node.get("view")
+        device = node.get("device", "cpu")
+        if not _DEVICE.fullmatch(device):
+            raise ValueError(f"{device!r} is not a device of {', '.join(_DEVICES)}")
         return cls(
             name=node["name"],
             type=str(node.get("type", "")),
-            device=str(node.get("device", "cpu")),
+            device=device,
             requires_grad=bool(node.get("requires_grad", False)),
             optional=bool(node.get("optional", False)),
             view=None if view is None else (str(view["of"]), int(view["offset"]), tuple(map(int, view["strides"]))),
@@ -102,7 +111,8 @@ def describe(value: Any, place: str) -> dict[str, Any]:
                 field=place,
                 hint="save the plain tensors that it is made of",
             )
-        device = {} if value.device.type == "cpu" else {"device": str(value.device)}
+        place = str(value.device)
+        device = {"device": place} if value.device.type != "cpu" and _DEVICE.fullmatch(place) else {}
         return {"type": kind, **device, **({"requires_grad": True} if value.requires_grad else {})}
     if jax is not None and isinstance(value, jax.Array):
         return {"type": JAX}
@@ -189,18 +199,23 @@ def to_torch(array: np.ndarray, leaf: Leaf, where: str | Callable[[Any, str], An
     """
     torch = _framework("torch")
     tensor = _host_tensor(torch, array)
+    moved = None if isinstance(where, str) else where(tensor, leaf.device)
+    if moved is not None:
+        return moved
     try:
-        moved = tensor.to(where) if isinstance(where, str) else where(tensor, leaf.device)
-        if moved is None:
-            moved = tensor.to(leaf.device)
-    except (RuntimeError, AssertionError) as error:
+        return tensor.to(where if isinstance(where, str) else leaf.device)
+    except (RuntimeError, AssertionError, ImportError, AttributeError, ValueError) as error:
         raise UsageError(
             "the tensor cannot be moved to its device",
             variable=leaf.name,
             found=str(error).partition("\n")[0],
             hint='load with map_location="cpu", or with a device that is available',
         ) from error
-    return moved
+
+
+def can_have_gradient(dtype: np.dtype[Any]) -> bool:
+    """Tell whether torch lets tensors of this type require a gradient."""
+    return dtype.kind in "fc" or dtype.name.startswith(("float", "bfloat"))
 
 
 def as_saved(tensor: Any, leaf: Leaf) -> Any:
@@ -230,7 +245,16 @@ def to_jax(array: np.ndarray, leaf: Leaf) -> Any:
         UsageError: jax would convert it to a narrower type, because 64-bit types are not enabled.
     """
     jax = _framework("jax")
-    if jax.dtypes.canonicalize_dtype(array.dtype) != array.dtype:
+    try:
+        kept = jax.dtypes.canonicalize_dtype(array.dtype)
+    except TypeError as error:
+        raise UsageError(
+            "jax does not have this type",
+            variable=leaf.name,
+            found=f"dtype {array.dtype}",
+            hint="varstore.load gives numpy arrays",
+        ) from error
+    if kept != array.dtype:
         raise UsageError(
             "jax would convert this array to a narrower type",
             variable=leaf.name,
@@ -241,17 +265,20 @@ def to_jax(array: np.ndarray, leaf: Leaf) -> Any:
 
 
 def _host_tensor(torch: Any, array: np.ndarray) -> Any:
-    if array.dtype.type.__module__ == "numpy":
-        return torch.from_numpy(array) if array.ndim else torch.from_numpy(array.reshape(1)).reshape(())
-    dtype = getattr(torch, array.dtype.name, None)
-    if dtype is None or dtype.itemsize != array.dtype.itemsize:
-        raise UsageError(
-            "torch does not have this type",
-            found=f"dtype {array.dtype}",
-            hint="varstore.load gives numpy arrays",
-        )
-    bits = array.view({1: np.uint8, 2: np.int16}[array.dtype.itemsize])
-    return _host_tensor(torch, bits).view(dtype)
+    try:
+        if array.dtype.type.__module__ == "numpy":
+            return torch.from_numpy(array) if array.ndim else torch.from_numpy(array.reshape(1)).reshape(())
+        dtype = getattr(torch, array.dtype.name)
+        if dtype.itemsize == array.dtype.itemsize:
+            bits = array.view({1: np.uint8, 2: np.int16}[array.dtype.itemsize])
+            return _host_tensor(torch, bits).view(dtype)
+    except (TypeError, AttributeError, RuntimeError):
+        pass
+    raise UsageError(
+        "torch does not have this type",
+        found=f"dtype {array.dtype}",
+        hint='varstore.load, or load_state with framework="numpy", gives numpy arrays',
+    )
 
 
 def _framework(name: str) -> Any:

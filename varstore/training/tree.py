@@ -27,10 +27,11 @@ from __future__ import annotations
 
 import json
 import struct
+import unicodedata
 from collections import Counter, OrderedDict, namedtuple
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from functools import cache
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -39,12 +40,15 @@ from varstore.errors import InvalidName, ManifestError, UnsupportedDtype, UsageE
 from varstore.layout.dtypes import TABLE, data_type_of
 from varstore.layout.keys import Keys
 from varstore.layout.names import folder_of
+from varstore.text.hints import plural
 from varstore.training.tensors import Leaf, describe, find_views
 from varstore.values.arrays import as_source
 
 __all__ = ["Flat", "entries", "flatten", "prune", "unflatten"]
 
 _DEEPEST = 100
+_MOST_TUPLES = 64
+_MOST_FIELDS = 256
 _ROOT = "(array)"
 _WIDE = 1 << 63
 _PLAIN = (type(None), bool)
@@ -284,46 +288,78 @@ def unflatten(tree: Any, restore: Callable[[Leaf], Any], *, path: str) -> Any:
         ManifestError: the tree is not one that `flatten` makes.
     """
     try:
-        return _decode(tree, restore)
+        return _Unflattening(restore).state(tree, 0)
     except (KeyError, TypeError, ValueError, OverflowError, RecursionError, struct.error) as error:
         if isinstance(error, ManifestError | UsageError):
             raise
-        raise ManifestError("the tree does not describe a state", path=path, found=repr(error)) from error
+        raise ManifestError("the tree does not describe a state", path=path, found=_reason(error)) from error
 
 
-def _decode(node: Any, restore: Callable[[Leaf], Any]) -> Any:
-    if isinstance(node, list):
-        return [_decode(item, restore) for item in node]
-    if not isinstance(node, dict):
-        return node
-    kind = node.get("$")
-    if kind is None:
-        return {key: _decode(item, restore) for key, item in node.items()}
-    if kind == "array":
-        return restore(Leaf.of(node))
-    if "hex" in node:
-        return _FROM_HEX[kind](node)
-    items = [_decode(item, restore) for item in node["items"]]
-    if kind in _HASHED:
-        keys = Keys()
-        if not all(keys.admits(pair[0] if _HASHED[kind] else pair) for pair in items):
-            raise ValueError("keys that were chosen to have the same hash")
-    return _from_namedtuple(node, items) if kind == "namedtuple" else _FROM_ITEMS[kind](items)
+def _reason(error: Exception) -> str:
+    return str(error) if type(error) is ValueError else repr(error)
 
 
-@cache
+class _Unflattening:
+    """One tree while it becomes a state; what is wrong with it is a KeyError, TypeError or ValueError."""
+
+    def __init__(self, restore: Callable[[Leaf], Any]) -> None:
+        self._restore = restore
+        self._tuple_types: set[Any] = set()
+
+    def state(self, node: Any, depth: int) -> Any:
+        """Return what a node describes."""
+        if depth > _DEEPEST + 1:  # the two parts of a complex number are below it
+            raise ValueError(f"nested deeper than {_DEEPEST}")
+        if isinstance(node, list):
+            return [self.state(item, depth + 1) for item in node]
+        if not isinstance(node, dict):
+            return node
+        kind = node.get("$")
+        if kind is None:
+            return {key: self.state(item, depth + 1) for key, item in node.items()}
+        if kind == "array":
+            return self._restore(Leaf.of(node))
+        if "hex" in node:
+            return _FROM_HEX[kind](node)
+        items = [self.state(item, depth + 1) for item in node["items"]]
+        if kind == "namedtuple":
+            return self._tuple_type(node["type"], node["fields"])(*items)
+        if kind in _HASHED:
+            keys = Keys()
+            if not all(keys.admits(item[0] if _HASHED[kind] else item) for item in items):
+                raise ValueError("keys that were chosen to have the same hash")
+        return _FROM_ITEMS[kind](items)
+
+    def _tuple_type(self, name: Any, fields: list[Any]) -> Any:
+        if len(fields) > _MOST_FIELDS:
+            raise ValueError(f"a named tuple of more than {_MOST_FIELDS} fields")
+        if len({unicodedata.normalize("NFKC", field) for field in fields}) < len(fields):
+            raise ValueError("two fields of a named tuple have one name")  # to Python's parser
+        kind = _tuple_type(name, tuple(fields))
+        self._tuple_types.add(kind)
+        if len(self._tuple_types) > _MOST_TUPLES:
+            raise ValueError(f"more than {_MOST_TUPLES} types of named tuples")
+        return kind
+
+
+@lru_cache(maxsize=_MOST_TUPLES)
 def _tuple_type(name: str, fields: tuple[str, ...]) -> Any:
+    """Return the type of a named tuple; two states that are loaded one after the other have the same type."""
     return namedtuple(name, fields)  # raises ValueError for a name that is not an identifier
-
-
-def _from_namedtuple(node: Mapping[str, Any], items: list[Any]) -> Any:
-    return _tuple_type(node["type"], tuple(node["fields"]))(*items)
 
 
 def _counter(items: Iterable[Any]) -> Counter[Any]:
     counter: Counter[Any] = Counter()
     dict.update(counter, items)
     return counter
+
+
+def _scalar_of(node: Mapping[str, Any]) -> np.generic:
+    dtype, data = _SCALARS[node["type"]], bytes.fromhex(node["hex"])
+    if len(data) != dtype.itemsize:
+        raise ValueError(f"{plural(len(data), 'byte')} for a scalar of {dtype}")
+    scalar: np.generic = np.frombuffer(data, dtype)[0]
+    return scalar
 
 
 _HASHED = {"dict": True, "OrderedDict": True, "Counter": True, "set": False, "frozenset": False}
@@ -343,5 +379,5 @@ _FROM_HEX: dict[str, Callable[[Mapping[str, Any]], Any]] = {
     "float": lambda node: struct.unpack(">d", bytes.fromhex(node["hex"]))[0],
     "str": lambda node: bytes.fromhex(node["hex"]).decode("utf-8", "surrogatepass"),
     "bytes": lambda node: bytes.fromhex(node["hex"]),
-    "scalar": lambda node: np.frombuffer(bytes.fromhex(node["hex"]), _SCALARS[node["type"]])[0],
+    "scalar": _scalar_of,
 }

@@ -189,7 +189,7 @@ class Checkpoint(Mapping[str, Variable]):
         if self.manifest is None or not self.manifest.tree:
             return None
         try:
-            return json.loads(self.manifest.tree)
+            return json.loads(self.manifest.tree, parse_constant=_refuse_constant)
         except (ValueError, RecursionError) as error:
             raise ManifestError(
                 "the tree of nested state is not JSON", path=os.path.join(self.path, MANIFEST), found=str(error)
@@ -314,6 +314,10 @@ def _read(directory: Directory, *, allow_incomplete: bool) -> tuple[Location, Co
         return location, Content(entries, manifest)
     whole, damaged = _salvage(directory, entries)
     return location, Content(whole, manifest, MappingProxyType(damaged))
+
+
+def _refuse_constant(name: str) -> None:
+    raise ValueError(f"{name} is not JSON")
 
 
 _handles: dict[int, weakref.ref[Checkpoint]] = {}
