@@ -28,6 +28,8 @@ COMMANDS: Final = {
     "count": "the number of these calls, compared with strace's",
     "power": "a power cut at each moment of what is durable, in a model",
     "rot": "changes of single files of a checkpoint",
+    "pickles": "pickles that ask for code, in every wrapping",
+    "mutants": "damaged files of every format",
 }
 """Each command is the module of `tools.faults` with its name, see `jobs`."""
 

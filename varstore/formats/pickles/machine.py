@@ -160,7 +160,10 @@ class Machine(Tape):
         if type(value) is not Span:
             return value
         self.charge(2 * value.size)
-        return value.value(self.data)
+        try:
+            return value.value(self.data)
+        except UnicodeError as error:
+            return self.fail("a string in the pickle is not text", found=shorten(str(error)))
 
     def key(self, value: Any) -> Any:
         """Return a value as a key of a dict or member of a set, if hashing it takes constant time."""
