@@ -67,7 +67,7 @@ class Described:
 
     def value(self, value: Any) -> Any:
         """Describe nested state: ``[type, content]``, or an array."""
-        kind = type(value).__name__
+        kind = "bool" if isinstance(value, np.bool_) else type(value).__name__  # numpy 1 calls it bool_
         if hasattr(value, "shape") and not isinstance(value, np.generic):
             return self.array(value)
         if isinstance(value, Mapping):

@@ -12,7 +12,7 @@ from typing import Any
 
 import ml_dtypes
 import numpy as np
-from hypothesis import strategies as st
+from hypothesis import settings, strategies as st
 
 import varstore as vs
 from varstore.layout.dtypes import TABLE
@@ -31,6 +31,9 @@ __all__ = [
     "names",
     "run_python",
 ]
+
+settings.register_profile("unhurried", settings(), deadline=None)  # a busy machine is no fault
+settings.load_profile("unhurried")
 
 ROOT = Path(__file__).resolve().parents[2]
 FIXTURES = ROOT / "tests" / "data"

@@ -281,6 +281,7 @@ save_async(sys.argv[1], {"big": np.ones(3_000_000), "slow": Slow()}, copy=False)
 """
 
 
+@pytest.mark.core
 def test_the_end_of_the_process_waits(tmp_path: Path) -> None:
     done = subprocess.run([sys.executable, "-c", AT_EXIT, str(tmp_path / "a")], check=False, capture_output=True)
     assert (done.returncode, done.stderr) == (0, b"")
@@ -306,6 +307,7 @@ vs.save_async(sys.argv[1] + "/a", given, threads=3, progress=progress)
 """
 
 
+@pytest.mark.core
 def test_an_interpreter_that_ends_and_refuses_new_threads(tmp_path: Path) -> None:
     assert not run_python(NO_THREADS_AT_EXIT, tmp_path).stderr
     assert verify(tmp_path / "a").ok
@@ -339,6 +341,7 @@ assert vs.verify("run/step-3") and os.listdir("run") == ["step-3"]
 """
 
 
+@pytest.mark.core
 def test_a_system_that_gives_no_more_threads() -> None:
     with tempfile.TemporaryDirectory() as folder:  # where an unprivileged user can reach it
         os.chmod(folder, 0o755)
