@@ -50,7 +50,7 @@ ORDER: dict[str, tuple[str, ...]] = {
     "disk": ("progress", "threads", "blocks", "encodings", "save", "read", "seal"),
     "disk/encodings": ("raw", "table"),
     "disk/save": ("space", "durability", "staging", "large_file", "small_files", "links", "incremental", "writer"),
-    "disk/read": ("checks", "digests", "batches", "whole", "parts", "variable", "scan", "checkpoint"),
+    "disk/read": ("checks", "digests", "batches", "whole", "parts", "variable", "scan", "content", "checkpoint"),
     "model": ("options", "match", "report", "store", "moves", "ties", "into"),
     "training": ("tensors", "tree", "chosen", "state", "background", "policies", "series", "retention", "manager"),
     "interfaces": ("oneflow", "mindspore"),

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from varstore.disk.progress import Progress, reporting
-from varstore.disk.read.checkpoint import Checkpoint, open_checkpoint
+from varstore.disk.read.checkpoint import Checkpoint, retry_if_replaced
 from varstore.errors import UsageError
 from varstore.formats.opened import ForeignCheckpoint
 from varstore.formats.verbs import open_source
@@ -313,17 +313,24 @@ def load_checkpoint(
     if not os.path.lexists(path) and os.path.isdir(path.removesuffix(".ckpt")):
         path = path.removesuffix(".ckpt")
     source = open_source(path)
-    opened = source if isinstance(source, Mapping) else open_checkpoint(source)
-    chosen = set(
-        chosen_names(
-            opened,
-            path=opened.path,
-            filter_prefix=filter_prefix,
-            specify_prefix=specify_prefix,
-            choice_func=choice_func,
+
+    def load_from(opened: Checkpoint | ForeignCheckpoint) -> dict[str, np.ndarray]:
+        chosen = set(
+            chosen_names(
+                opened,
+                path=opened.path,
+                filter_prefix=filter_prefix,
+                specify_prefix=specify_prefix,
+                choice_func=choice_func,
+            )
         )
-    )
-    parameters = load(opened, rename=lambda name: name if name in chosen else None)
+        return load(opened, rename=lambda name: name if name in chosen else None)
+
+    parameters: dict[str, np.ndarray]
+    if isinstance(source, ForeignCheckpoint):
+        parameters = load_from(source)
+    else:
+        parameters = retry_if_replaced(load_from, source)
     if net is not None:
         load_param_into_net(net, parameters, strict_load)
     return parameters

@@ -16,7 +16,7 @@ from hypothesis import given, strategies as st
 from support import FIXTURES, ROOT, names
 
 from varstore._gen import manifest_pb2
-from varstore.errors import InvalidName, ManifestError, UsageError
+from varstore.errors import InvalidName, ManifestError, MetaError, UsageError
 from varstore.layout.dtypes import TABLE
 from varstore.layout.manifest import (
     BLOCK,
@@ -384,5 +384,5 @@ def test_a_folder_whose_name_is_not_unicode_is_refused():
 def test_a_variable_without_meta_is_refused():
     entry = Entry(name="a", folder=Folder("a"), meta=None, nbytes=4)
     manifest = Manifest(writer="w", time_ns=0, attributes={}, tree="", entries={"a": entry})
-    with pytest.raises(UsageError, match="variable 'a': a variable without meta cannot be listed in a manifest"):
+    with pytest.raises(MetaError, match="variable 'a': the variable has no meta, so its shape and type are not known"):
         manifest.encode()

@@ -9,12 +9,13 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping
+from functools import partial
 from typing import Any, Unpack
 
 import jax
 import numpy as np
 
-from varstore.disk.read.checkpoint import Checkpoint, open_checkpoint
+from varstore.disk.read.checkpoint import Checkpoint, retry_if_replaced
 from varstore.errors import UnsupportedDtype, UsageError, VariableMismatch
 from varstore.model.match import Spec, compare
 from varstore.model.options import Path, StateOptions
@@ -132,7 +133,10 @@ def load(path: Path | Checkpoint, like: Any = None, *, strict: bool = True, cast
         {'kernel': Array([[1., 1., 1.],
                [1., 1., 1.]], dtype=float32), 'steps': 7}
     """
-    checkpoint = path if isinstance(path, Checkpoint) else open_checkpoint(path)
+    return retry_if_replaced(partial(_load, like=like, strict=strict, cast=cast), path)
+
+
+def _load(checkpoint: Checkpoint, like: Any, *, strict: bool, cast: bool) -> Any:
     if like is None:
         return load_state(checkpoint)
     wanted, structure = jax.tree_util.tree_flatten(like)

@@ -27,9 +27,12 @@
 - **The manifest and `meta`.** Where there is a manifest, loading and slicing take shapes and types from it and do not
   read the `meta` files. `verify` reads every `out` and every `meta` and compares them with the manifest.
 - **Digests are not signatures.** They find damage. Whoever can change the files can change the manifest too.
-- **Reading while a checkpoint is replaced.** `open`, `load` and `load_into` by path give the old checkpoint or the new
-  one, and start again if it changes while they read. A handle that was opened before the change raises an error that
-  says so; open the path again.
+- **Reading while a checkpoint is replaced or removed.** What is given a path (`open`, `load`, `load_into`,
+  `load_state`, `verify`, `seal`, `diff`, `convert`) works with the old checkpoint or the new one, and starts again if
+  it changes meanwhile. A handle that was opened before the change gives the old values or raises an error that says
+  so; open the path again. Neither reports damage that is not there. A checkpoint is known by its manifest's digest or,
+  without a manifest, by its marker. On file systems that other machines change (NFS, SMB, FUSE), an error is reported
+  only after a look at what the path leads to a few seconds later.
 - **`load_into` and damaged data.** Names, shapes, types and sizes are compared before the first array changes. A digest
   can be compared only after the bytes have been read into the array: after `DigestMismatch`, the arrays hold a mixture.
   `load_variables` reads everything first, and changes all variables or none.

@@ -4,22 +4,25 @@ from __future__ import annotations
 
 import contextlib
 import os
+import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
+from functools import partial
+from pathlib import PurePosixPath
 
 from varstore.disk.progress import Progress, reporting
-from varstore.disk.read.checkpoint import open_checkpoint
+from varstore.disk.read.checkpoint import Checkpoint, retry_if_replaced
 from varstore.disk.read.digests import all_digests
 from varstore.disk.read.scan import WalkedEntries
-from varstore.disk.save.durability import sync_folder
-from varstore.errors import FormatError, InvalidName, ManifestError, MetaError
+from varstore.disk.save.durability import Durability, sync_names
+from varstore.errors import InvalidName, ManifestError
 from varstore.layout.collector import collector_paused
 from varstore.layout.difference import DiffReport, compare
-from varstore.layout.manifest import VERSION_FIELD, Entry, Manifest
+from varstore.layout.manifest import VERSION_FIELD, WITHOUT_MANIFEST, Entry, Manifest, digest_in
 from varstore.layout.names import MANIFEST
 from varstore.layout.readable import readable
 from varstore.storage import syscalls
-from varstore.storage.directory import Directory, locate
+from varstore.storage.directory import Directory, replaced_error
 from varstore.storage.failures import translated
 from varstore.values.arguments import checked
 
@@ -40,6 +43,8 @@ def seal(path: str | os.PathLike[str], *, writer: str = "varstore", progress: Pr
 
     Raises:
         IncompleteCheckpoint: there is no marker, so nothing says that the folders are complete.
+        ManifestError: the present manifest is torn, damaged or of a later version. Sealing would lose what it says:
+            attributes, nested state, names. If there is no copy of it, remove the file ``manifest`` first.
         MetaError, SizeMismatch: a folder is not a variable as it is; nothing is written.
         StorageError: the operating system refused; nothing is written.
 
@@ -55,12 +60,14 @@ def seal(path: str | os.PathLike[str], *, writer: str = "varstore", progress: Pr
         >>> vs.verify("lenet").ok
         True
     """
-    location = locate(path)
-    root = location.path
+    return retry_if_replaced(partial(_seal, writer=writer, progress=progress), path)
+
+
+def _seal(checkpoint: Checkpoint, *, writer: str, progress: Progress) -> DiffReport:
+    root, location, before = checkpoint.path, checkpoint.location, checkpoint.manifest
     if not syscalls.CAN_SAVE:
         raise syscalls.cannot_save(root, "sealing")
-    before = _present_manifest(root)
-    listed = _decodable(before.entries) if before else {}
+    listed = _listed(checkpoint)
     known = {entry.folder: entry for entry in listed.values()}
     order = {folder: place for place, folder in enumerate(known)}
     with translated(root, "sealing failed"), Directory(location) as directory:
@@ -86,37 +93,34 @@ def seal(path: str | os.PathLike[str], *, writer: str = "varstore", progress: Pr
         )
         with collector_paused():
             encoded = after.encode()
+        _make_durable(directory, entries.values())
         _replace_manifest(directory, encoded)
     return compare(root, root, listed, entries)
 
 
-def _present_manifest(root: str) -> Manifest | None:
-    """Return the manifest if it is whole; a torn one is what sealing replaces, one of a later version is not."""
+def _listed(checkpoint: Checkpoint) -> dict[str, Entry]:
+    """Return the entries of the present manifest, whose names and attributes are kept.
+
+    Raises:
+        ManifestError: one of them cannot be read, so sealing would lose what it says.
+    """
+    if checkpoint.manifest is None:
+        return {}
     try:
-        return open_checkpoint(root).manifest
-    except FormatError as error:
+        return dict(checkpoint.manifest.entries)
+    except ManifestError as error:
         if error.field == VERSION_FIELD:
             raise
-        return None
-
-
-def _decodable(entries: Mapping[str, Entry]) -> dict[str, Entry]:
-    """Return the entries that do not contradict themselves; sealing replaces the others."""
-    decoded = {}
-    for name in entries:
-        with contextlib.suppress(ManifestError):
-            decoded[name] = entries[name]
-    return decoded
+        raise ManifestError(
+            "sealing would lose what the manifest says, because a part of it cannot be read",
+            path=os.path.join(checkpoint.path, MANIFEST),
+            variable=error.variable,
+            found=error.problem,
+            hint=WITHOUT_MANIFEST,
+        ) from error
 
 
 def _sealed(directory: Directory, found: Entry, known: Entry | None) -> Entry:
-    if found.meta is None:
-        raise MetaError(
-            "a variable without meta cannot be sealed",
-            path=directory.place(found.folder),
-            variable=found.name,
-            hint="load it with load_variables, which knows shape and type, and save that",
-        )
     readable(found, path=directory.path)
     entry = found._replace(digests=all_digests(directory, found))
     if known is None:
@@ -132,16 +136,36 @@ def _tied(entry: Entry, known: Entry | None, entries: Mapping[str, Entry]) -> En
     return entry._replace(alias_of=first.name)
 
 
+def _make_durable(directory: Directory, entries: Collection[Entry]) -> None:
+    """Make durable what the manifest is about to vouch for: people change folders with tools that do not."""
+    files = [f"{entry.folder}/{name}" for entry in entries for name in ("out", "meta")]
+    above = {str(parent) for entry in entries for parent in PurePosixPath(entry.folder, "out").parents}
+    Durability(durable=True, variables=sys.maxsize).sync_all(directory.fd, files, sorted(above, reverse=True))
+
+
 def _replace_manifest(directory: Directory, data: bytes) -> None:
+    """Give the checkpoint another manifest, unless another checkpoint has taken its place.
+
+    The new manifest is made in the directory before the identity is checked for the last time. If the checkpoint is
+    replaced after that, the file is in the old one, and is never given its name in the new one, even if the file
+    system finds it by its path. It is locked, which tells `clean_staging` that its writer lives.
+    """
     temporary = f".{MANIFEST}.{os.urandom(4).hex()}"
     fd = os.open(temporary, syscalls.NEW, 0o444, dir_fd=directory.fd)
     try:
         with open(fd, "wb") as file:
+            with contextlib.suppress(OSError):  # a file system without locks
+                syscalls.flock(fd, syscalls.LOCK)
             file.write(data)
             file.flush()
             syscalls.sync(fd)
-        os.rename(temporary, MANIFEST, src_dir_fd=directory.fd, dst_dir_fd=directory.fd)
+            directory.check_identity()
+            os.rename(temporary, MANIFEST, src_dir_fd=directory.fd, dst_dir_fd=directory.fd)
     except BaseException:
-        os.unlink(temporary, dir_fd=directory.fd)
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(temporary, dir_fd=directory.fd)
         raise
-    sync_folder(directory.location.absolute)
+    sync_names(directory.fd)
+    directory.location = directory.location.known_as(digest_in(data))
+    if not directory.is_current():
+        raise replaced_error(directory.path)

@@ -37,6 +37,7 @@ _SHOWN = 1 << 16
 _PADDLE_MARKS = (b"StructuredToParameterName@@", b"UnpackBigParamInfor@@")
 _ONNX_FIELDS = {*range(1, 9), 14, 20, 25, 26}
 _MOST_FIELDS = 1000
+_ATTEMPTS = 100
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -61,7 +62,7 @@ class Probe:
         """
         with translated(path, "reading failed"):
             if os.path.isdir(path):
-                return cls(path=path, is_folder=True, entries=frozenset(os.listdir(path)))
+                return cls(path=path, is_folder=True, entries=_names_in(path))
         if not os.path.lexists(path):
             raise CheckpointNotFound("there is nothing at this path", path=path)
         source = Source(path)
@@ -182,6 +183,16 @@ def is_orbax(probe: Probe) -> bool:
 def is_zarr(probe: Probe) -> bool:
     """Detect a folder with zarr's metadata."""
     return not probe.entries.isdisjoint({"zarr.json", ".zgroup", ".zarray"})
+
+
+def _names_in(path: str) -> frozenset[str]:
+    """Return the names in a folder; they are listed again if another folder took its place meanwhile."""
+    for _ in range(_ATTEMPTS):
+        before = os.stat(path)
+        names = frozenset(os.listdir(path))
+        if os.path.samestat(before, os.stat(path)):
+            break
+    return names
 
 
 def _has_variable(probe: Probe) -> bool:

@@ -12,7 +12,7 @@ import ml_dtypes
 import numpy as np
 
 from varstore.disk.progress import Progress, reporting
-from varstore.disk.read.checkpoint import Checkpoint
+from varstore.disk.read.checkpoint import Checkpoint, retry_if_replaced
 from varstore.errors import StorageError, UnsupportedDtype, UsageError
 from varstore.formats.binary.source import files_noted, is_unchanged
 from varstore.formats.native import OpenedCheckpoint, nested
@@ -249,30 +249,35 @@ def convert(
     row = target_format(target, format)
     source_row = detect(source) if source_format is None else named(source_format)
     cast = None if dtype is None else _floating(dtype)
-    opened = read(source, source_row.name, limit=limit)
-    chosen = select(opened, include=include, exclude=exclude, rename=rename, path=source)
-    arrays = {name: opened[origin] for name, origin in chosen.items()}
-    total = sum(array.nbytes for array in arrays.values())
-    is_whole = chosen == {name: name for name in opened}
-    keeps_tree = row.is_nested and is_whole
-    tree = opened.tree if isinstance(opened, ForeignCheckpoint) else {}
-    kept: dict[str, str] = {}
-    is_linked = row is source_row and row.name == "varstore"
-    if isinstance(opened, Checkpoint):
-        tree = nested(opened) or {}
-        if is_linked and is_whole and opened.manifest is not None:
-            kept = {"tree": opened.manifest.tree}  # the nested state, which refers to the variables by name
-    with reporting(progress, total, f"writing {target}") as advance:
-        wrapped = _Wrapped(cast, advance)
-        if keeps_tree and tree and not is_linked:
-            state = wrapped.tree(tree)
-        else:
-            state = {name: wrapped.array(array) for name, array in arrays.items()}
-        row.module.write(target, state, **kept, **options)
-    left_out = () if keeps_tree else tuple(name for name, leaf in leaves(tree) if not isinstance(leaf, LazyArray))
-    return Converted(
-        source_format=source_row.name, format=row.name, names=tuple(arrays), nbytes=total, left_out=left_out
-    )
+
+    def write_from(opened: OpenedCheckpoint | ForeignCheckpoint) -> Converted:
+        chosen = select(opened, include=include, exclude=exclude, rename=rename, path=source)
+        arrays = {name: opened[origin] for name, origin in chosen.items()}
+        total = sum(array.nbytes for array in arrays.values())
+        is_whole = chosen == {name: name for name in opened}
+        keeps_tree = row.is_nested and is_whole
+        tree = opened.tree if isinstance(opened, ForeignCheckpoint) else {}
+        kept: dict[str, str] = {}
+        is_linked = row is source_row and row.name == "varstore"
+        if isinstance(opened, Checkpoint):
+            tree = nested(opened) or {}
+            if is_linked and is_whole and opened.manifest is not None:
+                kept = {"tree": opened.manifest.tree}  # the nested state, which refers to the variables by name
+        with reporting(progress, total, f"writing {target}") as advance:
+            wrapped = _Wrapped(cast, advance)
+            if keeps_tree and tree and not is_linked:
+                state = wrapped.tree(tree)
+            else:
+                state = {name: wrapped.array(array) for name, array in arrays.items()}
+            row.module.write(target, state, **kept, **options)
+        left_out = () if keeps_tree else tuple(name for name, leaf in leaves(tree) if not isinstance(leaf, LazyArray))
+        return Converted(
+            source_format=source_row.name, format=row.name, names=tuple(arrays), nbytes=total, left_out=left_out
+        )
+
+    if source_row.name == "varstore":
+        return retry_if_replaced(lambda found: write_from(OpenedCheckpoint(found.location, found.content)), source)
+    return write_from(read(source, source_row.name, limit=limit))
 
 
 class _Wrapped:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import os
 
-from varstore.disk.read.checkpoint import Checkpoint, open_checkpoint
+from varstore.disk.read.checkpoint import Checkpoint, retry_if_replaced
 from varstore.disk.read.digests import all_digests
 from varstore.layout.difference import DiffReport, compare
 from varstore.layout.manifest import Entry
+from varstore.layout.readable import readable
 from varstore.storage.directory import Directory
 from varstore.storage.failures import translated
 from varstore.values.arguments import checked
@@ -25,6 +26,7 @@ def diff(a: str | os.PathLike[str] | Checkpoint, b: str | os.PathLike[str] | Che
 
     Raises:
         CheckpointNotFound, IncompleteCheckpoint, ManifestError: one of them cannot be opened.
+        SizeMismatch: a file that has to be read is not as long as its shape and type say.
 
     Example:
         >>> first = vs.save("a", {"w": np.zeros(3), "bias": np.zeros(1)})
@@ -34,15 +36,25 @@ def diff(a: str | os.PathLike[str] | Checkpoint, b: str | os.PathLike[str] | Che
           added    step
           changed  w: values
     """
-    first, second = (c if isinstance(c, Checkpoint) else open_checkpoint(c) for c in (a, b))
-    return compare(first.path, second.path, _with_digests(first), _with_digests(second))
+    return retry_if_replaced(_compared, a, b)
 
 
-def _with_digests(checkpoint: Checkpoint) -> dict[str, Entry]:
+def _compared(first: Checkpoint, second: Checkpoint) -> DiffReport:
+    return compare(first.path, second.path, _with_digests(first, second), _with_digests(second, first))
+
+
+def _with_digests(checkpoint: Checkpoint, other: Checkpoint) -> dict[str, Entry]:
+    """Return the entries of a checkpoint; what only digests can tell from the other's variable has them."""
     with translated(checkpoint.path, "reading failed"), Directory(checkpoint.location) as directory:
-        return {
-            name: variable.entry
-            if variable.entry.digests
-            else variable.entry._replace(digests=all_digests(directory, variable.entry))
-            for name, variable in checkpoint.items()
-        }
+        return {name: _with_digest(directory, checkpoint.entry(name), other) for name in checkpoint}
+
+
+def _with_digest(directory: Directory, entry: Entry, other: Checkpoint) -> Entry:
+    if entry.digests or entry.name not in other:
+        return entry
+    counterpart = other.entry(entry.name)
+    if entry.meta is None or (entry.meta, entry.nbytes) != (counterpart.meta, counterpart.nbytes):
+        return entry
+    if entry.meta.data_type.dtype is not None:
+        readable(entry, path=directory.path)  # a size that the shape does not say may be a whole disk's
+    return entry._replace(digests=all_digests(directory, entry))

@@ -13,16 +13,16 @@ from functools import partial
 
 from varstore.disk.blocks import SMALL, digest_file_block, spans
 from varstore.disk.progress import Progress, reporting
-from varstore.disk.read.checkpoint import Checkpoint, open_checkpoint
-from varstore.disk.read.checks import check_digest, check_meta, check_size
+from varstore.disk.read.checkpoint import Checkpoint, retry_if_replaced
+from varstore.disk.read.checks import check_digest, check_meta
 from varstore.disk.read.digests import all_digests
 from varstore.disk.read.scan import variable_folders
 from varstore.disk.threads import Lane, in_lanes, run, shared_if_slow, thread_count
-from varstore.errors import CheckpointNotFound, VarstoreError
+from varstore.errors import FormatError, IncompleteCheckpoint, ManifestError, VarstoreError
 from varstore.layout.manifest import BLOCK, Entry, block_count
 from varstore.layout.names import MARKER, Folder
 from varstore.layout.readable import readable
-from varstore.storage.directory import Directory, locate
+from varstore.storage.directory import Directory, locate, says_replaced
 from varstore.storage.failures import translated
 from varstore.text.hints import plural
 from varstore.text.table import Table
@@ -96,24 +96,34 @@ def verify(path: str | os.PathLike[str], *, threads: int | None = None, progress
         lenet: ok: 1 variable, 40 bytes, every byte as it was saved
     """
     root = os.fspath(path)
-    problems: list[str] = []
-    checkpoint = _open_or_note(root, problems)
-    entries = _decodable_entries(checkpoint, problems) if checkpoint else []
+    try:
+        return retry_if_replaced(partial(_verified, threads=threads, progress=progress), root)
+    except (FormatError, IncompleteCheckpoint) as error:  # it cannot be opened
+        with translated(root, "verifying failed"), Directory(locate(root)) as directory:
+            problems = (str(error), *_marker_problems(directory))
+        return VerifyReport(path=root, variables=0, nbytes=0, problems=problems, unchecked=())
+
+
+def _verified(checkpoint: Checkpoint, *, threads: int | None, progress: Progress) -> VerifyReport:
+    problems = _tree_problems(checkpoint)
+    entries = _decodable_entries(checkpoint, problems)
     total = sum(entry.nbytes for entry in entries)
     with (
-        translated(root, "verifying failed"),
-        Directory(checkpoint.location if checkpoint else locate(path)) as directory,
-        reporting(progress, total, f"verifying {root}") as advance,
+        translated(checkpoint.path, "verifying failed"),
+        Directory(checkpoint.location) as directory,
+        reporting(progress, total, f"verifying {checkpoint.path}") as advance,
     ):
         problems += _marker_problems(directory)
-        if checkpoint is not None and checkpoint.manifest is not None:
+        if checkpoint.manifest is not None:
             listed = {entry.folder for entry in entries}
             problems += _unlisted_problems(directory, listed)
         work = _Verification(directory, advance)
         work.run(entries, thread_count(threads))
-    problems += [work.problems[entry.name] for entry in entries if entry.name in work.problems]
+        problems += [work.problems[entry.name] for entry in entries if entry.name in work.problems]
+        if problems:
+            directory.check_still_there()
     return VerifyReport(
-        path=root,
+        path=checkpoint.path,
         variables=len(entries),
         nbytes=total,
         problems=tuple(problems),
@@ -121,16 +131,12 @@ def verify(path: str | os.PathLike[str], *, threads: int | None = None, progress
     )
 
 
-def _open_or_note(root: str, problems: list[str]) -> Checkpoint | None:
-    checkpoint = None
+def _tree_problems(checkpoint: Checkpoint) -> list[str]:
     try:
-        checkpoint = open_checkpoint(root)
         _ = checkpoint.tree
-    except CheckpointNotFound:
-        raise
-    except VarstoreError as error:
-        problems.append(str(error))
-    return checkpoint
+    except ManifestError as error:
+        return [str(error)]
+    return []
 
 
 def _decodable_entries(checkpoint: Checkpoint, problems: list[str]) -> list[Entry]:
@@ -139,6 +145,8 @@ def _decodable_entries(checkpoint: Checkpoint, problems: list[str]) -> list[Entr
         try:
             entries.append(checkpoint[name].entry)
         except VarstoreError as error:
+            if says_replaced(error):
+                raise
             problems.append(str(error))
     return entries
 
@@ -155,13 +163,10 @@ def _unlisted_problems(directory: Directory, listed: set[Folder]) -> list[str]:
 
 
 def _marker_problems(directory: Directory) -> list[str]:
-    try:
-        status = directory.status(MARKER)
-    except FileNotFoundError:
+    marker = directory.marker()
+    if marker is None or not stat.S_ISREG(marker.st_mode) or marker.st_size == 0:
         return []
-    if not stat.S_ISREG(status.st_mode) or status.st_size == 0:
-        return []
-    return [f"{directory.place(MARKER)}: found {plural(status.st_size, 'byte')}, expected an empty file"]
+    return [f"{directory.place(MARKER)}: found {plural(marker.st_size, 'byte')}, expected an empty file"]
 
 
 class _Verification:
@@ -221,13 +226,7 @@ class _Verification:
         """Return the descriptor of a large ``out`` whose blocks are to be read; None where it has a problem already."""
         with self._noting(entry):
             self._check_form(entry)
-            relative = f"{entry.folder}/out"
-            fd = self._directory.open(relative, variable=entry.name)
-            try:
-                check_size(self._directory, entry, self._directory.size(fd, relative, entry.name))
-            except BaseException:
-                os.close(fd)
-                raise
+            fd = self._directory.open_out(entry)
             self._blocks_left[fd] = block_count(entry.nbytes)
             return fd
         return None

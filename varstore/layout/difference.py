@@ -57,4 +57,4 @@ def compare(a: str, b: str, first: Mapping[str, Entry], second: Mapping[str, Ent
 def _difference(a: Entry, b: Entry) -> str:
     if a.meta is None or a.meta != b.meta:
         return f"{a.form} -> {b.form}"
-    return "" if a.digests == b.digests else "values"
+    return "" if (a.nbytes, a.digests) == (b.nbytes, b.digests) else "values"

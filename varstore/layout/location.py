@@ -16,17 +16,18 @@ class Location:
 
     `path` is what the caller wrote, for messages. `absolute` is the path that is opened; it does not change with the
     working directory. `identity` is None before the checkpoint is opened, and for a directory that has neither a
-    manifest nor a marker.
+    manifest nor a marker. `has_marker` is False for a checkpoint that was opened although it is not complete.
     """
 
     path: str = field(compare=False)
     absolute: str
     identity: Identity | None = None
+    has_marker: bool = True
 
-    def known_as(self, identity: Identity | None) -> Location:
+    def known_as(self, identity: Identity | None, *, has_marker: bool = True) -> Location:
         """Return this location with the identity of the checkpoint."""
-        return Location(self.path, self.absolute, identity)
+        return Location(self.path, self.absolute, identity, has_marker)
 
-    def __reduce__(self) -> tuple[type[Location], tuple[str, str, Identity | None]]:
+    def __reduce__(self) -> tuple[type[Location], tuple[str, str, Identity | None, bool]]:
         # In another process, a relative path can mean another place.
-        return Location, (self.absolute, self.absolute, self.identity)
+        return Location, (self.absolute, self.absolute, self.identity, self.has_marker)

@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import xxhash
 
-from varstore.errors import InvalidName, ManifestError, UsageError
+from varstore.errors import InvalidName, ManifestError, MetaError, UsageError
 from varstore.layout.dtypes import BY_NUMBER
 from varstore.layout.encodings import ENCODINGS, RAW
 from varstore.layout.meta import Meta, shape_problem
@@ -43,6 +43,8 @@ __all__ = [
     "FORMAT_VERSION",
     "HEADER_SIZE",
     "NO_ATTRIBUTES",
+    "VERSION_FIELD",
+    "WITHOUT_MANIFEST",
     "Entry",
     "Manifest",
     "attributes_json",
@@ -50,6 +52,7 @@ __all__ = [
     "digest_in",
     "frame",
     "kept_attributes",
+    "known_meta",
     "to_json",
 ]
 
@@ -59,6 +62,11 @@ BLOCK = 16 << 20
 DIGEST_SIZE = 16
 VERSION_FIELD = "format_version"
 """The `field` of an error about an intact manifest that a later version of varstore wrote."""
+WITHOUT_MANIFEST = (
+    "open with allow_incomplete=True to salvage what is whole, or restore it from a copy; to go on without the "
+    "attributes and digests that it held, remove the file 'manifest' and run `varstore seal`"
+)
+"""The hint of an error about a manifest that is lost."""
 NO_ATTRIBUTES: Mapping[str, Any] = MappingProxyType({})
 
 _HEADER = struct.Struct("<8sIIQ16s")
@@ -315,6 +323,22 @@ def _check_lengths(names: Iterable[str], path: str) -> None:
             )
 
 
+def known_meta(entry: Entry, *, path: str | None = None) -> Meta:
+    """Return the shape and data type of a variable of the checkpoint at `path`.
+
+    Raises:
+        MetaError: the folder does not contain ``meta``.
+    """
+    if entry.meta is None:
+        raise MetaError(
+            "the variable has no meta, so its shape and type are not known",
+            path=entry.folder if path is None else f"{path}/{entry.folder}",
+            variable=entry.name,
+            hint="load it with load_variables or load_into, which take them from the target",
+        )
+    return entry.meta
+
+
 def frame(body: bytes) -> bytes:
     """Return the header followed by the body."""
     digest = xxhash.xxh3_128_digest(body)
@@ -329,12 +353,11 @@ def digest_in(header: bytes) -> bytes | None:
 
 
 def _unframe(data: bytes, path: str) -> bytes:
-    torn = "open with allow_incomplete=True to salvage what is whole, or check the folder and then seal it"
     if len(data) < _HEADER.size:
-        raise ManifestError("the manifest is torn", path=path, found=plural(len(data), "byte"), hint=torn)
+        raise ManifestError("the manifest is torn", path=path, found=plural(len(data), "byte"), hint=WITHOUT_MANIFEST)
     magic, version, zero, length, digest = _HEADER.unpack_from(data)
     if magic != _MAGIC or zero:
-        raise ManifestError("not a varstore manifest", path=path, found=data[:16].hex(), hint=torn)
+        raise ManifestError("not a varstore manifest", path=path, found=data[:16].hex(), hint=WITHOUT_MANIFEST)
     if version != FORMAT_VERSION:
         raise ManifestError(
             "this version of varstore cannot read the format version",
@@ -351,18 +374,18 @@ def _unframe(data: bytes, path: str) -> bytes:
             path=path,
             found=plural(len(body), "byte"),
             expected=plural(length, "byte"),
-            hint=torn,
+            hint=WITHOUT_MANIFEST,
         )
     if xxhash.xxh3_128_digest(body) != digest:
-        raise ManifestError("the manifest was damaged or edited: its digest does not match", path=path, hint=torn)
+        raise ManifestError(
+            "the manifest was damaged or edited: its digest does not match", path=path, hint=WITHOUT_MANIFEST
+        )
     return body
 
 
 def _add_entry(messages: RepeatedCompositeFieldContainer[manifest_pb2.Variable], entry: Entry) -> None:
-    name, folder, meta, nbytes, digests, encoding, attributes, alias_of, meta_digest, _ = entry
-    if meta is None:
-        raise UsageError("a variable without meta cannot be listed in a manifest", variable=name)
-    shape, data_type = meta
+    name, folder, _, nbytes, digests, encoding, attributes, alias_of, meta_digest, _ = entry
+    shape, data_type = known_meta(entry)
     try:
         message = messages.add(name=name, data_type=data_type.number, size=nbytes, digests=digests)
         message.shape.extend(shape)

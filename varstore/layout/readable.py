@@ -7,14 +7,13 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from varstore.errors import FormatError, MetaError, SizeMismatch
+from varstore.errors import FormatError, SizeMismatch
 from varstore.layout.dtypes import dtype_of
 from varstore.layout.encodings import ENCODINGS, Encoding
-from varstore.layout.manifest import Entry
-from varstore.layout.meta import Meta
+from varstore.layout.manifest import Entry, known_meta
 from varstore.text.hints import plural
 
-__all__ = ["Readable", "known_meta", "readable"]
+__all__ = ["Readable", "readable"]
 
 
 class Readable(NamedTuple):
@@ -74,19 +73,3 @@ def readable(entry: Entry, *, path: str) -> Readable:
             expected=f"{plural(meta.elements * dtype.itemsize, 'byte')} for {list(meta.shape)} of {dtype}",
         )
     return Readable(entry, meta.shape, dtype, stored, encoding)
-
-
-def known_meta(entry: Entry, *, path: str) -> Meta:
-    """Return the shape and data type of a variable.
-
-    Raises:
-        MetaError: the folder does not contain ``meta``.
-    """
-    if entry.meta is None:
-        raise MetaError(
-            "the variable has no meta, so its shape and type are not known",
-            path=f"{path}/{entry.folder}",
-            variable=entry.name,
-            hint="load it with load_variables or load_into, which take them from the target",
-        )
-    return entry.meta

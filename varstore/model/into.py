@@ -12,7 +12,7 @@ from typing import Any, get_args
 import numpy as np
 
 from varstore.disk.progress import Progress, reporting
-from varstore.disk.read.checkpoint import Checkpoint
+from varstore.disk.read.checkpoint import Checkpoint, retry_if_replaced
 from varstore.disk.read.checks import check_files
 from varstore.disk.read.whole import read_into
 from varstore.errors import UsageError
@@ -22,7 +22,6 @@ from varstore.model.match import Missing, OnMismatch, OnTied, check_mode, compar
 from varstore.model.moves import Move, OnDisk, Place, fill, move_of, nbytes_of
 from varstore.model.options import Path
 from varstore.model.report import LoadReport, make_report
-from varstore.model.store import retry_if_replaced
 from varstore.model.ties import Settled, settle
 from varstore.values.arguments import check_names
 from varstore.values.arrays import as_source
@@ -67,7 +66,7 @@ def load_into(
     if isinstance(source, Mapping) and not isinstance(source, Checkpoint):
         check_names(source, "source")
         return load_from(source)
-    return retry_if_replaced(source, load_from)
+    return retry_if_replaced(load_from, source)
 
 
 def _load_into(

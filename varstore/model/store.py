@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from types import MappingProxyType
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 
 from varstore.disk.progress import Progress, reporting
-from varstore.disk.read.checkpoint import Checkpoint, Content, entries_of, open_checkpoint
+from varstore.disk.read.checkpoint import Checkpoint, entries_of, open_checkpoint, retry_if_replaced
 from varstore.disk.read.checks import check_files
+from varstore.disk.read.content import Content
 from varstore.disk.read.whole import read_new
 from varstore.disk.save.writer import write_checkpoint
-from varstore.errors import CheckpointNotFound, FormatError, StorageError, UsageError
+from varstore.errors import UsageError
 from varstore.layout.location import Location
 from varstore.layout.manifest import Entry
 from varstore.layout.readable import Readable, readable
@@ -26,11 +27,7 @@ from varstore.values.plan import plan_save
 from varstore.values.select import Patterns, Rename, select
 from varstore.version import __version__
 
-__all__ = ["CheckpointVariables", "load", "retry_if_replaced", "save"]
-
-Result = TypeVar("Result")
-
-_ATTEMPTS = 100
+__all__ = ["CheckpointVariables", "load", "save"]
 
 
 class CheckpointVariables(dict[str, Any]):
@@ -156,7 +153,6 @@ def load(
     If a save replaces the checkpoint while it is read, reading starts again with the new one.
     """
     return retry_if_replaced(
-        path,
         lambda checkpoint: _load(
             checkpoint,
             select(checkpoint.names, include=include, exclude=exclude, rename=rename, path=checkpoint.path),
@@ -165,6 +161,7 @@ def load(
             threads=threads,
             progress=progress,
         ),
+        path,
     )
 
 
@@ -194,23 +191,6 @@ def _load(
         new = read_new(location, wanted, verify=verify, threads=threads, advance=advance)
     arrays = dict(zip(first_of, new, strict=True))
     return {name: arrays[entry.alias_of or entry.name] for name, entry in entries.items()}
-
-
-def retry_if_replaced(path: Path | Checkpoint, use: Callable[[Checkpoint], Result]) -> Result:
-    """Call `use` with the checkpoint at a path, and again with the new one if a save replaced it meanwhile.
-
-    Reading a checkpoint that is being replaced fails at an arbitrary file, with an arbitrary error; the error is the
-    caller's only if the checkpoint is still the one that was opened. A handle, in place of a path, stands for one
-    checkpoint, so it is not opened again.
-    """
-    for _ in range(_ATTEMPTS):
-        checkpoint = _as_checkpoint(path)
-        try:
-            return use(checkpoint)
-        except (FormatError, CheckpointNotFound, StorageError):
-            if isinstance(path, Checkpoint) or not checkpoint.is_replaced:
-                raise
-    raise StorageError("the checkpoint was replaced each time before it could be read", path=checkpoint.path)
 
 
 def _as_checkpoint(path: Path | Checkpoint) -> Checkpoint:

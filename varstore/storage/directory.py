@@ -4,19 +4,37 @@ A `Directory` holds one file descriptor, and all files are opened relative to it
 checkpoint, even if another checkpoint is moved to its path in the meantime. When a checkpoint is opened again, it
 must be the same one: its `Location` holds the digest from the manifest's header or, without a manifest, the inode
 and modification time of the marker. The check costs one small read.
+
+What a reader finds while another checkpoint takes the place of its own is not damage. A checkpoint that was replaced
+is removed, marker first, so files are missing, shorter, or (where a file system finds files by their path, as FUSE
+does) those of the new one. Each error that leaves the ``with`` block is therefore judged: if the path leads elsewhere
+by now, the error is that the checkpoint was replaced, and its number is ESTALE. Where a block ends well and no digest
+vouches for what was read, the checkpoint must still be the same one.
+
+The marker is opened, not looked up: a mount may remember the name of a file that another machine removed.
 """
 
 from __future__ import annotations
 
 import contextlib
 import errno
+import functools
 import os
 import stat
+import time
 from collections.abc import Iterator
 from types import TracebackType
 from typing import Protocol
 
-from varstore.errors import CheckpointNotFound, FormatError, StorageError, UnsafeContent
+from varstore.errors import (
+    CheckpointNotFound,
+    FormatError,
+    IncompleteCheckpoint,
+    SizeMismatch,
+    StorageError,
+    UnsafeContent,
+    VarstoreError,
+)
 from varstore.layout.location import Identity, Location
 from varstore.layout.manifest import HEADER_SIZE, digest_in
 from varstore.layout.names import MANIFEST, MARKER
@@ -24,8 +42,10 @@ from varstore.storage import syscalls
 from varstore.storage.failures import storage_error
 from varstore.text.hints import plural
 
-__all__ = ["Directory", "locate"]
+__all__ = ["PAUSES", "Directory", "is_shared", "locate", "marker_identity", "replaced_error", "says_replaced"]
 
+PAUSES = (0.1, 1.2, 2.4)
+"""Seconds between looks at a shared file system, where what other machines did may be seen a second late."""
 _ATTEMPTS = 100
 """Attempts to open a file: openat2 fails with EAGAIN if a rename races with a link that contains ``..``."""
 
@@ -37,6 +57,25 @@ class _Variable(Protocol):
     def name(self) -> str: ...
     @property
     def folder(self) -> str: ...
+    @property
+    def nbytes(self) -> int: ...
+
+
+def replaced_error(path: str) -> StorageError:
+    """Return the error for a checkpoint that is no longer the one that was opened."""
+    return StorageError(
+        "the checkpoint was replaced since it was opened", number=errno.ESTALE, path=path, hint="open it again"
+    )
+
+
+def says_replaced(error: BaseException) -> bool:
+    """Tell whether an error is that of a checkpoint, or one of its files, that is no longer the one that was opened."""
+    return isinstance(error, StorageError) and error.errno == errno.ESTALE
+
+
+def is_shared(path: str) -> bool:
+    """Tell whether a path is on a file system that others may change behind this machine's back, or behind FUSE."""
+    return syscalls.file_system_type(path) in syscalls.SHARED_FILE_SYSTEMS
 
 
 def locate(path: str | os.PathLike[str]) -> Location:
@@ -53,11 +92,15 @@ def locate(path: str | os.PathLike[str]) -> Location:
 class Directory:
     """A checkpoint's directory, open for as long as the ``with`` block; `fd` is its descriptor."""
 
-    __slots__ = ("_owns", "fd", "location")
+    __slots__ = ("_confirms", "_owns", "fd", "location")
 
-    def __init__(self, location: Location, fd: int = -1) -> None:
-        """Prepare to open the directory; if `fd` is given, it is already open and the caller closes it."""
+    def __init__(self, location: Location, fd: int = -1, *, confirms: bool = True) -> None:
+        """Prepare to open the directory; if `fd` is given, it is already open and the caller closes it.
+
+        Without `confirms`, nothing is checked after reading: for what is of no use without a later read, which is.
+        """
         self.location = location
+        self._confirms = confirms
         self.fd = fd
         self._owns = fd < 0
 
@@ -71,7 +114,7 @@ class Directory:
         if self._owns:
             self.fd = self._opened()
             try:
-                self._check_identity()
+                self.check_identity()
             except BaseException:
                 syscalls.close_folder(self.fd)
                 raise
@@ -80,7 +123,20 @@ class Directory:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self._owns:
+        """Close it.
+
+        Raises:
+            StorageError: the checkpoint was replaced, which is why the block failed, or what it read may be a mixture.
+        """
+        if not self._owns:
+            return
+        try:
+            if error is None:
+                if self._confirms:
+                    self._confirm()
+            elif _may_mean_replaced(error) and self._is_replaced(error):
+                raise replaced_error(self.path) from error
+        finally:
             syscalls.close_folder(self.fd)
 
     @property
@@ -94,7 +150,44 @@ class Directory:
 
     def identity(self) -> Identity | None:
         """Return what tells the checkpoint from another at this path; None without manifest and marker."""
-        return self._manifest_digest() or self._marker_identity()
+        return self._manifest_digest() or marker_identity(self.marker())
+
+    def marker(self) -> os.stat_result | None:
+        """Return what the marker is, None where there is none."""
+        try:
+            fd = self._open_at(MARKER, syscalls.READ_FILE)
+        except FileNotFoundError:
+            return None
+        except OSError as error:  # a link, a socket, a file that only others may read
+            return None if error.errno == errno.ESTALE else self.status(MARKER)
+        try:
+            return os.fstat(fd)
+        finally:
+            os.close(fd)
+
+    def is_current(self) -> bool:
+        """Tell whether the path still leads to this checkpoint, which has its marker if it had one."""
+        try:
+            fd = syscalls.open_folder(self.location.absolute)
+        except OSError as error:
+            return error.errno not in (errno.ENOENT, errno.ENOTDIR, errno.ESTALE)
+        try:
+            return self._is_same(Directory(self.location, fd))
+        except FormatError:
+            return False
+        except OSError as error:  # it cannot be told
+            return error.errno != errno.ESTALE
+        finally:
+            syscalls.close_folder(fd)
+
+    def check_still_there(self) -> None:
+        """Check that what is wrong with the checkpoint is not that it was replaced.
+
+        Raises:
+            StorageError: it was.
+        """
+        if self._is_replaced():
+            raise replaced_error(self.path)
 
     def open(self, relative: str, *, variable: str | None = None, folder: bool = False) -> int:
         """Open a file or folder in the directory. Read files only with pread or preadv, which fail on pipes.
@@ -118,19 +211,46 @@ class Directory:
         return self._open_without_openat2(relative, variable, syscalls.READ_FOLDER if folder else syscalls.READ_FILE)
 
     @contextlib.contextmanager
-    def file(self, variable: _Variable, name: str) -> Iterator[tuple[int, int]]:
-        """Hold a file of a variable's folder open: its descriptor and its size in bytes.
+    def out(self, variable: _Variable) -> Iterator[int]:
+        """Hold a variable's ``out`` open, which is as long as it should be: its descriptor.
 
         Raises:
+            SizeMismatch: it is longer or shorter.
             UnsafeContent: not a regular file, or a link that leads out.
             FormatError: there is no such file.
         """
-        relative = f"{variable.folder}/{name}"
-        fd = self.open(relative, variable=variable.name)
+        fd = self.open_out(variable)
         try:
-            yield fd, self.size(fd, relative, variable.name)
+            yield fd
         finally:
             os.close(fd)
+
+    def open_out(self, variable: _Variable) -> int:
+        """Open a variable's ``out``; raises what `out` does."""
+        relative = f"{variable.folder}/out"
+        fd = self.open(relative, variable=variable.name)
+        try:
+            self.check_size(variable, self.size(fd, relative, variable.name))
+        except BaseException:
+            os.close(fd)
+            raise
+        return fd
+
+    def check_size(self, variable: _Variable, size: int) -> None:
+        """Check the size of an ``out``.
+
+        Raises:
+            SizeMismatch: it is not what was saved.
+        """
+        if size != variable.nbytes:
+            raise SizeMismatch(
+                "out is not as long as it was saved",
+                path=self.place(f"{variable.folder}/out"),
+                variable=variable.name,
+                found=plural(size, "byte"),
+                expected=plural(variable.nbytes, "byte"),
+                hint="restore it from a copy; after a change on purpose, run `varstore seal`",
+            )
 
     def read_small(self, relative: str, *, limit: int, variable: str | None = None) -> bytes:
         """Read a whole small file.
@@ -172,6 +292,15 @@ class Directory:
         finally:
             os.close(fd)
 
+    def read_if_there(self, relative: str, *, limit: int, variable: str | None = None) -> bytes | None:
+        """Read a whole small file, None where nothing has its name; raises what `read_small` does."""
+        try:
+            return self.read_small(relative, limit=limit, variable=variable)
+        except FormatError as error:
+            if isinstance(error.__cause__, FileNotFoundError) and not self._has(relative):
+                return None
+            raise
+
     def size(self, fd: int, relative: str, variable: str | None) -> int:
         """Return the size of an opened file in bytes.
 
@@ -201,14 +330,6 @@ class Directory:
         except OSError as error:
             raise storage_error(error, self.path, "the directory cannot be opened") from error
 
-    def is_at_its_path(self) -> bool:
-        """Tell whether its path still leads to it; where a folder cannot be held open, whether to some folder."""
-        try:
-            found = os.stat(self.location.absolute)
-        except FileNotFoundError:
-            return False
-        return not syscalls.HAS_FOLDERS or os.path.samestat(found, os.fstat(self.fd))
-
     def _at(self, relative: str) -> tuple[str, int | None]:
         """Return what a call of the system takes as path and ``dir_fd``."""
         if syscalls.HAS_FOLDERS:
@@ -219,13 +340,68 @@ class Directory:
         path, dir_fd = self._at(relative)
         return os.open(path, flags, dir_fd=dir_fd)
 
-    def _check_identity(self) -> None:
+    def check_identity(self) -> None:
+        """Check that this is the checkpoint of the location, with the fewest calls that notice another one.
+
+        Raises:
+            StorageError: it is another one.
+        """
         expected = self.location.identity
         if expected is None:
             return
-        found = self._manifest_digest() if isinstance(expected, bytes) else self._marker_identity()
-        if found != expected:
-            raise StorageError("the checkpoint was replaced since it was opened", path=self.path, hint="open it again")
+        if isinstance(expected, bytes):
+            found: Identity | None = self._manifest_digest()
+        else:
+            found = self._marker_at_a_glance()
+        if not self._is(found):
+            raise replaced_error(self.path)
+
+    def _is(self, found: Identity | None) -> bool:
+        """Tell whether an identity is the location's; a shared file system may give a file another inode each time."""
+        expected = self.location.identity
+        if found == expected:
+            return True
+        if not (isinstance(found, tuple) and isinstance(expected, tuple)):
+            return False
+        return found[1] == expected[1] and is_shared(self.location.absolute)
+
+    def _is_same(self, there: Directory) -> bool:
+        """Tell whether what is at the path now, and open, is this checkpoint; see `is_current`."""
+        marker = there.marker()
+        shared = not syscalls.HAS_FOLDERS or is_shared(self.location.absolute)
+        if not shared and not os.path.samestat(os.fstat(there.fd), os.fstat(self.fd)):
+            return False
+        if self.location.identity is None:
+            return not shared or (marker is None) == (self.marker() is None)
+        if marker is None and self.location.has_marker:
+            return False
+        return self._is(
+            there._manifest_digest() if isinstance(self.location.identity, bytes) else marker_identity(marker)
+        )
+
+    def _is_replaced(self, error: BaseException | None = None) -> bool:
+        """Tell whether an error may have come of a replacement; a shared file system is given time to show it."""
+        if isinstance(error, OSError) and error.errno == errno.ESTALE:
+            return True
+        if not self.is_current():
+            return True
+        if isinstance(error, IncompleteCheckpoint) or not is_shared(self.location.absolute):
+            return False
+        return any(self._is_replaced_after(pause) for pause in PAUSES)
+
+    def _is_replaced_after(self, pause: float) -> bool:
+        time.sleep(pause)
+        return not self.is_current()
+
+    def _confirm(self) -> None:
+        """Check after reading that it was the same checkpoint all the time, where digests alone do not say so."""
+        identity = self.location.identity
+        if isinstance(identity, tuple):
+            current = self._is(marker_identity(self.marker()))
+        else:
+            current = identity is None or not _known_to_be_shared(self.location.absolute) or self._is(self.identity())
+        if not current:
+            raise replaced_error(self.path)
 
     def _manifest_digest(self) -> bytes | None:
         try:
@@ -244,12 +420,18 @@ class Directory:
         finally:
             os.close(fd)
 
-    def _marker_identity(self) -> tuple[int, int] | None:
+    def _marker_at_a_glance(self) -> Identity | None:
         try:
-            status = self.status(MARKER)
+            return marker_identity(self.status(MARKER))
         except FileNotFoundError:
             return None
-        return status.st_ino, status.st_mtime_ns
+
+    def _has(self, relative: str) -> bool:
+        try:
+            self.status(relative)
+        except FileNotFoundError:
+            return False
+        return True
 
     def _open_without_openat2(self, relative: str, variable: str | None, flags: int) -> int:
         home = os.path.realpath(self.location.absolute)
@@ -288,6 +470,23 @@ class Directory:
 def _folders_in(folder: int | str) -> list[str]:
     with os.scandir(folder) as entries:
         return [entry.name for entry in entries if entry.is_symlink() or entry.is_dir()]
+
+
+def marker_identity(marker: os.stat_result | None) -> Identity | None:
+    """Return what tells a marker from that of another checkpoint at the same path."""
+    return None if marker is None else (marker.st_ino, marker.st_mtime_ns)
+
+
+def _may_mean_replaced(error: BaseException) -> bool:
+    """Tell whether an error is of a kind that reading a checkpoint raises while it is replaced or removed."""
+    if isinstance(error, FormatError | IncompleteCheckpoint):
+        return True
+    return isinstance(error, OSError) and (isinstance(error, StorageError) or not isinstance(error, VarstoreError))
+
+
+@functools.lru_cache(maxsize=1024)
+def _known_to_be_shared(path: str) -> bool:
+    return is_shared(path)
 
 
 def _read_from_start(fd: int, size: int) -> bytes:

@@ -45,8 +45,10 @@ __all__ = [
     "change_mode",
     "cannot_save",
     "close_folder",
+    "SHARED_FILE_SYSTEMS",
     "copy_range",
     "exchange",
+    "file_system_type",
     "flock",
     "is_missing",
     "map_file",
@@ -93,6 +95,25 @@ CAN_SAVE = HAS_FOLDERS and flock is not None
 """Whether directories can be opened and locked, which is what holds a save together."""
 
 _NO_FOLDER = -1
+
+SHARED_FILE_SYSTEMS = frozenset(
+    {
+        0x65735546,  # FUSE, and virtiofs
+        0x6969,  # NFS
+        0xFF534D42,  # CIFS
+        0xFE534D42,  # SMB 2 and 3
+        0x517B,  # SMB 1
+        0x01021997,  # 9p
+        0x00C36400,  # Ceph
+        0x5346414F,  # AFS
+        0x0BD00BD0,  # Lustre
+        0x47504653,  # GPFS
+        0x19830326,  # BeeGFS
+        0x786F4256,  # shared folders of VirtualBox
+    }
+)
+"""Types of file systems that other machines, or other mounts, may change without this one seeing it at once."""
+
 _IS_LINUX = sys.platform == "linux"
 _libc: Any = ctypes.CDLL(None, use_errno=True) if os.name == "posix" else None
 
@@ -105,6 +126,7 @@ _SYS_OPENAT2 = 437  # the same number on every architecture
 _RESOLVE_NO_MAGICLINKS = 0x02
 _RESOLVE_BENEATH = 0x08
 _COPY_STEP = 1 << 20
+_STATFS_LONGS = 64  # more than a struct statfs holds on any architecture
 _CANNOT_COPY = {errno.EXDEV, errno.EPERM, errno.EINVAL, errno.EOPNOTSUPP, errno.EACCES, errno.ENOSYS}
 _MISSING = {errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL, errno.EPERM}
 
@@ -283,6 +305,16 @@ def address_space() -> int | None:
         return None
     limit, _ = resource.getrlimit(resource.RLIMIT_AS)
     return None if limit == resource.RLIM_INFINITY else int(limit)
+
+
+def file_system_type(path: str) -> int:
+    """Return the magic number of the file system that a path is on, 0 where it cannot be told (Linux: statfs)."""
+    if not _IS_LINUX or not hasattr(_libc, "statfs"):
+        return 0
+    status = (ctypes.c_long * _STATFS_LONGS)()  # its first member is the type
+    if _libc.statfs(os.fsencode(path), status) < 0:
+        return 0
+    return int(status[0]) & 0xFFFFFFFF
 
 
 def _missing(path: str | None) -> OSError:

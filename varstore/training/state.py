@@ -9,7 +9,7 @@ from typing import Any, Unpack
 import numpy as np
 
 from varstore.disk.progress import Progress
-from varstore.disk.read.checkpoint import Checkpoint, open_checkpoint
+from varstore.disk.read.checkpoint import Checkpoint, retry_if_replaced
 from varstore.errors import ManifestError
 from varstore.model.options import LoadOptions, StateOptions
 from varstore.model.store import load, save
@@ -90,20 +90,23 @@ def load_state(
     progress: Progress = None,
 ) -> Any:
     """Load the state that `save_state` saved, every value of the type that it had; see `varstore.load_state`."""
-    checkpoint = path if isinstance(path, Checkpoint) else open_checkpoint(path)
     options: LoadOptions = {"verify": verify, "threads": threads, "progress": progress}
-    check_framework(framework)
-    if checkpoint.damaged:
-        lost = listed(list(checkpoint.damaged), limit=_NAMED)
-        _log.warning("%s: the state comes back without the variables that are lost: %s", checkpoint.path, lost)
-    if checkpoint.manifest is not None and checkpoint.manifest.tree:
-        tree = checkpoint.tree
-    elif framework == "torch":
-        tree = {"$": "dict", "items": [[name, {"$": "array", "name": name}] for name in checkpoint]}
-    else:
-        return load(checkpoint, include=include, exclude=exclude, rename=rename, **options)
     choice: Choice = {"include": include, "exclude": exclude, "rename": rename}
-    return restore(checkpoint, tree, choice, map_location=map_location, framework=framework, **options)
+    check_framework(framework)
+
+    def load_from(checkpoint: Checkpoint) -> Any:
+        if checkpoint.damaged:
+            lost = listed(list(checkpoint.damaged), limit=_NAMED)
+            _log.warning("%s: the state comes back without the variables that are lost: %s", checkpoint.path, lost)
+        if checkpoint.manifest is not None and checkpoint.manifest.tree:
+            tree = checkpoint.tree
+        elif framework == "torch":
+            tree = {"$": "dict", "items": [[name, {"$": "array", "name": name}] for name in checkpoint]}
+        else:
+            return load(checkpoint, **choice, **options)
+        return restore(checkpoint, tree, choice, map_location=map_location, framework=framework, **options)
+
+    return retry_if_replaced(load_from, path)
 
 
 def restore(

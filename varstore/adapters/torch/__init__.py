@@ -15,14 +15,13 @@ import torch
 from varstore.adapters.torch.modules import ModuleOptions, load_into_module
 from varstore.adapters.torch.optimizers import load_into_optimizer
 from varstore.disk.progress import Progress
-from varstore.disk.read.checkpoint import Checkpoint, open_checkpoint
+from varstore.disk.read.checkpoint import Checkpoint, retry_if_replaced
 from varstore.errors import UsageError
 from varstore.formats.opened import ForeignCheckpoint
 from varstore.formats.verbs import open_source
 from varstore.model.match import Missing, OnMismatch, OnTied, check_mode
 from varstore.model.options import LoadOptions, Path, StateOptions
 from varstore.model.report import LoadReport
-from varstore.model.store import retry_if_replaced
 from varstore.training.chosen import Choice
 from varstore.training.state import load_state, save_state
 from varstore.training.tensors import Framework, MapLocation
@@ -128,11 +127,14 @@ def load(
     source = open_source(path)
     if isinstance(source, ForeignCheckpoint):
         return source.state(**choice, framework="torch", map_location=map_location)
-    checkpoint = source if isinstance(source, Checkpoint) else open_checkpoint(source)
     options: LoadOptions = {"verify": verify, "threads": threads, "progress": progress}
-    is_nested = checkpoint.manifest is not None and bool(checkpoint.manifest.tree)
-    framework: Framework | None = None if is_nested else "torch"
-    return load_state(checkpoint, **choice, map_location=map_location, framework=framework, **options)
+
+    def load_from(checkpoint: Checkpoint) -> Any:
+        is_nested = checkpoint.manifest is not None and bool(checkpoint.manifest.tree)
+        framework: Framework | None = None if is_nested else "torch"
+        return load_state(checkpoint, **choice, map_location=map_location, framework=framework, **options)
+
+    return retry_if_replaced(load_from, source)
 
 
 @checked
@@ -226,4 +228,4 @@ def load_into(
     source = open_source(source)
     if isinstance(source, Mapping) and not isinstance(source, Checkpoint):
         return load_from(source)
-    return retry_if_replaced(source, load_from)
+    return retry_if_replaced(load_from, source)

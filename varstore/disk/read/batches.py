@@ -10,7 +10,7 @@ import numpy as np
 import xxhash
 
 from varstore.disk.blocks import read_block
-from varstore.disk.read.checks import check_digest, check_size
+from varstore.disk.read.checks import check_digest
 from varstore.layout.readable import Readable
 from varstore.storage import syscalls
 from varstore.storage.directory import Directory
@@ -69,7 +69,7 @@ def _read_one(directory: Directory, variable: Readable, target: memoryview, too_
     fd = directory.open(relative, variable=entry.name)
     try:
         if syscalls.preadv(fd, (target, too_long), 0) != entry.nbytes:
-            check_size(directory, entry, os.fstat(fd).st_size)
+            directory.check_size(entry, os.fstat(fd).st_size)
             read_block(fd, np.frombuffer(target, np.uint8), 0, hashed=False)  # a call may give less than there is
     except OSError as error:
         if error.errno in (errno.ESPIPE, errno.EISDIR, errno.EAGAIN):

@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
-import stat
+import time
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import partial
 from types import MappingProxyType, TracebackType
-from typing import Any, NamedTuple
+from typing import Any, TypeVar
 
-from varstore.disk.read.checks import check_size
-from varstore.disk.read.scan import WalkedEntries
+from varstore.disk.read.content import Content, incomplete_error, read_content
 from varstore.disk.read.variable import Variable
 from varstore.errors import (
     CheckpointNotFound,
     FormatError,
-    IncompleteCheckpoint,
     ManifestError,
     StorageError,
     UsageError,
@@ -25,29 +24,21 @@ from varstore.errors import (
     VarstoreError,
 )
 from varstore.layout.location import Location
-from varstore.layout.manifest import Entry, Manifest, digest_in
+from varstore.layout.manifest import Entry, Manifest
 from varstore.layout.names import MANIFEST, MARKER
-from varstore.layout.readable import readable
-from varstore.storage.directory import Directory, locate
+from varstore.storage.directory import PAUSES, Directory, is_shared, locate, says_replaced
 from varstore.storage.failures import translated
 from varstore.text.hints import nearest, plural
 from varstore.text.table import Table
-from varstore.values.arguments import checked, described
+from varstore.values.arguments import checked, checked_path, described
 from varstore.values.select import Patterns, Rename, select
 
-__all__ = ["Checkpoint", "entries_of", "is_being_read", "open_checkpoint", "open_variable"]
+__all__ = ["Checkpoint", "entries_of", "is_being_read", "open_checkpoint", "open_variable", "retry_if_replaced"]
 
-_MANIFEST_LIMIT = 4 << 30
+Result = TypeVar("Result")
+
 _HTML_ROWS = 50
 _ATTEMPTS = 100
-
-
-class Content(NamedTuple):
-    """The content of a checkpoint; `damaged` maps the name of each incomplete variable to what is wrong with it."""
-
-    entries: Mapping[str, Entry]
-    manifest: Manifest | None
-    damaged: Mapping[str, str] = MappingProxyType({})
 
 
 class Checkpoint(Mapping[str, Variable]):
@@ -103,7 +94,7 @@ class Checkpoint(Mapping[str, Variable]):
                 translated(self.path, "the checkpoint cannot be opened"),
                 Directory(self._location) as directory,
             ):
-                self._content = _read(directory, allow_incomplete=self._allow_incomplete)[1]
+                self._content = read_content(directory, allow_incomplete=self._allow_incomplete)[1]
         return self._content
 
     @property
@@ -153,8 +144,8 @@ class Checkpoint(Mapping[str, Variable]):
     def is_replaced(self) -> bool:
         """Whether the path no longer leads to the checkpoint that was opened: replaced, removed or not accessible."""
         try:
-            with Directory(self._location):
-                return False
+            with Directory(self._location) as directory:
+                return not directory.is_current()
         except VarstoreError:
             return True
 
@@ -258,18 +249,63 @@ def open_checkpoint(path: str | os.PathLike[str], *, allow_incomplete: bool = Fa
         ...     print(checkpoint, checkpoint["fc/weight"].shape)
         <Checkpoint 'lenet': 2 variables> (4, 2)
     """
-    location = locate(path)
+    opened: Checkpoint = retry_if_replaced(lambda checkpoint: checkpoint, path, allow_incomplete=allow_incomplete)
+    return opened
+
+
+def retry_if_replaced(
+    use: Callable[..., Result], *sources: str | os.PathLike[str] | Checkpoint, allow_incomplete: bool = False
+) -> Result:
+    """Call `use` with checkpoints, and again with the new ones if a save replaced one at its path meanwhile.
+
+    All that reads a checkpoint by its path goes through here, so that it gives the old checkpoint or the new one. A
+    handle in place of a path stands for one checkpoint, so it is not opened again. `use` raises the error of a
+    replacement, which `varstore.storage.directory` tells from the others, whenever what it read is not of one
+    checkpoint.
+
+    Raises:
+        CheckpointNotFound, IncompleteCheckpoint, ManifestError, StorageError: one of them cannot be opened; or it was
+            replaced each time before `use` came to its end.
+    """
+    replaced: CheckpointNotFound | StorageError
     for _ in range(_ATTEMPTS):
-        with translated(location.path, "the checkpoint cannot be opened"), Directory(location) as directory:
-            try:
-                found, content = _read(directory, allow_incomplete=allow_incomplete)
-                if not allow_incomplete:
-                    _require_marker(directory)  # the first to go when a checkpoint is replaced
+        try:
+            opened = [s if isinstance(s, Checkpoint) else _opened(s, allow_incomplete) for s in sources]
+        except StorageError as error:
+            if not says_replaced(error):
+                raise
+            replaced = error
+            continue
+        try:
+            return use(*opened)
+        except (CheckpointNotFound, StorageError) as error:
+            again = [made for made, given in zip(opened, sources, strict=True) if made is not given]
+            is_ours = isinstance(error, CheckpointNotFound) or says_replaced(error)
+            if not is_ours or not any(checkpoint.is_replaced for checkpoint in again):
+                raise
+            replaced = error
+    raise StorageError(
+        "the checkpoint was replaced each time before it could be read",
+        number=errno.ESTALE,
+        path=replaced.path,
+        hint="try again when fewer saves replace it",
+    ) from replaced
+
+
+def _opened(path: str | os.PathLike[str], allow_incomplete: bool) -> Checkpoint:
+    """Open a checkpoint; what may be a mixture on a shared file system is looked at again, until it stays the same."""
+    location = locate(checked_path(path, "path"))
+    pauses = iter(PAUSES)
+    while True:
+        try:
+            with translated(location.path, "the checkpoint cannot be opened"), Directory(location) as directory:
+                found, content = read_content(directory, allow_incomplete=allow_incomplete)
                 return Checkpoint(found, content, allow_incomplete=allow_incomplete)
-            except (FormatError, FileNotFoundError):
-                if directory.is_at_its_path():
-                    raise
-    raise StorageError("the checkpoint is replaced faster than it can be opened", path=location.path)
+        except FormatError:
+            pause = next(pauses, None)
+            if pause is None or not is_shared(location.absolute):
+                raise
+            time.sleep(pause)
 
 
 def entries_of(checkpoint: Checkpoint, names: Iterable[str]) -> list[Entry]:
@@ -294,26 +330,6 @@ def _unpickled(kind: type[Checkpoint], location: Location, allow_incomplete: boo
     if closed:
         checkpoint.close()
     return checkpoint
-
-
-def _read(directory: Directory, *, allow_incomplete: bool) -> tuple[Location, Content]:
-    """Return the directory's location with the identity of the checkpoint in it, and the checkpoint's content."""
-    if not allow_incomplete:
-        _require_marker(directory)
-    manifest = None
-    location = directory.location
-    try:
-        manifest, identity = _read_manifest(directory)
-        location = location.known_as(identity or directory.identity())
-    except FormatError:
-        if not allow_incomplete:
-            raise
-        location = location.known_as(directory.identity())
-    entries = manifest.entries if manifest else WalkedEntries(directory, location)
-    if not allow_incomplete:
-        return location, Content(entries, manifest)
-    whole, damaged = _salvage(directory, entries)
-    return location, Content(whole, manifest, MappingProxyType(damaged))
 
 
 def _refuse_constant(name: str) -> None:
@@ -347,7 +363,7 @@ def open_variable(path: str | os.PathLike[str]) -> Variable:
     root = os.path.dirname(folder)
     while not os.path.lexists(os.path.join(root, MARKER)):
         if root == os.path.dirname(root):
-            raise _incomplete(os.path.dirname(folder))
+            raise incomplete_error(os.path.dirname(folder))
         root = os.path.dirname(root)
     relative = os.path.relpath(folder, root).replace(os.sep, "/")
     checkpoint = open_checkpoint(root)
@@ -358,46 +374,3 @@ def open_variable(path: str | os.PathLike[str]) -> Variable:
 
 
 _SEAL = "if you added it on purpose, run `varstore seal` to record it in the manifest"
-
-
-def _require_marker(directory: Directory) -> None:
-    try:
-        status = directory.status(MARKER)
-    except FileNotFoundError:
-        raise _incomplete(directory.path) from None
-    if not stat.S_ISREG(status.st_mode):
-        raise IncompleteCheckpoint("its marker is not a file", path=directory.place(MARKER))
-
-
-def _incomplete(root: str) -> IncompleteCheckpoint:
-    return IncompleteCheckpoint(
-        f"no {MARKER!r}: not a checkpoint, or its save never finished",
-        path=root,
-        hint="open it with allow_incomplete=True to recover the complete variables",
-    )
-
-
-def _read_manifest(directory: Directory) -> tuple[Manifest | None, bytes | None]:
-    """Return the manifest and the digest in its header; None where there is none."""
-    try:
-        directory.status(MANIFEST)
-    except FileNotFoundError:
-        return None, None
-    data = directory.read_small(MANIFEST, limit=_MANIFEST_LIMIT)
-    return Manifest.decode(data, path=directory.place(MANIFEST)), digest_in(data)
-
-
-def _salvage(directory: Directory, entries: Mapping[str, Entry]) -> tuple[dict[str, Entry], dict[str, str]]:
-    whole: dict[str, Entry] = {}
-    damaged: dict[str, str] = {}
-    for name in entries:
-        try:
-            entry = entries[name]
-            if entry.meta is not None:
-                readable(entry, path=directory.path)
-            with directory.file(entry, "out") as (_, size):
-                check_size(directory, entry, size)
-            whole[name] = entry
-        except (VarstoreError, OSError) as error:
-            damaged[name] = str(error)
-    return whole, damaged

@@ -11,7 +11,7 @@ import numpy as np
 import xxhash
 
 from varstore.disk.encodings.table import read_part
-from varstore.disk.read.checks import check_digest, check_size
+from varstore.disk.read.checks import check_digest
 from varstore.disk.read.whole import read_values
 from varstore.layout.location import Location
 from varstore.layout.manifest import BLOCK
@@ -38,8 +38,7 @@ def read_index(location: Location, variable: Readable, index: Any) -> Any:
             nonlocal fd
             if fd < 0:  # an index that is wrong, or needs nothing, opens nothing
                 directory = opened.enter_context(Directory(location))
-                fd, file_size = opened.enter_context(directory.file(variable.entry, "out"))
-                check_size(directory, variable.entry, file_size)
+                fd = opened.enter_context(directory.out(variable.entry))
             values = np.empty(size, np.uint8)
             read_part(fd, variable, values, offset, hashed=False)
             return values
@@ -65,9 +64,8 @@ def row_chunks(location: Location, variable: Readable, *, verify: bool) -> Itera
     with (
         translated(location.path, "reading failed"),
         Directory(location) as directory,
-        directory.file(entry, "out") as (fd, size),
+        directory.out(entry) as fd,
     ):
-        check_size(directory, entry, size)
         for index, shape in _chunk_indices(variable.shape, variable.stored.itemsize):
             values = np.empty(shape, variable.stored)
             flat = values.reshape(-1).view(np.uint8)

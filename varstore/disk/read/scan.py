@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import os
 import stat
 from collections.abc import Iterator, Mapping
 
@@ -11,11 +12,11 @@ import xxhash
 from varstore.errors import FormatError
 from varstore.layout.location import Location
 from varstore.layout.manifest import Entry
-from varstore.layout.meta import META_LIMIT, Meta, encode_meta, parse_meta
+from varstore.layout.meta import META_LIMIT, encode_meta, parse_meta
 from varstore.layout.names import Folder
-from varstore.storage.directory import Directory
+from varstore.storage.directory import Directory, replaced_error
 
-__all__ = ["WalkedEntries", "variable_folders"]
+__all__ = ["WalkedEntries", "read_entry", "variable_folders"]
 
 
 class WalkedEntries(Mapping[str, Entry]):
@@ -45,31 +46,32 @@ class WalkedEntries(Mapping[str, Entry]):
         return name in self._folders
 
     def _read(self, folder: Folder) -> Entry:
-        entry = Entry(name=folder, folder=folder, meta=None, nbytes=0)
-        with Directory(self._location) as directory:
-            with directory.file(entry, "out") as (_, size):
-                entry = entry._replace(nbytes=size)
-            found = _read_meta(directory, folder)
-        if found is None:
-            return entry
-        meta, text = found
-        return entry._replace(meta=meta, meta_digest=b"" if text == encode_meta(meta) else xxhash.xxh3_128_digest(text))
+        with Directory(self._location, confirms=False) as directory:
+            return read_entry(directory, folder)
 
 
-def _read_meta(directory: Directory, folder: str) -> tuple[Meta, bytes] | None:
-    """Return what a folder's ``meta`` says, and its text; None where there is none.
+def read_entry(directory: Directory, folder: Folder) -> Entry:
+    """Return what a folder's ``out`` and ``meta`` say of its variable, which has the folder's path as its name.
 
     Raises:
-        MetaError: it does not describe a variable.
-        FormatError: it is too large, or not a file.
+        MetaError: ``meta`` does not describe a variable.
+        FormatError: there is no ``out``, or one of the two is not a file.
+        StorageError: the checkpoint was replaced.
     """
-    relative = f"{folder}/meta"
+    relative = f"{folder}/out"
+    fd = directory.open(relative, variable=folder)
     try:
-        directory.status(relative)
-    except FileNotFoundError:
-        return None
-    text = directory.read_small(relative, limit=META_LIMIT, variable=folder)
-    return parse_meta(text, path=directory.place(relative)), text
+        entry = Entry(name=folder, folder=folder, meta=None, nbytes=directory.size(fd, relative, folder))
+    finally:
+        os.close(fd)
+    relative = f"{folder}/meta"
+    text = directory.read_if_there(relative, limit=META_LIMIT, variable=folder)
+    if text is None:
+        if not directory.is_current():  # of a checkpoint that is being removed, `meta` may be the first file to go
+            raise replaced_error(directory.path)
+        return entry
+    meta = parse_meta(text, path=directory.place(relative))
+    return entry._replace(meta=meta, meta_digest=b"" if text == encode_meta(meta) else xxhash.xxh3_128_digest(text))
 
 
 def variable_folders(directory: Directory) -> Iterator[str]:

@@ -8,14 +8,14 @@ from typing import Any
 
 import numpy as np
 
-from varstore.disk.read.checks import check_files, check_size
+from varstore.disk.read.checks import check_files
 from varstore.disk.read.parts import read_index
 from varstore.disk.read.whole import read_values
 from varstore.layout.dtypes import data_type_of, dtype_of
 from varstore.layout.location import Location
-from varstore.layout.manifest import Entry
+from varstore.layout.manifest import Entry, known_meta
 from varstore.layout.meta import Meta
-from varstore.layout.readable import Readable, known_meta, readable
+from varstore.layout.readable import Readable, readable
 from varstore.storage import syscalls
 from varstore.storage.directory import Directory
 from varstore.storage.failures import translated
@@ -147,10 +147,9 @@ class Variable(Stored):
         with (
             translated(self.location.path, "mapping failed"),
             Directory(self.location) as directory,
-            directory.file(self.entry, "out") as (fd, size),
+            directory.out(self.entry) as fd,
         ):
-            check_size(directory, self.entry, size)
-            mapped = syscalls.map_file(fd, size)
+            mapped = syscalls.map_file(fd, self.entry.nbytes)
         return np.frombuffer(mapped, variable.dtype).reshape(variable.shape)
 
     def __getitem__(self, index: Any) -> Any:

@@ -12,7 +12,7 @@ import numpy as np
 from varstore.disk.blocks import SMALL, spans
 from varstore.disk.encodings.table import read_part
 from varstore.disk.read.batches import batches, read_batch
-from varstore.disk.read.checks import check_digest, check_size
+from varstore.disk.read.checks import check_digest
 from varstore.disk.threads import Job, Lane, in_lanes, run, shared_if_slow, thread_count
 from varstore.layout.location import Location
 from varstore.layout.manifest import BLOCK
@@ -165,8 +165,7 @@ class _Work:
     def _read_block(self, variable: Readable, row: np.ndarray, start: int, stop: int) -> None:
         entry = variable.entry
         target = row[start:stop]
-        with self._directory.file(entry, "out") as (fd, size):
-            check_size(self._directory, entry, size)
+        with self._directory.out(entry) as fd:
             digest = read_part(fd, variable, target, start, hashed=self._verify and bool(variable.digests))
         if self._verify:
             check_digest(self._directory, entry, variable.digests, start // BLOCK, digest)

@@ -26,13 +26,12 @@ from varstore.disk.save.durability import sync_file
 from varstore.disk.save.small_files import SmallFiles
 from varstore.disk.save.staging import Staging
 from varstore.disk.threads import Job
-from varstore.errors import FormatError, SizeMismatch
+from varstore.errors import FormatError
 from varstore.layout.location import Location
 from varstore.layout.manifest import Entry
 from varstore.layout.meta import encode_meta
 from varstore.storage import syscalls
 from varstore.storage.directory import Directory
-from varstore.text.hints import plural
 from varstore.values.arrays import Stored
 from varstore.values.plan import PlannedVariable
 
@@ -131,7 +130,7 @@ class Links:
         if not (stat.S_ISREG(status.st_mode) and status.st_mode & _READABLE):
             os.unlink(target, dir_fd=self._fd)
             return False
-        _check_size(status.st_size, original, directory)
+        directory.check_size(original, status.st_size)
         if self._sync:
             sync_file(target, dir_fd=self._fd)
         return True
@@ -156,13 +155,12 @@ class Links:
     def _copy_out(self, variable: PlannedVariable, directory: Directory, original: _Original) -> None:
         with self._lock:
             self.copied += variable.nbytes
-        with directory.file(original, "out") as (source, size):
-            _check_size(size, original, directory)
+        with directory.out(original) as source:
             fd = new_file(variable.folder + "/out", dir_fd=self._fd)
             try:
                 done = 0
-                while done < size:
-                    copied = syscalls.copy_range(source, fd, size - done, done)
+                while done < original.nbytes:
+                    copied = syscalls.copy_range(source, fd, original.nbytes - done, done)
                     if copied == 0:
                         raise OSError(errno.EIO, "the file became shorter while it was copied")
                     done += copied
@@ -172,8 +170,9 @@ class Links:
                 os.close(fd)
 
     def _digest(self, variable: PlannedVariable) -> None:
-        with self._here.file(variable, "out") as (fd, size):
-            self._digests[variable.name] = b"".join(digest_file_block(fd, start, stop) for start, stop in spans(size))
+        with self._here.out(variable) as fd:
+            blocks = spans(variable.nbytes)
+            self._digests[variable.name] = b"".join(digest_file_block(fd, start, stop) for start, stop in blocks)
 
 
 def _linked(name: str, folder_fd: int, target: str, dir_fd: int) -> bool:
@@ -203,15 +202,3 @@ def _holds(path: str, content: bytes, *, dir_fd: int, sync: bool) -> bool:
         return True
     finally:
         os.close(fd)
-
-
-def _check_size(size: int, original: _Original, directory: Directory) -> None:
-    if size != original.nbytes:
-        raise SizeMismatch(
-            "the file is not as long as its checkpoint says",
-            path=directory.place(f"{original.folder}/out"),
-            variable=original.name,
-            found=plural(size, "byte"),
-            expected=plural(original.nbytes, "byte"),
-            hint="verify that checkpoint",
-        )

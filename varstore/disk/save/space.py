@@ -51,9 +51,16 @@ def _far(plan: SavePlan, target: str) -> list[PlannedVariable]:
     stored = [
         (v, v.source.location.absolute) for v in plan.variables if isinstance(v.source, Stored) and not v.alias_of
     ]
-    device = os.stat(_place_of(target)).st_dev
-    far = {root for root in {root for _, root in stored} if os.path.isdir(root) and os.stat(root).st_dev != device}
+    device = _device_of(_place_of(target))
+    far = {root for root in {root for _, root in stored} if _device_of(root) not in (None, device)}
     return [v for v, root in stored if root in far]
+
+
+def _device_of(path: str) -> int | None:
+    try:
+        return os.stat(path).st_dev
+    except (FileNotFoundError, NotADirectoryError):  # told when it is opened
+        return None
 
 
 def _too_few_inodes(problem: str, status: Any, target: str, files: int) -> OutOfSpace:

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from copy import copy
 from typing import Any, Unpack
 
-from varstore.disk.read.checkpoint import Checkpoint, open_checkpoint, open_variable
+from varstore.disk.read.checkpoint import Checkpoint, open_variable, retry_if_replaced
 from varstore.disk.read.variable import Variable
 from varstore.errors import IncompleteCheckpoint
 from varstore.interfaces.oneflow.session import SessionVariable, get_all_variables
@@ -64,7 +64,7 @@ class _CheckpointNamespace:
         if is_variable:
             return open_variable(path)
         try:
-            return CheckpointVariables(open_checkpoint(path))
+            return retry_if_replaced(CheckpointVariables, path)
         except IncompleteCheckpoint as error:
             if not os.path.exists(os.path.join(path, "pickled_data")):
                 raise
