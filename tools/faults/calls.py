@@ -12,10 +12,11 @@ from __future__ import annotations
 import contextlib
 import enum
 import os
+import re
 import shutil
 import signal
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, partial
 from pathlib import Path
@@ -99,38 +100,31 @@ def _visit_with_shared(scenario: Scenario, fault: Fault, place: Path) -> Outcome
 
 def count_calls(injector: Injector, scenario: Scenario, place: Path) -> tuple[str, ...]:
     """Return the file system calls that a scenario makes without a fault; `place` is an empty directory."""
-    expected = _expect(scenario, place)
-    with _child(injector, scenario, place) as child:
-        return _meet(child, scenario, COUNT, 0, expected, place)[0].calls
+    with _Visit(injector, scenario, place) as visit:
+        return visit.meet(COUNT, 0)[0].calls
 
 
 def visit(injector: Injector, scenario: Scenario, fault: Fault, place: Path) -> Outcome:
     """Run the scenario with the fault at each call at which it can occur."""
     points, lost = 1, []  # the first without a fault
-    expected = _expect(scenario, place)
-    with _child(injector, scenario, place) as child:
-        undisturbed, losses = _meet(child, scenario, COUNT, 0, expected, place)
+    with _Visit(injector, scenario, place) as visit:
+        undisturbed, losses = visit.meet(COUNT, 0)
         if losses:
             lost.append(Lost(point="no call", losses=_named(losses)))
         for number, call in enumerate(undisturbed.calls, 1):
             if not fault.can_occur_at(call):
                 continue
-            met, losses = _meet(child, scenario, fault, number, expected, place)
+            met, losses = visit.meet(fault, number)
             if not met.hit and fault.is_partial:
                 continue
             points += 1
             if losses:
-                child.stop()  # whatever state it is in
                 lost.append(Lost(point=f"call {number}, {call}({met.where})", losses=_named(losses)))
     return Outcome(points=points, lost=lost)
 
 
 def _named(losses: Mapping[Loss, str]) -> Mapping[str, str]:
     return {loss.name: f"{loss}: {found}" for loss, found in losses.items()}
-
-
-def _child(injector: Injector, scenario: Scenario, place: Path) -> Child:
-    return Child(injector, partial(scenario.act, place / _HOME))
 
 
 @contextlib.contextmanager
@@ -170,20 +164,65 @@ def _expect(scenario: Scenario, place: Path) -> _Expected:
     return _Expected(before=before, after=after, visible=visible, afterwards=afterwards)
 
 
-def _meet(
-    child: Child, scenario: Scenario, fault: Fault, number: int, expected: _Expected, place: Path
-) -> tuple[Run, Mapping[Loss, str]]:
-    with fresh_home(scenario, place) as home:
-        met = child.run(at=number, fault=fault)
-        return met, dict(_judge(scenario, fault, met, expected, home))
+class _Visit:
+    """Meets points of one scenario, one after another.
+
+    A home directory that is as it was before is used again. What follows from a state of it (that checkpoints open,
+    that the next call works) is tried once for each state.
+    """
+
+    def __init__(self, injector: Injector, scenario: Scenario, place: Path) -> None:
+        self._scenario = scenario
+        self._place = place
+        self._expected = _expect(scenario, place)
+        self._child = Child(injector, partial(scenario.act, place / _HOME))
+        self._home = contextlib.ExitStack()
+        self._is_ready = False
+        self._consequences: dict[object, Mapping[Loss, str]] = {}
+
+    def __enter__(self) -> _Visit:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._child.stop()
+        self._home.close()
+
+    def meet(self, fault: Fault, number: int) -> tuple[Run, Mapping[Loss, str]]:
+        """Run the scenario with the fault at the call of this number, and return what happened and what is lost."""
+        if not self._is_ready:
+            self._home.close()
+            self._home.enter_context(fresh_home(self._scenario, self._place))
+        home = self._place / _HOME
+        met = self._child.run(at=number, fault=fault)
+        seen = observe(home)
+        self._is_ready = seen == self._expected.before and not seen.leftovers
+        losses = dict(_judge(self._scenario, fault, met, seen, self._expected, home))
+        key = (repr(seen.units), bool(met.said and met.said.left_open), *sorted(_anonymous(home, seen.leftovers)))
+        if key not in self._consequences:
+            self._consequences[key] = dict(_judge_consequences(self._scenario, seen, self._expected, home))
+            self._is_ready = False
+        losses |= self._consequences[key]
+        if losses:
+            self._child.stop()  # whatever state it is in
+            self._is_ready = False
+        return met, losses
 
 
-def _judge(scenario: Scenario, fault: Fault, met: Run, expected: _Expected, home: Path) -> Judgement:
+def _anonymous(home: Path, leftovers: Collection[str]) -> Iterator[str]:
+    """Yield the paths and sizes of leftovers, without the random part of their names."""
+    for leftover in leftovers:
+        yield (name := re.sub("[0-9a-f]{8}", "", leftover))
+        for folder, _, files in os.walk(home / leftover):
+            for file in files:
+                path = os.path.join(folder, file)
+                yield f"{name} {os.path.relpath(path, home / leftover)} {os.lstat(path).st_size}"
+
+
+def _judge(scenario: Scenario, fault: Fault, met: Run, seen: Seen, expected: _Expected, home: Path) -> Judgement:
     if not met.hit and not fault.is_partial and fault.action is not Action.COUNT:
         yield Loss.UNREACHED, f"{len(met.calls)} calls were made"
     if met.killed_by == signal.SIGALRM:
         yield Loss.HUNG, f"after {len(met.calls)} calls"
-    seen = observe(home)
     is_known = seen in expected.visible
     if not is_known and not (scenario.is_in_place and met.said is None and _lacks_markers(home)):
         yield Loss.HALF_DONE, str(seen)
@@ -194,7 +233,10 @@ def _judge(scenario: Scenario, fault: Fault, met: Run, expected: _Expected, home
         yield from _judge_words(scenario, fault, met, met.said, is_new=seen == expected.after, is_known=is_known)
     elif met.killed_by != signal.SIGALRM and not (fault.kills and met.killed_by == signal.SIGKILL):
         yield Loss.FOREIGN, f"ended by signal {met.killed_by}"
-    if is_known:
+
+
+def _judge_consequences(scenario: Scenario, seen: Seen, expected: _Expected, home: Path) -> Judgement:
+    if seen in expected.visible:
         yield from _judge_soundness(scenario, seen, expected, home)
     if seen.leftovers:
         yield from _judge_cleaning(seen, home)

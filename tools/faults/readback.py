@@ -32,7 +32,7 @@ _STAGING: Final = re.compile(r"\..+\.(saving|replaced)-[0-9a-f]{8}|\..+\.[0-9a-f
 _TEMPORARY: Final = re.compile(r"\.manifest\.[0-9a-f]{8}")
 
 Variable = tuple[tuple[int, ...], str, bytes]
-"""Shape, data type and values."""
+"""Shape, data type and the digest of the values."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -80,13 +80,12 @@ class Checkpoint:
 class Seen:
     """What lies in a directory: visible checkpoints and files by path, and the paths of leftovers."""
 
-    units: Mapping[str, Checkpoint | bytes | str]
-    """A folder that is empty, or cannot be read as a checkpoint, is a text that says so."""
+    units: Mapping[str, Checkpoint | str]
+    """A file is a text with its size and digest; so is what a folder is that is empty, or not a checkpoint."""
     leftovers: frozenset[str] = field(compare=False)
 
     def __str__(self) -> str:
-        found = {path: f"{len(unit)} bytes" if isinstance(unit, bytes) else unit for path, unit in self.units.items()}
-        return "nothing" if not found else "; ".join(f"{path}: {unit}" for path, unit in found.items())
+        return "; ".join(f"{path}: {unit}" for path, unit in self.units.items()) or "nothing"
 
 
 def contents_of(arrays: Mapping[str, np.ndarray]) -> Contents:
@@ -95,7 +94,9 @@ def contents_of(arrays: Mapping[str, np.ndarray]) -> Contents:
     for name, array in arrays.items():
         folders[id(array)].add(name)
     return Contents(
-        variables={name: (array.shape, _TYPES[array.dtype.name], array.tobytes()) for name, array in arrays.items()},
+        variables={
+            name: (array.shape, _TYPES[array.dtype.name], _digest(array.tobytes())) for name, array in arrays.items()
+        },
         ties=frozenset(frozenset(names) for names in folders.values() if len(names) > 1),
     )
 
@@ -127,7 +128,11 @@ def observe(directory: Path) -> Seen:
         leftovers |= unlisted
         for other in unlisted:
             units.pop(other)
-    return Seen(units=units, leftovers=frozenset(leftovers))
+    described = {
+        name: f"{len(unit)} bytes {_digest(unit).hex()}" if isinstance(unit, bytes) else unit
+        for name, unit in units.items()
+    }
+    return Seen(units=described, leftovers=frozenset(leftovers))
 
 
 def _joined(index: str, units: Mapping[str, Checkpoint | bytes | str]) -> tuple[bytes | str, Collection[str]]:
@@ -186,19 +191,21 @@ def read_checkpoint(path: Path) -> Checkpoint:
     variables: dict[str, Variable] = {}
     folders = defaultdict(set)
     values: dict[int, bytes] = {}
+    contents: dict[str, bytes] = {}
     files = {os.path.join(folder, name)[len(f"{path}/") :] for folder, _, names in os.walk(path) for name in names}
     for out in sorted(file for file in files if file.endswith("/out")):
         folder = out.removesuffix("/out")
         inode = os.stat(path / out).st_ino
         if inode not in values:
             values[inode] = (path / out).read_bytes()
-        variables[folder] = (*_parse_meta((path / folder / "meta").read_text()), values[inode])
+        variables[folder] = (*_parse_meta((path / folder / "meta").read_text()), _digest(values[inode]))
+        contents[folder] = values[inode]
         folders[inode].add(folder)
     known = {"snapshot_done", "manifest"} | {f"{folder}/{name}" for folder in variables for name in ("meta", "out")}
     temporary = frozenset(filter(_TEMPORARY.fullmatch, files))
     attributes, contradictions = None, frozenset[str]()
     if "manifest" in files:
-        attributes, contradictions = _compare((path / "manifest").read_bytes(), variables)
+        attributes, contradictions = _compare((path / "manifest").read_bytes(), variables, contents)
     return Checkpoint(
         variables=variables,
         ties=frozenset(frozenset(names) for names in folders.values() if len(names) > 1),
@@ -217,7 +224,9 @@ def _parse_meta(meta: str) -> tuple[tuple[int, ...], str]:
     return tuple(map(int, re.findall(r"\d+", whole[1]))), whole[2]
 
 
-def _compare(manifest: bytes, variables: Mapping[str, Variable]) -> tuple[Any, frozenset[str]]:
+def _compare(
+    manifest: bytes, variables: Mapping[str, Variable], contents: Mapping[str, bytes]
+) -> tuple[Any, frozenset[str]]:
     """Return the attributes and the tree, and in which entries the manifest and the folders contradict each other."""
     magic, version, zero, length, digest = _HEADER.unpack_from(manifest.ljust(_HEADER.size, b"\0"))
     body = manifest[_HEADER.size :]
@@ -233,7 +242,8 @@ def _compare(manifest: bytes, variables: Mapping[str, Variable]) -> tuple[Any, f
     wrong = {f"{folder} is listed only" for folder in listed.keys() - variables.keys()}
     wrong |= {f"{folder} is not listed" for folder in variables.keys() - listed.keys()}
     for folder in listed.keys() & variables.keys():
-        shape, data_type, values = variables[folder]
+        shape, data_type, _ = variables[folder]
+        values = contents[folder]
         entry = listed[folder]
         blocks = [_digest(values[at : at + _BLOCK]) for at in range(0, len(values), _BLOCK)]
         said = (_extents(entry.get("shape", [])), *(entry.get(key, [0])[0] for key in ("data_type", "size")))
