@@ -23,6 +23,7 @@ from varstore.adapters import jax as vj  # noqa: E402
 from varstore.disk.read.checkpoint import open_checkpoint  # noqa: E402
 from varstore.errors import UnsupportedDtype, UsageError, VariableMismatch  # noqa: E402
 from varstore.inspection.verify import verify  # noqa: E402
+from varstore.model.into import load_into  # noqa: E402
 from varstore.model.store import save  # noqa: E402
 from varstore.training.background import save_async  # noqa: E402
 
@@ -151,6 +152,55 @@ def test_what_cannot_be_saved(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"state\['f'\]: function"):
         vj.save(tmp_path / "c", {"f": lambda: 1})
     assert list(tmp_path.iterdir()) == []
+
+
+def donated() -> Any:
+    array = jnp.ones(3)
+    jax.jit(lambda values: values + 1, donate_argnums=0)(array)
+    return array
+
+
+def traced() -> Any:
+    escaped = []
+    jax.jit(lambda values: escaped.append(values) or values)(jnp.ones(3))
+    return escaped[0]
+
+
+WITHOUT_VALUES = {
+    "donated": (donated, "an array that was donated or deleted cannot be saved. Save it before the call"),
+    "tracer": (traced, "a tracer, which has no values, cannot be saved. Save outside of jit"),
+    "struct": (lambda: jax.ShapeDtypeStruct((3,), jnp.float32), "a ShapeDtypeStruct, which is not an array, cannot"),
+    "key": (lambda: jax.random.key(0), "a typed random key cannot be saved. Save jax.random.key_data"),
+}
+
+
+@pytest.mark.parametrize("case", WITHOUT_VALUES)
+def test_an_array_without_values_is_refused_by_name(tmp_path: Path, case: str) -> None:
+    make, message = WITHOUT_VALUES[case]
+    value = make()
+    for call in (
+        lambda: save(tmp_path / "c", {"v": value}),
+        lambda: save_async(tmp_path / "c", {"v": value}).wait(),
+        lambda: vj.save(tmp_path / "c", {"v": value}),
+        lambda: load_into({"v": np.zeros(3, "f4")}, {"v": value}),
+    ):
+        with pytest.raises(UnsupportedDtype, match="key_data" if case == "key" else f"variable 'v': {message}"):
+            call()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_array_that_other_processes_have_parts_of_is_refused(tmp_path: Path) -> None:
+    class Spread:
+        """What jax's array says in a program of several processes."""
+
+        is_fully_addressable = is_fully_replicated = False
+        shape, dtype = (3,), np.dtype(np.float32)
+        is_deleted = bool
+        __array__ = None
+
+    Spread.__module__ = "jaxlib._jax"
+    with pytest.raises(UnsupportedDtype, match=r"spread over processes .*process_allgather.* process 0"):
+        save(tmp_path / "c", {"v": Spread()})
 
 
 def test_wide_types_are_not_narrowed_in_silence(tmp_path: Path) -> None:

@@ -21,6 +21,10 @@ TYPES = [
     *("float16", "bfloat16", "float32", "float64", "complex64", "complex128"),
     *("float8_e4m3fn", "float8_e4m3fnuz", "float8_e5m2", "float8_e5m2fnuz", "float8_e8m0fnu"),
 ]
+from torch import masked  # noqa: E402
+from torch._subclasses.fake_tensor import FakeTensorMode  # noqa: E402
+from torch.distributed.tensor import Shard, distribute_tensor  # noqa: E402
+
 VALUES = [0.0, 1.0, 0.5, 2.0, 4.0, 8.0]
 
 
@@ -154,6 +158,36 @@ def test_tensors_are_sources_of_load_into():
     assert_same(target, np.array([0.5, 2.0], ml_dtypes.bfloat16))
 
 
+class Wrapper(torch.Tensor):
+    """A tensor that is made of another one, as those of torchao; it answers nothing."""
+
+    @staticmethod
+    def __new__(cls, inner):
+        return torch.Tensor._make_wrapper_subclass(cls, inner.shape, dtype=inner.dtype)
+
+    def __init__(self, inner):
+        self.inner = inner
+
+    @classmethod
+    def __torch_dispatch__(cls, function, *_):
+        raise NotImplementedError(function)
+
+
+def distributed():
+    """Return a tensor of a mesh of one process."""
+    if not torch.distributed.is_initialized():
+        torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)
+    mesh = torch.distributed.device_mesh.init_device_mesh("cpu", (1,))
+    return distribute_tensor(torch.ones(2), mesh, [Shard(0)])
+
+
+def freed():
+    """Return a tensor without its memory, as that of a sharded module between its steps."""
+    tensor = torch.ones(2)
+    tensor.untyped_storage().resize_(0)
+    return tensor
+
+
 REFUSED = {
     "sparse": (lambda: torch.eye(2).to_sparse(), "a sparse tensor cannot be saved. Save its indices and values"),
     "sparse rows": (lambda: torch.eye(2).to_sparse_csr(), "a sparse tensor cannot be saved"),
@@ -170,6 +204,16 @@ REFUSED = {
     "lazy": (lambda: torch.nn.LazyLinear(2).weight, "not initialized yet cannot be saved. Run its module once first"),
     "complex32": (lambda: torch.ones(2, dtype=torch.complex32), "no place on disk: found torch.complex32. Convert it"),
     "uint3": (lambda: torch.empty(2, dtype=torch.uint3), "no place on disk: found torch.uint3"),
+    "masked": (lambda: masked.masked_tensor(torch.ones(2), torch.tensor([True, False])), r"its mask, .* get_data\(\)"),
+    "distributed": (distributed, r"spread over processes cannot be saved. Save tensor.full_tensor\(\) on rank 0"),
+    "fake": (
+        lambda: FakeTensorMode().from_tensor(torch.ones(2)),
+        "a fake tensor, which has no values, cannot be saved",
+    ),
+    "functional": (lambda: torch._to_functional_tensor(torch.ones(2)), "a functional tensor cannot be saved"),
+    "a wrapper": (lambda: Wrapper(torch.ones(2)), "a Wrapper, which is made of other tensors, cannot be saved"),
+    "a storage": (lambda: torch.ones(2).storage(), "a TypedStorage cannot be saved. Save a tensor that uses it"),
+    "freed": (freed, "a tensor whose memory was freed cannot be saved"),
     "packed float4": (lambda: torch.empty(2, dtype=torch.float4_e2m1fn_x2), "found torch.float4_e2m1fn_x2"),
 }
 
@@ -190,6 +234,39 @@ def test_a_tensor_without_plain_values_is_refused(case):
 def test_what_is_torchs_and_no_tensor_is_refused(value):
     with pytest.raises(UsageError, match="not an array, a scalar or a variable of a checkpoint"):
         source(value)
+
+
+def test_a_tensor_that_is_used_outside_of_vmap_is_refused_by_name(tmp_path):
+    escaped = []
+    torch.vmap(lambda row: escaped.append(row) or row)(torch.ones(3, 2))
+    for save in (vs.save, vs.save_state):
+        with pytest.raises(UsageError, match="'v'"):
+            save(tmp_path / "c", {"v": escaped[0]})
+
+
+@pytest.mark.parametrize("value", [torch.nn.LazyLinear(2).weight, torch.ones((), device="meta")], ids=["lazy", "meta"])
+def test_an_attribute_that_does_not_have_a_value_is_refused(tmp_path, value):
+    with pytest.raises(UsageError, match=r"^attributes\['a'\]: must be JSON: found"):
+        vs.save(tmp_path / "c", {}, attributes={"a": value})
+
+
+def test_attributes_take_scalars(tmp_path):
+    said = {"a": torch.tensor(3), "b": [torch.tensor(0.5, dtype=torch.bfloat16)], "c": torch.tensor(True)}
+    assert vs.save(tmp_path / "c", {}, attributes=said).attributes == {"a": 3, "b": [0.5], "c": True}
+
+
+@pytest.mark.parametrize("place", ["hpu:0", "privateuseone", "npu", "no such place"])
+def test_a_device_that_is_not_there_is_refused(tmp_path, place):
+    vs.save_state(tmp_path / "c", {"v": torch.ones(2)})
+    for where in (place, {"cpu": place}):
+        with pytest.raises(UsageError, match="variable 'v': the tensor cannot be moved to its device"):
+            vs.load_state(tmp_path / "c", map_location=where)
+
+
+def test_an_error_of_the_callers_own_function_is_the_callers(tmp_path):
+    vs.save_state(tmp_path / "c", {"v": torch.ones(2)})
+    with pytest.raises(ZeroDivisionError):
+        vs.load_state(tmp_path / "c", map_location=lambda *_: 1 // 0)
 
 
 class Rows(torch.utils.data.Dataset):

@@ -74,6 +74,8 @@ def state_of(tree: Any) -> Any:
         >>> state_of(Momentum(count=3, trace={"w": 0.5}))
         {'count': 3, 'trace': {'w': 0.5}}
     """
+    if isinstance(tree, jax.core.Tracer):
+        return tree  # refused by name when it is saved
     if isinstance(tree, jax.Array):
         _check_array(tree)
         return tree

@@ -135,13 +135,12 @@ def _plain(value: Any, place: str, variable: str | None) -> Any:
         return {_text(key, place, variable): _plain(item, f"{place}[{key!r}]", variable) for key, item in value.items()}
     if isinstance(value, list | tuple):
         return [_plain(item, f"{place}[{at}]", variable) for at, item in enumerate(value)]
-    if getattr(value, "shape", None) == () and hasattr(value, "item"):
-        try:
-            number = value.item()
-        except Exception as error:  # of the framework: a tracer, or a tensor without values
-            raise _not_json(place, variable, f"{type(value).__name__}: {error}") from error
-        if isinstance(number, bool | int | float):
-            return number
+    try:
+        number = value.item() if getattr(value, "shape", None) == () and hasattr(value, "item") else None
+    except Exception as error:  # of the framework: a tracer, or a tensor without values
+        raise _not_json(place, variable, f"{type(value).__name__}: {error}") from error
+    if isinstance(number, bool | int | float):
+        return number
     hint = "make it a list with tolist(), or save it as a variable"
     raise _not_json(place, variable, type(value).__name__, hint if hasattr(value, "tolist") else None)
 

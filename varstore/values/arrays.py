@@ -7,12 +7,12 @@ A value becomes an ndarray immediately if that does not copy it. A tensor on a d
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Iterable
 from typing import Any
 
 import numpy as np
 
-from varstore.errors import UnsupportedDtype, UsageError
+from varstore.errors import UnsupportedDtype, UsageError, VarstoreError
 from varstore.layout.dtypes import TABLE
 from varstore.layout.location import Location
 from varstore.layout.manifest import Entry
@@ -60,14 +60,34 @@ def as_source(value: Any, variable: str) -> Source:
     for base in type(value).__mro__:
         reader = _FRAMEWORKS.get(base.__module__.partition(".")[0])
         if reader is not None and (hasattr(value, "dtype") or (reader is _paddle and hasattr(value, "_dtype"))):
-            return reader(value, variable)
+            return _of_framework(reader, value, variable)
     if hasattr(value, "__array__") and hasattr(value, "shape") and hasattr(value, "dtype"):
         return _late(value, variable, lambda: np.asarray(value))
     raise UsageError(
         "not an array, a scalar or a variable of a checkpoint",
         variable=variable,
         found=type(value).__name__,
-        hint="make it an array with numpy.asarray, or use save_state for nested state",
+        hint="save its state_dict() with save_state"
+        if hasattr(value, "state_dict")
+        else "make it an array with numpy.asarray, or use save_state for nested state",
+    )
+
+
+def _of_framework(reader: Callable[[Any, str], Source], value: Any, variable: str) -> Source:
+    try:
+        return reader(value, variable)
+    except (VarstoreError, MemoryError):
+        raise
+    except Exception as error:  # wrappers of tensors refuse some questions with errors of their own
+        raise _unreadable(value, variable, error) from error
+
+
+def _unreadable(value: Any, variable: str, error: Exception) -> UsageError:
+    return UsageError(
+        f"the values of this {type(value).__name__} cannot be read",
+        variable=variable,
+        found=f"{type(error).__name__}: {error}",
+        hint="save the plain tensors that it is made of",
     )
 
 
@@ -86,6 +106,29 @@ def _late(value: Any, variable: str, fetch: Callable[[], np.ndarray], identity: 
     return LazyArray(shape, dtype, fetch, identity=id(value) if identity is None else identity)
 
 
+def _late_of_framework(
+    value: Any, variable: str, fetch: Callable[[], np.ndarray], identity: Hashable = None
+) -> LazyArray:
+    """Return what `_late` does; an error of the framework, when the values are read, becomes one of varstore's."""
+
+    def fetched() -> np.ndarray:
+        try:
+            return fetch()
+        except (VarstoreError, MemoryError):
+            raise
+        except Exception as error:  # such as that of an array that was donated since
+            raise _unreadable(value, variable, error) from error
+
+    return _late(value, variable, fetched, identity)
+
+
+def _refuse(refusals: Iterable[tuple[Any, str, str]], variable: str) -> None:
+    """Raise for the first of the rows (whether it applies, what the value is, what to do) that applies."""
+    for applies, what, hint in refusals:
+        if applies:
+            raise UnsupportedDtype(f"{what} cannot be saved", variable=variable, hint=hint)
+
+
 def _numpy_type(dtype: Any, variable: str) -> np.dtype[Any]:
     if isinstance(dtype, np.dtype):
         return dtype
@@ -98,22 +141,53 @@ def _numpy_type(dtype: Any, variable: str) -> np.dtype[Any]:
     )
 
 
+_WRAPPERS = {
+    "DTensor": ("a tensor that is spread over processes", "save tensor.full_tensor() on rank 0"),
+    "MaskedTensor": ("a masked tensor, which would lose its mask,", "save its get_data() and get_mask() apart"),
+    "NestedTensor": ("a nested tensor", "save its values() and offsets() apart"),
+    "FakeTensor": ("a fake tensor, which has no values,", "save the tensor that it stands for"),
+}
+"""Tensors that are made of others, by the names of their classes."""
+
+
 def _torch(tensor: Any, variable: str) -> Source:
     torch = sys.modules["torch"]
-    refusals = (
-        (torch.nn.parameter.is_lazy(tensor), "a parameter that is not initialized yet", "run its module once first"),
-        (tensor.is_nested, "a nested tensor", "save its values() and offsets() apart"),
-        (tensor.layout is not torch.strided, "a sparse tensor", "save its indices and values apart"),
-        (tensor.is_quantized, "a quantised tensor", "save int_repr() and its scales apart, or dequantize() it"),
-        (tensor.device.type == "meta", "a tensor on the meta device, which has no values", "materialise it first"),
+    kind = type(tensor)
+    what, hint = _WRAPPERS.get(kind.__name__, (f"a {kind.__name__}, which is made of other tensors,", ""))
+    is_wrapper = isinstance(tensor, torch.Tensor) and kind.__torch_dispatch__ is not torch.Tensor.__torch_dispatch__
+    _refuse(
+        [
+            (not isinstance(tensor, torch.Tensor), f"a {kind.__name__}", "save a tensor that uses it"),
+            (is_wrapper or kind.__name__ in _WRAPPERS, what, hint or "save these, or its dequantize() if it has one"),
+        ],
+        variable,
     )
-    for refused, what, hint in refusals:
-        if refused:
-            raise UnsupportedDtype(f"{what} cannot be saved", variable=variable, hint=hint)
+    is_lazy = torch.nn.parameter.is_lazy(tensor)
+    _refuse([(is_lazy, "a parameter that is not initialized yet", "run its module once first")], variable)
+    _refuse(
+        [
+            (tensor.is_nested, "a nested tensor", "save its values() and offsets() apart"),
+            (tensor.layout is not torch.strided, "a sparse tensor", "save its indices and values apart"),
+            (tensor.is_quantized, "a quantised tensor", "save int_repr() and its scales apart, or dequantize() it"),
+            (tensor.device.type == "meta", "a tensor on the meta device, which has no values", "materialise it first"),
+            (torch._is_functional_tensor(tensor), "a functional tensor", "save outside of functionalize"),
+        ],
+        variable,
+    )
     tensor = tensor.detach()
+    _refuse([(_is_freed(tensor), "a tensor whose memory was freed", "gather its values first")], variable)
     identity = ("torch", str(tensor.device), tensor.data_ptr(), tuple(tensor.shape), tensor.stride(), str(tensor.dtype))
-    late = _late(tensor, variable, lambda: _torch_values(tensor, late.dtype), identity)
+    late = _late_of_framework(tensor, variable, lambda: _torch_values(tensor, late.dtype), identity)
     return late.numpy() if tensor.device.type == "cpu" else late
+
+
+def _is_freed(tensor: Any) -> bool:
+    """Tell whether a tensor's storage is shorter than the tensor, as that of a sharded module between its steps."""
+    if not tensor.numel():
+        return False
+    last = sum((extent - 1) * stride for extent, stride in zip(tensor.shape, tensor.stride(), strict=True))
+    reach: int = (tensor.storage_offset() + last + 1) * tensor.element_size()
+    return bool(tensor.untyped_storage().nbytes() < reach)
 
 
 def _torch_values(tensor: Any, dtype: np.dtype[Any]) -> np.ndarray:
@@ -137,9 +211,36 @@ def _paddle(tensor: Any, variable: str) -> Source:
     return LazyArray(tuple(tensor.shape()), dtype, lambda: _same_type(tensor, dtype), identity=id(tensor))
 
 
+def _jax(array: Any, variable: str) -> Source:
+    jax = sys.modules.get("jax")
+    is_traced = jax is not None and isinstance(array, jax.core.Tracer)
+    is_deleted = getattr(array, "is_deleted", bool)
+    _refuse(
+        [
+            (is_traced, "a tracer, which has no values,", "save outside of jit, grad and vmap"),
+            (not hasattr(array, "__array__"), f"a {type(array).__name__}, which is not an array,", "save arrays"),
+            (str(array.dtype).startswith("key<"), "a typed random key", "save jax.random.key_data(key) instead"),
+            (
+                not is_traced and is_deleted(),
+                "an array that was donated or deleted",
+                "save it before the call that it is donated to, or give that call a copy",
+            ),
+            (
+                not is_traced
+                and not getattr(array, "is_fully_addressable", True)
+                and not getattr(array, "is_fully_replicated", True),
+                "an array that is spread over processes",
+                "gather it with jax.experimental.multihost_utils.process_allgather, and save it in process 0",
+            ),
+        ],
+        variable,
+    )
+    return _by_method("__array__")(array, variable)
+
+
 def _by_method(method: str) -> Callable[[Any, str], Source]:
     def read(tensor: Any, variable: str) -> Source:
-        late = _late(tensor, variable, lambda: _same_type(getattr(tensor, method)(), late.dtype))
+        late = _late_of_framework(tensor, variable, lambda: _same_type(getattr(tensor, method)(), late.dtype))
         return late
 
     return read
@@ -154,8 +255,8 @@ def _same_type(values: Any, dtype: np.dtype[Any]) -> np.ndarray:
 
 
 _FRAMEWORKS: dict[str, Callable[[Any, str], Source]] = {
-    "jax": _by_method("__array__"),
-    "jaxlib": _by_method("__array__"),
+    "jax": _jax,
+    "jaxlib": _jax,
     "megengine": _by_method("numpy"),
     "mindspore": _by_method("asnumpy"),
     "oneflow": _by_method("numpy"),
