@@ -6,7 +6,11 @@ import pytest
 torch = pytest.importorskip("torch")
 
 import varstore as vs  # noqa: E402
-from varstore.adapters.torch import load, load_into  # noqa: E402
+from varstore.adapters.torch import (  # noqa: E402
+    load,
+    load_into,
+    save as save_nested,
+)
 
 KINDS = ("zip", "legacy")
 
@@ -178,3 +182,50 @@ def test_a_map_location_moves_what_a_file_holds(tmp_path):
     found = vs.read(tmp_path / "a.pt").state(framework="torch", map_location=place)
     assert found["a"].tolist() == [2, 2]
     assert seen == [(torch.Tensor, "cpu")]
+
+
+def test_what_torch_keeps_with_a_state_dict_survives(tmp_path):
+    net = torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.BatchNorm1d(2))
+    save_nested(tmp_path / "d", {"model": net, "epoch": 3})
+    for found in (
+        load(tmp_path / "d")["model"],
+        vs.load_state(tmp_path / "d")["model"],
+        load(tmp_path / "d", include="model/*")["model"],
+    ):
+        assert type(found) is type(net.state_dict())
+        assert found._metadata == net.state_dict()._metadata
+    save_nested(tmp_path / "alone", net)
+    assert load(tmp_path / "alone")._metadata == net.state_dict()._metadata
+
+
+@pytest.mark.parametrize("place", [lambda storage, _: storage.untyped_storage(), lambda t, _: torch.TypedStorage(
+    wrap_storage=t.untyped_storage(), dtype=t.dtype, _internal=True)])  # fmt: skip
+def test_a_map_location_may_return_a_storage(tmp_path, place):
+    save_nested(tmp_path / "d", {"a": torch.arange(6.0).reshape(2, 3), "s": torch.tensor(5), "e": torch.ones(0, 2)})
+    found = load(tmp_path / "d", map_location=place)
+    assert found["a"].tolist() == [[0, 1, 2], [3, 4, 5]]
+    assert found["s"].item() == 5
+    assert found["e"].shape == (0, 2)
+
+
+def test_a_file_is_loaded_with_tensors_by_every_function(tmp_path):
+    net = torch.nn.Linear(3, 2)
+    torch.save({"model": net.state_dict(), "epoch": 3}, tmp_path / "a.pth")
+    other = torch.nn.Linear(3, 2)
+    other.load_state_dict(load(tmp_path / "a.pth", include="model/*", rename={"model/": ""}))
+    assert (other.weight == net.weight).all()
+    third = torch.nn.Linear(3, 2)
+    report = vs.load_into(third, tmp_path / "a.pth", include="model/*", rename={"model/": ""})
+    assert (third.weight == net.weight).all()
+    assert report.renamed == {"weight": "model/weight", "bias": "model/bias"}
+    vs.write(tmp_path / "a.safetensors", {"weight": np.ones((2, 3), np.float32), "bias": np.ones(2, np.float32)})
+    other.load_state_dict(load(tmp_path / "a.safetensors"))
+    assert (other.weight == 1).all()
+
+
+def test_an_optimizer_is_loaded_from_a_file(stopped):
+    path, expected = stopped
+    training = Training()
+    training.load({**vs.read(path).state(framework="torch"), "optimizer": training.optimizer.state_dict()})
+    vs.load_into(training.optimizer, path)
+    assert training.steps(5, 10) == expected

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from varstore.errors import CheckpointNotFound, FormatError
 from varstore.formats.binary import magic
 from varstore.formats.binary.slices import stream_of
-from varstore.formats.binary.source import Source
+from varstore.formats.binary.source import Held, Source
 from varstore.formats.binary.wire import BYTES, VARINT, Wire
 from varstore.formats.binary.zip import archive_members, is_zip
 from varstore.formats.mindspore.cipher import is_encrypted
@@ -61,9 +61,9 @@ class Probe:
             StorageError: it cannot be read.
         """
         with translated(path, "reading failed"):
-            if os.path.isdir(path):
+            if not isinstance(path, Held) and os.path.isdir(path):
                 return cls(path=path, is_folder=True, entries=_names_in(path))
-        if not os.path.lexists(path):
+        if not isinstance(path, Held) and not os.path.lexists(path):
             raise CheckpointNotFound("there is nothing at this path", path=path)
         source = Source(path)
         shown = min(_SHOWN, source.size)

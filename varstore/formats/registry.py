@@ -10,7 +10,7 @@ import importlib
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from varstore.errors import UsageError
 from varstore.formats import detect as recognise
@@ -21,13 +21,17 @@ __all__ = ["FORMATS", "Format", "detect", "named", "target_format"]
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Format:
-    """One row of the table; formats with `is_nested` keep scalars and the structure of nested state."""
+    """One row of the table; formats with `is_nested` keep scalars and the structure of nested state.
+
+    `folder` says which of its checkpoints are folders, which no file object can hold: those that are written, or all.
+    """
 
     name: str
     suffixes: tuple[str, ...]
     recognises: Callable[[Probe], bool]
     writes: bool = True
     is_nested: bool = False
+    folder: Literal["", "written", "always"] = ""
 
     @property
     def module(self) -> Any:
@@ -36,7 +40,7 @@ class Format:
 
 
 FORMATS: tuple[Format, ...] = (
-    Format(name="varstore", suffixes=("",), recognises=recognise.is_native, is_nested=True),
+    Format(name="varstore", suffixes=("",), recognises=recognise.is_native, is_nested=True, folder="always"),
     Format(
         name="safetensors",
         suffixes=(".safetensors", ".safetensors.index.json"),
@@ -54,8 +58,9 @@ FORMATS: tuple[Format, ...] = (
         suffixes=(".of",),
         recognises=recognise.is_oneflow,
         is_nested=True,
+        folder="written",
     ),
-    Format(name="oneflow-legacy", suffixes=(), recognises=lambda _: False),
+    Format(name="oneflow-legacy", suffixes=(), recognises=lambda _: False, folder="always"),
     Format(
         name="paddle",
         suffixes=(".pdparams", ".pdopt", ".pdckpt", ".pdiparams"),
@@ -65,8 +70,8 @@ FORMATS: tuple[Format, ...] = (
     Format(name="megengine", suffixes=(".mge", ".pkl"), recognises=recognise.is_megengine, is_nested=True),
     Format(name="mindspore", suffixes=(".ckpt",), recognises=recognise.is_mindspore),
     Format(name="onnx", suffixes=(".onnx",), recognises=recognise.is_onnx),
-    Format(name="orbax", suffixes=(".orbax",), recognises=recognise.is_orbax, writes=False),
-    Format(name="zarr", suffixes=(".zarr",), recognises=recognise.is_zarr),
+    Format(name="orbax", suffixes=(".orbax",), recognises=recognise.is_orbax, writes=False, folder="always"),
+    Format(name="zarr", suffixes=(".zarr",), recognises=recognise.is_zarr, folder="always"),
 )
 """The formats, in the order in which they are tried on a file."""
 

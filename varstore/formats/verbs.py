@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+import shutil
+import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, TypedDict, TypeVar, Unpack, overload
+from typing import Any, BinaryIO, TypedDict, TypeVar, Unpack, overload
 
 import ml_dtypes
 import numpy as np
@@ -14,11 +16,12 @@ import numpy as np
 from varstore.disk.progress import Progress, reporting
 from varstore.disk.read.checkpoint import Checkpoint, retry_if_replaced
 from varstore.errors import StorageError, UnsupportedDtype, UsageError
-from varstore.formats.binary.source import files_noted, is_unchanged
+from varstore.formats.binary.source import Held, files_noted, is_unchanged
 from varstore.formats.native import OpenedCheckpoint, nested
 from varstore.formats.opened import ForeignCheckpoint
 from varstore.layout.names import MARKER
 from varstore.model.options import Path, StoreOptions
+from varstore.storage.failures import translated
 from varstore.values.arguments import checked
 from varstore.values.arrays import Stored
 from varstore.values.lazy import LazyArray, retyped
@@ -77,14 +80,14 @@ class Converted:
 
 @checked
 def read(
-    path: str | os.PathLike[str], format: str | None = None, **options: Unpack[ReadOptions]
+    path: str | os.PathLike[str] | BinaryIO, format: str | None = None, **options: Unpack[ReadOptions]
 ) -> OpenedCheckpoint | ForeignCheckpoint:
     """Open a file or folder of any format as a lazy mapping of names to arrays.
 
     The arrays read their values when they are used. The table of formats is in `varstore.formats`.
 
     Args:
-        path: the file or folder.
+        path: the file or folder; or a file object, such as a BytesIO, which is read to its end and kept in memory.
         format: its format, by name; by default, it is detected from the content, and then from the suffix.
         options: `key` and `crc_check`, for MindSpore; and `limit`. The arrays of a file may take at most 64 MiB plus
             four times the size of the file in memory, so that a small file cannot exhaust it. For a file that is
@@ -117,11 +120,15 @@ def read(
     """
     from varstore.formats.registry import detect, named
 
+    path = os.fspath(path) if isinstance(path, str | os.PathLike) else Held.of(path)
     row = detect(path) if format is None else named(format)
+    if row.folder == "always" and isinstance(path, Held):
+        raise UsageError(f"{row.name} is the format of a folder", path=path, hint="pass the path of the folder")
     with files_noted() as files:
-        opened: OpenedCheckpoint | ForeignCheckpoint = row.module.read(os.fspath(path), **options)
+        opened: OpenedCheckpoint | ForeignCheckpoint = row.module.read(path, **options)
     if isinstance(opened, ForeignCheckpoint):
-        opened.origin.reopen = partial(_reopen, os.path.abspath(path), row.name, options, files)
+        place = path if isinstance(path, Held) else os.path.abspath(path)
+        opened.origin.reopen = partial(_reopen, place, row.name, options, files)
     return opened
 
 
@@ -134,7 +141,9 @@ def open_source(source: Any) -> Any:
 
     A path at which there is nothing, or nothing that is known, is also returned as it is, for the verb to refuse.
     """
-    if isinstance(source, Mapping) or not isinstance(source, str | os.PathLike):
+    if not isinstance(source, str | os.PathLike | Mapping) and hasattr(source, "read"):
+        return read(source)
+    if not isinstance(source, str | os.PathLike):
         return source
     path = os.fspath(source)
     if not isinstance(path, str) or os.path.lexists(os.path.join(path, MARKER)) or not os.path.lexists(path):
@@ -160,14 +169,18 @@ def _reopen(path: str, format: str, options: ReadOptions, files: Mapping[str, tu
 
 @checked
 def write(
-    path: str | os.PathLike[str], variables_or_state: Any, format: str | None = None, **options: Unpack[WriteOptions]
+    path: str | os.PathLike[str] | BinaryIO,
+    variables_or_state: Any,
+    format: str | None = None,
+    **options: Unpack[WriteOptions],
 ) -> None:
     """Write names and arrays, or nested state, to a file or folder.
 
     A file appears complete or not at all; an existing one is replaced. A folder must not exist.
 
     Args:
-        path: where to write. The suffix determines the format; a path without a suffix is a checkpoint directory.
+        path: where to write. The suffix determines the format; a path without a suffix is a checkpoint directory. Or
+            a file object, for the formats of single files, with `format`; it gets everything or nothing.
         variables_or_state: a mapping of names to arrays, a checkpoint, the result of `read`, or nested state.
         format: the format, by name, if the suffix does not determine it. The table is in `varstore.formats`.
         options: `model` for ONNX, `metadata` and `shard_bytes` for safetensors, `zarr_format` for Zarr,
@@ -188,7 +201,30 @@ def write(
     """
     from varstore.formats.registry import target_format
 
+    if not isinstance(path, str | os.PathLike):
+        _write_to(path, variables_or_state, format, options)
+        return
     target_format(os.fspath(path), format).module.write(os.fspath(path), variables_or_state, **options)
+
+
+def _write_to(file: BinaryIO, state: Any, format: str | None, options: Any) -> None:
+    """Write to a file object, by way of a temporary file, because formats are written at places of their choice."""
+    from varstore.formats.registry import target_format
+
+    given = getattr(file, "name", None)
+    name = given if isinstance(given, str) else ""
+    if format is None and not name:
+        raise UsageError("the format of a file object without a name is not known", hint="name the format")
+    row = target_format(name, format)
+    if row.folder:
+        raise UsageError(f"{row.name} is written as a folder", path=name or None, hint="pass the path of a new folder")
+    with tempfile.TemporaryDirectory() as folder:
+        written = os.path.join(folder, os.path.basename(name) or f"file{row.suffixes[0]}")
+        row.module.write(written, state, **options)
+        if os.listdir(folder) != [os.path.basename(written)]:
+            raise UsageError("several files were to be written", path=name or None, hint="pass the path of a new file")
+        with open(written, "rb") as whole, translated(name or f"<{type(file).__name__}>", "writing failed"):
+            shutil.copyfileobj(whole, file)
 
 
 @checked

@@ -9,8 +9,8 @@ from __future__ import annotations
 import heapq
 import re
 from collections import Counter
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any
 
@@ -83,6 +83,7 @@ class LoadReport:
     - `waiting`: in place of `unexpected` after a load into a session: a variable declared later takes its value.
     - `mismatched`: variables that both have, in different shapes or types, and that were not loaded.
     - `overlapped`: variables of which only the corner was loaded that both shapes share.
+    - `renamed`: the names in the source of targets that have other names there, by the names of the targets.
     - `cast`: variables whose values were converted to the target's type.
     - `hints`: suggestions for a rename, and names that differ in spelling only.
 
@@ -93,8 +94,8 @@ class LoadReport:
         (('backbone.bias',), ('head.bias',))
         >>> print(report.raise_for("unexpected", "mismatched"))
         dict -> targets: 1 of 2 loaded
-        loaded          1  backbone.bias
-        missing         1  head.bias  (not in the source: keeps its values)
+        loaded          1  backbone.bias  (net.* in the source)
+        missing         1  head.bias      (not in the source: keeps its values)
     """
 
     source: str
@@ -107,6 +108,7 @@ class LoadReport:
     overlapped: tuple[Overlap, ...] = ()
     cast: tuple[Cast, ...] = ()
     hints: tuple[str, ...] = ()
+    renamed: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def missing(self) -> tuple[str, ...]:
@@ -165,7 +167,20 @@ class LoadReport:
         meaning = _CATEGORIES.get(category, "")
         items = getattr(self, category)
         noted = ((item, meaning) if isinstance(item, str) else (item.name, str(item)) for item in items)
+        if category == "loaded":
+            noted = ((name, _origin(name, self.renamed)) for name in self.loaded)
         return [(_WORDS.get(category, category), *row) for row in fold(noted, _ROWS)]
+
+
+def _origin(name: str, renamed: Mapping[str, str]) -> str:
+    """Return the note that a target has another name in the source: the beginning of it that is another."""
+    source = renamed.get(name)
+    if source is None:
+        return ""
+    shared = next((name[cut:] for cut in _part_starts(name) if source.endswith(name[cut:])), "")
+    if shared == source:
+        return f"(without {name.removesuffix(shared)!r} in the source)"
+    return f"({source.removesuffix(shared)}* in the source)" if shared else f"({source} in the source)"
 
 
 def make_report(match: Match, *, source: str, target: str, unused_waits: bool = False) -> LoadReport:
@@ -194,6 +209,7 @@ def make_report(match: Match, *, source: str, target: str, unused_waits: bool = 
             if not is_same_type(pair.source_dtype, pair.target_dtype)
         ),
         hints=_hints(match, unused),
+        renamed={pair.target: pair.source for pair in match.pairs if pair.target != pair.source},
     )
 
 

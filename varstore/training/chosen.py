@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any, TypedDict
 
 from varstore.errors import UsageError
-from varstore.values.nodes import BARE
+from varstore.values.nodes import BARE, dict_like
 from varstore.values.select import Patterns, Rename, select
 
 __all__ = ["Choice", "choose"]
@@ -85,9 +85,7 @@ class _Choosing:
             left = [(key, item) for key, item in items.items() if item is not _NOTHING]
             if not left:
                 return _NOTHING
-            copy = type(node)()
-            dict.update(copy, left)
-            return copy
+            return dict_like(node, left)
         rows = [self.rebuilt(item, (*parts, str(index)), keep) for index, item in enumerate(node)]
         if all(row is _NOTHING for row in rows):
             return _NOTHING

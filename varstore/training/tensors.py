@@ -200,6 +200,9 @@ def to_torch(array: np.ndarray, leaf: Leaf, where: str | Callable[[Any, str], An
     torch = _framework("torch")
     tensor = _host_tensor(torch, array)
     moved = None if isinstance(where, str) else where(tensor, leaf.device)
+    if isinstance(moved, torch.UntypedStorage | torch.storage.TypedStorage):  # as those for torch.load may return
+        storage = getattr(moved, "_untyped_storage", moved)
+        return tensor.new_empty(0, device=storage.device).set_(storage, 0, tensor.shape, tensor.stride())
     if moved is not None:
         return moved
     try:

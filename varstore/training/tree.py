@@ -8,6 +8,7 @@ is an object whose ``"$"`` says what it is:
     {"$": "array", …, "device": "cuda:0", "requires_grad": true, "view": {"of": NAME, "offset": 6, "strides": [1]}}
     {"$": "tuple", "items": [...]}            likewise set, frozenset
     {"$": "dict", "items": [[key, value]]}    with keys other than strings, or a key "$"; likewise OrderedDict, Counter
+    {"$": "OrderedDict", …, "metadata": node} what torch keeps with a module's state dict, in `_metadata`
     {"$": "namedtuple", "type": "Point", "fields": ["x", "y"], "items": [...]}
     {"$": "int", "hex": "-0x1…"}              beyond 64 bits
     {"$": "float", "hex": "7ff8000000000000"} nan and the infinities: the IEEE 754 bits, big-endian
@@ -125,6 +126,9 @@ class _Flattening:
             shown = _shown(key)
             inside = self.node(key, f"{place}.keys()[{shown}]", None)
             nodes.append((inside, self.node(item, f"{place}[{shown}]", (*parts, key if type(key) is str else shown))))
+        if type(value) is OrderedDict and (metadata := vars(value).get("_metadata")) is not None:
+            about = self.node(metadata, f"{place}._metadata", (*parts, "_metadata"))
+            return {"$": "OrderedDict", "items": [list(pair) for pair in nodes], "metadata": about}
         is_object = type(value) is dict and all(type(key) is str and key != "$" for key, _ in nodes)
         return dict(nodes) if is_object else {"$": _PAIRED[type(value)], "items": [list(pair) for pair in nodes]}
 
@@ -328,6 +332,10 @@ class _Unflattening:
             keys = Keys()
             if not all(keys.admits(item[0] if _HASHED[kind] else item) for item in items):
                 raise ValueError("keys that were chosen to have the same hash")
+        if kind == "OrderedDict" and "metadata" in node:
+            state = OrderedDict(items)
+            vars(state)["_metadata"] = self.state(node["metadata"], depth + 1)
+            return state
         return _FROM_ITEMS[kind](items)
 
     def _tuple_type(self, name: Any, fields: list[Any]) -> Any:

@@ -111,7 +111,12 @@ def _wrong(value: object, field: str, expected: str) -> UsageError:
 
 
 def _path_or_mapping(value: Any, field: str) -> Any:
-    return value if isinstance(value, Mapping) else checked_path(value, field)
+    return value if isinstance(value, Mapping) else _path_or_file(value, field)
+
+
+def _path_or_file(value: Any, field: str) -> Any:
+    is_path = isinstance(value, str | os.PathLike)
+    return value if not is_path and (hasattr(value, "read") or hasattr(value, "write")) else checked_path(value, field)
 
 
 def _flag(value: Any, field: str) -> bool:
@@ -170,6 +175,7 @@ def _or_none(check: Check) -> Check:
 _TABLE: dict[str, Check] = {
     "Path": checked_path,
     "str | os.PathLike[str]": checked_path,
+    "str | os.PathLike[str] | BinaryIO": _path_or_file,
     "Path | Checkpoint": _path_or_mapping,
     "str | os.PathLike[str] | Checkpoint": _path_or_mapping,
     "Path | Checkpoint | ForeignCheckpoint": _path_or_mapping,

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections import OrderedDict
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
-__all__ = ["BARE", "leaves", "replaced"]
+__all__ = ["BARE", "dict_like", "leaves", "replaced"]
 
 BARE = "(array)"
 """The name of a leaf that is not in a container."""
@@ -26,11 +27,18 @@ def leaves(node: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[str, Any]]:
 def replaced(node: Any, leaf: Callable[[Any], Any]) -> Any:
     """Return a copy of the state with ``leaf(value)`` in place of each leaf; containers keep their types."""
     if isinstance(node, dict):
-        copy = type(node)()
-        for key, value in node.items():
-            copy[key] = replaced(value, leaf)
-        return copy
+        return dict_like(node, [(key, replaced(value, leaf)) for key, value in node.items()])
     if isinstance(node, (list, tuple)):
         items = [replaced(value, leaf) for value in node]
         return type(node)(*items) if hasattr(node, "_fields") else type(node)(items)
     return leaf(node)
+
+
+def dict_like(node: dict[Any, Any], items: Iterable[tuple[Any, Any]]) -> dict[Any, Any]:
+    """Return a dict of the same type with other items; what torch keeps with a state dict, `_metadata`, stays."""
+    copy = type(node)()
+    for key, value in items:
+        copy[key] = value
+    if isinstance(node, OrderedDict) and hasattr(node, "_metadata"):
+        vars(copy)["_metadata"] = vars(node)["_metadata"]
+    return copy

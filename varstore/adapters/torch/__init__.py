@@ -35,8 +35,8 @@ __all__ = ["load", "load_into", "save", "state_of"]
 def save(path: Path, state: Any, **save_options: Unpack[StateOptions]) -> Checkpoint:
     """Save a module, an optimizer, a state dict, or nested state that contains them.
 
-    Every object with a method ``state_dict`` is saved as its state dict. The version numbers that torch keeps with the
-    state dict of a module, in ``_metadata``, are not saved.
+    Every object with a method ``state_dict`` is saved as its state dict, with the version numbers that torch keeps with
+    that of a module, in ``_metadata``.
 
     Args:
         path: a path that does not exist, or an empty directory; see `varstore.save`.

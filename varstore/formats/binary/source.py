@@ -13,17 +13,17 @@ import contextlib
 import mmap
 import os
 import stat
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextvars import ContextVar
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 
-from varstore.errors import CheckpointNotFound, FormatError, SizeMismatch
+from varstore.errors import CheckpointNotFound, FormatError, SizeMismatch, UsageError
 from varstore.storage import syscalls
-from varstore.storage.failures import storage_error
+from varstore.storage.failures import storage_error, translated
 
-__all__ = ["MOST_DIMENSIONS", "Source", "count_elements", "files_noted", "is_unchanged"]
+__all__ = ["MOST_DIMENSIONS", "Held", "Source", "count_elements", "files_noted", "is_unchanged"]
 
 MOST_DIMENSIONS = 32
 """The number of dimensions that every version of numpy accepts."""
@@ -54,17 +54,54 @@ def is_unchanged(path: str, identity: tuple[int, ...]) -> bool:
         return False
 
 
+class Held(str):
+    """The content of a file object, under the name that messages show in the place of a path."""
+
+    __slots__ = ("content",)
+    content: bytes
+
+    def __reduce__(self) -> tuple[Callable[[str, bytes], Held], tuple[str, bytes]]:
+        return _held, (str(self), self.content)
+
+    @classmethod
+    def of(cls, file: BinaryIO) -> Held:
+        """Read a file object from where it is to its end.
+
+        Raises:
+            UsageError: it gives text.
+            StorageError: the operating system refused.
+        """
+        given = getattr(file, "name", None)
+        name = given if isinstance(given, str) else f"<{type(file).__name__}>"
+        with translated(name, "reading failed"):
+            content: object = file.read()
+        if not isinstance(content, bytes):
+            raise UsageError("the file was opened as text", path=name, hint='open it with mode "rb"')
+        return _held(name, content)
+
+
+def _held(name: str, content: bytes) -> Held:
+    held = Held(name)
+    held.content = content
+    return held
+
+
 class Source:
-    """A regular file and its size; `read` fetches a range of it.
+    """A regular file and its size, or the content of a file object; `read` fetches a range of it.
 
     It stays the same file when the working directory changes. `shown` is the path for errors, if it is another one.
     `identity` tells this file from all others.
     """
 
-    __slots__ = ("_place", "identity", "path", "size")
+    __slots__ = ("_content", "_place", "identity", "path", "size")
 
     def __init__(self, path: str | os.PathLike[str], *, shown: str | None = None) -> None:
         self.path = shown or os.fspath(path)
+        self._content = path.content if isinstance(path, Held) else None
+        if self._content is not None:
+            self.size = len(self._content)
+            self.identity: tuple[int, ...] = (id(self._content),)
+            return
         try:
             self._place = os.path.abspath(path)
             status = os.stat(self._place)
@@ -89,6 +126,8 @@ class Source:
             StorageError: the operating system refused.
         """
         self._check_range(offset, size)
+        if self._content is not None:
+            return np.frombuffer(self._content, np.uint8, size, offset).copy()
         values = np.empty(size, np.uint8)
         left = values.data
         descriptor = self._open()
@@ -111,6 +150,8 @@ class Source:
 
     def map(self) -> Mapped:
         """Return the whole file as a memory map, for parsing; only the pages that are accessed are read."""
+        if self._content is not None:
+            return self._content
         if self.size == 0:
             return b""
         descriptor = self._open()
