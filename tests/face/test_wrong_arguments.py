@@ -127,7 +127,14 @@ CALLS = {
         vs.convert,
         lambda: (
             {"source": "m.npz", "target": "new", "format": "varstore", "source_format": "numpy", **CHOICE}
-            | {"dtype": "float16", "progress": None, "overwrite": True, "durable": False, "attributes": None}
+            | {
+                "dtype": "float16",
+                "limit": 1 << 30,
+                "progress": None,
+                "overwrite": True,
+                "durable": False,
+                "attributes": None,
+            }
         ),
     ),
     **{
