@@ -14,6 +14,7 @@ import varstore as vs
 from varstore.errors import FormatError, UnsafeContent
 
 pytest.importorskip("zarr")
+pytestmark = pytest.mark.core
 
 MIB = 1 << 20
 READ = """

@@ -13,6 +13,8 @@ import zarr
 import varstore as vs
 from varstore.errors import FormatError, UnsafeContent
 
+pytestmark = pytest.mark.core
+
 VALUES = (np.arange(35) % 7).reshape(7, 5)
 V2 = {
     "none": (None, []),
