@@ -147,7 +147,7 @@ def read_message(data: bytes, message: str) -> dict[str, Any]:
         field: [] if "repeated" in kind else {"string": "", "bytes": b""}.get(kind, 0)
         for field, kind in MESSAGES[message].values()
     }
-    at = 0
+    at, later = 0, set()
     while at < len(data):
         key, at = _varint(data, at)
         if key & 7 == 2:
@@ -157,10 +157,12 @@ def read_message(data: bytes, message: str) -> dict[str, Any]:
         else:
             assert key & 7 == 0
             value, at = _varint(data, at)
-        if key >> 3 not in MESSAGES[message]:
-            continue
-        field, kind = MESSAGES[message][key >> 3]
+        field, kind = MESSAGES[message].get(key >> 3, ("", ""))
         kind, _, repeated = kind.partition(", ")
+        is_known = isinstance(value, bytes) if kind in ("string", "bytes", "Variable") else repeated or key & 7 == 0
+        if not field or not is_known:
+            later.add(key >> 3)
+            continue
         if kind == "string":
             value = value.decode()
         elif kind == "Variable":
@@ -172,7 +174,7 @@ def read_message(data: bytes, message: str) -> dict[str, Any]:
             found[field] += value if isinstance(value, list) else [value]
         else:
             found[field] = value
-    return found
+    return found | {"later": {number for number in later if number < 1000}}
 
 
 def _varint(data: bytes, at: int) -> tuple[int, int]:
@@ -205,8 +207,8 @@ def read_manifest(data: bytes) -> dict[str, Any]:
     if len(body) != struct.unpack("<Q", length)[0] or digest(body) != body_digest:
         raise Refused("a damaged manifest")
     manifest = read_message(body, "Manifest")
-    if manifest["format_version"] != 1:
-        raise Refused("two versions")
+    if manifest["format_version"] != 1 or manifest.pop("later"):
+        raise Refused("another version")
     variables = {variable["name"]: variable for variable in manifest["variables"]}
     folders = {variable["folder"] or variable["name"] for variable in variables.values()}
     if not len(variables) == len(folders) == len(manifest["variables"]) or "" in variables:
@@ -291,8 +293,8 @@ def _read_variable(folder: Path, variable: dict[str, Any]) -> np.ndarray | bytes
     out = (folder / "out").read_bytes()
     if "size" not in variable:
         return values_of(out, *read_meta((folder / "meta").read_bytes())) if (folder / "meta").exists() else out
-    if variable["encoding"] not in ("", "raw"):
-        raise Refused(variable["encoding"])
+    if variable["later"] or variable["encoding"] not in ("", "raw"):
+        raise Refused(f"{variable['later']} {variable['encoding']}")
     digests = b"".join(digest(out[start : start + BLOCK]) for start in range(0, len(out), BLOCK))
     if len(out) != variable["size"] or variable["digests"] not in (b"", digests):
         raise Refused("damaged")
@@ -403,6 +405,7 @@ def test_it_reads_the_golden_manifest():
         expected["size"] = expected.pop("nbytes")
         found |= {"type": NAMES[found.pop("data_type")]}
         found |= {key: found[key].hex() for key in ("digests", "meta_digest")}
+        assert not found.pop("later")
         assert found == expected
 
 
@@ -560,16 +563,57 @@ def write_manifest(root: Path, *variables: bytes, **fields: int | bytes) -> None
     (root / "manifest").write_bytes(header + body)
 
 
-def test_unknown_fields_are_skipped_and_unknown_encodings_refused(tmp_path):
-    vs.save(tmp_path / "a", {"v": np.ones(3), "w": np.ones(3)})
-    known = {"data_type": TYPES["kDouble"][0], "size": 24, "shape": 3}
-    v = numbered("Variable", name=b"v", field_30=b"later", **known)
-    w = numbered("Variable", name=b"w", encoding=b"later", **known)
-    write_manifest(tmp_path / "a", v, w, field_31=7)
+KNOWN = {"data_type": TYPES["kDouble"][0], "size": 24, "shape": 3}
+
+
+def test_unknown_fields_from_1000_are_skipped_and_others_and_unknown_encodings_refused(tmp_path):
+    vs.save(tmp_path / "a", {"v": np.ones(3), "w": np.ones(3), "x": np.ones(3)})
+    v = numbered("Variable", name=b"v", field_1000=b"later", **KNOWN)
+    w = numbered("Variable", name=b"w", encoding=b"later", **KNOWN)
+    x = numbered("Variable", name=b"x", field_999=b"later", **KNOWN)
+    write_manifest(tmp_path / "a", v, w, x, writer=b"varstore 9", field_1001=7)
     _, found = read_checkpoint(tmp_path / "a")
     assert_same(found["v"], np.ones(3))
     assert isinstance(found["w"], Refused)
+    assert isinstance(found["x"], Refused)
     with vs.open(tmp_path / "a") as checkpoint:
         assert_same(checkpoint["v"].numpy(), np.ones(3))
         with pytest.raises(vs.errors.FormatError, match="an encoding that this varstore cannot read: found 'later'"):
             checkpoint["w"].numpy()
+        with pytest.raises(
+            vs.errors.ManifestError, match=r"'x': .* does not know: found field 999, written by varstore 9\. A later"
+        ):
+            checkpoint["x"]
+    for use in (vs.load, vs.load_state, lambda path: vs.load_into({"x": np.zeros(3)}, path)):
+        with pytest.raises(vs.errors.ManifestError, match="field 999"):
+            use(tmp_path / "a")
+    assert "field 999" in str(vs.verify(tmp_path / "a"))
+
+
+@pytest.mark.parametrize("field", ["field_11", "field_999", "tree"])
+def test_an_unknown_field_below_1000_makes_the_checkpoint_one_of_a_later_version(tmp_path, field):
+    """Of what a field with a number of the table is, another wire type makes it one that is not known."""
+    vs.save(tmp_path / "a", {"v": np.ones(3)})
+    write_manifest(tmp_path / "a", numbered("Variable", name=b"v", **KNOWN), **{field: 7})
+    with pytest.raises(Refused):
+        read_checkpoint(tmp_path / "a")
+    for use in (vs.open, vs.load, vs.seal):
+        with pytest.raises(vs.errors.ManifestError, match=r"does not know: found field \d+.* upgrade varstore"):
+            use(tmp_path / "a")
+    assert not vs.verify(tmp_path / "a").ok
+
+
+@pytest.mark.parametrize("where", ["manifest", "variable"])
+def test_what_a_later_version_said_is_not_sealed_away(tmp_path, where):
+    vs.save(tmp_path / "a", {"v": np.ones(3)})
+    fields = {"field_1500": b"later"}
+    write_manifest(
+        tmp_path / "a",
+        numbered("Variable", name=b"v", **KNOWN, **(fields if where == "variable" else {})),
+        **(fields if where == "manifest" else {}),
+    )
+    assert_same(vs.load(tmp_path / "a")["v"], np.ones(3))
+    before = (tmp_path / "a" / "manifest").read_bytes()
+    with pytest.raises(vs.errors.ManifestError, match=r"would lose .*: found field 1500\. .* upgrade varstore"):
+        vs.seal(tmp_path / "a")
+    assert (tmp_path / "a" / "manifest").read_bytes() == before

@@ -18,7 +18,7 @@ from varstore.disk.save.durability import Durability, sync_names
 from varstore.errors import InvalidName, ManifestError
 from varstore.layout.collector import collector_paused
 from varstore.layout.difference import DiffReport, compare
-from varstore.layout.manifest import VERSION_FIELD, WITHOUT_MANIFEST, Entry, Manifest, digest_in
+from varstore.layout.manifest import UPGRADE, WITHOUT_MANIFEST, Entry, Manifest, digest_in
 from varstore.layout.names import MANIFEST
 from varstore.layout.readable import readable
 from varstore.storage import syscalls
@@ -106,17 +106,15 @@ def _listed(checkpoint: Checkpoint) -> dict[str, Entry]:
     """
     if checkpoint.manifest is None:
         return {}
+    problem = "sealing would lose what the manifest says, because a part of it cannot be read"
+    path = os.path.join(checkpoint.path, MANIFEST)
+    if skipped := checkpoint.manifest.skipped():
+        raise ManifestError(problem, path=path, found=f"field {min(skipped)}", hint=UPGRADE)
     try:
         return dict(checkpoint.manifest.entries)
     except ManifestError as error:
-        if error.field == VERSION_FIELD:
-            raise
         raise ManifestError(
-            "sealing would lose what the manifest says, because a part of it cannot be read",
-            path=os.path.join(checkpoint.path, MANIFEST),
-            variable=error.variable,
-            found=error.problem,
-            hint=WITHOUT_MANIFEST,
+            problem, path=path, variable=error.variable, found=error.problem, hint=error.hint or WITHOUT_MANIFEST
         ) from error
 
 

@@ -10,6 +10,9 @@ truncated or edited manifest is always detected::
         16      8  the length of the body, little-endian
         24     16  the xxh3-128 digest of the body
         40         the body: a varstore.Manifest message
+
+A later version of varstore adds fields. Those with a number below 1000 change what a reader has to do, so a reader that
+does not know one refuses what it is a field of: the whole checkpoint, or a single variable. Others can be skipped.
 """
 
 from __future__ import annotations
@@ -17,7 +20,7 @@ from __future__ import annotations
 import json
 import struct
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from types import MappingProxyType
@@ -43,7 +46,7 @@ __all__ = [
     "FORMAT_VERSION",
     "HEADER_SIZE",
     "NO_ATTRIBUTES",
-    "VERSION_FIELD",
+    "UPGRADE",
     "WITHOUT_MANIFEST",
     "Entry",
     "Manifest",
@@ -60,8 +63,10 @@ FORMAT_VERSION = 1
 BLOCK = 16 << 20
 """The number of bytes of ``out`` that each digest covers."""
 DIGEST_SIZE = 16
-VERSION_FIELD = "format_version"
-"""The `field` of an error about an intact manifest that a later version of varstore wrote."""
+SKIPPED_FROM = 1000
+"""The lowest number of the fields that a reader may skip if it does not know them."""
+UPGRADE = "a later version of varstore wrote it: upgrade varstore"
+"""The hint of an error about an intact manifest that says more than this version knows."""
 WITHOUT_MANIFEST = (
     "open with allow_incomplete=True to salvage what is whole, or restore it from a copy; to go on without the "
     "attributes and digests that it held, remove the file 'manifest' and run `varstore seal`"
@@ -203,6 +208,8 @@ class Manifest:
     attributes: Mapping[str, Any]
     tree: str
     entries: Mapping[str, Entry]
+    skipped: Callable[[], set[int]] = set
+    """Returns the numbers of the fields of a later version that were skipped, and would not be written again."""
 
     def encode(self) -> bytes:
         """Return the bytes of the manifest file."""
@@ -227,6 +234,7 @@ class Manifest:
             ManifestError: the manifest is truncated, edited, of another version, or inconsistent.
         """
         from google.protobuf.message import DecodeError
+        from google.protobuf.unknown_fields import UnknownFieldSet
 
         from varstore._gen import manifest_pb2
 
@@ -242,21 +250,52 @@ class Manifest:
                 found=body.format_version,
                 expected=FORMAT_VERSION,
             )
-        entries = _LazyEntries(body.variables, path)
+        fields = _LaterFields(UnknownFieldSet, body.writer, path)
+        fields.check(body)
+        entries = _LazyEntries(body.variables, path, fields)
         return cls(
             writer=body.writer,
             time_ns=body.time_ns,
             attributes=_from_json(body.attributes, path) if body.attributes else NO_ATTRIBUTES,
             tree=body.tree,
             entries=entries,
+            skipped=lambda: fields.skipped([body, *body.variables]),
         )
+
+
+class _LaterFields:
+    """Finds the fields of messages that this version does not know."""
+
+    def __init__(self, unknown_in: Callable[[Any], Any], writer: str, path: str) -> None:
+        self._unknown_in = unknown_in
+        self._writer = writer
+        self._path = path
+
+    def check(self, message: Any, variable: str | None = None) -> None:
+        """Raise if one of them changes how a reader has to read."""
+        unknown = self._unknown_in(message)
+        if len(unknown):
+            first = min(field.field_number for field in unknown)
+            if first < SKIPPED_FROM:
+                raise ManifestError(
+                    "the manifest says something that this version of varstore does not know",
+                    path=self._path,
+                    variable=variable,
+                    found=f"field {first}, written by {self._writer or 'an unknown writer'}",
+                    hint=UPGRADE,
+                )
+
+    def skipped(self, messages: Iterable[Any]) -> set[int]:
+        """Return the numbers of all of them."""
+        return {field.field_number for message in messages for field in self._unknown_in(message)}
 
 
 class _LazyEntries(Mapping[str, Entry]):
     """Entries by name, decoded when first accessed, so that opening a checkpoint handles only their names."""
 
-    def __init__(self, messages: Sequence[manifest_pb2.Variable], path: str) -> None:
+    def __init__(self, messages: Sequence[manifest_pb2.Variable], path: str, fields: _LaterFields) -> None:
         self._path = path
+        self._fields = fields
         self._messages = {message.name: message for message in messages}
         self._made: dict[str, Entry] = {}
         self._first_in_folder: dict[str, str] = {}
@@ -271,6 +310,7 @@ class _LazyEntries(Mapping[str, Entry]):
         entry = self._made.get(name)
         if entry is None:
             message = self._messages[name]
+            self._fields.check(message, name)
             entry = _decode_entry(message, self._path)
             if message.alias_of:
                 self._check_alias(message)
@@ -361,10 +401,10 @@ def _unframe(data: bytes, path: str) -> bytes:
         raise ManifestError(
             "this version of varstore cannot read the format version",
             path=path,
-            field=VERSION_FIELD,
+            field="format_version",
             found=version,
             expected=FORMAT_VERSION,
-            hint="upgrade varstore",
+            hint=UPGRADE,
         )
     body = data[_HEADER.size :]
     if len(body) != length:
@@ -415,7 +455,9 @@ def _decode_entry(message: manifest_pb2.Variable, path: str) -> Entry:
         raise ManifestError("the folder leads out of the checkpoint", path=path, variable=name, found=folder)
     form = _form_of(tuple(message.shape[:]), message.data_type)
     if form.meta is None:
-        raise ManifestError("the data type is unknown", path=path, variable=name, found=message.data_type)
+        raise ManifestError(
+            "the data type is unknown", path=path, variable=name, found=message.data_type, hint=f"if {UPGRADE}"
+        )
     attributes, meta_digest = message.attributes, message.meta_digest
     problem = None
     if form.problem is not None:
