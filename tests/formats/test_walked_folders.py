@@ -8,7 +8,7 @@ import shutil
 
 import numpy as np
 import pytest
-from support import FIXTURES
+from support import FIXTURES, run_python
 
 import varstore as vs
 from varstore.errors import FormatError, UnsafeContent
@@ -185,3 +185,38 @@ def test_the_program_beside_raw_variables_may_not_be_a_link_that_leads_out(tmp_p
     (tmp_path / "d/net.pdiparams.info").symlink_to("/etc/hostname")
     with pytest.raises(UnsafeContent, match="leads out"):
         vs.read(path)
+
+
+# --- what is opened ----------------------------------------------------------------------------------------------
+
+WATCH = """
+import os, sys, json
+import varstore as vs
+warm, path, format = sys.argv[1:]
+def all_of(path):
+    opened = vs.read(path, format)
+    repr(opened), [array.numpy() for array in opened.values()], opened.state()
+all_of(warm)
+seen = []
+def hook(event, arguments):
+    if event == "open" and not str(arguments[0]).startswith(path) or event == "import":
+        seen.append([event, str(arguments[0])])
+    if event.startswith(("subprocess", "os.system", "os.exec", "socket", "ctypes")):
+        seen.append([event])
+sys.addaudithook(hook)
+all_of(path)
+print(json.dumps(seen))
+"""
+
+
+@pytest.mark.parametrize("name", [*FOLDERS, "ocdbt"])
+def test_nothing_else_is_opened_or_imported(tmp_path, name):
+    """Also for zarr and tensorstore, if they are installed: they are not asked for anything but bytes."""
+    if name == "ocdbt":
+        pytest.importorskip("tensorstore")
+    source = FOLDERS.get(name, DATA / "orbax/ocdbt")
+    for copy in ("warm", "watched"):
+        shutil.copytree(source, tmp_path / copy)
+    format = "orbax" if name == "ocdbt" else name
+    done = run_python(WATCH, tmp_path / "warm", tmp_path / "watched", format)
+    assert json.loads(done.stdout) == []
