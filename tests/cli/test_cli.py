@@ -544,6 +544,13 @@ def test_convert_says_what_was_left_out(tmp_path):
     assert vs.read(tmp_path / "m.npz")["w"].dtype == np.float16
 
 
+def test_convert_of_many_zeros_says_which_flag_permits_it(tmp_path):
+    np.savez_compressed(tmp_path / "z.npz", w=np.zeros(70_000_000, np.uint8))
+    refused = run("convert", tmp_path / "z.npz", tmp_path / "z.npy")
+    flag = re.search(r"--limit \d+", refused.stderr)[0]
+    assert run("convert", tmp_path / "z.npz", tmp_path / "z.npy", *flag.split()).exit_code == 0
+
+
 def test_convert_refuses_what_it_cannot_do(tmp_path, model):
     assert run("convert", model, tmp_path / "x.npz", "--rename", "encoder").exit_code == 2
     taken = shell("convert", model, model)

@@ -35,6 +35,9 @@ def _renames(_: click.Context, __: click.Parameter, given: tuple[str, ...]) -> d
     "--rename", multiple=True, metavar="OLD=NEW", callback=_renames, help="Replace a prefix of names; may be repeated."
 )
 @click.option("--dtype", metavar="TYPE", help="Convert floating-point tensors to this type, such as bfloat16.")
+@click.option(
+    "--limit", type=int, metavar="BYTES", help="How large the values may be, if the file is compressed a lot."
+)
 def convert(
     source: str,
     target: str,
@@ -44,6 +47,7 @@ def convert(
     exclude: tuple[str, ...],
     rename: dict[str, str | None] | None,
     dtype: str | None,
+    limit: int | None,
 ) -> None:
     """Read SOURCE in any format and write it to TARGET, a new directory or a file. An existing file is replaced.
 
@@ -67,6 +71,7 @@ def convert(
         exclude=exclude or None,
         rename=rename,
         dtype=dtype,
+        limit=limit,
         progress=progress(),
     )
     count = f"{plural(len(done.names), 'tensor')}, {plural(done.nbytes, 'byte')}"

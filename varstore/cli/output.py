@@ -37,8 +37,8 @@ _LONGEST = 10_000
 FAILED = 3
 """Exit status of an operation that failed; a line on stderr says why."""
 
-_PARAMETER = re.compile(r"""(?<![\w/'"-])([a-z_]+)=(True\b|'[^']*'|"[^"]*"|…|(?![\w='"-]))""")
-"""A parameter in a message: a name, and True, a quoted value, or nothing; not within a path or a quoted name."""
+_PARAMETER = re.compile(r"""(?<![\w/'"-])([a-z_]+)=(True\b|\d+\b|'[^']*'|"[^"]*"|…|(?![\w='"-]))""")
+"""A parameter in a message: a name, and True, a number, a quoted value, or nothing; not in a path or a quoted name."""
 
 _ARGUMENTS = {"include": "patterns"}
 """Parameters of the library that a command takes as an argument of another name."""
