@@ -52,9 +52,6 @@ KNOWN: Final = (
     Known(command="calls", scenario="write torch", fault="EIO", losses={"HALF_DONE", "SILENT"}),
     # a folder that cannot be read is a FormatError
     Known(command="calls", scenario="seal", fault="EIO", losses={"WRONG_ERROR"}),
-    # listing the steps of a run raises what the system raised; errors of the thread that deletes are not told
-    Known(command="calls", scenario="manager", fault="EMFILE", losses={"FOREIGN", "UNTOLD"}),
-    Known(command="calls", scenario="manager", fault="EACCES", losses={"FOREIGN", "UNTOLD"}),
     # what is written for other systems does not sync the folder that holds its name
     Known(command="power", scenario="*to *", fault="*", losses={"FORGOTTEN"}),
     Known(command="power", scenario="write *", fault="*", losses={"FORGOTTEN"}),

@@ -12,6 +12,7 @@ import json
 import logging
 import operator
 import os
+import stat
 import threading
 import time
 from collections import deque
@@ -35,7 +36,7 @@ from varstore.errors import (
 )
 from varstore.model.options import LoadOptions, RunOptions, SaveOptions, check_options
 from varstore.model.store import save
-from varstore.storage.failures import storage_error
+from varstore.storage.failures import storage_error, translated
 from varstore.text.hints import listed
 from varstore.training.background import BackgroundSaver, PendingSave, WhenBusy
 from varstore.training.policies import (
@@ -467,8 +468,10 @@ class CheckpointManager:
         """Remove the files of what was set aside: whoever comes first does it, and the others wait."""
         with self._removing:
             while self._set_aside:
+                name = f"{self._series.prefix}{self._set_aside.popleft()}"
                 try:
-                    clean_staging(self.directory, name=f"{self._series.prefix}{self._set_aside.popleft()}")
+                    with translated(self._series.directory, "what was deleted cannot be removed"):
+                        clean_staging(self.directory, name=name)
                 except VarstoreError as error:  # raised where it is waited for
                     self._removal_errors.append(error)
 
@@ -493,8 +496,13 @@ class CheckpointManager:
 
 def _directory(given: object) -> str:
     path = checked_path(given, "directory")
-    if os.path.lexists(path) and not os.path.isdir(path):
-        raise UsageError("is not a directory", field="directory", path=path, hint="choose another path")
+    with translated(path, "the directory cannot be found"), contextlib.suppress(FileNotFoundError):
+        try:
+            mode = os.stat(path).st_mode
+        except FileNotFoundError:
+            mode = os.lstat(path).st_mode  # a link that leads nowhere
+        if not stat.S_ISDIR(mode):
+            raise UsageError("is not a directory", field="directory", path=path, hint="choose another path")
     return os.path.abspath(path)
 
 
