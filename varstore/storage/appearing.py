@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import secrets
-import shutil
 from collections.abc import Iterator
 from typing import BinaryIO
 
@@ -66,12 +64,18 @@ def replacing(path: str) -> Iterator[BinaryIO]:
 
 def _beside(target: str) -> str:
     folder, name = os.path.split(target)
-    return os.path.join(folder, f".{name[:200]}.{secrets.token_hex(4)}.tmp")
+    return os.path.join(folder, f".{name[:200]}.{os.urandom(4).hex()}.tmp")
 
 
 def _remove(path: str) -> None:
     with contextlib.suppress(FileNotFoundError):
         os.remove(path)
+
+
+def _remove_tree(path: str) -> None:
+    import shutil
+
+    shutil.rmtree(path, ignore_errors=True)
 
 
 @contextlib.contextmanager
@@ -91,10 +95,10 @@ def new_folder(path: str) -> Iterator[str]:
         yield temporary
         os.rename(temporary, target)
     except OSError as error:
-        shutil.rmtree(temporary, ignore_errors=True)
+        _remove_tree(temporary)
         if isinstance(error, VarstoreError):
             raise
         raise storage_error(error, path, "writing failed") from error
     except BaseException:
-        shutil.rmtree(temporary, ignore_errors=True)
+        _remove_tree(temporary)
         raise

@@ -29,7 +29,6 @@ from varstore.layout.names import MANIFEST, MARKER
 from varstore.storage.directory import PAUSES, Directory, is_shared, locate, says_replaced
 from varstore.storage.failures import translated
 from varstore.text.hints import nearest, plural
-from varstore.text.table import Table
 from varstore.values.arguments import checked, checked_path, described
 from varstore.values.select import Patterns, Rename, select
 
@@ -226,6 +225,8 @@ class Checkpoint(Mapping[str, Variable]):
         rows = [(variable.name, variable.entry.form, f"{variable.entry.nbytes:,}") for variable in shown]
         notes = [f"… and {len(self) - len(rows)} more"] if len(rows) < len(self) else []
         headed = [("variable", "shape and type", "bytes"), *rows]
+        from varstore.text.table import Table
+
         return Table(title=repr(self)[1:-1], rows=headed, notes=notes).html()
 
 
