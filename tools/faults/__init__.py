@@ -11,6 +11,7 @@ scenarios  what is called, what exists before, what must exist afterwards
 injector.c intercepts and counts calls, and injects the fault
 injector   compiles and loads it, and defines the faults
 rot        changes of single files
+races      readers beside a writer that overwrites
 tracing    runs a function under strace
 children   runs a function in a child process with a plan, and returns how it ended
 readback   reads a checkpoint without varstore

@@ -30,6 +30,7 @@ COMMANDS: Final = {
     "rot": "changes of single files of a checkpoint",
     "pickles": "pickles that ask for code, in every wrapping",
     "mutants": "damaged files of every format",
+    "races": "reading, verifying, sealing and converting beside a writer that overwrites",
 }
 """Each command is the module of `tools.faults` with its name, see `jobs`."""
 
