@@ -45,7 +45,7 @@ ORDER: dict[str, tuple[str, ...]] = {
         "readable",
         "difference",
     ),
-    "values": ("nodes", "arguments", "select", "methods", "parts", "lazy", "arrays", "plan"),
+    "values": ("nodes", "arguments", "select", "methods", "parts", "lazy", "arrays", "casting", "plan"),
     "storage": ("syscalls", "memory", "failures", "containment", "directory", "appearing"),
     "disk": ("progress", "threads", "blocks", "encodings", "save", "read", "seal"),
     "disk/encodings": ("raw", "table"),

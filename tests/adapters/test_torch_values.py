@@ -12,6 +12,7 @@ from support import assert_same, check_checkpoint
 import varstore as vs
 from varstore.errors import StorageError, UnsupportedDtype, UsageError
 from varstore.values.arrays import as_source
+from varstore.values.casting import cast_values
 from varstore.values.plan import plan_save
 
 torch = pytest.importorskip("torch")
@@ -267,6 +268,19 @@ def test_an_error_of_the_callers_own_function_is_the_callers(tmp_path):
     vs.save_state(tmp_path / "c", {"v": torch.ones(2)})
     with pytest.raises(ZeroDivisionError):
         vs.load_state(tmp_path / "c", map_location=lambda *_: 1 // 0)
+
+
+@pytest.mark.parametrize("name", [name for name in TYPES if name.startswith("float8") and not name.endswith("e8m0fnu")])
+@pytest.mark.parametrize("source_type", ["float16", "float32"])
+def test_values_are_cast_to_float8_as_torch_casts_them(name, source_type):
+    bits = np.arange(1 << 16, dtype=np.uint16)
+    values = bits.view(np.float16) if source_type == "float16" else (bits.astype(np.uint32) << 16).view(np.float32)
+    new, beyond = cast_values(values, np.dtype(getattr(ml_dtypes, name)))
+    expected = torch.from_numpy(values.copy()).to(getattr(torch, name)).view(torch.uint8).numpy()
+    is_nan = np.isnan(new)
+    assert (new.view(np.uint8) == expected)[~is_nan].all()
+    assert np.isnan(expected.view(new.dtype))[is_nan].all()
+    assert beyond > 0
 
 
 class Rows(torch.utils.data.Dataset):

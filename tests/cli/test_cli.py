@@ -529,7 +529,9 @@ def test_version():
 def test_convert_goes_through_other_formats_and_back(tmp_path, model):
     there = shell("convert", model, tmp_path / "m.safetensors")
     assert there.returncode == 0, there.stderr
-    assert there.stdout == f"{model} (varstore) -> {tmp_path}/m.safetensors (safetensors): 3 tensors, 48 bytes\n"
+    assert there.stdout == f"{model} (varstore) -> {tmp_path}/m.safetensors (safetensors): 3 tensors, 48 bytes\n" + (
+        "left out, because safetensors does not hold it: step: unit\n"
+    )
     back = run("convert", tmp_path / "m.safetensors", tmp_path / "back", "--include", "enc*", "--rename", "encoder=e")
     assert back.exit_code == 0
     np.testing.assert_array_equal(vs.load(tmp_path / "back")["e/weight"], MODEL["encoder/weight"])
@@ -540,7 +542,9 @@ def test_convert_says_what_was_left_out(tmp_path):
     vs.write(tmp_path / "m.pt", {"epoch": 3, "w": np.ones(2, np.float32)})
     result = run("convert", tmp_path / "m.pt", tmp_path / "m.npz", "--dtype", "float16")
     assert result.exit_code == 0
-    assert result.stdout.endswith("1 tensor, 8 bytes\nleft out, because numpy files hold only arrays: epoch\n")
+    assert result.stdout.endswith(
+        "1 tensor, 4 bytes\nchanged type, float32 -> float16: w\nleft out, because numpy does not hold it: epoch\n"
+    )
     assert vs.read(tmp_path / "m.npz")["w"].dtype == np.float16
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 import click
 
 import varstore as vs
@@ -38,6 +40,7 @@ def _renames(_: click.Context, __: click.Parameter, given: tuple[str, ...]) -> d
 @click.option(
     "--limit", type=int, metavar="BYTES", help="How large the values may be, if the file is compressed a lot."
 )
+@click.option("--overwrite", is_flag=True, help="Replace the checkpoint directory TARGET.")
 def convert(
     source: str,
     target: str,
@@ -48,8 +51,11 @@ def convert(
     rename: dict[str, str | None] | None,
     dtype: str | None,
     limit: int | None,
+    overwrite: bool,
 ) -> None:
-    """Read SOURCE in any format and write it to TARGET, a new directory or a file. An existing file is replaced.
+    """Read SOURCE in any format and write it to TARGET, a directory or a file.
+
+    An existing file is replaced, and a checkpoint directory with --overwrite.
 
     The frameworks need not be installed, and no code that a file asks for is run, because varstore reads pickles
     itself. A TARGET without a suffix is a checkpoint directory. A PATTERN is compared with the whole name that SOURCE
@@ -62,6 +68,7 @@ def convert(
       varstore convert a.pdparams b.ckpt --dtype float16   Paddle to MindSpore, with half the bytes
       varstore convert m.pt backbone --include 'net.*' --rename net.=
     """
+    is_replaced = os.path.isfile(target) or (overwrite and os.path.isdir(target))
     done = vs.convert(
         source,
         target,
@@ -72,10 +79,20 @@ def convert(
         rename=rename,
         dtype=dtype,
         limit=limit,
+        overwrite=overwrite,
         progress=progress(),
     )
+    done_to = f"{one_line(target)} ({done.format}){', replaced' if is_replaced else ''}"
     count = f"{plural(len(done.names), 'tensor')}, {plural(done.nbytes, 'byte')}"
-    click.echo(f"{one_line(source)} ({done.source_format}) -> {one_line(target)} ({done.format}): {count}")
+    click.echo(f"{one_line(source)} ({done.source_format}) -> {done_to}: {count}")
+    alike: dict[str, list[str]] = {}
+    for name, change in done.changed.items():
+        alike.setdefault(change, []).append(one_line(name))
+    for change, names in alike.items():
+        click.echo(f"changed type, {one_line(change)}: {listed(names, _SHOWN)}")
+    if done.saturated:
+        counts = [f"{one_line(name)} ({plural(count, 'value')})" for name, count in done.saturated.items()]
+        click.echo(f"beyond the range of {one_line(dtype)}: {listed(counts, _SHOWN)}")
     if done.left_out:
         left_out = listed(list(map(one_line, done.left_out)), _SHOWN)
-        click.echo(f"left out, because {done.format} files hold only arrays: {left_out}")
+        click.echo(f"left out, because {done.format} does not hold it: {left_out}")

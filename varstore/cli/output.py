@@ -43,6 +43,9 @@ _PARAMETER = re.compile(r"""(?<![\w/'"-])([a-z_]+)=(True\b|\d+\b|'[^']*'|"[^"]*"
 _ARGUMENTS = {"include": "patterns"}
 """Parameters of the library that a command takes as an argument of another name."""
 
+_OF_THE_CALL = {"overwrite"}
+"""Parameters of what was called; to give one to another command would not help."""
+
 allow_incomplete_option = click.option(
     "--allow-incomplete",
     is_flag=True,
@@ -126,7 +129,8 @@ def _flag(parameter: str, value: str = "") -> str | None:
     """Return how the command that was called takes a parameter, or else which other command does, and how."""
     for is_called, name, command in _commands():
         for param in command.params:
-            if isinstance(param, click.Option) and param.name in (parameter, f"{parameter}_"):
+            is_meant = is_called or parameter not in _OF_THE_CALL
+            if is_meant and isinstance(param, click.Option) and param.name in (parameter, f"{parameter}_"):
                 return f"{param.opts[0]}{value}" if is_called else f"`varstore {name} {param.opts[0]}{value}`"
             if is_called and param.name == _ARGUMENTS.get(parameter):
                 return param.human_readable_name.strip("[].")

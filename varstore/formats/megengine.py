@@ -74,6 +74,11 @@ def read(path: str | os.PathLike[str], *, limit: int | None = None) -> ForeignCh
     return ForeignCheckpoint(source.path, "megengine", tree, attributes, budget=budget)
 
 
+def _accept(dtype: np.dtype[Any]) -> bool:
+    """Tell whether a pickle can name the type: `ml_dtypes` has one of kind "f" that numpy does not know."""
+    return (dtype.kind in "biufc" and dtype.type.__module__ == "numpy") or dtype == _BFLOAT16
+
+
 def write(path: str | os.PathLike[str], state: Any) -> None:
     """Write a mapping or nested state as a pickle of numpy arrays, like `megengine.save` of a state dict.
 
@@ -82,7 +87,7 @@ def write(path: str | os.PathLike[str], state: Any) -> None:
         UnsupportedDtype: neither numpy 1 nor MegEngine has the type of a tensor.
         StorageError: the operating system refused.
     """
-    tree = nested_state(state, format="megengine", accept=lambda dtype: dtype.kind in "biufc" or dtype == _BFLOAT16)
+    tree = nested_state(state, format="megengine", accept=_accept)
 
     def array(emitter: Emitter, array: LazyArray) -> None:
         is_brain = array.dtype == _BFLOAT16

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
+from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -20,17 +21,31 @@ from varstore.formats.binary.source import Held, files_noted, is_unchanged
 from varstore.formats.native import OpenedCheckpoint, nested
 from varstore.formats.opened import ForeignCheckpoint
 from varstore.layout.names import MARKER
+from varstore.model.match import is_same_type
 from varstore.model.options import Path, StoreOptions
 from varstore.storage.failures import translated
 from varstore.values.arguments import checked
 from varstore.values.arrays import Stored
+from varstore.values.casting import cast_values
 from varstore.values.lazy import LazyArray, retyped
-from varstore.values.nodes import leaves, replaced
+from varstore.values.nodes import BARE, leaves, replaced
 from varstore.values.select import Patterns, Rename, select
 
 __all__ = ["ConvertOptions", "Converted", "ReadOptions", "WriteOptions", "convert", "open_source", "read", "write"]
 
 Opened = TypeVar("Opened", bound=Mapping[str, Any])
+
+
+_SHORT = {
+    "fp64": "float64",
+    "fp32": "float32",
+    "fp16": "float16",
+    "bf16": "bfloat16",
+    "fp8": "float8_e4m3fn",
+    "fp8_e4m3fn": "float8_e4m3fn",
+    "fp8_e5m2": "float8_e5m2",
+}
+"""Names of types that people write."""
 
 
 class ReadOptions(TypedDict, total=False):
@@ -69,13 +84,22 @@ class WriteOptions(ConvertOptions, total=False):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Converted:
-    """The result of `convert`; `left_out` names values that are not arrays, which the target format cannot store."""
+    """The result of `convert`: the names of the tensors in the target, and the bytes of their values.
+
+    - `left_out`: what the target format cannot store: the names of values that are not arrays, and what the source says
+      of an array besides its values, such as ``"w: scale"`` of a quantised one.
+    - `changed`: what has another type in the target, by name: ``"float32 -> float16"``, ``"Counter -> dict"``.
+    - `saturated`: how many values of a tensor were beyond the range of its new type, by name. They became the largest
+      value of ``float8_e4m3fn``; in other types an infinity, or NaN if the type has none.
+    """
 
     source_format: str
     format: str
     names: tuple[str, ...]
     nbytes: int
     left_out: tuple[str, ...]
+    changed: Mapping[str, str]
+    saturated: Mapping[str, int]
 
 
 @checked
@@ -204,7 +228,8 @@ def write(
     if not isinstance(path, str | os.PathLike):
         _write_to(path, variables_or_state, format, options)
         return
-    target_format(os.fspath(path), format).module.write(os.fspath(path), variables_or_state, **options)
+    row = target_format(os.fspath(path), format)
+    row.module.write(os.fspath(path), variables_or_state, **_for_format(row.name, options))
 
 
 def _write_to(file: BinaryIO, state: Any, format: str | None, options: Any) -> None:
@@ -256,10 +281,11 @@ def convert(
         include: patterns of names to convert; see `varstore.load`.
         exclude: patterns of names to leave out.
         rename: how to change names; see `varstore.load`.
-        dtype: the type to which all floating-point tensors are converted, such as "bfloat16".
+        dtype: the type to which all floating-point tensors are converted, such as "bfloat16". Values beyond its range
+            are counted; those of ``float8_e4m3fn`` become its largest value, as in torch.
         limit: how many bytes the values may take in memory; see `varstore.read`.
         progress: True for a progress bar, or a function of (bytes done, bytes in total).
-        options: see `varstore.write`.
+        options: see `varstore.write`. `overwrite` replaces a checkpoint directory; a file is replaced in any case.
 
     Raises:
         UsageError, UnsupportedDtype, InvalidName: the target cannot store a value, type or name.
@@ -305,15 +331,30 @@ def convert(
                 state = wrapped.tree(tree)
             else:
                 state = {name: wrapped.array(array) for name, array in arrays.items()}
-            row.module.write(target, state, **kept, **options)
-        left_out = () if keeps_tree else tuple(name for name, leaf in leaves(tree) if not isinstance(leaf, LazyArray))
+            row.module.write(target, state, **kept, **_for_format(row.name, options))
+        left_out = [] if keeps_tree else [name for name, leaf in leaves(tree) if not isinstance(leaf, LazyArray)]
+        changed = {name: wrapped.change_of(array) for name, array in arrays.items()}
+        if row.name != "varstore":
+            left_out += [f"{name}: {said}" for name, array in arrays.items() for said in _attributes_of(array)]
+            changed |= _plain_types(tree) if keeps_tree else {}
         return Converted(
-            source_format=source_row.name, format=row.name, names=tuple(arrays), nbytes=total, left_out=left_out
+            source_format=source_row.name,
+            format=row.name,
+            names=tuple(arrays),
+            nbytes=sum(array.size * wrapped.dtype_of(array).itemsize for array in arrays.values()),
+            left_out=tuple(left_out),
+            changed={name: change for name, change in changed.items() if change},
+            saturated={name: count for name in arrays if (count := wrapped.saturated.get(chosen[name]))},
         )
 
     if source_row.name == "varstore":
         return retry_if_replaced(lambda found: write_from(OpenedCheckpoint(found.location, found.content)), source)
     return write_from(read(source, source_row.name, limit=limit))
+
+
+def _for_format(format: str, options: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the options without `overwrite` for files, which are replaced in any case."""
+    return {name: value for name, value in options.items() if name != "overwrite" or format == "varstore"}
 
 
 class _Wrapped:
@@ -323,6 +364,18 @@ class _Wrapped:
         self._cast = cast
         self._advance = advance
         self._known: dict[int, tuple[Any, Any]] = {}
+        self.saturated: dict[str, int] = {}
+        """How many values were beyond the range of their new type, by the names of the source."""
+
+    def dtype_of(self, array: Any) -> np.dtype[Any]:
+        """Return the type that an array will have."""
+        dtype: np.dtype[Any] = array.dtype
+        return dtype if self._cast is None or not _is_floating(dtype) else self._cast
+
+    def change_of(self, array: Any) -> str:
+        """Return how the type of an array changes; empty text if it does not."""
+        new = self.dtype_of(array)
+        return "" if is_same_type(array.dtype, new) else f"{array.dtype} -> {new}"
 
     def array(self, array: Any) -> Any:
         if id(array) not in self._known:
@@ -341,11 +394,14 @@ class _Wrapped:
         def fetch() -> np.ndarray:
             values = np.asarray(array)
             self._count(values.nbytes)
-            return values if cast is None else values.astype(cast, copy=False)
+            if cast is None:
+                return values
+            values, self.saturated[array.name] = cast_values(values, cast)
+            return values
 
         shape, dtype = tuple(array.shape), array.dtype if cast is None else cast
         if not isinstance(array, LazyArray):
-            return LazyArray(shape, dtype, fetch)
+            return LazyArray(shape, dtype, fetch, _attributes_of(array))
         read = LazyArray(shape, dtype, fetch, array.attributes, identity=array.identity)
         return retyped(read, array.type, array.requires_grad)
 
@@ -354,8 +410,33 @@ class _Wrapped:
             self._advance(nbytes)
 
 
+def _attributes_of(array: Any) -> Mapping[str, Any]:
+    """Return what the source says of an array besides its values."""
+    said: Mapping[str, Any] = array.entry.attributes if isinstance(array, Stored) else array.attributes
+    return said
+
+
+def _plain_types(node: Any, path: tuple[str, ...] = ()) -> dict[str, str]:
+    """Return what becomes a plain type in the formats that are pickles, by name: subclasses and numpy's scalars."""
+    kind = type(node)
+    inside: list[tuple[str, Any]] = []
+    if isinstance(node, Mapping):
+        plain: type = OrderedDict if isinstance(node, OrderedDict) else dict
+        inside = [(str(key), item) for key, item in node.items()]
+    elif isinstance(node, (list, tuple)):
+        plain = tuple if isinstance(node, tuple) else list
+        inside = [(str(at), item) for at, item in enumerate(node)]
+    else:
+        plain = set if isinstance(node, frozenset) else type(node.item()) if isinstance(node, np.generic) else kind
+    found = {} if kind is plain else {"/".join(path) or BARE: f"{kind.__name__} -> {plain.__name__}"}
+    for part, item in inside:
+        found |= _plain_types(item, (*path, part))
+    return found
+
+
 def _floating(dtype: Any) -> np.dtype[Any]:
-    scalar = vars(ml_dtypes).get(dtype, dtype) if isinstance(dtype, str) else dtype
+    name = _SHORT.get(dtype, dtype) if isinstance(dtype, str) else dtype
+    scalar = vars(ml_dtypes).get(name, name) if isinstance(name, str) else name
     try:
         found: np.dtype[Any] | None = np.dtype(scalar)
     except (TypeError, ValueError):

@@ -21,7 +21,7 @@ from varstore.layout.readable import Readable
 from varstore.model.match import Missing, OnMismatch, OnTied, check_mode, compare, spec_of
 from varstore.model.moves import Move, OnDisk, Place, fill, move_of, nbytes_of
 from varstore.model.options import Path
-from varstore.model.report import LoadReport, make_report
+from varstore.model.report import LoadReport, make_report, with_saturated
 from varstore.model.ties import Settled, settle
 from varstore.values.arguments import check_names
 from varstore.values.arrays import as_source
@@ -97,8 +97,8 @@ def _load_into(
     moves = [move_of(pair, targets[pair.target], sources[pair.source]) for pair in match.pairs]
     settled = prepare(moves, names=targets, on_tied=on_tied, verify=verify, path=path)
     with reporting(progress, settled.nbytes, f"loading {where}") as advance:
-        carry_out(settled, verify=verify, threads=threads, advance=advance)
-    return report
+        beyond = carry_out(settled, verify=verify, threads=threads, advance=advance)
+    return with_saturated(report, beyond)
 
 
 def prepare(
@@ -118,8 +118,11 @@ def prepare(
 
 def carry_out(
     settled: Settled, *, verify: bool, threads: int | None, advance: Callable[[int], None] | None = None
-) -> None:
+) -> dict[str, int]:
     """Move the values; those that are read straight into their targets are read in parallel.
+
+    Returns:
+        The number of values that were beyond the range of their target's type, by the targets' names.
 
     Raises:
         DigestMismatch: the bytes are not those that were saved; they have been written to the target.
@@ -136,11 +139,13 @@ def carry_out(
         buffered.append(move)
     for location, wanted in direct.items():
         read_into(location, wanted, verify=verify, threads=threads, advance=advance)
+    beyond: dict[str, int] = {}
     for move in (*buffered, *settled.ordered):
-        if not isinstance(move.target, Place):
-            fill(move, verify=verify)
+        if not isinstance(move.target, Place) and (count := fill(move, verify=verify)):
+            beyond[move.pair.target] = count
         if advance:
             advance(nbytes_of(move))
+    return beyond
 
 
 def check_targets(targets: Mapping[str, np.ndarray], field: str) -> None:

@@ -14,6 +14,7 @@ from varstore.layout.location import Location
 from varstore.layout.readable import Readable, readable
 from varstore.model.match import Pair, Shape
 from varstore.values.arrays import Source, Stored
+from varstore.values.casting import cast_values
 from varstore.values.lazy import LazyArray
 
 __all__ = ["HOST", "LateTarget", "Move", "OnDisk", "Place", "fill", "move_of", "nbytes_of", "parts", "place_of"]
@@ -85,17 +86,26 @@ def nbytes_of(move: Move) -> int:
     return source.variable.entry.nbytes if isinstance(source, OnDisk) else source.nbytes
 
 
-def fill(move: Move, *, verify: bool) -> None:
-    """Copy through a buffer: other types, other layouts, corners, and values that are not in a checkpoint."""
+def fill(move: Move, *, verify: bool) -> int:
+    """Copy through a buffer: other types, other layouts, corners, and values that are not in a checkpoint.
+
+    Returns:
+        The number of values that were beyond the range of the target's type.
+    """
     pair, target, source = move
     if isinstance(target, LateTarget):
         host = target.present() if pair.how == "overlap" else np.empty(pair.target_shape, pair.target_dtype)
-        fill(Move(pair, host, source), verify=verify)
+        beyond = fill(Move(pair, host, source), verify=verify)
         target.hand_over(host)
-        return
+        return beyond
     assert isinstance(target, np.ndarray)
+    beyond = 0
     for index, values in parts(move, verify=verify):
-        np.copyto(target[index], values, casting="unsafe")
+        if values.dtype != target.dtype:
+            values, count = cast_values(values, target.dtype)
+            beyond += count
+        np.copyto(target[index], values)
+    return beyond
 
 
 def parts(move: Move, *, verify: bool) -> Iterator[tuple[tuple[Any, ...], np.ndarray]]:

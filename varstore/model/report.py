@@ -10,7 +10,7 @@ import heapq
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import islice
 from typing import Any
 
@@ -18,11 +18,11 @@ import numpy as np
 
 from varstore.errors import UsageError, VariableMismatch
 from varstore.model.match import Match, Mismatch, Shape, is_same_type
-from varstore.text.hints import nearest
+from varstore.text.hints import nearest, plural
 from varstore.text.table import Table
 from varstore.values.select import SEPARATOR, select
 
-__all__ = ["Cast", "LoadReport", "Overlap", "fold", "make_report", "suggest_prefixes"]
+__all__ = ["Cast", "LoadReport", "Overlap", "fold", "make_report", "suggest_prefixes", "with_saturated"]
 
 _CATEGORIES = {
     "kept": "(not in the source: keeps its values)",
@@ -61,14 +61,20 @@ class Overlap:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Cast:
-    """A variable whose values were converted to another type."""
+    """A variable whose values were converted to another type.
+
+    `saturated` is the number of values beyond the range of the new type: they became its largest value if it is
+    ``float8_e4m3fn``, and otherwise an infinity, or NaN if the type has none.
+    """
 
     name: str
     source_dtype: np.dtype[Any]
     target_dtype: np.dtype[Any]
+    saturated: int = 0
 
     def __str__(self) -> str:
-        return f"{self.source_dtype} -> {self.target_dtype}"
+        beyond = f", {plural(self.saturated, 'value')} out of range" if self.saturated else ""
+        return f"{self.source_dtype} -> {self.target_dtype}{beyond}"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -211,6 +217,13 @@ def make_report(match: Match, *, source: str, target: str, unused_waits: bool = 
         hints=_hints(match, unused),
         renamed={pair.target: pair.source for pair in match.pairs if pair.target != pair.source},
     )
+
+
+def with_saturated(report: LoadReport, counts: Mapping[str, int]) -> LoadReport:
+    """Return a report with the numbers of values that were beyond the range of their new type, by name."""
+    if not counts:
+        return report
+    return replace(report, cast=tuple(replace(cast, saturated=counts.get(cast.name, 0)) for cast in report.cast))
 
 
 def suggest_prefixes(source_names: Iterable[str], target_names: Iterable[str]) -> tuple[str, str, int] | None:

@@ -19,6 +19,7 @@ from varstore.layout.readable import Readable
 from varstore.model.match import OnTied
 from varstore.model.moves import HOST, LateTarget, Move, OnDisk, Place, nbytes_of, parts, place_of
 from varstore.text.hints import shortened
+from varstore.values.casting import cast_values
 from varstore.values.lazy import LazyArray
 
 __all__ = ["Settled", "settle"]
@@ -257,7 +258,7 @@ class _Shadow:
         for where, part in values:
             where = where[1:] if where[:1] == (...,) else where  # the last axis is that of the bytes
             new = np.empty((*part.shape, place.dtype.itemsize), np.uint8)
-            np.copyto(new.view(place.dtype)[..., 0], part, casting="unsafe")
+            np.copyto(new.view(place.dtype)[..., 0], cast_values(part, place.dtype)[0])
             before = writers[where]
             differ = (before != 0) & (held[where] != new)
             if differ.any():

@@ -35,7 +35,7 @@ from varstore.model.match import (
 )
 from varstore.model.moves import LateTarget, Move, OnDisk, Place, move_of, place_of
 from varstore.model.options import LoadOptions
-from varstore.model.report import LoadReport, make_report
+from varstore.model.report import LoadReport, make_report, with_saturated
 from varstore.model.ties import Settled
 from varstore.text.hints import listed
 from varstore.training.state import restore
@@ -123,7 +123,8 @@ class _Loading:
             winners=settled.winners,
         )
         with reporting(load_options.get("progress"), settled.nbytes, f"loading {self._where}") as advance:
-            carry_out(settled, verify=verify, threads=threads, advance=advance)
+            beyond = carry_out(settled, verify=verify, threads=threads, advance=advance)
+        report = with_saturated(report, beyond)
         if not tensors and not self._survey.has_code:
             return report
         return self._hand_over(report, self._state(match, tensors))

@@ -1,0 +1,128 @@
+"""What a conversion changes or leaves out is in its report: types, values out of range, and what is not an array."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter, OrderedDict, namedtuple
+
+import ml_dtypes
+import numpy as np
+import pytest
+from click.testing import CliRunner
+from hypothesis import given
+from hypothesis.extra import numpy as hnp
+
+import varstore as vs
+from varstore.cli import main
+from varstore.errors import CheckpointExists
+from varstore.layout.dtypes import TABLE
+from varstore.values.casting import cast_values
+
+FLOATING = [row.dtype for row in TABLE if row.dtype is not None and "float" in row.dtype.name]
+LARGE = np.array([500, 448, 464, 465, -1e9, np.inf, -np.inf, np.nan, 0], np.float32)
+E4M3FN = [448, 448, 448, 448, -448, 448, -448, math.nan, 0]
+Point = namedtuple("Point", ["x"])
+
+
+def test_float8_saturates_where_torch_does(tmp_path):
+    vs.write(tmp_path / "m.npz", {"w": LARGE, "b": np.zeros(2, np.float32), "n": np.arange(3)})
+    done = vs.convert(tmp_path / "m.npz", tmp_path / "c", dtype="fp8")
+    np.testing.assert_array_equal(vs.load(tmp_path / "c")["w"].astype(np.float32), E4M3FN)
+    assert done.saturated == {"w": 5}  # 464 is rounded to 448
+    assert done.changed == dict.fromkeys("wb", "float32 -> float8_e4m3fn")
+    assert done.nbytes == LARGE.size + 2 + 3 * 8
+
+
+def test_loading_with_a_cast_saturates_and_counts(tmp_path):
+    vs.save(tmp_path / "c", {"w": LARGE, "b": np.zeros(2, np.float32)})
+    for source in (tmp_path / "c", {"w": LARGE, "b": np.zeros(2, np.float32)}):
+        target = {"w": np.zeros(LARGE.shape, ml_dtypes.float8_e4m3fn), "b": np.zeros(2, ml_dtypes.bfloat16)}
+        report = vs.load_into(target, source, cast=True)
+        np.testing.assert_array_equal(target["w"].astype(np.float32), E4M3FN)
+        assert {cast.name: cast.saturated for cast in report.cast} == {"w": 5, "b": 0}
+        assert "float32 -> float8_e4m3fn, 5 values out of range" in str(report)
+
+
+@pytest.mark.parametrize("target", FLOATING, ids=str)
+@pytest.mark.parametrize("source", ["float16", "float32", "float64", "bfloat16", "int32", "bool"])
+def test_what_a_type_cannot_hold_is_counted(source, target):
+    dtype = np.dtype(getattr(ml_dtypes, source, source))
+    with np.errstate(over="ignore", invalid="ignore"):
+        values = np.arange(-70_000, 70_000, 997) if dtype.kind == "i" else (LARGE * 100).astype(dtype)
+    values = values.astype(dtype)
+    new, beyond = cast_values(values, target)
+    plain, wide = new.astype(np.float64), values.astype(np.float64)
+    limit = float(ml_dtypes.finfo(target).max)
+    is_lost = (np.isfinite(wide) & ~np.isfinite(plain)) | (
+        np.isfinite(wide) & (np.abs(plain) == limit) & (np.abs(wide) > 1.1 * limit)
+    )
+    assert beyond >= np.count_nonzero(is_lost)
+    assert beyond <= np.count_nonzero(is_lost | ~np.isfinite(wide) | (np.abs(wide) > limit))
+
+
+@given(hnp.arrays(np.float32, hnp.array_shapes(max_side=4)))
+def test_a_wider_type_holds_everything(values):
+    new, beyond = cast_values(values, np.dtype(np.float64))
+    np.testing.assert_array_equal(new, values)
+    assert beyond == 0
+
+
+def test_scales_survive_or_are_left_out(tmp_path):
+    vs.save(tmp_path / "c", {"w": np.ones(3, np.float32)}, variable_attributes={"w": {"scale": 0.5, "zero_point": 3}})
+    for options in ({}, {"dtype": "float16"}, {"rename": {"w": "v"}}):
+        done = vs.convert(tmp_path / "c", tmp_path / "d", overwrite=True, **options)
+        (name,) = done.names
+        assert vs.open(tmp_path / "d")[name].attributes == {"scale": 0.5, "zero_point": 3}
+        assert done.left_out == ()
+    for name in ("d.npz", "d.pt", "d.safetensors"):
+        assert vs.convert(tmp_path / "c", tmp_path / name).left_out == ("w: scale", "w: zero_point")
+
+
+def test_what_becomes_a_plain_type_is_listed(tmp_path):
+    state = {
+        "c": Counter("aab"),
+        "p": Point(1),
+        "n": np.float32(2),
+        "o": OrderedDict(x=[1]),
+        "f": frozenset({1}),
+        "w": np.ones(2),
+    }
+    vs.save_state(tmp_path / "s", state)
+    assert vs.convert(tmp_path / "s", tmp_path / "t").changed == {}
+    assert vs.load_state(tmp_path / "t")["c"] == Counter("aab")
+    assert type(vs.load_state(tmp_path / "t")["c"]) is Counter
+    done = vs.convert(tmp_path / "s", tmp_path / "s.pt")
+    assert done.changed == {
+        "c": "Counter -> dict",
+        "p": "Point -> tuple",
+        "n": "float32 -> float",
+        "f": "frozenset -> set",
+    }
+    assert vs.read(tmp_path / "s.pt").state()["o"] == OrderedDict(x=[1])
+
+
+def test_the_command_prints_what_changed(tmp_path):
+    vs.save(tmp_path / "c", {"w": LARGE, "b": LARGE}, variable_attributes={"w": {"scale": 1}})
+    target = tmp_path / "c.safetensors"
+    for replaced in ("", ", replaced"):
+        result = CliRunner().invoke(main, ["convert", str(tmp_path / "c"), str(target), "--dtype", "fp8"])
+        assert result.output.splitlines() == [
+            f"{tmp_path / 'c'} (varstore) -> {target} (safetensors){replaced}: 2 tensors, 18 bytes",
+            "changed type, float32 -> float8_e4m3fn: w, b",
+            "beyond the range of fp8: w (5 values), b (5 values)",
+            "left out, because safetensors does not hold it: w: scale",
+        ]
+
+
+def test_a_checkpoint_is_replaced_if_asked(tmp_path):
+    vs.save(tmp_path / "old", {"w": np.zeros(1)})
+    vs.write(tmp_path / "m.npz", {"w": np.ones(2)})
+    arguments = ["convert", str(tmp_path / "m.npz"), str(tmp_path / "old")]
+    with pytest.raises(CheckpointExists):
+        vs.convert(tmp_path / "m.npz", tmp_path / "old")
+    refused = CliRunner().invoke(main, arguments)
+    assert (refused.exit_code, "--overwrite" in refused.output) == (3, True)
+    result = CliRunner().invoke(main, [*arguments, "--overwrite"])
+    assert (result.exit_code, ", replaced: 1 tensor, 16 bytes" in result.output) == (0, True)
+    assert vs.load(tmp_path / "old")["w"].tolist() == [1, 1]
+    vs.convert(tmp_path / "m.npz", tmp_path / "m.pt", overwrite=True)
