@@ -158,8 +158,8 @@ class Directory:
             fd = self._open_at(MARKER, syscalls.READ_FILE)
         except FileNotFoundError:
             return None
-        except OSError as error:  # a link, a socket, a file that only others may read
-            return None if error.errno == errno.ESTALE else self.status(MARKER)
+        except OSError:  # a link, a socket, a file that only others may read, one that another machine replaced
+            return self.status(MARKER)
         try:
             return os.fstat(fd)
         finally:
