@@ -7,7 +7,7 @@ and ``open`` are public but not in ``__all__``, so that ``import *`` replaces no
 from varstore import errors
 from varstore.disk.read.checkpoint import Checkpoint, open_checkpoint
 from varstore.disk.read.variable import Variable
-from varstore.disk.save.staging import clean_staging as clean
+from varstore.disk.save.leftovers import clean_staging as clean
 from varstore.disk.seal import seal
 from varstore.errors import VarstoreError
 from varstore.formats.verbs import (

@@ -127,7 +127,6 @@ def test_a_link_at_the_target_of_write_is_not_followed(home, everybody, suffix):
 
 
 @pytest.mark.parametrize("suffix", ["safetensors", "npz", "pt", "mge", "pdparams", "npy"])
-@pytest.mark.xfail(strict=True, raises=AssertionError, reason="a file that replaces another gets the mode of a new one")
 def test_a_file_that_is_replaced_keeps_its_mode(home, suffix):
     path = home / f"x.{suffix}"
     with acting_as(VICTIM):
@@ -146,7 +145,6 @@ def test_a_checkpoint_that_is_replaced_keeps_its_mode(home):
 
 
 @pytest.mark.parametrize("overwrite", [False, True], ids=["new", "overwrite"])
-@pytest.mark.xfail(strict=True, raises=AssertionError, reason="a staging folder has its last mode from the beginning")
 def test_a_checkpoint_that_is_being_written_is_ours_alone(home, overwrite):
     if overwrite:
         vs.save(home / "c", {"a": np.arange(3)})
@@ -167,11 +165,9 @@ USES = {
     "base": lambda path, source: vs.save(path, {"w": np.arange(4, dtype=np.int8)}, base=source),
 }
 
-links = pytest.mark.xfail(strict=True, raises=AssertionError, reason="any file that root may link is linked")
-
 
 @pytest.mark.parametrize("use", USES)
-@pytest.mark.parametrize("user", [pytest.param(0, marks=links, id="root"), pytest.param(VICTIM, id="user")])
+@pytest.mark.parametrize("user", [pytest.param(0, id="root"), pytest.param(VICTIM, id="user")])
 def test_files_of_another_user_are_copied_not_linked(place, home, everybody, use, user):
     with acting_as(ATTACKER):
         (everybody / "theirs").mkdir()
@@ -186,9 +182,6 @@ def test_files_of_another_user_are_copied_not_linked(place, home, everybody, use
     assert {owner(path) for path in (home / "copy").rglob("*")} == {user}
 
 
-@pytest.mark.xfail(
-    strict=True, raises=AssertionError, reason="a folder's checkpoint is looked for in any directory above"
-)
 def test_a_variable_is_not_explained_by_a_directory_of_another_owner(everybody):
     with acting_as(ATTACKER):
         vs.save(everybody / "evil", {"vv/conv1": np.arange(4, dtype=np.int8).reshape(2, 2)}, attributes={"evil": True})
@@ -199,9 +192,8 @@ def test_a_variable_is_not_explained_by_a_directory_of_another_owner(everybody):
     with acting_as(ATTACKER):
         shutil.copy(everybody / "evil/manifest", everybody / "manifest")
         (everybody / "snapshot_done").touch()
-    with acting_as(VICTIM):
-        variable = vs.checkpoint.get(everybody / "vv" / "conv1")
-    assert variable.shape == (4,)
+    with acting_as(VICTIM), pytest.raises(vs.errors.IncompleteCheckpoint):
+        vs.checkpoint.get(everybody / "vv" / "conv1")
 
 
 # --- what is removed ---------------------------------------------------------------------------------------------
@@ -214,7 +206,6 @@ CLEANS = {
 
 
 @pytest.mark.parametrize("clean", CLEANS)
-@pytest.mark.xfail(strict=True, raises=AssertionError, reason="leftovers are known by name and lock alone")
 def test_what_another_user_left_is_not_ours_to_remove(everybody, clean):
     with acting_as(VICTIM):
         (everybody / ".model.saving-00000000" / "x").mkdir(parents=True)
@@ -224,11 +215,6 @@ def test_what_another_user_left_is_not_ours_to_remove(everybody, clean):
 
 
 @pytest.mark.parametrize("clean", CLEANS)
-@pytest.mark.xfail(
-    strict=True,
-    raises=(AssertionError, vs.errors.CheckpointExists),
-    reason="leftovers are known by name and lock alone",
-)
 def test_what_another_user_set_aside_is_not_given_a_name(everybody, clean):
     with acting_as(ATTACKER):
         vs.save(everybody / "evil", {"evil": np.arange(2)})
@@ -260,7 +246,6 @@ def test_a_link_that_takes_the_place_of_a_leftover_is_not_followed(place, everyb
     assert vs.verify(place / "best").ok
 
 
-@pytest.mark.xfail(strict=True, raises=AssertionError, reason="the owner of the staging folder is not asked")
 def test_a_directory_that_takes_the_place_of_the_staging_folder_is_not_used(everybody, monkeypatch):
     made, taken = os.mkdir, []
 
@@ -280,7 +265,6 @@ def test_a_directory_that_takes_the_place_of_the_staging_folder_is_not_used(ever
     assert not (everybody / "c").exists() or owner(everybody / "c") == 0
 
 
-@pytest.mark.xfail(strict=True, raises=AssertionError, reason="folders are made by path")
 def test_a_link_in_the_place_of_a_variable_is_not_written_through(place, everybody, monkeypatch):
     made, elsewhere = os.mkdir, place / "elsewhere"
     made(elsewhere)
@@ -300,7 +284,6 @@ def test_a_link_in_the_place_of_a_variable_is_not_written_through(place, everybo
     assert os.listdir(elsewhere) == []
 
 
-@pytest.mark.xfail(strict=True, raises=AssertionError, reason="what is removed is removed across mounts")
 def test_a_mount_in_a_leftover_is_not_emptied(place, everybody):
     inside = everybody / ".y.saving-00000000" / "mnt"
     inside.mkdir(parents=True)
@@ -315,7 +298,6 @@ def test_a_mount_in_a_leftover_is_not_emptied(place, everybody):
         subprocess.run(["umount", "--lazy", inside], check=True)
 
 
-@pytest.mark.xfail(strict=True, raises=AssertionError, reason="a step that is a link does not count")
 def test_retention_removes_a_link_and_not_what_it_leads_to(place):
     run, far = place / "run", place / "far"
     run.mkdir()

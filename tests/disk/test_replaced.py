@@ -1,6 +1,7 @@
 """Reading while another process saves to the same path with overwrite=True: the old values or the new, never a mix."""
 
 import os
+import shutil
 import subprocess
 import sys
 
@@ -9,6 +10,7 @@ import pytest
 
 import varstore as vs
 from varstore.errors import InvalidName, StorageError
+from varstore.values.lazy import LazyArray
 
 WRITER = """
 import sys
@@ -70,16 +72,34 @@ def test_an_old_handle_gives_no_new_values_and_links_none(tmp_path, manifest):
         "slice": lambda: variable[3:5],
         "map": lambda: variable.numpy(mmap=True),
         "select": lambda: vs.save(tmp_path / "copy", handle.select()),
-        "base": lambda: vs.save(tmp_path / "copy", saved(0), base=handle),
         "into": lambda: vs.load_into(saved(7), handle),
     }
-    if not manifest:
-        del uses["base"]  # nothing to compare with, so nothing is linked
     for use in uses.values():
         with pytest.raises(StorageError, match="replaced since it was opened"):
             use()
     assert os.listdir(tmp_path) == ["ckpt"]
     assert vs.verify(path).ok
+
+
+@pytest.mark.parametrize("durable", [True, False])
+@pytest.mark.parametrize("fate", ["replaced", "gone", "a file gone", "a file cut"])
+def test_what_a_base_no_longer_has_is_written(tmp_path, fate, durable):
+    handle = vs.save(tmp_path / "base", saved(0) | {"big": np.zeros(3 << 20, np.uint8)})
+    if fate == "replaced":
+        vs.save(tmp_path / "base", saved(1), overwrite=True)
+    elif fate == "gone":
+        shutil.rmtree(tmp_path / "base")
+    elif fate == "a file gone":
+        (tmp_path / "base" / "v3" / "out").unlink()
+        (tmp_path / "base" / "big" / "out").unlink()
+    else:
+        os.truncate(tmp_path / "base" / "v3" / "out", 3)
+    values = saved(0) | {"big": np.zeros(3 << 20, np.uint8)}
+    late = LazyArray((3 << 20,), np.dtype(np.uint8), lambda: np.zeros(3 << 20, np.uint8))
+    vs.save(tmp_path / "copy", values | {"big": late}, base=handle, durable=durable)
+    assert vs.verify(tmp_path / "copy").ok
+    for name, value in vs.load(tmp_path / "copy").items():
+        np.testing.assert_array_equal(value, values[name])
 
 
 def test_a_failed_save_takes_back_the_folders_that_it_made(tmp_path):

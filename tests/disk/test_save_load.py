@@ -14,7 +14,7 @@ from hypothesis.extra import numpy as hnp
 from support import check_checkpoint, run_python
 
 import varstore as vs
-from varstore.disk.save.staging import discard
+from varstore.disk.save.leftovers import discard
 from varstore.errors import CheckpointExists, InvalidName, UnsupportedDtype, UsageError
 from varstore.layout.dtypes import TABLE
 from varstore.storage.directory import Directory

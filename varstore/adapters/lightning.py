@@ -12,7 +12,7 @@ from typing import Any, Unpack
 from lightning.fabric.plugins import CheckpointIO
 
 from varstore.adapters.torch import load, save, state_of
-from varstore.disk.save.staging import discard
+from varstore.disk.save.leftovers import discard
 from varstore.errors import UsageError
 from varstore.model.options import StateOptions, check_options
 from varstore.training.background import BackgroundSaver, PendingSave
@@ -41,7 +41,7 @@ class VarstoreCheckpointIO(CheckpointIO):  # type: ignore[misc, unused-ignore]  
     def __init__(self, *, background: bool = False, **save_options: Unpack[StateOptions]) -> None:
         check_options(save_options, StateOptions, "VarstoreCheckpointIO()")
         self._saver = BackgroundSaver() if background else None
-        self._save_options: StateOptions = {"overwrite": True, **save_options}
+        self._save_options: StateOptions = {"overwrite": True, "foreign": "keep", **save_options}
         self._pending: PendingSave | None = None
 
     def save_checkpoint(

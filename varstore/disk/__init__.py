@@ -9,7 +9,13 @@
 - **Overwriting.** Without `overwrite=True`, a target that is not empty is never changed. With it, the old and the new
   checkpoint are exchanged in one step. If the file system cannot exchange them (`renameat2`), nothing is at the path
   for an instant between two renames; after a crash in that instant, `varstore clean` gives the old one its name back.
-- **Symbolic links.** A save does not follow a symbolic link at its target.
+  A checkpoint in a lower layer of an overlay, as in an image of a container, cannot be renamed at all: while it is
+  removed, the path is incomplete; after a crash then, `varstore clean` puts the new one there.
+- **Other people's files.** Files in a checkpoint that it does not know are not deleted unasked: `overwrite=True`
+  refuses, or keeps or deletes them by request (`foreign`). `CheckpointManager` keeps them when it saves a step again or
+  trims it.
+- **Other users.** A save does not follow a symbolic link at its target, and what it is writing is closed to other
+  users. What belongs to another user is not cleaned or deleted, and is copied rather than linked.
 - **Durability.** `save` returns after data, manifest, marker and folders were flushed with `fsync` or `syncfs`.
   `durable=False` leaves that to the system: it is faster, and a power cut may lose the checkpoint. Neither can do more
   than the disk and its driver do.

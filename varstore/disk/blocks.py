@@ -30,6 +30,7 @@ __all__ = [
     "write_all",
     "write_block",
     "write_file",
+    "write_out",
     "write_small",
 ]
 
@@ -112,12 +113,12 @@ def write_block(fd: int, array: np.ndarray, start: int, stop: int, direct: Align
 
 def new_file(path: str, *, dir_fd: int) -> int:
     """Create a file that did not exist, for writing; its mode says that nobody writes to it later (FORMAT F8)."""
-    return os.open(path, syscalls.NEW, 0o444, dir_fd=dir_fd)
+    return syscalls.create(path, dir_fd)
 
 
 def write_file(path: str, data: bytes, dir_fd: int, *, sync: bool) -> None:
     """Create a file of these bytes, and make it durable if asked."""
-    fd = os.open(path, syscalls.NEW, 0o444, dir_fd=dir_fd)
+    fd = syscalls.create(path, dir_fd)
     try:
         write_all(fd, data)
         if sync:
@@ -131,7 +132,7 @@ def write_small(path: str, array: np.ndarray, dir_fd: int, *, sync: bool) -> byt
 
     It is made durable if asked.
     """
-    fd = os.open(path, syscalls.NEW, 0o444, dir_fd=dir_fd)
+    fd = syscalls.create(path, dir_fd)
     try:
         buffer: Any = array  # numpy's types say so from Python 3.12 on
         if not array.nbytes:
@@ -147,11 +148,26 @@ def write_small(path: str, array: np.ndarray, dir_fd: int, *, sync: bool) -> byt
         os.close(fd)
 
 
+def write_out(path: str, array: np.ndarray, dir_fd: int, *, sync: bool) -> bytes:
+    """Create an ``out`` of any size and return its digests; it is made durable if asked."""
+    fd = syscalls.create(path, dir_fd)
+    try:
+        digests = b"".join(write_block(fd, array, start, stop) for start, stop in spans(array.nbytes))
+        if sync:
+            syscalls.sync(fd)
+        return digests
+    finally:
+        os.close(fd)
+
+
 def write_all(fd: int, data: bytes | memoryview, offset: int = 0) -> None:
     """Write all these bytes at their place, in as many calls as it takes: one may write fewer than it was given."""
     done = syscalls.pwrite(fd, data, offset)
     while done < len(data):
-        done += syscalls.pwrite(fd, memoryview(data)[done:], offset + done)
+        count = syscalls.pwrite(fd, memoryview(data)[done:], offset + done)
+        if count == 0:
+            raise OSError(errno.EIO, "the disk takes no more bytes, and does not say why")
+        done += count
 
 
 class AlignedBuffer:

@@ -14,7 +14,7 @@ from varstore.disk.progress import Progress, reporting
 from varstore.disk.read.checkpoint import Checkpoint, retry_if_replaced
 from varstore.disk.read.digests import all_digests
 from varstore.disk.read.scan import WalkedEntries
-from varstore.disk.save.durability import Durability, sync_names
+from varstore.disk.save.durability import Durability
 from varstore.errors import InvalidName, ManifestError
 from varstore.layout.collector import collector_paused
 from varstore.layout.difference import DiffReport, compare
@@ -136,9 +136,9 @@ def _tied(entry: Entry, known: Entry | None, entries: Mapping[str, Entry]) -> En
 
 def _make_durable(directory: Directory, entries: Collection[Entry]) -> None:
     """Make durable what the manifest is about to vouch for: people change folders with tools that do not."""
-    files = [f"{entry.folder}/{name}" for entry in entries for name in ("out", "meta")]
-    above = {str(parent) for entry in entries for parent in PurePosixPath(entry.folder, "out").parents}
-    Durability(durable=True, variables=sys.maxsize).sync_all(directory.fd, files, sorted(above, reverse=True))
+    folders = [entry.folder for entry in entries]
+    above = {str(parent) for folder in folders for parent in PurePosixPath(folder).parents}
+    Durability(durable=True, variables=sys.maxsize).sync_all(directory.fd, folders, sorted(above, reverse=True))
 
 
 def _replace_manifest(directory: Directory, data: bytes) -> None:
@@ -163,7 +163,7 @@ def _replace_manifest(directory: Directory, data: bytes) -> None:
         with contextlib.suppress(FileNotFoundError):
             os.unlink(temporary, dir_fd=directory.fd)
         raise
-    sync_names(directory.fd)
+    syscalls.sync_names(directory.fd)
     directory.location = directory.location.known_as(digest_in(data))
     if not directory.is_current():
         raise replaced_error(directory.path)

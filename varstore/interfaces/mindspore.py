@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from varstore.disk.save.staging import discard
+from varstore.disk.save.leftovers import discard
 from varstore.errors import UsageError, VariableMismatch, VarstoreError
 from varstore.model.into import check_targets
 from varstore.model.store import save
@@ -179,7 +179,7 @@ class ModelCheckpoint:
         unwanted = self._unwanted()
         now = self._clock()
         attributes = {KEY: {"epoch": epoch, "step": step, "time": now}}
-        save(path, self._variables, attributes=attributes, overwrite=True)
+        save(path, self._variables, attributes=attributes, overwrite=True, foreign="keep")
         self._saved = [*(earlier for earlier in self._saved if earlier != path), path]
         for old in unwanted:
             if old != path:

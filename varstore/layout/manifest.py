@@ -262,6 +262,12 @@ class Manifest:
             skipped=lambda: fields.skipped([body, *body.variables]),
         )
 
+    def folders(self) -> dict[str, str]:
+        """Return the folders of all variables, each with the variable's encoding; nothing is checked."""
+        if isinstance(self.entries, _LazyEntries):
+            return self.entries.folders()
+        return {entry.folder: entry.encoding for entry in self.entries.values()}
+
 
 class _LaterFields:
     """Finds the fields of messages that this version does not know."""
@@ -317,6 +323,9 @@ class _LazyEntries(Mapping[str, Entry]):
             self._check_folder(entry)
             self._made[name] = entry
         return entry
+
+    def folders(self) -> dict[str, str]:
+        return {message.folder or name: message.encoding or RAW.name for name, message in self._messages.items()}
 
     def _check_folder(self, entry: Entry) -> None:
         """Raise if the folder is that of another variable: one accessed earlier, or the one whose name it is."""

@@ -13,6 +13,7 @@ from typing import Any, TypedDict
 
 from varstore.disk.progress import Progress
 from varstore.disk.read.checkpoint import Checkpoint
+from varstore.disk.save.foreign import Foreign
 from varstore.text.hints import nearest
 
 __all__ = ["LoadOptions", "Path", "RunOptions", "SaveOptions", "StateOptions", "StoreOptions", "check_options"]
@@ -44,6 +45,7 @@ class StoreOptions(TypedDict, total=False):
     variable_attributes: Mapping[str, Mapping[str, Any]] | None
     base: Path | Checkpoint | None
     overwrite: bool
+    foreign: Foreign
     durable: bool
     manifest: bool
     threads: int | None

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from types import MappingProxyType
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 
@@ -14,6 +14,7 @@ from varstore.disk.read.checkpoint import Checkpoint, entries_of, open_checkpoin
 from varstore.disk.read.checks import check_files
 from varstore.disk.read.content import Content
 from varstore.disk.read.whole import read_new
+from varstore.disk.save.foreign import Foreign
 from varstore.disk.save.writer import write_checkpoint
 from varstore.errors import UsageError
 from varstore.layout.location import Location
@@ -64,6 +65,7 @@ def save(
     tree: str = "",
     base: Path | Checkpoint | None = None,
     overwrite: bool = False,
+    foreign: Foreign = "error",
     durable: bool = True,
     manifest: bool = True,
     threads: int | None = None,
@@ -84,6 +86,8 @@ def save(
         base: an earlier checkpoint. Variables that equal its variables of the same name in shape, type and digest
             are linked to it instead of being written.
         overwrite: replace the checkpoint at `path`. At every moment the path holds the old one or the new one.
+        foreign: what becomes of other people's files in a checkpoint that is replaced, such as a ``config.json`` that
+            somebody put there: "error" refuses to replace it, "keep" hands them to the new one, "delete" removes them.
         durable: return only when everything is on the disk, safe from a power cut. Without it, the system writes
             when it chooses to, and the save returns earlier.
         manifest: False writes OneFlow's own layout only: no digests and no attributes. For a folder that OneFlow
@@ -118,6 +122,10 @@ def save(
             path=path,
             hint="leave out manifest=False, or save arrays without attributes",
         )
+    if foreign not in get_args(Foreign):
+        raise UsageError(
+            "unknown choice", field="foreign", found=repr(foreign), expected=" or ".join(get_args(Foreign))
+        )
     target = os.fspath(path)
     if not target:
         raise UsageError("the path to save to is empty")
@@ -128,6 +136,7 @@ def save(
         writer=f"varstore {__version__}",
         base={} if base is None else _as_checkpoint(base),
         overwrite=overwrite,
+        foreign=foreign,
         durable=durable,
         manifest=manifest,
         threads=threads,

@@ -1,17 +1,42 @@
-"""A file or folder appears whole or not at all: it is written beside its target and takes the name last."""
+"""A file or folder appears whole or not at all: it is written beside its target and takes the name last.
+
+The temporary name is ``.NAME.XXXXXXXX.tmp``. It is locked while its writer lives, so that the next writer of that
+name, and `varstore.clean`, remove what a killed one left. All is synced before it gets its name, and then the
+directory that holds the name.
+
+A set of files appears with the one that names the others, its index. The others get names that nothing has yet, so
+that the old index finds the old files until the new one takes its place; only then do the old files go.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterator
+import re
+import stat
+from collections.abc import Callable, Collection, Iterator
 from typing import BinaryIO
 
-from varstore.errors import CheckpointExists, StorageError, VarstoreError
+from varstore.errors import CheckpointExists, VarstoreError
 from varstore.storage import syscalls
+from varstore.storage.claims import claim, claim_new, is_ours, mode_of_new_folder
 from varstore.storage.failures import storage_error
+from varstore.storage.removing import remove
 
-__all__ = ["new_folder", "replacing", "target_of"]
+__all__ = [
+    "TEMPORARY_LIMIT",
+    "is_temporary",
+    "new_folder",
+    "remove_others",
+    "remove_temporary",
+    "replacing",
+    "target_of",
+]
+
+_TEMPORARY = re.compile(r"\.(?P<target>.+)\.[0-9a-f]{8}\.tmp", re.DOTALL)
+TEMPORARY_LIMIT = 200
+_EACH = 16
+"""Files; a folder of more is synced by flushing the file system once."""
 
 
 def target_of(path: str) -> str:
@@ -36,69 +61,225 @@ def target_of(path: str) -> str:
     return target
 
 
+def is_temporary(name: str, target: str | None = None) -> bool:
+    """Tell whether a name is one that a file or folder has only while it is written, be it for one target or any."""
+    match = _TEMPORARY.fullmatch(name)
+    return match is not None and target in (None, match["target"])
+
+
+def remove_temporary(name: str, dir_fd: int) -> bool:
+    """Remove what a killed writer left under a temporary name; False if it is not ours, or its writer lives."""
+    try:
+        mode = os.stat(name, dir_fd=dir_fd, follow_symlinks=False).st_mode
+        if not (stat.S_ISDIR(mode) or stat.S_ISREG(mode)):
+            return False
+        fd = claim(name, dir_fd, folder=stat.S_ISDIR(mode))
+    except OSError:
+        return False
+    try:
+        if stat.S_ISDIR(mode):
+            return remove(name, dir_fd)
+        os.unlink(name, dir_fd=dir_fd)
+    except OSError:
+        return False
+    finally:
+        os.close(fd)
+    return True
+
+
+class _Place:
+    """Where something is to appear: its directory, open where directories can be, and names in it."""
+
+    def __init__(self, path: str) -> None:
+        self.target = target_of(path)
+        self.folder, self.name = os.path.split(self.target)
+        self.fd: int | None = None
+
+    def __enter__(self) -> _Place:
+        if syscalls.HAS_FOLDERS:
+            self.fd = os.open(self.folder, syscalls.READ_FOLDER)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.fd is not None:
+            os.close(self.fd)
+
+    def at(self, name: str) -> str:
+        """Return what to call a name in the directory: itself where the descriptor goes with it, or else its path."""
+        return os.path.join(self.folder, name) if self.fd is None else name
+
+    def temporary(self, make: Callable[[str], int]) -> tuple[str, int]:
+        """Make something under a new temporary name, and lock it; return the name and its descriptor."""
+        short = self.name[:TEMPORARY_LIMIT]
+        if self.fd is not None:
+            for left in os.listdir(self.fd):
+                if is_temporary(left, short):
+                    remove_temporary(left, self.fd)
+        while True:
+            name = f".{short}.{os.urandom(4).hex()}.tmp"
+            fd = make(name)
+            if self.fd is None:
+                return name, fd
+            try:
+                claim_new(fd, name, self.fd)
+            except (BlockingIOError, FileNotFoundError):  # a cleaner was faster
+                os.close(fd)
+            except BaseException:
+                os.close(fd)
+                raise
+            else:
+                return name, fd
+
+    def sync(self) -> None:
+        """Make the names in the directory durable, where the file system can."""
+        if self.fd is not None:
+            syscalls.sync_names(self.fd)
+
+
+@contextlib.contextmanager
+def _telling(path: str, stands: list[bool]) -> Iterator[None]:
+    """Say of an OSError of the block whether what was written `stands`."""
+    try:
+        yield
+    except VarstoreError:
+        raise
+    except OSError as error:
+        doing = "it is written and stands, but it may not survive a power cut" if stands else "writing failed"
+        raise storage_error(error, path, doing) from error
+
+
 @contextlib.contextmanager
 def replacing(path: str) -> Iterator[BinaryIO]:
     """Open a new file beside `path`; it becomes `path` when the block ends well and is removed otherwise.
+
+    A file that it replaces hands on its mode.
 
     Raises:
         CheckpointExists: there is a symbolic link at `path`.
         OutOfSpace, StorageError: the operating system refused; what stood at `path` is untouched.
     """
-    target = target_of(path)
-    temporary = _beside(target)
-    try:
-        with open(temporary, "xb") as file:
-            yield file
-            file.flush()
-            syscalls.sync(file.fileno())
-        os.replace(temporary, target)
-    except OSError as error:
-        _remove(temporary)
-        if isinstance(error, StorageError):
+    stands: list[bool] = []
+    with _telling(path, stands), _Place(path) as place:
+        mode = _mode_of_file(place)
+
+        def make(name: str) -> int:
+            # the user's alone until it is whole, since the file that it replaces may be so
+            return os.open(place.at(name), syscalls.NEW, 0o666 if mode is None else 0o600, dir_fd=place.fd)
+
+        name, fd = place.temporary(make)
+        try:
+            with open(fd, "wb") as file:
+                yield file
+                file.flush()
+                if mode is not None and place.fd is not None:
+                    with contextlib.suppress(PermissionError):  # vfat keeps no modes
+                        syscalls.change_mode(fd, mode)
+                syscalls.sync(fd)
+                if place.fd is not None:  # while it is locked; Windows does not rename what is open
+                    os.replace(name, place.name, src_dir_fd=place.fd, dst_dir_fd=place.fd)
+            if place.fd is None:
+                os.replace(place.at(name), place.target)
+        except BaseException:
+            with contextlib.suppress(OSError):
+                os.remove(place.at(name), dir_fd=place.fd)
             raise
-        raise storage_error(error, path, "writing failed") from error
-    except BaseException:
-        _remove(temporary)
-        raise
+        stands.append(True)
+        place.sync()
 
 
-def _beside(target: str) -> str:
-    folder, name = os.path.split(target)
-    return os.path.join(folder, f".{name[:200]}.{os.urandom(4).hex()}.tmp")
+def _mode_of_file(place: _Place) -> int | None:
+    try:
+        status = os.stat(place.at(place.name), dir_fd=place.fd, follow_symlinks=False)
+    except FileNotFoundError:
+        return None
+    return stat.S_IMODE(status.st_mode) if stat.S_ISREG(status.st_mode) else None
 
 
-def _remove(path: str) -> None:
-    with contextlib.suppress(FileNotFoundError):
-        os.remove(path)
+@contextlib.contextmanager
+def new_folder(path: str, *, may_replace: Callable[[str], bool] | None = None) -> Iterator[str]:
+    """Make a folder beside `path`; it becomes `path` when the block ends well and is removed otherwise.
+
+    Args:
+        path: nothing, or an empty folder.
+        may_replace: a function that tells whether the folder at a path may be replaced.
+
+    Raises:
+        CheckpointExists: there is something at `path` that may not be replaced, or a symbolic link.
+        OutOfSpace, StorageError: the operating system refused.
+    """
+    stands: list[bool] = []
+    with _telling(path, stands), _Place(path) as place:
+        target = place.at(place.name)
+        old = _mode_of_old_folder(place, path, may_replace)
+
+        def make(name: str) -> int:
+            os.mkdir(place.at(name), 0o700, dir_fd=place.fd)
+            return -1 if place.fd is None else syscalls.folder_in(name, place.fd)
+
+        name, fd = place.temporary(make)
+        try:
+            yield os.path.join(place.folder, name)
+            if fd >= 0:
+                mode = mode_of_new_folder(fd) if old is None else old
+                with contextlib.suppress(PermissionError):  # vfat keeps no modes
+                    syscalls.change_mode(fd, mode)
+                _sync_tree(os.path.join(place.folder, name), fd)
+            try:
+                os.rename(place.at(name), target, src_dir_fd=place.fd, dst_dir_fd=place.fd)
+            except OSError:
+                if place.fd is None or may_replace is None or not may_replace(place.target):
+                    raise
+                syscalls.exchange(name, place.name, place.fd)
+            stands.append(True)
+            place.sync()
+        finally:
+            if place.fd is not None:
+                remove(name, place.fd)  # what was not finished, or what was replaced
+                os.close(fd)
+            else:
+                _remove_by_path(place.at(name))
 
 
-def _remove_tree(path: str) -> None:
+def _mode_of_old_folder(place: _Place, path: str, may_replace: Callable[[str], bool] | None) -> int | None:
+    target = place.target
+    if not os.path.lexists(target):
+        return None
+    if os.path.isdir(target) and (not os.listdir(target) or (may_replace is not None and may_replace(target))):
+        return stat.S_IMODE(os.stat(target).st_mode)
+    raise CheckpointExists("the path is taken", path=path, hint="choose another, or remove what is there")
+
+
+def _remove_by_path(path: str) -> None:
     import shutil
 
     shutil.rmtree(path, ignore_errors=True)
 
 
-@contextlib.contextmanager
-def new_folder(path: str) -> Iterator[str]:
-    """Make a folder beside `path`; it becomes `path` when the block ends well and is removed otherwise.
+def _sync_tree(folder: str, fd: int) -> None:
+    """Make an open folder durable, with all in it."""
+    found = [(below, names) for below, _, names in os.walk(folder, topdown=False)]
+    if sum(len(names) for _, names in found) > _EACH:
+        with contextlib.suppress(OSError):
+            syscalls.sync_file_system(fd)
+            return
+    for below, names in found:
+        for path in (*(os.path.join(below, name) for name in names), below):
+            _sync_path(path, is_folder=path == below)
 
-    Raises:
-        CheckpointExists: there is something at `path` other than an empty folder, a symbolic link too.
-        OutOfSpace, StorageError: the operating system refused.
-    """
-    target = target_of(path)
-    temporary = _beside(target)
+
+def _sync_path(path: str, *, is_folder: bool) -> None:
+    fd = os.open(path, syscalls.READ_FOLDER_ITSELF if is_folder else syscalls.READ_FILE)
     try:
-        if os.path.lexists(target) and (not os.path.isdir(target) or os.listdir(target)):
-            raise CheckpointExists("the path is taken", path=path, hint="choose another, or remove what is there")
-        os.mkdir(temporary)
-        yield temporary
-        os.rename(temporary, target)
-    except OSError as error:
-        _remove_tree(temporary)
-        if isinstance(error, VarstoreError):
-            raise
-        raise storage_error(error, path, "writing failed") from error
-    except BaseException:
-        _remove_tree(temporary)
-        raise
+        (syscalls.sync_names if is_folder else syscalls.sync)(fd)
+    finally:
+        os.close(fd)
+
+
+def remove_others(index: str, pattern: re.Pattern[str], keep: Collection[str]) -> None:
+    """Remove the files beside an index that match a pattern, except some: those of a set that it replaced."""
+    with contextlib.suppress(OSError), _Place(index) as place:
+        for name in os.listdir(place.folder if place.fd is None else place.fd):
+            if pattern.fullmatch(name) and name not in keep:
+                status = os.stat(place.at(name), dir_fd=place.fd, follow_symlinks=False)
+                if stat.S_ISREG(status.st_mode) and (place.fd is None or is_ours(status, place.fd)):
+                    os.remove(place.at(name), dir_fd=place.fd)

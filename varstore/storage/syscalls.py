@@ -47,9 +47,11 @@ __all__ = [
     "close_folder",
     "SHARED_FILE_SYSTEMS",
     "copy_range",
+    "create",
     "exchange",
     "file_system_type",
     "flock",
+    "folder_in",
     "is_missing",
     "map_file",
     "open_folder",
@@ -63,7 +65,9 @@ __all__ = [
     "statvfs",
     "sync",
     "sync_file_system",
+    "sync_names",
     "turn_direct",
+    "user",
 ]
 
 _CLOEXEC = getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0)
@@ -119,12 +123,15 @@ _libc: Any = ctypes.CDLL(None, use_errno=True) if os.name == "posix" else None
 
 _ATTEMPTS = 3
 _RENAME_EXCHANGE = 2
-_AT_FDCWD = -100
 _PROT_READ = 1  # on every POSIX system
 _MAP_SHARED = 1
 _SYS_OPENAT2 = 437  # the same number on every architecture
+_RESOLVE_NO_XDEV = 0x01
 _RESOLVE_NO_MAGICLINKS = 0x02
+_RESOLVE_NO_SYMLINKS = 0x04
 _RESOLVE_BENEATH = 0x08
+_SYNCED_BY_FILE = {0x65735546, 0x01021997, 0x517B, 0xFE534D42, 0xFF534D42}
+"""File systems (FUSE, 9p, SMB) whose server never hears of syncfs; it hears of fsync."""
 _COPY_STEP = 1 << 20
 _STATFS_LONGS = 64  # more than a struct statfs holds on any architecture
 _CANNOT_COPY = {errno.EXDEV, errno.EPERM, errno.EINVAL, errno.EOPNOTSUPP, errno.EACCES, errno.ENOSYS}
@@ -138,6 +145,10 @@ class _OpenHow(ctypes.Structure):
 _RESOLVE = _RESOLVE_BENEATH | _RESOLVE_NO_MAGICLINKS
 _FILE_BENEATH = ctypes.byref(_OpenHow(READ | _NONBLOCK, 0, _RESOLVE))
 _FOLDER_BENEATH = ctypes.byref(_OpenHow(getattr(os, "O_PATH", 0) | READ_FOLDER, 0, _RESOLVE))
+_OWN = _RESOLVE_BENEATH | _RESOLVE_NO_SYMLINKS
+_NEW_FILE = ctypes.byref(_OpenHow(NEW, 0o444, _OWN))
+_OWN_FOLDER = ctypes.byref(_OpenHow(READ_FOLDER, 0, _OWN))
+_OWN_FOLDER_HERE = ctypes.byref(_OpenHow(READ_FOLDER, 0, _OWN | _RESOLVE_NO_XDEV))
 _OPEN_HOW_SIZE = ctypes.sizeof(_OpenHow)
 
 
@@ -173,21 +184,56 @@ def openat2_beneath(path: str, dir_fd: int, *, folder: bool = False) -> int:
     Raises:
         OSError: EXDEV where the path would leave the directory.
     """
+    return _openat2(path, dir_fd, _FOLDER_BENEATH if folder else _FILE_BENEATH)
+
+
+def _openat2(path: str, dir_fd: int, how: Any) -> int:
     if not _IS_LINUX:
         raise _missing(path)
-    how = _FOLDER_BENEATH if folder else _FILE_BENEATH
     return _checked(_libc.syscall(_SYS_OPENAT2, dir_fd, os.fsencode(path), how, _OPEN_HOW_SIZE), path)
 
 
-def exchange(first: str, second: str) -> None:
-    """Swap what two paths name, in one step (Linux: renameat2 with RENAME_EXCHANGE; macOS: renamex_np, RENAME_SWAP)."""
-    old, new = os.fsencode(first), os.fsencode(second)
-    if hasattr(_libc, "renameat2"):
-        _checked(_libc.renameat2(_AT_FDCWD, old, _AT_FDCWD, new, _RENAME_EXCHANGE), second)
-    elif hasattr(_libc, "renamex_np"):
-        _checked(_libc.renamex_np(old, new, _RENAME_EXCHANGE), second)
-    else:
+def create(path: str, dir_fd: int) -> int:
+    """Create a file that nobody writes to later, for writing; no part of its path may be a link.
+
+    Raises:
+        OSError: FileExistsError if there is one, ELOOP for a link on the way to it.
+    """
+    try:
+        return _openat2(path, dir_fd, _NEW_FILE)
+    except OSError as error:
+        if not is_missing(error):
+            raise
+    return os.open(path, NEW, 0o444, dir_fd=dir_fd)
+
+
+def folder_in(path: str, dir_fd: int, *, same_mount: bool = False) -> int:
+    """Open a folder in another one; no part of its path may be a link and, with `same_mount`, none another mount.
+
+    Raises:
+        OSError: NotADirectoryError or ELOOP for a link, EXDEV for a mount.
+    """
+    try:
+        return _openat2(path, dir_fd, _OWN_FOLDER_HERE if same_mount else _OWN_FOLDER)
+    except OSError as error:
+        if not is_missing(error):
+            raise
+    fd = os.open(path, READ_FOLDER_ITSELF, dir_fd=dir_fd)
+    if same_mount and os.fstat(fd).st_dev != os.fstat(dir_fd).st_dev:
+        os.close(fd)
+        raise OSError(errno.EXDEV, os.strerror(errno.EXDEV), path)
+    return fd
+
+
+def exchange(first: str, second: str, dir_fd: int) -> None:
+    """Swap what two names in a directory stand for, in one step.
+
+    Linux: renameat2 with RENAME_EXCHANGE; macOS: renameatx_np with RENAME_SWAP.
+    """
+    call = getattr(_libc, "renameat2", None) or getattr(_libc, "renameatx_np", None)
+    if call is None:
         raise _missing(first)
+    _checked(call(dir_fd, os.fsencode(first), dir_fd, os.fsencode(second), _RENAME_EXCHANGE), second)
 
 
 def _sync_drive(fd: int) -> None:
@@ -200,6 +246,15 @@ def _sync_drive(fd: int) -> None:
 _SYNC_DRIVE: int = getattr(fcntl, "F_FULLFSYNC", 0)
 sync = _sync_drive if _SYNC_DRIVE else os.fsync
 """Makes an open file or folder durable; on macOS with F_FULLFSYNC, since fsync stops at the drive's cache there."""
+
+
+def sync_names(fd: int) -> None:
+    """Make the names in an open folder durable, where the file system can."""
+    try:
+        sync(fd)
+    except OSError as error:
+        if not is_missing(error):
+            raise
 
 
 def turn_direct(fd: int, *, on: bool) -> None:
@@ -247,6 +302,8 @@ pwrite: Callable[[int, bytes | memoryview, int], int] = getattr(os, "pwrite", No
 """Writes at an offset of a file, perhaps less than was given; for saving only."""
 statvfs: Callable[[str], Any] = getattr(os, "statvfs", None)  # type: ignore[assignment]
 """Tells what is free in the file system of a path; for saving only."""
+user: Callable[[], int] = getattr(os, "geteuid", None)  # type: ignore[assignment]
+"""Returns the user that this process acts as; for saving only."""
 change_mode: Callable[[int, int], None] = getattr(os, "fchmod", None)  # type: ignore[assignment]
 """Sets the mode of an open file or folder; for saving only."""
 
@@ -283,8 +340,12 @@ def preallocate(fd: int, nbytes: int) -> None:
 
 
 def sync_file_system(fd: int) -> None:
-    """Make all that was written to the file system of this descriptor durable (syncfs)."""
-    if not hasattr(_libc, "syncfs"):
+    """Make all that was written to the file system of this descriptor durable (syncfs).
+
+    Raises:
+        OSError: `is_missing`, also where the call succeeds and does not reach the store.
+    """
+    if not hasattr(_libc, "syncfs") or file_system_type(fd) in _SYNCED_BY_FILE:
         raise _missing(None)
     _checked(_libc.syncfs(fd), None)
 
@@ -307,12 +368,16 @@ def address_space() -> int | None:
     return None if limit == resource.RLIM_INFINITY else int(limit)
 
 
-def file_system_type(path: str) -> int:
-    """Return the magic number of the file system that a path is on, 0 where it cannot be told (Linux: statfs)."""
+def file_system_type(place: str | int) -> int:
+    """Return the magic number of the file system of a path or descriptor, 0 where it cannot be told (Linux: statfs)."""
     if not _IS_LINUX or not hasattr(_libc, "statfs"):
         return 0
     status = (ctypes.c_long * _STATFS_LONGS)()  # its first member is the type
-    if _libc.statfs(os.fsencode(path), status) < 0:
+    if isinstance(place, int):
+        result = _libc.fstatfs(place, status)
+    else:
+        result = _libc.statfs(os.fsencode(place), status)
+    if result < 0:
         return 0
     return int(status[0]) & 0xFFFFFFFF
 

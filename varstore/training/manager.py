@@ -23,7 +23,7 @@ from types import TracebackType
 from typing import Any, SupportsFloat, Unpack, cast, get_args
 
 from varstore.disk.read.checkpoint import is_being_read
-from varstore.disk.save.staging import clean_staging, set_aside
+from varstore.disk.save.leftovers import clean_staging, set_aside
 from varstore.disk.threads import Ending, start
 from varstore.errors import (
     CheckpointExists,
@@ -265,6 +265,7 @@ class CheckpointManager:
             "tree": flat.tree,
             "base": members[-1].saved.path if members and self._link_unchanged else None,
             "overwrite": overwrite,
+            "foreign": "keep",
         }
         options |= cast(SaveOptions, self._save_options)
         if self._saver is None:
@@ -491,7 +492,15 @@ class CheckpointManager:
             said = {**checkpoint.attributes.get(KEY, {}), **record.as_json(member.saved.step)}
             attributes = {**checkpoint.attributes, KEY: said}
             durable = self._save_options.get("durable", True)
-            save(checkpoint.path, stay, attributes=attributes, tree=tree, overwrite=True, durable=durable)
+            save(
+                checkpoint.path,
+                stay,
+                attributes=attributes,
+                tree=tree,
+                overwrite=True,
+                foreign="keep",
+                durable=durable,
+            )
 
 
 def _directory(given: object) -> str:

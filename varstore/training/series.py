@@ -19,7 +19,7 @@ from types import MappingProxyType
 from typing import Any, NamedTuple, TypeGuard
 
 from varstore.disk.read.checkpoint import Checkpoint, open_checkpoint
-from varstore.disk.save.staging import is_staging_name
+from varstore.disk.save.leftovers import is_staging_name
 from varstore.errors import ManifestError, VarstoreError
 from varstore.layout.names import MANIFEST, MARKER
 from varstore.storage.failures import translated

@@ -356,15 +356,17 @@ def open_variable(path: str | os.PathLike[str]) -> Variable:
 
     Raises:
         CheckpointNotFound: the folder holds no ``out``.
-        IncompleteCheckpoint: no directory above it is a complete checkpoint.
+        IncompleteCheckpoint: no directory above it is a complete checkpoint of the same owner.
     """
     folder = os.path.realpath(os.fspath(path))
     if not os.path.lexists(os.path.join(folder, "out")):
         raise CheckpointNotFound("not a variable's folder: it holds no 'out'", path=os.fspath(path))
-    root = os.path.dirname(folder)
-    while not os.path.lexists(os.path.join(root, MARKER)):
-        if root == os.path.dirname(root):
+    owner, root = os.stat(folder).st_uid, os.path.dirname(folder)
+    while True:  # in a directory of another owner, a stranger's manifest could say what this folder holds
+        if os.stat(root).st_uid != owner or root == os.path.dirname(root):
             raise incomplete_error(os.path.dirname(folder))
+        if os.path.lexists(os.path.join(root, MARKER)):
+            break
         root = os.path.dirname(root)
     relative = os.path.relpath(folder, root).replace(os.sep, "/")
     checkpoint = open_checkpoint(root)

@@ -13,17 +13,18 @@ system may write back what was written in any order, so each step waits for the 
 Step 1 is `Durability`'s; steps 2 to 5 are `Staging.commit`'s. For step 1 there are two ways. A file system that
 is flushed whole (syncfs) writes thousands of files in the time of a few, but waits for the data of other programs
 as well. So a save of a few variables syncs each file as it is written, and a larger one flushes once, at the end.
-Where that call is missing, each file is synced at the end.
+Where that call is missing, or does not reach the store (FUSE, 9p and SMB answer it at once), each file is synced at
+the end.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 
 from varstore.storage import syscalls
 
-__all__ = ["Durability", "sync_file", "sync_folder", "sync_names"]
+__all__ = ["Durability", "sync_each", "sync_file", "sync_folder"]
 
 _SYNC_EACH = 4
 """Variables; a durable save of more flushes the file system once instead of every file."""
@@ -51,31 +52,27 @@ class Durability:
             except OSError as error:
                 if not syscalls.is_missing(error):
                     raise
-                for folder in variables:
-                    sync_file(f"{folder}/meta", dir_fd=dir_fd)
-                    sync_file(f"{folder}/out", dir_fd=dir_fd)
             else:
                 return
-        for path in {*parents, *variables}:
-            sync_folder(path, dir_fd=dir_fd)
+        files = [f"{folder}/{name}" for folder in variables for name in ("meta", "out")]
+        sync_each(dir_fd, [] if self.each else files, {*parents, *variables})
+
+
+def sync_each(dir_fd: int, files: Iterable[str], folders: Iterable[str]) -> None:
+    """Make files durable, and then folders; their paths are relative to an open one."""
+    for path in files:
+        sync_file(path, dir_fd=dir_fd)
+    for path in folders:
+        sync_folder(path, dir_fd=dir_fd)
 
 
 def sync_folder(path: str, *, dir_fd: int | None = None) -> None:
     """Make the names in a folder durable, where the file system can."""
     fd = os.open(path, syscalls.READ_FOLDER, dir_fd=dir_fd)
     try:
-        sync_names(fd)
+        syscalls.sync_names(fd)
     finally:
         os.close(fd)
-
-
-def sync_names(fd: int) -> None:
-    """Make the names in an open folder durable, where the file system can."""
-    try:
-        syscalls.sync(fd)
-    except OSError as error:
-        if not syscalls.is_missing(error):
-            raise
 
 
 def sync_file(path: str, *, dir_fd: int) -> None:

@@ -13,32 +13,39 @@ the kernel. What takes longer (copies between file systems, digests that are not
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import stat
 import threading
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from functools import partial
 
-from varstore.disk.blocks import digest_file_block, new_file, spans
+import numpy as np
+
+from varstore.disk.blocks import digest_file_block, new_file, spans, write_out
 from varstore.disk.save.durability import sync_file
 from varstore.disk.save.small_files import SmallFiles
 from varstore.disk.save.staging import Staging
 from varstore.disk.threads import Job
-from varstore.errors import FormatError
+from varstore.errors import DigestMismatch, FormatError, VarstoreError
 from varstore.layout.location import Location
 from varstore.layout.manifest import Entry
 from varstore.layout.meta import encode_meta
 from varstore.storage import syscalls
 from varstore.storage.directory import Directory
 from varstore.values.arrays import Stored
+from varstore.values.lazy import LazyArray
 from varstore.values.plan import PlannedVariable
 
 __all__ = ["Links"]
 
 _BATCH = 64
-_CANNOT_LINK = {errno.EXDEV, errno.EPERM, errno.EMLINK, errno.EOPNOTSUPP, errno.EACCES, errno.ENOSYS, errno.ENOENT}
+_GONE = (VarstoreError, OSError)
+"""What reading from another checkpoint raises; an error of our own disk comes again when values are written."""
+_NOT_COPIED = {errno.ENOSPC, errno.EDQUOT, errno.EEXIST, errno.EMFILE, errno.ENFILE}
+"""Where a link fails so, a copy would too; where a file system refuses links for any other reason, copying helps."""
 _Original = PlannedVariable | Entry
 _READABLE = stat.S_IRUSR | stat.S_IRGRP | stat.S_IROTH
 
@@ -46,9 +53,17 @@ _READABLE = stat.S_IRUSR | stat.S_IRGRP | stat.S_IROTH
 class Links:
     """Links variables into the staging folder; their digests go to `digests`, by name."""
 
-    def __init__(self, staging: Staging, small: SmallFiles, digests: dict[str, bytes]) -> None:
+    def __init__(
+        self,
+        staging: Staging,
+        small: SmallFiles,
+        digests: dict[str, bytes],
+        values: Mapping[str, np.ndarray | LazyArray],
+    ) -> None:
         self._fd = staging.fd
         self._place = Location(staging.path, staging.path)
+        self._owner = staging.owner
+        self._values = values
         self._sync = staging.durability.each
         self._small = small
         self._digests = digests
@@ -94,10 +109,34 @@ class Links:
 
     def _link(self, batch: list[tuple[PlannedVariable, Stored]]) -> list[Job]:
         later: list[Job] = []
-        with Directory(batch[0][1].location) as directory:
-            for variable, stored in batch:
-                later += self._link_one(variable, stored, directory)
+        try:
+            with Directory(batch[0][1].location) as directory:
+                for variable, stored in batch:
+                    try:
+                        later += self._link_one(variable, stored, directory)
+                    except _GONE as error:
+                        later.append(self._instead(variable, error))
+        except _GONE as error:  # the checkpoint cannot be opened: none of them was linked
+            later = [self._instead(variable, error) for variable, _ in batch]
         return later
+
+    def _instead(self, variable: PlannedVariable, error: Exception) -> Job:
+        """Return the job that writes what could not be had from the base; raise the error if the values are not here.
+
+        A base saves time and space, and nothing depends on it: it may go, or be replaced, while it is used.
+        """
+        if variable.name not in self._values:
+            raise error
+        return partial(self._write, variable)
+
+    def _write(self, variable: PlannedVariable) -> None:
+        for name in ("out", "meta"):
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(f"{variable.folder}/{name}", dir_fd=self._fd)
+        values = self._values[variable.name]
+        array = values.numpy() if isinstance(values, LazyArray) else values
+        self._small.write_meta(variable)
+        self._digests[variable.name] = write_out(variable.folder + "/out", array, self._fd, sync=self._sync)
 
     def _link_one(self, variable: PlannedVariable, stored: Stored, directory: Directory) -> Iterable[Job]:
         entry = stored.entry
@@ -122,12 +161,15 @@ class Links:
     def _link_out(
         self, variable: PlannedVariable, original: _Original, directory: Directory, folder_fd: int, name: str
     ) -> bool:
-        """Give ``out`` its new name, if that can be; a file that its owner locked away is not handed on."""
+        """Give ``out`` its new name, if that can be; only a file of ours is safe from its owner.
+
+        A file that was locked away is not handed on either.
+        """
         target = variable.folder + "/out"
         if not _linked(name, folder_fd, target, self._fd):
             return False
         status = os.stat(target, dir_fd=self._fd, follow_symlinks=False)
-        if not (stat.S_ISREG(status.st_mode) and status.st_mode & _READABLE):
+        if not (stat.S_ISREG(status.st_mode) and status.st_mode & _READABLE and status.st_uid == self._owner):
             os.unlink(target, dir_fd=self._fd)
             return False
         directory.check_size(original, status.st_size)
@@ -140,22 +182,52 @@ class Links:
         target = variable.folder + "/meta"
         if not _linked("meta", folder_fd, target, self._fd):
             return False
-        if not _holds(target, encode_meta(variable.meta), dir_fd=self._fd, sync=self._sync):
+        if not self._holds(target, encode_meta(variable.meta)):
             os.unlink(target, dir_fd=self._fd)
             return False
         return True
 
-    def _copy(self, variable: PlannedVariable, stored: Stored) -> None:
-        with Directory(stored.location) as directory:
-            self._copy_out(variable, directory, stored.entry)
-        self._digests[variable.name] = stored.entry.digests
-        if not stored.entry.digests:
-            self._digest(variable)
+    def _holds(self, path: str, content: bytes) -> bool:
+        """Tell whether a file of ours holds exactly this, and make it durable; links, pipes and others do not."""
+        try:
+            fd = os.open(path, syscalls.READ_FILE, dir_fd=self._fd)
+        except OSError:
+            return False
+        try:
+            if os.fstat(fd).st_uid != self._owner or syscalls.pread(fd, len(content) + 1, 0) != content:
+                return False
+        except OSError:
+            return False
+        else:
+            if self._sync:
+                syscalls.sync(fd)
+            return True
+        finally:
+            os.close(fd)
 
-    def _copy_out(self, variable: PlannedVariable, directory: Directory, original: _Original) -> None:
+    def _copy(self, variable: PlannedVariable, stored: Stored) -> None:
+        try:
+            with Directory(stored.location) as directory:
+                owner = self._copy_out(variable, directory, stored.entry)
+            self._digests[variable.name] = stored.entry.digests
+            if not stored.entry.digests or owner != self._owner:
+                self._digest(variable)
+            if self._digests[variable.name] != (stored.entry.digests or self._digests[variable.name]):
+                raise DigestMismatch(
+                    "a file of another user is not what its checkpoint says",
+                    path=directory.place(f"{stored.entry.folder}/out"),
+                    variable=stored.entry.name,
+                    hint="verify that checkpoint",
+                )
+        except _GONE as error:
+            self._instead(variable, error)()
+
+    def _copy_out(self, variable: PlannedVariable, directory: Directory, original: _Original) -> int:
+        """Copy ``out``, and return whom it belongs to: another user may write to it meanwhile."""
         with self._lock:
             self.copied += variable.nbytes
         with directory.out(original) as source:
+            owner = os.fstat(source).st_uid
             fd = new_file(variable.folder + "/out", dir_fd=self._fd)
             try:
                 done = 0
@@ -168,6 +240,7 @@ class Links:
                     syscalls.sync(fd)
             finally:
                 os.close(fd)
+        return owner
 
     def _digest(self, variable: PlannedVariable) -> None:
         with self._here.out(variable) as fd:
@@ -179,26 +252,7 @@ def _linked(name: str, folder_fd: int, target: str, dir_fd: int) -> bool:
     try:
         os.link(name, target, src_dir_fd=folder_fd, dst_dir_fd=dir_fd, follow_symlinks=False)
     except OSError as error:
-        if error.errno not in _CANNOT_LINK:
+        if error.errno in _NOT_COPIED:
             raise
         return False
     return True
-
-
-def _holds(path: str, content: bytes, *, dir_fd: int, sync: bool) -> bool:
-    """Tell whether a file holds exactly this, and make it durable if asked; links, pipes and others do not hold it."""
-    try:
-        fd = os.open(path, syscalls.READ_FILE, dir_fd=dir_fd)
-    except OSError:
-        return False
-    try:
-        if syscalls.pread(fd, len(content) + 1, 0) != content:
-            return False
-    except OSError:
-        return False
-    else:
-        if sync:
-            syscalls.sync(fd)
-        return True
-    finally:
-        os.close(fd)

@@ -1,21 +1,27 @@
 """How a save becomes visible: a locked staging folder beside the target, made durable, then one rename.
 
 The guarantee: a reader sees the old state or the new one, complete, and anything else that a save created is
-recognisable and can be removed. It has two exceptions, both described below: a file system without an atomic
-exchange, and a target that is filled in place. It rests on two mechanisms:
+recognisable and can be removed. It has three exceptions, all described below: a file system without an atomic
+exchange, a checkpoint that cannot be renamed, and a target that is filled in place. It rests on three mechanisms:
 
 - **One rename.** All is written below ``.NAME.saving-RANDOM``, beside the target and so on its file system. One
   call gives that folder its name: a rename where nothing stands, an exchange where a checkpoint is replaced. Where
   a file system cannot exchange, two renames do it, by way of ``.NAME.replaced-RANDOM``; a crash between them leaves
-  no checkpoint at the path, and `clean_staging` gives that one its name back. A mount point and the working
-  directory cannot be renamed: they are filled in place, where the marker, written last, says "complete".
+  no checkpoint at the path, and `clean_staging` gives that one its name back. A checkpoint in a lower layer of an
+  overlay cannot be renamed at all: it is removed where it lies, while the new one waits, complete; after a crash,
+  `clean_staging` finishes that (see `give_way`). A mount point and the working directory cannot be renamed either: they
+  are filled in place, where the marker, written last, says "complete".
 - **A lock that dies with its writer.** The folder's descriptor holds a ``flock`` for as long as the save lives, and
   the kernel frees it however the process ends. So whoever can take the lock of a staging folder may remove it. A
   folder is made before it is locked: a cleaner may come between, so the writer, once it holds the lock, checks that
   the path is still the folder that it locked, and begins again if not. A file system without locks is written to
   all the same, but nothing on it is ever cleaned.
+- **Descriptors.** Others may write to the directory that holds the target, and plant links and folders in it. The
+  staging folder is this user's alone until it is complete: what is locked must be what this user made. All that is
+  made, renamed and removed goes by the descriptor of the folder that holds it, and follows no link.
 
-The module `durability` defines the order in which all of this is made durable.
+The module `durability` defines the order in which all of this is made durable, and `leftovers` what is done about the
+remains of a crash.
 """
 
 from __future__ import annotations
@@ -23,94 +29,149 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
-import re
 import stat
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, replace
 from types import TracebackType
 
 from varstore.disk.blocks import write_file
-from varstore.disk.save.durability import Durability, sync_folder, sync_names
-from varstore.errors import CheckpointExists, CheckpointNotFound, InvalidName
+from varstore.disk.save.durability import Durability, sync_each
+from varstore.disk.save.foreign import Foreign, carry, foreign_files
+from varstore.disk.save.leftovers import (
+    NAME_LIMIT,
+    REPLACED,
+    SAVING,
+    begin_in_place,
+    beside,
+    clean_in_place,
+    clean_staging,
+    give_way,
+    is_giving_way,
+    undo_in_place,
+)
+from varstore.errors import CheckpointExists, InvalidName
 from varstore.layout.location import Identity, Location
 from varstore.layout.manifest import digest_in
 from varstore.layout.names import MANIFEST, MARKER
 from varstore.storage import syscalls
 from varstore.storage.appearing import target_of
+from varstore.storage.claims import claim_new, is_named, lock, mode_of_new_folder
 from varstore.storage.directory import Directory
-from varstore.storage.failures import storage_error
-from varstore.values.arguments import checked
+from varstore.storage.removing import empty, remove
 
-__all__ = ["Staging", "Target", "clean_staging", "discard", "examine", "is_staging_name", "set_aside"]
+__all__ = ["Staging", "Target", "examine"]
 
-_INFIX = ".saving-"
-_ASIDE = ".replaced-"
-_LEFT_BEHIND = re.compile(r"\.(?P<target>.+)(?P<infix>\.saving-|\.replaced-)[0-9a-f]{8}", re.DOTALL)
-_NAME_LIMIT = 255 - len(".") - len(_ASIDE) - 8
-_NO_LOCKS = {errno.EBADF, errno.EINVAL, errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP}
+_ATTEMPTS = 100
+_TAKEN = {errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Target:
-    """The place that a save is to take, as `examine` found it; `shown` is the path that the caller gave."""
+    """The place that a save is to take, as `examine` found it; `shown` is the path that the caller gave.
+
+    `mode` is that of the folder there, if there is one, and `kept` are the files in it that the new checkpoint gets.
+    """
 
     path: str
     shown: str
-    exists: bool = False
+    foreign: Foreign = "error"
+    overwrite: bool = False
     replaces: bool = False
     in_place: bool = False
+    mode: int | None = None
+    kept: tuple[str, ...] = ()
 
 
-def examine(path: str, *, overwrite: bool) -> Target:
+def examine(path: str, *, overwrite: bool, foreign: Foreign) -> Target:
     """Remove what crashed saves left beside the target, and return what the target is now.
 
     Raises:
-        CheckpointExists: something is already there, which may be a symbolic link.
+        CheckpointExists: something is already there, which may be a symbolic link, or other people's files are in it.
         InvalidName: the directory's name is too long.
     """
     target = target_of(path)
     directory, name = os.path.split(target)
-    if len(os.fsencode(name)) > _NAME_LIMIT:
+    if len(os.fsencode(name)) > NAME_LIMIT:
         raise InvalidName(
             "the directory's name is too long to stage a save beside it",
             path=path,
             found=f"{len(os.fsencode(name))} bytes",
-            expected=f"at most {_NAME_LIMIT}",
+            expected=f"at most {NAME_LIMIT}",
         )
     if os.path.isdir(directory):
         clean_staging(directory, name=name)
+    return _look(Target(path=target, shown=path, foreign=foreign, overwrite=overwrite))
+
+
+def _look(target: Target) -> Target:
+    """Return what the target is now; while other writers replace it, what one of them put there."""
+    for attempt in range(_ATTEMPTS):
+        try:
+            fd = os.open(target.path, syscalls.READ_FOLDER_ITSELF)
+        except FileNotFoundError:
+            return replace(target, replaces=False, mode=None)
+        except NotADirectoryError:
+            raise CheckpointExists("the target is a file", path=target.shown, hint="choose another path") from None
+        try:
+            return _looked_at(target, fd)
+        except (CheckpointExists, OSError) as error:
+            is_going = isinstance(error, FileNotFoundError) or not _is_at(target.path, fd)
+            if attempt == _ATTEMPTS - 1 or not is_going:
+                raise
+        finally:
+            os.close(fd)
+    raise AssertionError("unreachable")
+
+
+def _is_at(path: str, fd: int) -> bool:
     try:
-        names = _content(target)
+        return os.path.samestat(os.fstat(fd), os.stat(path))
     except FileNotFoundError:
-        return Target(path=target, shown=path)
-    except NotADirectoryError:
-        raise CheckpointExists("the target is a file", path=path, hint="choose another path") from None
-    immovable = os.path.ismount(target) or os.path.samefile(target, os.curdir)
-    if names:
-        _check_replaceable(path, names, overwrite=overwrite, immovable=immovable)
-        return Target(path=target, shown=path, exists=True, replaces=True)
-    return Target(path=target, shown=path, exists=True, in_place=immovable)
+        return False
 
 
-def _check_replaceable(path: str, names: list[str], *, overwrite: bool, immovable: bool) -> None:
-    if not overwrite:
+def _looked_at(target: Target, fd: int) -> Target:
+    path = target.path
+    immovable = os.path.ismount(path) or os.path.samefile(path, os.curdir)
+    if immovable:
+        clean_in_place(fd)
+    names = _content(fd, path)
+    mode = stat.S_IMODE(os.fstat(fd).st_mode)
+    if not names:
+        return replace(target, replaces=False, in_place=immovable, mode=mode)
+    _check_replaceable(target, names, immovable=immovable)
+    kept: tuple[str, ...] = ()
+    if target.foreign != "delete" and not is_giving_way(names):
+        kept = tuple(foreign_files(fd, path))
+    if kept and target.foreign == "error":
+        raise CheckpointExists(
+            "in the checkpoint that is to be replaced there are files that it does not know",
+            path=target.shown,
+            found=_few(kept),
+            hint="move them away, or pass foreign='keep' to give them to the new one, or 'delete' if they may go",
+        )
+    return replace(target, replaces=True, mode=mode, kept=kept)
+
+
+def _check_replaceable(target: Target, names: list[str], *, immovable: bool) -> None:
+    if not target.overwrite:
         raise CheckpointExists(
             "the target is not empty",
-            path=path,
+            path=target.shown,
             found=_few(names),
             hint="choose a new path, or overwrite=True to replace the whole checkpoint",
         )
     if immovable:
         raise CheckpointExists(
             "a mount point or the working directory cannot be replaced",
-            path=path,
+            path=target.shown,
             found=_few(names),
             hint="save to a folder in it",
         )
-    if not {MARKER, MANIFEST} & set(names):
+    if not {MARKER, MANIFEST} & set(names) and not is_giving_way(names):
         raise CheckpointExists(
             "the target is not a checkpoint, and overwrite=True replaces nothing else",
-            path=path,
+            path=target.shown,
             found=_few(names),
             hint="remove it yourself if it may go",
         )
@@ -120,18 +181,33 @@ class Staging:
     """A folder that becomes the checkpoint when `commit` is called, and goes away if the block fails before.
 
     `fd` is its directory descriptor; everything is created relative to it. Where the target is an empty
-    mount point, or the working directory, it is the target itself: the marker alone then says "complete".
+    mount point, or the working directory, it is the target itself: the marker alone then says "complete". `tops` are
+    the folders that will be made in it.
     """
 
-    def __init__(self, target: Target, durability: Durability) -> None:
+    def __init__(self, target: Target, durability: Durability, tops: Collection[str]) -> None:
         self.durability = durability
+        self.target = target
         self.path = ""
         self.fd = -1
+        self.owner = -1
+        """The user to whom files belong that are made here."""
         self.stands = False
         """Whether the checkpoint has its final name; errors after that no longer undo the save."""
-        self._target = target
-        self._new_parents: list[str] = []
-        self._replaced: str | None = None
+        self._tops = tops
+        self._note = ""
+        self._parent = -1
+        self._opened: list[int] = []
+        self._made: list[tuple[int, str]] = []
+        """Folders above the target that the save made, each with the descriptor of the one that holds it."""
+        self._final = os.path.basename(target.path)
+        self._name = ""
+        self._aside = ""
+        """Where the old checkpoint lies between two renames."""
+        self._remains: list[str] = []
+        """Where old checkpoints lie that other overwriters replaced meanwhile."""
+        self._gives_way = False
+        """Whether the old checkpoint is being removed where it lies."""
 
     def __enter__(self) -> Staging:
         try:
@@ -142,40 +218,58 @@ class Staging:
         return self
 
     def _open(self) -> None:
-        target = self._target
-        if target.in_place:
-            self.path, self.fd = target.path, self._lock_target()
+        if self.target.in_place:
+            self._open_target()
             return
-        self._make_parents()
-        mode = stat.S_IMODE(os.stat(target.path).st_mode) if target.exists else None
+        self._open_parent()
         while self.fd < 0:
-            self.path = _beside(target.path, _INFIX)
-            os.mkdir(self.path)
-            with contextlib.suppress(BlockingIOError, FileNotFoundError):  # a cleaner was faster: again
-                self.fd = _lock(self.path)
-        if mode is not None:
-            with contextlib.suppress(PermissionError):  # vfat keeps no modes
-                syscalls.change_mode(self.fd, mode)
+            self._name = beside(self._final, SAVING)
+            os.mkdir(self._name, 0o700, dir_fd=self._parent)
+            try:
+                self.fd = syscalls.folder_in(self._name, self._parent)
+                self.owner = claim_new(self.fd, self._name, self._parent)
+            except (BlockingIOError, FileNotFoundError):  # a cleaner was faster: again
+                fd, self.fd = self.fd, -1
+                if fd >= 0:
+                    os.close(fd)
+            except PermissionError:  # another user's folder is in its place, and is nothing to be undone
+                self._name = ""
+                raise
+        self.path = os.path.join(os.path.dirname(self.target.path), self._name)
 
-    def _make_parents(self) -> None:
-        missing = parent = os.path.dirname(self._target.path)
-        while not os.path.isdir(missing):
-            self._new_parents.append(missing)
-            missing = os.path.dirname(missing)
-        os.makedirs(parent, exist_ok=True)
+    def _open_parent(self) -> None:
+        """Open the directory of the target, and make it and those above it where they are missing."""
+        path, missing = os.path.dirname(self.target.path), []
+        while self._parent < 0:
+            try:
+                self._parent = os.open(path, syscalls.READ_FOLDER)
+            except FileNotFoundError:
+                path, name = os.path.split(path)
+                missing.append(name)
+        self._opened.append(self._parent)
+        for name in reversed(missing):
+            self._made.append((self._parent, name))
+            try:
+                os.mkdir(name, dir_fd=self._parent)
+            except FileExistsError:
+                self._made.pop()
+            self._parent = syscalls.folder_in(name, self._parent)
+            self._opened.append(self._parent)
 
-    def _lock_target(self) -> int:
+    def _open_target(self) -> None:
+        self.path = self.target.path
+        self.fd = os.open(self.path, syscalls.READ_FOLDER_ITSELF)
         try:
-            fd = _lock(self._target.path)
+            lock(self.fd)
         except BlockingIOError as error:
             raise self._taken("another writer is saving here") from error
-        if _content(self._target.path):
-            os.close(fd)
+        if _content(self.fd, self.path):
             raise self._taken("another writer saved here meanwhile")
-        return fd
+        self._note = begin_in_place(self.fd, self._tops)
+        self.owner = os.stat(self._note, dir_fd=self.fd, follow_symlinks=False).st_uid
 
     def _taken(self, problem: str) -> CheckpointExists:
-        return CheckpointExists(problem, path=self._target.shown, hint="its checkpoint stands; choose a new path")
+        return CheckpointExists(problem, path=self.target.shown, hint="its checkpoint stands; choose a new path")
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -187,22 +281,57 @@ class Staging:
             if error is not None and not isinstance(error, OSError):  # Ctrl-C
                 self._settle()  # not after an error of the disk: what was replaced may be what a power cut leaves
         finally:
-            os.close(self.fd)
+            self._close()
 
     def _undo(self) -> None:
-        """Remove all that was made, and let go of the lock."""
+        """Remove all that was made, and let go of the lock; an error of that would hide why the save is undone."""
         try:
-            with contextlib.suppress(FileNotFoundError):  # Ctrl-C just after the rename: it stands
-                if self.path:
-                    _remove_contents(self.path)
-                    if not self._target.in_place:
-                        os.rmdir(self.path)
-            for folder in self._new_parents:
+            with contextlib.suppress(OSError):
+                if self._gives_way:
+                    self._finish_giving_way()
+                if self._has_name():  # Ctrl-C just after the rename: it stands
+                    self.stands = True
+                    self._settle()
+            if self.stands or self._gives_way:  # the new one is complete, and may be all that there is
+                return
+            with contextlib.suppress(OSError):
+                if self._aside:
+                    self._rename(self._aside, self._final)
+            self._undo_in_place()
+            if self._name:
+                if self.owner >= 0:
+                    empty(self.fd)
+                with contextlib.suppress(OSError):
+                    os.rmdir(self._name, dir_fd=self._parent)
+            for fd, name in reversed(self._made):
                 with contextlib.suppress(OSError):  # somebody else uses it by now, or it was never made
-                    os.rmdir(folder)
+                    os.rmdir(name, dir_fd=fd)
         finally:
-            if self.fd >= 0:
-                os.close(self.fd)
+            self._close()
+
+    def _undo_in_place(self) -> None:
+        if self._note:
+            with contextlib.suppress(OSError):
+                undo_in_place(self.fd, self._tops)
+                os.unlink(self._note, dir_fd=self.fd)
+
+    def _has_name(self) -> bool:
+        if self.target.in_place or self.fd < 0:
+            return False
+        return is_named(self.fd, self._final, self._parent)
+
+    def _close(self) -> None:
+        for fd in (self.fd, *self._opened):
+            if fd >= 0:
+                os.close(fd)
+        self._opened = []
+
+    def carry(self) -> None:
+        """Give the new checkpoint the other people's files that it is to keep."""
+        if self.target.kept:
+            files, folders = carry(self.target.kept, self.target.path, self.fd, self.owner)
+            if self.durability.durable:
+                sync_each(self.fd, files, folders)
 
     def commit(self, manifest: bytes | None) -> Identity | None:
         """Write the manifest and the marker, and give the folder its name: steps 2 to 5 of the law of durability.
@@ -216,209 +345,139 @@ class Staging:
         sync = self.durability.durable
         if manifest is not None:
             write_file(MANIFEST, manifest, self.fd, sync=sync)
-        if sync and self._target.in_place:
-            sync_names(self.fd)  # the marker is not to be durable before the manifest's name is
+        if sync and self.target.in_place:
+            syscalls.sync_names(self.fd)  # the marker is not to be durable before the manifest's name is
         write_file(MARKER, b"", self.fd, sync=sync)
+        if not self.target.in_place:
+            with contextlib.suppress(PermissionError):  # vfat keeps no modes
+                syscalls.change_mode(self.fd, self._mode())
         if sync:
-            sync_names(self.fd)
+            syscalls.sync_names(self.fd)
         identity: Identity | None
         if manifest is None:
             identity = Directory(Location(self.path, self.path), self.fd).identity()
         else:
             identity = digest_in(manifest)
-        if not self._target.in_place:
+        if not self.target.in_place:
             self._take_name()
         self.stands = True
         self._settle()
         return identity
 
+    def _mode(self) -> int:
+        """Return the mode of what is replaced or, of a new checkpoint, what other folders get that are made here."""
+        if self.target.mode is not None:
+            return self.target.mode
+        for top in self._tops:
+            return stat.S_IMODE(os.stat(top, dir_fd=self.fd, follow_symlinks=False).st_mode)
+        return mode_of_new_folder(self.fd)
+
     def _take_name(self) -> None:
-        if self._target.replaces:
-            self._replaced = self._replace()
-            return
-        try:
-            os.rename(self.path, self._target.path)
-        except OSError as error:
-            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR):
-                raise
-            raise self._taken("another writer saved here meanwhile") from error
+        """Rename the folder to its target; an overwriter takes turns with others that do the same."""
+        for _ in range(_ATTEMPTS):
+            try:
+                if self.target.replaces:
+                    self._replace()
+                else:
+                    self._take_free_name()
+            except FileNotFoundError:  # another program removed the old one
+                if not self.target.replaces:
+                    raise
+                self.target = replace(self.target, replaces=False)
+            except OSError as error:
+                if error.errno not in _TAKEN:
+                    raise
+                if not self.target.overwrite:
+                    raise self._taken("another writer saved here meanwhile") from error
+                self._gives_way = False
+                self.target = _look(self.target)
+            else:
+                return
+        raise self._taken("other writers replace the checkpoint all the time")
 
-    def _replace(self) -> str:
-        """Take the name of the old checkpoint; return where that lies now."""
+    def _take_free_name(self) -> None:
         try:
-            syscalls.exchange(self.path, self._target.path)
+            self._rename(self._name, self._final)
         except OSError as error:
-            if not syscalls.is_missing(error):
+            if error.errno != errno.EXDEV:
                 raise
-            return self._replace_in_two_steps()
-        return self.path
+            self._give_way()
+        else:
+            self._name = ""
 
-    def _replace_in_two_steps(self) -> str:
-        """Replace with two renames, for file systems that cannot exchange; return where the old checkpoint is now.
+    def _replace(self) -> None:
+        """Take the name of the old checkpoint, and leave the old one under the name of the staging folder."""
+        try:
+            syscalls.exchange(self._name, self._final, self._parent)
+        except OSError as error:
+            if error.errno == errno.EXDEV:
+                self._give_way()
+            elif syscalls.is_missing(error):
+                self._replace_in_two_steps()
+            else:
+                raise
+
+    def _replace_in_two_steps(self) -> None:
+        """Replace with two renames, for file systems that cannot exchange.
 
         If a crash comes between them, `clean_staging` restores the old checkpoint.
         """
-        aside = _beside(self._target.path, _ASIDE)
-        held = _lock(self._target.path)
+        self._aside = beside(self._final, REPLACED)
         try:
-            os.rename(self._target.path, aside)
-            try:
-                os.rename(self.path, self._target.path)
-            except OSError:
-                os.rename(aside, self._target.path)
+            self._rename(self._final, self._aside)
+        except OSError as error:
+            self._aside = ""
+            if error.errno != errno.EXDEV:
                 raise
-        finally:
-            os.close(held)
-        return aside
+            self._give_way()
+            return
+        try:
+            self._rename(self._name, self._final)
+        except OSError as error:
+            if error.errno in _TAKEN:  # by another overwriter
+                self._remains.append(self._aside)
+                self._aside = ""
+            raise
+        self._name, self._aside = self._aside, ""
+
+    def _give_way(self) -> None:
+        """Have the old checkpoint removed where it lies, for one that cannot be renamed."""
+        self._gives_way = True
+        self._finish_giving_way(begin=True)
+
+    def _finish_giving_way(self, *, begin: bool = False) -> None:
+        if not give_way(self._name, self._final, self._parent, sync=self.durability.durable, begin=begin):
+            raise OSError(errno.ENOTEMPTY, os.strerror(errno.ENOTEMPTY), self._final)
+        self.stands = True
+        self._gives_way = False
+        self._name = ""
+
+    def _rename(self, old: str, new: str) -> None:
+        os.rename(old, new, src_dir_fd=self._parent, dst_dir_fd=self._parent)
 
     def _settle(self) -> None:
         """Make the new name durable, and then remove what had it before."""
+        if self.target.in_place:
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(self._note, dir_fd=self.fd)
+            if self.durability.durable:
+                syscalls.sync_names(self.fd)
+            return
         if self.durability.durable:
-            for folder in (self._target.path, *self._new_parents):
-                sync_folder(os.path.dirname(folder))
-        if self._replaced is not None:
-            _remove_tree(self._replaced)
-            self._replaced = None
+            for fd in (self._parent, *(fd for fd, _ in self._made)):
+                syscalls.sync_names(fd)
+        for name in (self._name, *self._remains):
+            if name:
+                remove(name, self._parent)
+        self._name = ""
 
 
-@checked
-def clean_staging(directory: str | os.PathLike[str], *, name: str | None = None) -> list[str]:
-    """Remove what crashed saves left in a directory, and return the paths that were removed.
-
-    The staging folder of a save that still runs is locked, and stays. A checkpoint that was set aside and never
-    replaced gets its name back.
-
-    Args:
-        directory: the directory that holds the checkpoints.
-        name: of one checkpoint, whose remains alone are removed; by default those of all.
-
-    Raises:
-        CheckpointNotFound: there is no such directory.
-        StorageError: the operating system refused to read it.
-
-    Example:
-        >>> checkpoint = vs.save("runs/a", {"w": np.zeros(3)})
-        >>> vs.clean("runs")
-        []
-    """
-    directory = os.fspath(directory)
-    if not syscalls.CAN_SAVE:
-        raise syscalls.cannot_save(directory, "cleaning")
-    removed = []
-    for entry in _left_behind(directory):
-        path = os.path.join(directory, entry[0])
-        target = os.path.join(directory, entry["target"])
-        if name not in (None, entry["target"]):
-            continue
-        try:
-            fd = _lock(path, required=True)
-        except OSError:
-            continue
-        try:
-            if entry["infix"] == _ASIDE and not os.path.lexists(target):
-                os.rename(path, target)
-                continue
-            _remove_tree(path)
-        finally:
-            os.close(fd)
-        if not os.path.lexists(path):
-            removed.append(path)
-    return removed
-
-
-def set_aside(path: str) -> None:
-    """Rename a checkpoint that is to be deleted, in one step; `clean_staging` removes it later.
-
-    It gets the name of an unfinished save, since `clean_staging` would restore one that was replaced. Of a symbolic
-    link, only the link is removed.
-    """
-    if os.path.islink(path):
-        os.unlink(path)
-    else:
-        os.rename(path, _beside(path, _INFIX))
-
-
-def discard(path: str) -> None:
-    """Remove a checkpoint: first its name, in one step, then the rest."""
-    directory, name = os.path.split(os.path.abspath(path))
-    set_aside(os.path.join(directory, name))
-    clean_staging(directory, name=name)
-
-
-def is_staging_name(name: str) -> bool:
-    """Tell whether a folder's name is one that only staging gives."""
-    return _LEFT_BEHIND.fullmatch(name) is not None
-
-
-def _left_behind(directory: str) -> Iterator[re.Match[str]]:
-    try:
-        with os.scandir(directory) as entries:
-            folders = sorted(entry.name for entry in entries if entry.is_dir(follow_symlinks=False))
-    except (FileNotFoundError, NotADirectoryError):
-        raise CheckpointNotFound("there is no such directory", path=directory) from None
-    except OSError as error:
-        raise storage_error(error, directory, "the directory cannot be read") from error
-    return filter(None, map(_LEFT_BEHIND.fullmatch, folders))
-
-
-def _beside(target: str, infix: str) -> str:
-    directory, name = os.path.split(target)
-    return os.path.join(directory, f".{name}{infix}{os.urandom(4).hex()}")
-
-
-def _lock(path: str, *, required: bool = False) -> int:
-    """Open a directory and lock it for as long as the descriptor is open.
-
-    On a file system without locks, the descriptor is returned unlocked, unless a lock is `required`.
-
-    Raises:
-        BlockingIOError: another process holds the lock.
-        FileNotFoundError: the directory was removed or replaced meanwhile.
-        OSError: a lock is `required`, and the file system does not have locks.
-    """
-    fd = os.open(path, syscalls.READ_FOLDER_ITSELF)
-    try:
-        try:
-            syscalls.flock(fd, syscalls.LOCK)
-        except OSError as error:
-            if required or error.errno not in _NO_LOCKS:
-                raise
-        if not os.path.samestat(os.fstat(fd), os.stat(path)):
-            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), path)
-    except BaseException:
-        os.close(fd)
-        raise
-    return fd
-
-
-def _content(path: str) -> list[str]:
+def _content(fd: int, path: str) -> list[str]:
     """Return the names in a directory; at a mount point, without the lost+found that ext file systems create."""
-    names = os.listdir(path)
+    names = os.listdir(fd)
     return [name for name in names if name != "lost+found"] if os.path.ismount(path) else names
 
 
-def _remove_contents(path: str) -> None:
-    for name in _content(path):
-        entry = os.path.join(path, name)
-        if os.path.isdir(entry) and not os.path.islink(entry):
-            _remove_tree(entry)
-        else:
-            os.unlink(entry)
-
-
-def _remove_tree(path: str) -> None:
-    """Remove a folder, its marker first: whoever still reads from it sees that it is going."""
-    import shutil
-
-    with contextlib.suppress(OSError):
-        fd = os.open(path, syscalls.READ_FOLDER_ITSELF)  # a link in its place is not followed
-        try:
-            os.unlink(MARKER, dir_fd=fd)
-        finally:
-            os.close(fd)
-    shutil.rmtree(path, ignore_errors=True)
-
-
-def _few(names: list[str]) -> str:
+def _few(names: Sequence[str]) -> str:
     shown = ", ".join(repr(name) for name in sorted(names)[:3])
     return shown if len(names) <= 3 else f"{shown} and {len(names) - 3} more"

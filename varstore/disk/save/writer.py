@@ -21,6 +21,8 @@ import numpy as np
 from varstore.disk.blocks import SMALL
 from varstore.disk.progress import Progress, reporting
 from varstore.disk.save.durability import Durability
+from varstore.disk.save.folders import Folders
+from varstore.disk.save.foreign import Foreign
 from varstore.disk.save.incremental import equals_stored, link_unchanged
 from varstore.disk.save.large_file import LargeFiles
 from varstore.disk.save.links import Links
@@ -59,6 +61,7 @@ def write_checkpoint(
     writer: str,
     base: Mapping[str, Stored],
     overwrite: bool,
+    foreign: Foreign,
     durable: bool,
     manifest: bool,
     threads: int | None,
@@ -79,14 +82,17 @@ def write_checkpoint(
     staging: Staging | None = None
     work: _Writer | None = None
     try:
-        target = examine(path, overwrite=overwrite)
+        target = examine(path, overwrite=overwrite, foreign=foreign)
+        values: Mapping[str, np.ndarray | LazyArray] = {}
         if base:
+            values = {v.name: v.source for v in plan.variables if not isinstance(v.source, Stored)}
             plan = link_unchanged(plan, base, workers)
         check_space(plan, target.path)
         nbytes = plan.nbytes
-        with Staging(target, Durability(durable=durable, variables=len(plan.variables))) as staging:
+        tops = dict.fromkeys(v.folder.partition("/")[0] for v in plan.variables)
+        with Staging(target, Durability(durable=durable, variables=len(plan.variables)), tops) as staging:
             with reporting(progress, nbytes, f"saving {path}") as advance:
-                work = _Writer(plan, staging, base, advance)
+                work = _Writer(plan, staging, base, values, advance)
                 work.write(workers if threads or not durable else _WAITING * workers)
             with collector_paused():
                 record = _manifest(plan, work.digests, writer) if manifest else None
@@ -99,7 +105,7 @@ def write_checkpoint(
     except OSError as error:
         if staging is not None and staging.stands:
             raise storage_error(
-                error, path, "the checkpoint is saved, but a crash of the machine may still undo that"
+                error, path, "the new checkpoint is saved and stands, but it may not survive a power cut"
             ) from error
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise disk_became_full(plan, os.path.realpath(path), work.copied if work else 0) from error
@@ -130,6 +136,7 @@ class _Writer:
         plan: SavePlan,
         staging: Staging,
         base: Mapping[str, Stored],
+        values: Mapping[str, np.ndarray | LazyArray],
         advance: Callable[[int], None] | None,
     ) -> None:
         self.digests: dict[str, bytes] = {}
@@ -138,7 +145,8 @@ class _Writer:
         self._base = base
         self._small = SmallFiles(staging, self.digests, advance)
         self._large = LargeFiles(staging, self.digests, advance)
-        self._links = Links(staging, self._small, self.digests)
+        self._links = Links(staging, self._small, self.digests, values)
+        self._folders = Folders(staging.fd)
 
     @property
     def copied(self) -> int:
@@ -147,16 +155,18 @@ class _Writer:
 
     def write(self, threads: int) -> None:
         """Write all variables; make them durable where that was asked for."""
-        for folder in self._plan.parents:
-            try:
-                os.mkdir(folder, dir_fd=self._staging.fd)
-            except FileExistsError as error:
-                raise _folder_collision(folder, folder) from error
         try:
+            for folder in self._plan.parents:
+                try:
+                    self._folders.make(folder)
+                except FileExistsError as error:
+                    raise _folder_collision(folder, folder) from error
             run(in_lanes(self._jobs()), threads, on_failure=self._large.fail)
         finally:
+            self._folders.close()
             self._large.close()
         self._links.tie(self._plan.variables)
+        self._staging.carry()
         folders = list(map(attrgetter("folder"), self._plan.variables))
         self._staging.durability.sync_all(self._staging.fd, folders, self._plan.parents)
 
@@ -167,12 +177,12 @@ class _Writer:
         one file (see `in_lanes`). Threads that create links block each other on the interpreter lock. So both are
         made here, by one thread.
         """
-        small, large, links, folder_fd = self._small, self._large, self._links, self._staging.fd
+        small, large, links = self._small, self._large, self._links
         parents = frozenset(self._plan.parents)
         for variable in self._plan.variables:
             if variable.folder not in parents:
                 try:
-                    os.mkdir(variable.folder, dir_fd=folder_fd)
+                    self._folders.make(variable.folder)
                 except FileExistsError as error:
                     raise _folder_collision(variable.name, variable.folder) from error
             if variable.alias_of:

@@ -1,0 +1,175 @@
+"""Other people's files in a checkpoint: those that it does not know (FORMAT F7, F10).
+
+Overwriting removes a whole directory, and with it whatever somebody put there. So that is found before the first byte
+is written: in the root, in the folders of variables, and in any other folder, such as a checkpoint nested in this one.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import stat
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+from varstore.disk.blocks import new_file
+from varstore.disk.save.leftovers import is_own_name
+from varstore.errors import CheckpointExists, VarstoreError
+from varstore.layout.encodings import is_plain
+from varstore.layout.location import Location
+from varstore.layout.manifest import Manifest
+from varstore.layout.names import MANIFEST, MARKER
+from varstore.storage import syscalls
+from varstore.storage.directory import Directory
+
+__all__ = ["Foreign", "carry", "foreign_files"]
+
+Foreign = Literal["error", "delete", "keep"]
+"""What becomes of other people's files in a checkpoint that is overwritten."""
+
+_DROPPED = re.compile(r"\.DS_Store|\._.*|\.nfs.*|Thumbs\.db|desktop\.ini|lost\+found", re.DOTALL)
+"""What systems leave in folders; nobody misses it."""
+_USUAL = frozenset({"out", "meta"})
+_ENCODED = re.compile(r"zarr\.json|c(\.\d+)*")
+_MANIFEST_LIMIT = 4 << 30
+
+
+def foreign_files(fd: int, path: str) -> list[str]:
+    """Return the files in a checkpoint that it does not know, as paths relative to it.
+
+    What systems drop does not count, nor do temporary names of varstore, or empty folders. Without a manifest that can
+    be read, each folder that holds an ``out`` is a variable.
+
+    Args:
+        fd: of its directory.
+        path: of its directory.
+
+    Raises:
+        OSError: a folder cannot be listed, or is being removed.
+    """
+    return sorted(_foreign(path, "", _known_folders(fd, path), {MANIFEST, MARKER}))
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Known:
+    """The folders of variables, each with its encoding, and those above them."""
+
+    variables: Mapping[str, str]
+    parents: Collection[str]
+
+
+def _known_folders(fd: int, path: str) -> _Known | None:
+    try:
+        data = Directory(Location(path, path), fd).read_small(MANIFEST, limit=_MANIFEST_LIMIT)
+        variables = Manifest.decode(data, path=path).folders()
+    except VarstoreError:
+        return None
+    parents: set[str] = set()
+    for folder in variables:
+        above: str = folder
+        while (above := above.rpartition("/")[0]) and above not in parents:
+            parents.add(above)
+    return _Known(variables=variables, parents=parents)
+
+
+def _foreign(root: str, below: str, known: _Known | None, usual: Collection[str]) -> Iterator[str]:
+    """Yield the foreign files in a folder and below it; `usual` are the names that are not foreign there."""
+    place = f"{root}/{below}/" if below else f"{root}/"
+    for name in os.listdir(place):
+        if name in usual or _DROPPED.fullmatch(name) or is_own_name(name):
+            continue
+        path = f"{below}/{name}" if below else name
+        if known is not None and path in known.variables and path not in known.parents:
+            if not _holds_only_usual(place + name):
+                yield from _foreign(root, path, known, _usual_of(known.variables[path], place + name))
+        elif os.path.isdir(place + name) and not os.path.islink(place + name):
+            is_known = known is None or path in known.parents
+            yield from _foreign(root, path, known, _USUAL if is_known else ())
+        elif known is None or path not in known.parents:
+            yield path
+
+
+def _holds_only_usual(folder: str) -> bool:
+    try:
+        return _USUAL.issuperset(os.listdir(folder))
+    except NotADirectoryError:  # a damaged checkpoint: a file where a variable was
+        return True
+
+
+def _usual_of(encoding: str, folder: str) -> Collection[str]:
+    if is_plain(encoding):
+        return _USUAL
+    return {name for name in os.listdir(folder) if name in _USUAL or _ENCODED.fullmatch(name)}
+
+
+def carry(files: Iterable[str], old: str, fd: int, owner: int) -> tuple[list[str], set[str]]:
+    """Give other people's files to the checkpoint that replaces theirs; return those files and their folders.
+
+    They are linked if they belong to the user `owner`, and copied otherwise, so that nobody can change them later.
+
+    Raises:
+        CheckpointExists: a file would lie where the new checkpoint has one.
+    """
+    carried: list[str] = []
+    folders: set[str] = set()
+    old_fd = os.open(old, syscalls.READ_FOLDER_ITSELF)
+    try:
+        for path in files:
+            folder = os.path.dirname(path)
+            folders |= _made(folder, fd)
+            try:
+                if _carry(path, old_fd, fd, owner):
+                    carried.append(path)
+            except FileNotFoundError:  # its owner took it away meanwhile
+                continue
+            except FileExistsError as error:
+                raise CheckpointExists(
+                    "a file in the checkpoint that is to be replaced is where the new one has its own",
+                    path=os.path.join(old, path),
+                    hint="move it away, or pass foreign='delete'",
+                ) from error
+    finally:
+        os.close(old_fd)
+    return carried, folders
+
+
+def _made(folder: str, fd: int) -> set[str]:
+    """Make a folder and those above it, where they are missing, and return all of them."""
+    parts = folder.split("/") if folder else []
+    folders = ["/".join(parts[:depth]) for depth in range(1, len(parts) + 1)]
+    for path in folders:
+        with contextlib.suppress(FileExistsError):
+            os.mkdir(path, dir_fd=fd)
+    return set(folders)
+
+
+def _carry(path: str, old_fd: int, fd: int, owner: int) -> bool:
+    """Carry one file, and tell whether it is a regular one."""
+    status = os.stat(path, dir_fd=old_fd, follow_symlinks=False)
+    if stat.S_ISLNK(status.st_mode):
+        os.symlink(os.readlink(path, dir_fd=old_fd), path, dir_fd=fd)
+        return False
+    try:
+        os.link(path, path, src_dir_fd=old_fd, dst_dir_fd=fd, follow_symlinks=False)
+        if os.stat(path, dir_fd=fd, follow_symlinks=False).st_uid == owner:
+            return stat.S_ISREG(status.st_mode)
+        os.unlink(path, dir_fd=fd)
+    except FileExistsError:
+        raise
+    except OSError:  # whatever the reason, it is copied
+        pass
+    source = os.open(path, syscalls.READ_FILE, dir_fd=old_fd)
+    try:
+        target = new_file(path, dir_fd=fd)
+        try:
+            done = 0
+            while count := syscalls.copy_range(source, target, max(1, status.st_size - done), done):
+                done += count
+            syscalls.change_mode(target, stat.S_IMODE(status.st_mode))
+        finally:
+            os.close(target)
+    finally:
+        os.close(source)
+    return True

@@ -1,0 +1,400 @@
+"""What crashed saves and unfinished removals leave, and how it is brought to an end.
+
+Each leftover has a name that only varstore gives, so that it can be found, and a lock that its writer holds while it
+lives, so that whoever takes the lock may go on with it (see `varstore.storage.claims`):
+
+- ``.NAME.saving-RANDOM``, a staging folder or a checkpoint that is being deleted: it is removed. One that is complete
+  and whose predecessor is being removed to make place for it, which a file ``.replacing-RANDOM`` in it says, gets the
+  name (see `give_way`).
+- ``.NAME.replaced-RANDOM``, a checkpoint that was set aside for a new one. It gets its name back, unless the new one
+  has it.
+- ``.saving-RANDOM``, a file in a mount point or working directory that is being filled in place: what the save wrote
+  is removed.
+- ``.NAME.RANDOM.tmp`` and ``.manifest.RANDOM``, files and folders that had yet to get their names: they are removed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import re
+import stat
+from collections.abc import Collection, Iterable, Iterator
+
+from varstore.disk.blocks import write_file
+from varstore.disk.save.durability import sync_each
+from varstore.errors import CheckpointNotFound
+from varstore.layout.names import MANIFEST, MARKER
+from varstore.storage import syscalls
+from varstore.storage.appearing import TEMPORARY_LIMIT, is_temporary, remove_temporary
+from varstore.storage.claims import claim, claim_new, is_ours
+from varstore.storage.failures import storage_error, translated
+from varstore.storage.removing import empty, remove, remove_file, remove_written
+from varstore.values.arguments import checked
+
+__all__ = [
+    "NAME_LIMIT",
+    "REPLACED",
+    "SAVING",
+    "begin_in_place",
+    "beside",
+    "clean_in_place",
+    "clean_staging",
+    "discard",
+    "give_way",
+    "is_giving_way",
+    "is_own_name",
+    "is_staging_name",
+    "set_aside",
+    "undo_in_place",
+]
+
+SAVING, REPLACED, REPLACING, FILLING = ".saving-", ".replaced-", ".replacing-", ".filling-"
+NAME_LIMIT = 255 - len(".") - len(REPLACED) - 8
+_FOLDER = re.compile(r"\.(?P<target>.+)(?P<infix>\.saving-|\.replaced-)[0-9a-f]{8}", re.DOTALL)
+_IN_PLACE = re.compile(r"\.saving-[0-9a-f]{8}")
+_GIVING_WAY = re.compile(r"\.(?:replaced|replacing|filling)-[0-9a-f]{8}")
+_MANIFEST = re.compile(rf"\.{MANIFEST}\.[0-9a-f]{{8}}")
+
+
+def is_staging_name(name: str) -> bool:
+    """Tell whether a folder's name is one that only staging gives."""
+    return _FOLDER.fullmatch(name) is not None
+
+
+def _target_of_staging(name: str) -> str | None:
+    match = _FOLDER.fullmatch(name)
+    return match and match["target"]
+
+
+def is_own_name(name: str) -> bool:
+    """Tell whether a name is one that varstore gives to what is temporary."""
+    patterns = (_FOLDER, _IN_PLACE, _GIVING_WAY, _MANIFEST)
+    return is_temporary(name) or any(pattern.fullmatch(name) for pattern in patterns)
+
+
+def beside(name: str, infix: str) -> str:
+    """Return a new name for what belongs to a checkpoint and lies beside it."""
+    return f".{name}{infix}{os.urandom(4).hex()}"
+
+
+@checked
+def clean_staging(directory: str | os.PathLike[str], *, name: str | None = None) -> list[str]:
+    """Remove what crashed saves left in a directory, and return the paths that were removed.
+
+    What a crashed `write`, `convert` or `seal` left is removed too, and so is what one left that saved to the directory
+    itself, as to a mount point. What belongs to another user stays, and so does the staging folder of a save that still
+    runs, which is locked. A checkpoint that was set aside and never replaced gets its name back.
+
+    Args:
+        directory: the directory that holds the checkpoints.
+        name: of one checkpoint, whose remains alone are removed; by default those of all.
+
+    Raises:
+        CheckpointNotFound: there is no such directory.
+        StorageError: the operating system refused to read it.
+
+    Example:
+        >>> checkpoint = vs.save("runs/a", {"w": np.zeros(3)})
+        >>> vs.clean("runs")
+        []
+    """
+    directory = os.fspath(directory)
+    if not syscalls.CAN_SAVE:
+        raise syscalls.cannot_save(directory, "cleaning")
+    try:
+        names = sorted(os.listdir(directory))
+    except (FileNotFoundError, NotADirectoryError):
+        raise CheckpointNotFound("there is no such directory", path=directory) from None
+    except OSError as error:
+        raise storage_error(error, directory, "the directory cannot be read") from error
+    left = [*_left_of_all(directory, names)] if name is None else _left_of(names, name)
+    if not left and name is not None:
+        return []
+    with translated(directory, "the directory cannot be cleaned"):
+        fd = os.open(directory, syscalls.READ_FOLDER)
+        try:
+            removed = [os.path.join(directory, path) for path in left if _end(path, fd)]
+            if name is None:
+                removed += [os.path.join(directory, path) for path in clean_in_place(fd)]
+        finally:
+            os.close(fd)
+    return removed
+
+
+def _left_of(names: Iterable[str], target: str) -> list[str]:
+    short = target[:TEMPORARY_LIMIT]
+    hidden = (name for name in names if name.startswith("."))
+    return [name for name in hidden if is_temporary(name, short) or _target_of_staging(name) == target]
+
+
+def _left_of_all(directory: str, names: Iterable[str]) -> Iterator[str]:
+    """Yield the leftovers in a directory, and those of seals in its folders."""
+    for name in names:
+        if is_temporary(name) or is_staging_name(name) or _MANIFEST.fullmatch(name):
+            yield name
+        else:
+            with contextlib.suppress(OSError):
+                below = os.listdir(os.path.join(directory, name))
+                yield from (f"{name}/{part}" for part in below if _MANIFEST.fullmatch(part))
+
+
+def _end(path: str, dir_fd: int) -> bool:
+    """Bring a leftover to its end; True if it was removed."""
+    folder, _, name = path.rpartition("/")
+    if folder:
+        try:
+            dir_fd = syscalls.folder_in(folder, dir_fd, same_mount=True)
+        except OSError:
+            return False
+        try:
+            return _end(name, dir_fd)
+        finally:
+            os.close(dir_fd)
+    match = _FOLDER.fullmatch(name)
+    if match is None:
+        return remove_temporary(name, dir_fd)
+    try:
+        fd = claim(name, dir_fd)
+    except OSError:
+        return False
+    try:
+        if match["infix"] == REPLACED and _renamed(name, match["target"], dir_fd):
+            return False
+        if match["infix"] == SAVING and give_way(name, match["target"], dir_fd):
+            return False
+        return remove(name, dir_fd)
+    except OSError:
+        return False
+    finally:
+        os.close(fd)
+
+
+def _renamed(name: str, target: str, dir_fd: int) -> bool:
+    """Give a folder a name that nothing has, or an empty folder."""
+    try:
+        os.rename(name, target, src_dir_fd=dir_fd, dst_dir_fd=dir_fd)
+    except OSError:
+        return False
+    return True
+
+
+def begin_in_place(fd: int, tops: Iterable[str]) -> str:
+    """Note in a folder that is about to be filled what a crash may leave there; return the name of the note."""
+    note = SAVING + os.urandom(4).hex()
+    write_file(note, "\n".join(tops).encode(), fd, sync=False)
+    return note
+
+
+def clean_in_place(fd: int) -> list[str]:
+    """Remove from an open folder what a killed save wrote into it; return the names of what is gone.
+
+    The folder is locked from then on, for as long as the descriptor is open.
+    """
+    names = set(os.listdir(fd))
+    notes = [name for name in names if _IN_PLACE.fullmatch(name)]
+    if not notes:
+        return []
+    try:
+        syscalls.flock(fd, syscalls.LOCK)
+        if MARKER in names:  # it was complete but for this
+            for note in notes:
+                os.unlink(note, dir_fd=fd)
+            return []
+        for note in notes:
+            if not is_ours(os.stat(note, dir_fd=fd, follow_symlinks=False), fd):
+                return []
+            undo_in_place(fd, _read_note(note, fd))
+            os.unlink(note, dir_fd=fd)
+    except OSError:
+        return []
+    return sorted(names - set(os.listdir(fd)))
+
+
+def undo_in_place(fd: int, tops: Iterable[str]) -> None:
+    """Remove what a save wrote into a folder, its marker first; `tops` are the folders that it made there."""
+    remove_file(MARKER, fd)
+    for top in tops:
+        if top and "/" not in top:
+            remove_written(top, fd)
+    remove_file(MANIFEST, fd)
+
+
+def _read_note(name: str, dir_fd: int) -> list[str]:
+    with open(os.open(name, syscalls.READ_FILE, dir_fd=dir_fd), encoding="utf-8", errors="replace") as file:
+        return file.read().split("\n")
+
+
+def is_giving_way(names: Iterable[str]) -> bool:
+    """Tell from the names in a folder whether it is being removed to make place for another one (see `give_way`)."""
+    return any(_GIVING_WAY.fullmatch(name) for name in names)
+
+
+def give_way(name: str, target: str, dir_fd: int, *, sync: bool = False, begin: bool = False) -> bool:
+    """Put a complete checkpoint in the place of one that cannot be renamed, and so not be exchanged.
+
+    That is one in a lower layer of an overlay. It is removed where it lies, file by file; its marker goes first. Then
+    the new one gets its name or, where folders cannot be renamed at all, its files are moved, and its marker last. So
+    meanwhile the target is incomplete. Notes say how far this is, so that whoever comes after a crash finishes it, and
+    does not take somebody's new work for what is left of the old: one in the folder that waits, that it is complete
+    and in the middle of this; one in the target, that it is being emptied, or being filled.
+
+    Args:
+        name: the folder that waits; one with nothing in it only stands for the removal, and goes too.
+        target: the folder that is replaced.
+        dir_fd: the directory of both.
+        sync: make each step durable before the next one.
+        begin: this begins now; otherwise it is only finished.
+
+    Returns:
+        Whether the target is taken; False where this had not begun, or somebody has put other things there.
+
+    Raises:
+        OSError: the operating system refused.
+    """
+    waits, emptying, filling = (f"{infix}{name[-8:]}" for infix in (REPLACING, REPLACED, FILLING))
+    waiting = syscalls.folder_in(name, dir_fd)
+    try:
+        if begin:
+            _note(waits, waiting, sync=sync)
+        elif waits not in os.listdir(waiting):
+            return False
+        if not _empty_target(target, dir_fd, emptying, filling, sync=sync, begin=begin):
+            return False
+        if os.listdir(waiting) == [waits]:
+            with contextlib.suppress(OSError):  # some overlays cannot remove a folder of a lower layer
+                os.rmdir(target, dir_fd=dir_fd)
+            remove(name, dir_fd)
+        elif _renamed(name, target, dir_fd):
+            os.unlink(waits, dir_fd=waiting)
+        else:
+            _fill(target, dir_fd, waiting, filling, waits, sync=sync)
+            remove(name, dir_fd)
+    finally:
+        os.close(waiting)
+    return True
+
+
+def _empty_target(target: str, dir_fd: int, emptying: str, filling: str, *, sync: bool, begin: bool) -> bool:
+    """Remove all that can be removed from the target; False if it holds something else."""
+    try:
+        fd = syscalls.folder_in(target, dir_fd, same_mount=True)
+    except FileNotFoundError:
+        return True
+    try:
+        names = os.listdir(fd)
+        if filling in names or not names:
+            return True
+        if begin:
+            _note(emptying, fd, sync=sync)
+        elif emptying not in names:
+            return False
+        remove_file(MARKER, fd)
+        empty(fd, but={emptying})
+        if sync:
+            syscalls.sync_names(fd)
+        with contextlib.suppress(FileNotFoundError):  # another overwriter does the same
+            if os.listdir(fd) == [emptying]:
+                os.unlink(emptying, dir_fd=fd)
+            else:
+                os.rename(emptying, filling, src_dir_fd=fd, dst_dir_fd=fd)
+    finally:
+        os.close(fd)
+    return True
+
+
+def _fill(target: str, dir_fd: int, waiting: int, filling: str, waits: str, *, sync: bool) -> None:
+    with contextlib.suppress(FileExistsError):
+        os.mkdir(target, 0o700, dir_fd=dir_fd)
+    fd = syscalls.folder_in(target, dir_fd, same_mount=True)
+    try:
+        _note(filling, fd, sync=sync)
+        folders = _move(waiting, fd, but={MARKER, waits})
+        with contextlib.suppress(PermissionError):  # vfat keeps no modes
+            syscalls.change_mode(fd, stat.S_IMODE(os.fstat(waiting).st_mode))
+        if sync:
+            sync_each(fd, (), [*reversed(folders), "."])
+        with contextlib.suppress(FileNotFoundError):  # moved before a crash
+            os.rename(MARKER, MARKER, src_dir_fd=waiting, dst_dir_fd=fd)
+        if sync:
+            syscalls.sync_names(fd)
+        os.unlink(filling, dir_fd=fd)
+    finally:
+        os.close(fd)
+
+
+def _move(source: int, target: int, *, but: Collection[str] = ()) -> list[str]:
+    """Move the files in one folder, and below, to the same places in another; return the folders of those."""
+    folders = []
+    with os.scandir(source) as entries:
+        found = [(entry.name, entry.is_dir(follow_symlinks=False)) for entry in entries if entry.name not in but]
+    for name, is_folder in found:
+        if not is_folder:
+            os.rename(name, name, src_dir_fd=source, dst_dir_fd=target)
+            continue
+        with contextlib.suppress(FileExistsError):
+            os.mkdir(name, dir_fd=target)
+        below, beside = syscalls.folder_in(name, source), -1
+        try:
+            beside = syscalls.folder_in(name, target)
+            folders += [name, *(f"{name}/{folder}" for folder in _move(below, beside))]
+        finally:
+            for fd in (below, beside):
+                if fd >= 0:
+                    os.close(fd)
+    return folders
+
+
+def _note(name: str, dir_fd: int, *, sync: bool) -> None:
+    with contextlib.suppress(FileExistsError):  # after a crash, or another overwriter
+        os.close(syscalls.create(name, dir_fd))
+    if sync:
+        syscalls.sync_names(dir_fd)
+
+
+def set_aside(path: str) -> None:
+    """Rename a checkpoint that is to be deleted, in one step; `clean_staging` removes it later.
+
+    It gets the name of an unfinished save, since `clean_staging` would restore one that was replaced. Of a symbolic
+    link, only the link is removed. What cannot be renamed, in a lower layer of an overlay, is removed at once.
+
+    Raises:
+        PermissionError: it belongs to another user.
+        OSError: the operating system refused.
+    """
+    directory, name = os.path.split(os.path.abspath(path))
+    fd = os.open(directory, syscalls.READ_FOLDER)
+    try:
+        status = os.stat(name, dir_fd=fd, follow_symlinks=False)
+        if stat.S_ISLNK(status.st_mode):
+            os.unlink(name, dir_fd=fd)
+            return
+        if not is_ours(status, fd):
+            raise PermissionError(errno.EPERM, "it belongs to another user", path)
+        try:
+            os.rename(name, beside(name, SAVING), src_dir_fd=fd, dst_dir_fd=fd)
+        except OSError as error:
+            if error.errno != errno.EXDEV:
+                raise
+            _remove_at_once(name, fd)
+    finally:
+        os.close(fd)
+
+
+def _remove_at_once(name: str, dir_fd: int) -> None:
+    waiting = beside(name, SAVING)
+    os.mkdir(waiting, 0o700, dir_fd=dir_fd)
+    held = syscalls.folder_in(waiting, dir_fd)
+    try:
+        claim_new(held, waiting, dir_fd)
+        give_way(waiting, name, dir_fd, begin=True)
+    finally:
+        os.close(held)
+
+
+def discard(path: str) -> None:
+    """Remove a checkpoint: first its name, in one step, then the rest."""
+    directory, name = os.path.split(os.path.abspath(path))
+    set_aside(os.path.join(directory, name))
+    clean_staging(directory, name=name)

@@ -1,0 +1,108 @@
+"""Remove folders by their descriptors: no link is followed, no other mount is entered.
+
+A path means what it says only at the moment when the kernel follows it. So each folder is opened, and what is in it is
+removed by its name there; a folder that is another mount, or a link by then, stays.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Collection
+
+from varstore.layout.names import MANIFEST, MARKER
+from varstore.storage import syscalls
+from varstore.storage.claims import is_named
+
+__all__ = ["empty", "remove", "remove_file", "remove_written"]
+
+_USUAL = ("out", "meta")
+"""What a save writes into a variable's folder."""
+
+
+def remove(name: str, dir_fd: int) -> bool:
+    """Remove a folder, its marker first: whoever still reads from it sees that it is going. Tell whether it is gone.
+
+    What cannot be removed stays, and so do the folders above it.
+    """
+    try:
+        fd = syscalls.folder_in(name, dir_fd, same_mount=True)
+    except OSError:
+        return False
+    try:
+        remove_file(MARKER, fd)
+        empty(fd)
+        if not is_named(fd, name, dir_fd):
+            return False
+    finally:
+        os.close(fd)
+    return _rmdir(name, dir_fd)
+
+
+def empty(fd: int, *, but: Collection[str] = ()) -> None:
+    """Remove all that can be removed from an open folder, except what has one of these names."""
+    try:
+        with os.scandir(fd) as entries:
+            found = [(entry.name, entry.is_dir(follow_symlinks=False)) for entry in entries if entry.name not in but]
+    except OSError:
+        return
+    for name, is_folder in found:
+        if is_folder:
+            _remove_below(name, fd)
+        else:
+            remove_file(name, fd)
+
+
+def _remove_below(name: str, dir_fd: int) -> None:
+    try:
+        fd = syscalls.folder_in(name, dir_fd, same_mount=True)
+    except OSError:
+        return
+    try:
+        is_usual = remove_file("out", fd) and remove_file("meta", fd)
+        if not (is_usual and _rmdir(name, dir_fd)):  # there is more than in most folders of a checkpoint
+            empty(fd)
+            _rmdir(name, dir_fd)
+    finally:
+        os.close(fd)
+
+
+def remove_written(name: str, dir_fd: int) -> None:
+    """Remove what a save writes into a folder, ``out`` and ``meta`` in it and below, and what is empty then.
+
+    What somebody put beside it stays, and so does another checkpoint.
+    """
+    with contextlib.suppress(OSError):
+        fd = syscalls.folder_in(name, dir_fd, same_mount=True)
+        try:
+            with os.scandir(fd) as entries:
+                found = {entry.name: entry.is_dir(follow_symlinks=False) for entry in entries}
+            if MARKER in found or MANIFEST in found:
+                return
+            for below, is_folder in found.items():
+                if is_folder:
+                    remove_written(below, fd)
+                elif below in _USUAL:
+                    remove_file(below, fd)
+        finally:
+            os.close(fd)
+        _rmdir(name, dir_fd)
+
+
+def remove_file(name: str, dir_fd: int) -> bool:
+    """Remove a file, or a link itself, if that can be; tell whether it was."""
+    try:
+        os.unlink(name, dir_fd=dir_fd)
+    except OSError:
+        return False
+    return True
+
+
+def _rmdir(name: str, dir_fd: int) -> bool:
+    try:
+        os.rmdir(name, dir_fd=dir_fd)
+    except FileNotFoundError:
+        return True
+    except OSError:
+        return False
+    return True
