@@ -59,7 +59,9 @@ def readable(entry: Entry, *, path: str) -> Readable:
             expected=" or ".join(map(repr, ENCODINGS)),
             hint="upgrade varstore",
         )
-    meta = known_meta(entry, path=path)
+    meta = entry.meta
+    if meta is None:
+        meta = known_meta(entry, path=path)  # raises
     dtype = meta.data_type.dtype
     if dtype is None:
         dtype = dtype_of(meta.data_type, path=f"{path}/{entry.folder}", variable=entry.name)  # raises

@@ -10,7 +10,7 @@ from typing import Any, get_args
 import numpy as np
 
 from varstore.disk.progress import Progress, reporting
-from varstore.disk.read.checkpoint import Checkpoint, entries_of, open_checkpoint, retry_if_replaced
+from varstore.disk.read.checkpoint import Checkpoint, attempts, entries_of, open_checkpoint
 from varstore.disk.read.checks import check_files
 from varstore.disk.read.content import Content
 from varstore.disk.read.whole import read_new
@@ -161,17 +161,11 @@ def load(
 
     If a save replaces the checkpoint while it is read, reading starts again with the new one.
     """
-    return retry_if_replaced(
-        lambda checkpoint: _load(
-            checkpoint,
-            select(checkpoint.names, include=include, exclude=exclude, rename=rename, path=checkpoint.path),
-            mmap=mmap,
-            verify=verify,
-            threads=threads,
-            progress=progress,
-        ),
-        path,
-    )
+    for attempt in attempts(path):
+        with attempt as (checkpoint,):
+            chosen = select(checkpoint.names, include=include, exclude=exclude, rename=rename, path=checkpoint.path)
+            return _load(checkpoint, chosen, mmap=mmap, verify=verify, threads=threads, progress=progress)
+    raise AssertionError  # attempts end with an error
 
 
 def _load(

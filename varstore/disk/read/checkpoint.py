@@ -32,7 +32,15 @@ from varstore.text.hints import nearest, plural
 from varstore.values.arguments import checked, checked_path, described
 from varstore.values.select import Patterns, Rename, select
 
-__all__ = ["Checkpoint", "entries_of", "is_being_read", "open_checkpoint", "open_variable", "retry_if_replaced"]
+__all__ = [
+    "Checkpoint",
+    "attempts",
+    "entries_of",
+    "is_being_read",
+    "open_checkpoint",
+    "open_variable",
+    "retry_if_replaced",
+]
 
 Result = TypeVar("Result")
 
@@ -268,7 +276,15 @@ def retry_if_replaced(
         CheckpointNotFound, IncompleteCheckpoint, ManifestError, StorageError: one of them cannot be opened; or it was
             replaced each time before `use` came to its end.
     """
-    replaced: CheckpointNotFound | StorageError
+    for attempt in attempts(*sources, allow_incomplete=allow_incomplete):
+        with attempt as opened:
+            return use(*opened)
+    raise AssertionError  # attempts end with an error
+
+
+def attempts(*sources: str | os.PathLike[str] | Checkpoint, allow_incomplete: bool = False) -> Iterator[Attempt]:
+    """Yield attempts to use checkpoints, each of which opens them anew; raises what `retry_if_replaced` does."""
+    replaced: BaseException | None = None
     for _ in range(_ATTEMPTS):
         try:
             opened = [s if isinstance(s, Checkpoint) else _opened(s, allow_incomplete) for s in sources]
@@ -277,20 +293,35 @@ def retry_if_replaced(
                 raise
             replaced = error
             continue
-        try:
-            return use(*opened)
-        except (CheckpointNotFound, StorageError) as error:
-            again = [made for made, given in zip(opened, sources, strict=True) if made is not given]
-            is_ours = isinstance(error, CheckpointNotFound) or says_replaced(error)
-            if not is_ours or not any(checkpoint.is_replaced for checkpoint in again):
-                raise
-            replaced = error
+        attempt = Attempt(opened, [made for made, given in zip(opened, sources, strict=True) if made is not given])
+        yield attempt
+        replaced = attempt.replaced
     raise StorageError(
         "the checkpoint was replaced each time before it could be read",
         number=errno.ESTALE,
-        path=replaced.path,
+        path=getattr(replaced, "path", None),
         hint="try again when fewer saves replace it",
     ) from replaced
+
+
+class Attempt:
+    """Checkpoints for the use within a ``with`` block, which ends well if an error in it says that one was replaced."""
+
+    def __init__(self, opened: list[Checkpoint], again: list[Checkpoint]) -> None:
+        """Take the checkpoints, and those of them that can be opened again."""
+        self.replaced: BaseException | None = None
+        self._opened = opened
+        self._again = again
+
+    def __enter__(self) -> list[Checkpoint]:
+        return self._opened
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> bool:
+        self.replaced = error
+        is_ours = isinstance(error, CheckpointNotFound) or (isinstance(error, StorageError) and says_replaced(error))
+        return is_ours and any(checkpoint.is_replaced for checkpoint in self._again)
 
 
 def _opened(path: str | os.PathLike[str], allow_incomplete: bool) -> Checkpoint:
