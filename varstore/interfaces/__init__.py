@@ -34,6 +34,16 @@ vs.save("lenet", {parameter.name: parameter for parameter in net.get_parameters(
 vs.load_param_into_net(net, vs.load_checkpoint("lenet"))
 ```
 
+`varstore.adapters.mindspore` has MindSpore's callback `ModelCheckpoint`, for `model.train`, and a `load_checkpoint`
+that gives Parameters. `vs.load_checkpoint` also opens a ``.ckpt`` file.
+
+```python mindspore
+from varstore.adapters.mindspore import ModelCheckpoint, load_checkpoint
+
+callback = ModelCheckpoint("lenet", "models", vs.CheckpointConfig(save_checkpoint_steps=100))
+mindspore.load_param_into_net(net, load_checkpoint("lenet"))
+```
+
 ## PaddlePaddle
 
 ```python paddle

@@ -21,6 +21,7 @@ from varstore.model.store import save
 from varstore.storage.failures import translated
 from varstore.training.series import KEY, open_step, time_of
 from varstore.values.arguments import check_names, checked
+from varstore.values.arrays import as_source
 
 __all__ = ["CheckpointConfig", "ModelCheckpoint", "chosen_names", "load_param_into_net"]
 
@@ -340,7 +341,7 @@ def _targets(net: Any) -> dict[str, tuple[Any, Callable[[np.ndarray], None]]]:
         return {name: (array, _setter(array)) for name, array in net.items()}
     if hasattr(net, "parameters_and_names"):
         return {
-            parameter.name: (parameter.asnumpy(), _cell_setter(parameter))
+            parameter.name: (as_source(parameter, variable=parameter.name), _cell_setter(parameter))
             for _, parameter in net.parameters_and_names()
         }
     raise WrongType(
@@ -356,7 +357,13 @@ def _setter(array: np.ndarray) -> Callable[[np.ndarray], None]:
 
 
 def _cell_setter(parameter: Any) -> Callable[[np.ndarray], None]:
-    return lambda values: parameter.set_data(type(parameter.data)(values))
+    tensor = type(parameter.data)
+
+    def set_values(values: np.ndarray) -> None:
+        is_bfloat16 = values.dtype.name == "bfloat16"  # which MindSpore takes by way of float32 only
+        parameter.set_data(tensor(values.astype(np.float32)).astype(parameter.dtype) if is_bfloat16 else tensor(values))
+
+    return set_values
 
 
 def _fitting(name: str, values: np.ndarray, target: Any, strict: bool) -> np.ndarray:

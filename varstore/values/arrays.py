@@ -246,6 +246,16 @@ def _by_method(method: str) -> Callable[[Any, str], Source]:
     return read
 
 
+def _mindspore(tensor: Any, variable: str) -> Source:
+    def values() -> np.ndarray:
+        if late.dtype.name == "bfloat16":  # asnumpy refuses it
+            return np.frombuffer(tensor.contiguous().get_bytes(), late.dtype).reshape(late.shape)
+        return _same_type(tensor.asnumpy(), late.dtype)
+
+    late = _late_of_framework(tensor, variable, values)
+    return late
+
+
 def _same_type(values: Any, dtype: np.dtype[Any]) -> np.ndarray:
     """Restore bfloat16, which frameworks represent by its bits as uint16 or its values as float32."""
     array = np.asarray(values)
@@ -258,7 +268,7 @@ _FRAMEWORKS: dict[str, Callable[[Any, str], Source]] = {
     "jax": _jax,
     "jaxlib": _jax,
     "megengine": _by_method("numpy"),
-    "mindspore": _by_method("asnumpy"),
+    "mindspore": _mindspore,
     "oneflow": _by_method("numpy"),
     "paddle": _paddle,
     "torch": _torch,
