@@ -16,7 +16,7 @@ import pytest
 from support import assert_same, run_python
 
 import varstore as vs
-from varstore.disk.read.checkpoint import Checkpoint, is_being_read
+from varstore.disk.read.checkpoint import Checkpoint, has_open_handle
 from varstore.errors import CheckpointNotFound, IncompleteCheckpoint, StorageError, UsageError, VariableNotFound
 from varstore.layout.dtypes import TABLE
 from varstore.layout.encodings import ENCODINGS
@@ -151,7 +151,7 @@ def test_a_pickle_of_a_checkpoint_is_small(tmp_path):
 
 
 def test_a_signal_handler_may_open_what_is_looked_for(tmp_path, monkeypatch):
-    """At each step of `is_being_read`, as a signal handler could: nothing waits for what the interrupted code holds."""
+    """At each step of `has_open_handle`, as a signal handler could: nothing waits for what the other code holds."""
     handle = vs.save(tmp_path / "c", VALUES, durable=False)
     real = os.path.realpath
     opened = []
@@ -162,7 +162,7 @@ def test_a_signal_handler_may_open_what_is_looked_for(tmp_path, monkeypatch):
 
     monkeypatch.setattr(os.path, "realpath", interrupted)
     found = []
-    thread = threading.Thread(target=lambda: found.append(is_being_read(tmp_path / "c")), daemon=True)
+    thread = threading.Thread(target=lambda: found.append(has_open_handle(tmp_path / "c")), daemon=True)
     thread.start()
     thread.join(20)
     assert found == [True]
@@ -173,10 +173,10 @@ def test_handles_that_are_gone_are_not_read(tmp_path):
     handle = vs.save(tmp_path / "c", VALUES, durable=False)
     other = vs.open(tmp_path / "c")
     handle.close()
-    assert is_being_read(tmp_path / "c")
+    assert has_open_handle(tmp_path / "c")
     del other
     gc.collect()
-    assert not is_being_read(tmp_path / "c")
+    assert not has_open_handle(tmp_path / "c")
 
 
 def test_a_relative_path_is_found_from_elsewhere(tmp_path, monkeypatch):

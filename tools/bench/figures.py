@@ -20,7 +20,7 @@ BEGIN, END = "<!-- bench:begin -->\n", "<!-- bench:end -->\n"
 ROWS = {
     "save large": "save `large` (1 GiB), not durable",
     "save large, durable": "save `large`, durable",
-    "save large, durable, new memory": "save `large`, durable, memory taken back",
+    "save large, durable, new memory": "save `large`, durable, after the host reclaimed free memory",
     "load large": "load `large` into new memory",
     "load large into arrays": "load `large` into arrays",
     "load large, cold": "load `large`, page cache dropped",
@@ -52,7 +52,7 @@ BESIDE = {
     "save_async large, until it returns / memory copy": "`save_async` of `large` returns after {} a plain memory copy",
     "save lora with base= / whole": "`gpt2` with 5 % of its bytes changed, saved with `base=`: {} a whole save",
     "compose gpt2 of links / save": "`gpt2` composed of links to two checkpoints: {} a whole save",
-    "compose gpt2 of links / save, not durable": "the same where neither is durable: {} a whole save",
+    "compose gpt2 of links / save, not durable": "the same, both without `durable`: {} a whole save",
     "import varstore - import numpy": "`import varstore`: {} beyond numpy's",
     "varstore ls of small, whole process": "`varstore ls` of `small`, as a process: {}",
     "4 KiB of safetensors, bytes read": "read for 4 KiB of 1 GiB in a safetensors file: {}",

@@ -14,7 +14,7 @@ from typing import TypeVar
 from varstore.errors import UsageError
 from varstore.storage import syscalls
 
-__all__ = ["Ending", "Job", "Lane", "in_lanes", "run", "shared_if_slow", "start", "thread_count"]
+__all__ = ["Ending", "Job", "Lane", "in_lanes", "run", "do_here_until_slow", "start", "thread_count"]
 
 Item = TypeVar("Item")
 
@@ -180,7 +180,7 @@ def in_lanes(work: Iterable[Lane | Job]) -> Iterator[Job]:
         yield lane.step
 
 
-def shared_if_slow(groups: Iterable[Sequence[Item]], do: Callable[[Sequence[Item]], None]) -> Iterator[Job]:
+def do_here_until_slow(groups: Iterable[Sequence[Item]], do: Callable[[Sequence[Item]], None]) -> Iterator[Job]:
     """Do groups of small things here while that is quick, and yield them where threads would help: they wait.
 
     Threads that make quick calls wait for the interpreter longer than they save.

@@ -17,7 +17,7 @@ from varstore.disk.read.checkpoint import Checkpoint, retry_if_replaced
 from varstore.disk.read.checks import check_digest, check_meta
 from varstore.disk.read.digests import all_digests
 from varstore.disk.read.scan import variable_folders
-from varstore.disk.threads import Lane, in_lanes, run, shared_if_slow, thread_count
+from varstore.disk.threads import Lane, do_here_until_slow, in_lanes, run, thread_count
 from varstore.errors import FormatError, IncompleteCheckpoint, ManifestError, VarstoreError
 from varstore.layout.manifest import BLOCK, Entry, block_count
 from varstore.layout.names import MARKER, Folder
@@ -188,7 +188,7 @@ class _Verification:
         groups = (small[start : start + _BATCH] for start in range(0, len(small), _BATCH))
         lanes = self._lanes([entry for entry in entries if entry.nbytes >= SMALL])
         try:
-            run(in_lanes(itertools.chain(lanes, shared_if_slow(groups, self._check_small))), threads)
+            run(in_lanes(itertools.chain(lanes, do_here_until_slow(groups, self._check_small))), threads)
         finally:
             for fd in self._blocks_left:
                 os.close(fd)

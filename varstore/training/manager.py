@@ -22,7 +22,7 @@ from functools import partial
 from types import TracebackType
 from typing import Any, SupportsFloat, Unpack, cast, get_args
 
-from varstore.disk.read.checkpoint import is_being_read
+from varstore.disk.read.checkpoint import has_open_handle
 from varstore.disk.save.leftovers import clean_staging, set_aside
 from varstore.disk.threads import Ending, start
 from varstore.errors import (
@@ -568,5 +568,5 @@ def _attributes(given: object) -> Mapping[str, Any]:
 
 
 def _require_unread(path: str) -> None:
-    if is_being_read(path):
+    if has_open_handle(path):
         raise UsageError("this step is being read", path=path, hint="close the handles of it first")

@@ -17,7 +17,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from varstore.disk.read.checkpoint import is_being_read
+from varstore.disk.read.checkpoint import has_open_handle
 from varstore.text.escape import one_line
 from varstore.training.policies import Best, Keep, looks_at_metrics, policies_of, retain
 from varstore.training.series import Member
@@ -67,7 +67,7 @@ def decide(
         if step in reasons or step in spared
     }
     why = f"not {keep}"
-    unwanted = {member.saved.step: is_being_read(member.saved) for member in members if member.saved.step not in kept}
+    unwanted = {member.saved.step: has_open_handle(member.saved) for member in members if member.saved.step not in kept}
     return Retention(
         kept=kept,
         deleted={step: why for step, is_read in unwanted.items() if not is_read},
@@ -91,7 +91,7 @@ def _trimmed(
     for member in kept:
         step = member.saved.step
         record = member.record
-        if step in spared or member.is_link or record is None or not record.is_given or is_being_read(member.saved):
+        if step in spared or member.is_link or record is None or not record.is_given or has_open_handle(member.saved):
             continue
         unwanted = (pattern for pattern, steps in whole.items() if step not in steps)
         patterns = tuple(pattern for pattern in unwanted if pattern not in record.trimmed)

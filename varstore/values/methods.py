@@ -1,8 +1,8 @@
 """numpy's operators and methods for values that are read when they are used.
 
-What a reader hands out is not an array, yet people add to it, slice it and take its mean. `NumpyMethods` lets them:
-each of its methods reads the values and calls what `numpy.ndarray` has under the same name, so results, types and
-errors are numpy's own. numpy's functions reach the values through ``__array__``.
+A reader hands out objects that are not arrays, yet people add to them, slice them and take their mean. `NumpyMethods`
+makes that work: each of its methods reads the values and calls what `numpy.ndarray` has under the same name, so
+results, types and errors are numpy's own. numpy's functions reach the values through ``__array__``.
 
 The second half of the class body is a table of method names, grouped by return type. Methods that change an array in
 place (``sort``, ``fill``, ``+=``) are not in it: they would change values that nobody sees again. ``x += 1`` makes `x`
@@ -61,7 +61,7 @@ _value = _Method[Any]()
 
 
 class NumpyMethods:
-    """numpy's operators and methods; those that need the values read them and call the array method of the same name.
+    """numpy's operators and methods: those that need values read them, and call the array's method of the same name.
 
     A class that derives from it has a shape, a dtype, `numpy`, and ``[]``, which reads a part. Equality is numpy's,
     element by element; the hash is the object's identity.
@@ -86,7 +86,7 @@ class NumpyMethods:
 
     @abstractmethod
     def __getitem__(self, index: Any, /) -> Any:
-        """Read what the index asks for."""
+        """Read the part for an index."""
 
     @property
     def ndim(self) -> int:

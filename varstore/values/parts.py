@@ -1,13 +1,13 @@
 """Read the part of an array that an index asks for: its elements, and few others.
 
-An index is first tried on an array of the same shape that takes no memory, so that what is wrong with it is numpy's
-own error. It then becomes a block and a simpler index into that block. The block has one axis for each axis of the
+An index is first tried on an array of the same shape that takes no memory, so that a wrong index raises numpy's own
+error. It then becomes a block and a simpler index into that block. The block has one axis for each axis of the
 array, or for each row of integer arrays in the index, and holds every element that the index needs, once, in the order
 of the file. Elements are named by their offsets from the first one, so an array of any strides is read the same way.
 
 The block is filled from the outermost axis inwards. Where the gaps between needed elements are small, they are read
 with what lies between them and picked in memory; otherwise each dense piece is a read of its own. Reads are of a few
-MiB, so the memory beside the result is bounded.
+MiB, so that little memory is needed beyond that of the result.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ def _strides(shape: tuple[int, ...]) -> tuple[int, ...]:
 
 
 def taken(values: np.ndarray, index: Any) -> Any:
-    """Return ``values[index]``, which keeps little more than itself in memory."""
+    """Return ``values[index]``, copied if it would keep a much larger array in memory."""
     found = values[index]
     return found.copy() if isinstance(found, np.ndarray) and 2 * found.size < values.size else found
 
@@ -104,7 +104,7 @@ def read_indexed(
 
 
 def _spread(block: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
-    """Repeat a block along the axes on which all elements are one."""
+    """Repeat a block along the axes of stride 0, whose elements are one and the same in the file."""
     return block if block.shape == shape else np.broadcast_to(block, shape).copy()
 
 
@@ -189,12 +189,12 @@ def _places(pick: Any, extent: int, stride: int) -> Any:
 
 
 def _steps(rows: range, stride: int) -> range:
-    """Return the offsets of rows; the elements of an axis without a stride are one."""
+    """Return the offsets of rows; an axis of stride 0 has a single element in the file."""
     return range(rows.start * stride, rows.stop * stride, rows.step * stride) if stride else range(min(len(rows), 1))
 
 
 def _evenly(offsets: np.ndarray) -> Offsets:
-    """Return offsets as a range if they are one."""
+    """Return offsets as a range if they are evenly spaced."""
     if len(offsets) < 2:
         return range(int(offsets[0]), int(offsets[0]) + 1) if len(offsets) else range(0)
     first, last, step = int(offsets[0]), int(offsets[-1]), int(offsets[1] - offsets[0])

@@ -36,7 +36,7 @@ __all__ = [
     "Checkpoint",
     "attempts",
     "entries_of",
-    "is_being_read",
+    "has_open_handle",
     "open_checkpoint",
     "open_variable",
     "retry_if_replaced",
@@ -374,7 +374,7 @@ open checkpoints too, and would wait for a lock that the interrupted code holds.
 function in C: Python ignores what a callback raises, and in one of ours Ctrl-C might come."""
 
 
-def is_being_read(path: str | os.PathLike[str]) -> bool:
+def has_open_handle(path: str | os.PathLike[str]) -> bool:
     """Tell whether this process holds a handle of this checkpoint that has not been closed."""
     real = os.path.realpath(path)
     handles = [handle for made in _handles.copy().values() if (handle := made()) is not None]

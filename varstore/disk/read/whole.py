@@ -13,7 +13,7 @@ from varstore.disk.blocks import SMALL, spans
 from varstore.disk.encodings.table import read_part
 from varstore.disk.read.batches import batches, read_batch
 from varstore.disk.read.checks import check_digest
-from varstore.disk.threads import Job, Lane, in_lanes, run, shared_if_slow, thread_count
+from varstore.disk.threads import Job, Lane, do_here_until_slow, in_lanes, run, thread_count
 from varstore.layout.location import Location
 from varstore.layout.manifest import BLOCK
 from varstore.layout.readable import Readable
@@ -155,7 +155,7 @@ class _Work:
             (small if is_small else large).append(index)
         parts = batches([self._variables[index] for index in small])
         groups = (small[part.start : part.stop] for part in parts)
-        return in_lanes(itertools.chain(self._lanes(large), shared_if_slow(groups, self._read_batch)))
+        return in_lanes(itertools.chain(self._lanes(large), do_here_until_slow(groups, self._read_batch)))
 
     def _lanes(self, indices: list[int]) -> Iterator[Lane]:
         for index in indices:

@@ -95,6 +95,8 @@ def _file_system_of(target: str) -> Any:
 
 def _place_of(target: str) -> str:
     place = target if os.path.isdir(target) else os.path.dirname(target)
-    while not os.path.isdir(place):
+    while not os.path.isdir(place) and place != os.path.dirname(
+        place
+    ):  # which ends even where nothing can be looked at
         place = os.path.dirname(place)
     return place
