@@ -27,22 +27,21 @@ optimizer.load_state_dict(state["optimizer"])
 ```python mindspore
 mindspore.save_checkpoint(net, "lenet.ckpt")
 mindspore.load_param_into_net(net, mindspore.load_checkpoint("lenet.ckpt"))
+from mindspore.train import CheckpointConfig, ModelCheckpoint
+
+callback = ModelCheckpoint("lenet", "models", CheckpointConfig(save_checkpoint_steps=100))
 ```
 
 ```python mindspore
 vs.save("lenet", {parameter.name: parameter for parameter in net.get_parameters()})
 vs.load_param_into_net(net, vs.load_checkpoint("lenet"))
-```
-
-`varstore.adapters.mindspore` has MindSpore's callback `ModelCheckpoint`, for `model.train`, and a `load_checkpoint`
-that gives Parameters. `vs.load_checkpoint` also opens a ``.ckpt`` file.
-
-```python mindspore
-from varstore.adapters.mindspore import ModelCheckpoint, load_checkpoint
+from varstore.adapters.mindspore import ModelCheckpoint
 
 callback = ModelCheckpoint("lenet", "models", vs.CheckpointConfig(save_checkpoint_steps=100))
-mindspore.load_param_into_net(net, load_checkpoint("lenet"))
 ```
+
+`vs.load_checkpoint` also opens a ``.ckpt`` file. `varstore.adapters.mindspore` has a `load_checkpoint` that gives
+Parameters, and MindSpore's callback `ModelCheckpoint`, for ``model.train(…, callbacks=…)``.
 
 ## PaddlePaddle
 
