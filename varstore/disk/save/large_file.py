@@ -45,7 +45,7 @@ class LargeFiles:
         self._staging = staging
         self._digests = digests
         self._advance = advance
-        self.open: set[OutFile] = set()
+        self.open_files: set[OutFile] = set()
         """Files that threads are writing, or are about to."""
         self._writing_fetched = threading.Lock()
         self.failed = False
@@ -56,7 +56,7 @@ class LargeFiles:
         if fetched:
             self._writing_fetched.acquire(blocking=False)
         out = OutFile(variable.folder + "/out", array, dir_fd=self._staging.fd, durable=durability.durable)
-        self.open.add(out)
+        self.open_files.add(out)
         lane = Lane(spans(variable.nbytes), partial(self._write_block, variable.name, out, fetched))
         yield lane
         if fetched:  # all help with it: nothing else is begun until it is written
@@ -64,7 +64,7 @@ class LargeFiles:
 
     def _write_block(self, name: str, out: OutFile, fetched: bool, start: int, stop: int) -> None:
         if out.write(start, stop):
-            self.open.remove(out)
+            self.open_files.remove(out)
             self._digests[name] = out.finish(fsync=self._staging.durability.each)
             if fetched:
                 self._end_wait()
@@ -87,7 +87,7 @@ class LargeFiles:
 
     def close(self) -> None:
         """Give up the files of a save that failed."""
-        for out in self.open:
+        for out in self.open_files:
             out.close()
 
 

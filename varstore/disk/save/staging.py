@@ -59,7 +59,7 @@ from varstore.storage.claims import claim_new, is_named, lock, mode_of_new_folde
 from varstore.storage.directory import Directory
 from varstore.storage.removing import empty, remove
 
-__all__ = ["Staging", "Target", "examine"]
+__all__ = ["Staging", "Target", "prepare_target"]
 
 _ATTEMPTS = 100
 _TAKEN = {errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR}
@@ -67,7 +67,7 @@ _TAKEN = {errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR}
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Target:
-    """The place that a save is to take, as `examine` found it; `shown` is the path that the caller gave.
+    """The place that a save is to take, as `prepare_target` found it; `shown` is the path that the caller gave.
 
     `mode` is that of the folder there, if there is one, and `kept` are the files in it that the new checkpoint gets.
     """
@@ -82,7 +82,7 @@ class Target:
     kept: tuple[str, ...] = ()
 
 
-def examine(path: str, *, overwrite: bool, foreign: Foreign) -> Target:
+def prepare_target(path: str, *, overwrite: bool, foreign: Foreign) -> Target:
     """Remove what crashed saves left beside the target, and return what the target is now.
 
     Raises:
@@ -192,7 +192,7 @@ class Staging:
         self.fd = -1
         self.owner = -1
         """The user to whom files belong that are made here."""
-        self.stands = False
+        self.is_visible = False
         """Whether the checkpoint has its final name; errors after that no longer undo the save."""
         self._tops = tops
         self._note = ""
@@ -274,7 +274,7 @@ class Staging:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if error is not None and not self.stands:
+        if error is not None and not self.is_visible:
             self._undo()
             return
         try:
@@ -290,9 +290,9 @@ class Staging:
                 if self._gives_way:
                     self._finish_giving_way()
                 if self._has_name():  # Ctrl-C just after the rename: it stands
-                    self.stands = True
+                    self.is_visible = True
                     self._settle()
-            if self.stands or self._gives_way:  # the new one is complete, and may be all that there is
+            if self.is_visible or self._gives_way:  # the new one is complete, and may be all that there is
                 return
             with contextlib.suppress(OSError):
                 if self._aside:
@@ -340,7 +340,7 @@ class Staging:
 
         Raises:
             CheckpointExists: another writer has taken the target meanwhile.
-            OSError: the disk refused; if the checkpoint `stands`, only a power cut can still undo it.
+            OSError: the disk refused; if the checkpoint `is_visible`, only a power cut can still undo it.
         """
         sync = self.durability.durable
         if manifest is not None:
@@ -360,7 +360,7 @@ class Staging:
             identity = digest_in(manifest)
         if not self.target.in_place:
             self._take_name()
-        self.stands = True
+        self.is_visible = True
         self._settle()
         return identity
 
@@ -448,7 +448,7 @@ class Staging:
     def _finish_giving_way(self, *, begin: bool = False) -> None:
         if not give_way(self._name, self._final, self._parent, sync=self.durability.durable, begin=begin):
             raise OSError(errno.ENOTEMPTY, os.strerror(errno.ENOTEMPTY), self._final)
-        self.stands = True
+        self.is_visible = True
         self._gives_way = False
         self._name = ""
 

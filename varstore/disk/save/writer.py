@@ -28,7 +28,7 @@ from varstore.disk.save.large_file import LargeFiles
 from varstore.disk.save.links import Links
 from varstore.disk.save.small_files import SmallFiles
 from varstore.disk.save.space import check_space, disk_became_full
-from varstore.disk.save.staging import Staging, examine
+from varstore.disk.save.staging import Staging, prepare_target
 from varstore.disk.threads import Job, Lane, in_lanes, run, thread_count
 from varstore.errors import InvalidName, VariableMismatch, VarstoreError
 from varstore.layout.collector import collector_paused
@@ -82,7 +82,7 @@ def write_checkpoint(
     staging: Staging | None = None
     work: _Writer | None = None
     try:
-        target = examine(path, overwrite=overwrite, foreign=foreign)
+        target = prepare_target(path, overwrite=overwrite, foreign=foreign)
         values: Mapping[str, np.ndarray | LazyArray] = {}
         if base:
             values = {v.name: v.source for v in plan.variables if not isinstance(v.source, Stored)}
@@ -103,7 +103,7 @@ def write_checkpoint(
     except VarstoreError:
         raise
     except OSError as error:
-        if staging is not None and staging.stands:
+        if staging is not None and staging.is_visible:
             raise storage_error(
                 error, path, "the new checkpoint is saved and stands, but it may not survive a power cut"
             ) from error
@@ -199,8 +199,8 @@ class _Writer:
                 small.write_meta(variable)
                 yield from large.jobs(variable, source, fetched=source is not variable.source)
             elif small.add(variable, source):
-                yield from small.jobs(threads_take=bool(large.open) or large.failed)
-        yield from small.jobs(threads_take=bool(large.open) or large.failed)
+                yield from small.jobs(threads_take=bool(large.open_files) or large.failed)
+        yield from small.jobs(threads_take=bool(large.open_files) or large.failed)
         yield from links.add_rest()
 
     def _fetch(self, variable: PlannedVariable, late: LazyArray) -> np.ndarray | Stored:
