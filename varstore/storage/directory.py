@@ -159,7 +159,7 @@ class Directory:
         except FileNotFoundError:
             return None
         except OSError:  # a link, a socket, a file that only others may read, one that another machine replaced
-            return self.status(MARKER)
+            return self.status(MARKER) if self._has(MARKER) else None
         try:
             return os.fstat(fd)
         finally:

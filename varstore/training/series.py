@@ -19,9 +19,9 @@ from types import MappingProxyType
 from typing import Any, NamedTuple, TypeGuard
 
 from varstore.disk.read.checkpoint import Checkpoint, open_checkpoint
-from varstore.disk.save.leftovers import is_staging_name
 from varstore.errors import ManifestError, VarstoreError
 from varstore.layout.names import MANIFEST, MARKER
+from varstore.layout.staged import is_staging_name
 from varstore.storage.failures import translated
 from varstore.training.policies import Saved
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import itertools
 import json
 import os
 import time
@@ -12,11 +13,13 @@ from functools import partial
 from types import MappingProxyType, TracebackType
 from typing import Any, TypeVar
 
+from varstore.disk.read.advice import advice_on_absent, advice_on_incomplete, is_being_replaced
 from varstore.disk.read.content import Content, incomplete_error, read_content
 from varstore.disk.read.variable import Variable
 from varstore.errors import (
     CheckpointNotFound,
     FormatError,
+    IncompleteCheckpoint,
     ManifestError,
     StorageError,
     UsageError,
@@ -46,6 +49,8 @@ Result = TypeVar("Result")
 
 _HTML_ROWS = 50
 _ATTEMPTS = 100
+_WAIT, _WAITS = 0.01, 50
+"""Seconds between looks for a checkpoint that is being replaced by two renames, and how often it is looked for."""
 
 
 class Checkpoint(Mapping[str, Variable]):
@@ -325,19 +330,39 @@ class Attempt:
 
 
 def _opened(path: str | os.PathLike[str], allow_incomplete: bool) -> Checkpoint:
-    """Open a checkpoint; what may be a mixture on a shared file system is looked at again, until it stays the same."""
+    """Open a checkpoint.
+
+    What may be a mixture on a shared file system is looked at again, until it stays the same. Where a file system
+    cannot exchange two directories, there is nothing at the path between two renames, so that moment is waited for.
+    """
     location = locate(checked_path(path, "path"))
-    pauses = iter(PAUSES)
+    pauses, waits = iter(PAUSES), itertools.repeat(_WAIT, _WAITS)
     while True:
         try:
             with translated(location.path, "the checkpoint cannot be opened"), Directory(location) as directory:
                 found, content = read_content(directory, allow_incomplete=allow_incomplete)
                 return Checkpoint(found, content, allow_incomplete=allow_incomplete)
+        except (CheckpointNotFound, IncompleteCheckpoint) as error:
+            wait = next(waits, None)
+            if wait is None or not is_being_replaced(location.absolute):
+                raise _advised(error, location) from None
+            time.sleep(wait)
         except FormatError:
             pause = next(pauses, None)
             if pause is None or not is_shared(location.absolute):
                 raise
             time.sleep(pause)
+
+
+def _advised(
+    error: CheckpointNotFound | IncompleteCheckpoint, location: Location
+) -> CheckpointNotFound | IncompleteCheckpoint:
+    """Return the error with what is to be done, which depends on what lies beside the path and in it."""
+    if isinstance(error, CheckpointNotFound):
+        hint = error.hint or advice_on_absent(location.absolute)
+    else:
+        hint = advice_on_incomplete(location.absolute)
+    return type(error)(error.problem, path=error.path, found=error.found, hint=hint)
 
 
 def entries_of(checkpoint: Checkpoint, names: Iterable[str]) -> list[Entry]:

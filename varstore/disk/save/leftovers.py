@@ -26,6 +26,7 @@ from varstore.disk.blocks import write_file
 from varstore.disk.save.durability import sync_each
 from varstore.errors import CheckpointNotFound
 from varstore.layout.names import MANIFEST, MARKER
+from varstore.layout.staged import FILLING, GIVING_WAY, REPLACED, REPLACING, SAVING, STAGED, is_staging_name
 from varstore.storage import syscalls
 from varstore.storage.appearing import TEMPORARY_LIMIT, is_temporary, remove_temporary
 from varstore.storage.claims import claim, claim_new, is_ours
@@ -35,42 +36,30 @@ from varstore.values.arguments import checked
 
 __all__ = [
     "NAME_LIMIT",
-    "REPLACED",
-    "SAVING",
     "begin_in_place",
     "beside",
     "clean_in_place",
     "clean_staging",
     "discard",
     "give_way",
-    "is_giving_way",
     "is_own_name",
-    "is_staging_name",
     "set_aside",
     "undo_in_place",
 ]
 
-SAVING, REPLACED, REPLACING, FILLING = ".saving-", ".replaced-", ".replacing-", ".filling-"
 NAME_LIMIT = 255 - len(".") - len(REPLACED) - 8
-_FOLDER = re.compile(r"\.(?P<target>.+)(?P<infix>\.saving-|\.replaced-)[0-9a-f]{8}", re.DOTALL)
 _IN_PLACE = re.compile(r"\.saving-[0-9a-f]{8}")
-_GIVING_WAY = re.compile(r"\.(?:replaced|replacing|filling)-[0-9a-f]{8}")
 _MANIFEST = re.compile(rf"\.{MANIFEST}\.[0-9a-f]{{8}}")
 
 
-def is_staging_name(name: str) -> bool:
-    """Tell whether a folder's name is one that only staging gives."""
-    return _FOLDER.fullmatch(name) is not None
-
-
 def _target_of_staging(name: str) -> str | None:
-    match = _FOLDER.fullmatch(name)
+    match = STAGED.fullmatch(name)
     return match and match["target"]
 
 
 def is_own_name(name: str) -> bool:
     """Tell whether a name is one that varstore gives to what is temporary."""
-    patterns = (_FOLDER, _IN_PLACE, _GIVING_WAY, _MANIFEST)
+    patterns = (STAGED, _IN_PLACE, GIVING_WAY, _MANIFEST)
     return is_temporary(name) or any(pattern.fullmatch(name) for pattern in patterns)
 
 
@@ -152,7 +141,7 @@ def _end(path: str, dir_fd: int) -> bool:
             return _end(name, dir_fd)
         finally:
             os.close(dir_fd)
-    match = _FOLDER.fullmatch(name)
+    match = STAGED.fullmatch(name)
     if match is None:
         return remove_temporary(name, dir_fd)
     try:
@@ -224,11 +213,6 @@ def undo_in_place(fd: int, tops: Iterable[str]) -> None:
 def _read_note(name: str, dir_fd: int) -> list[str]:
     with open(os.open(name, syscalls.READ_FILE, dir_fd=dir_fd), encoding="utf-8", errors="replace") as file:
         return file.read().split("\n")
-
-
-def is_giving_way(names: Iterable[str]) -> bool:
-    """Tell from the names in a folder whether it is being removed to make place for another one (see `give_way`)."""
-    return any(_GIVING_WAY.fullmatch(name) for name in names)
 
 
 def give_way(name: str, target: str, dir_fd: int, *, sync: bool = False, begin: bool = False) -> bool:

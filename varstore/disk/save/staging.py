@@ -39,20 +39,18 @@ from varstore.disk.save.durability import Durability, sync_each
 from varstore.disk.save.foreign import Foreign, carry, foreign_files
 from varstore.disk.save.leftovers import (
     NAME_LIMIT,
-    REPLACED,
-    SAVING,
     begin_in_place,
     beside,
     clean_in_place,
     clean_staging,
     give_way,
-    is_giving_way,
     undo_in_place,
 )
 from varstore.errors import CheckpointExists, InvalidName
 from varstore.layout.location import Identity, Location
 from varstore.layout.manifest import digest_in
 from varstore.layout.names import MANIFEST, MARKER
+from varstore.layout.staged import REPLACED, SAVING, is_giving_way
 from varstore.storage import syscalls
 from varstore.storage.appearing import target_of
 from varstore.storage.claims import claim_new, is_named, lock, mode_of_new_folder

@@ -1,0 +1,67 @@
+"""What to do where a path does not lead to a complete checkpoint, which depends on what lies beside it and in it."""
+
+from __future__ import annotations
+
+import itertools
+import os
+
+from varstore.layout.names import MANIFEST, MARKER
+from varstore.layout.staged import REPLACED, SAVING, STAGED, is_giving_way
+from varstore.text.hints import nearest
+
+__all__ = ["FOREIGN_NAMES", "advice_on_absent", "advice_on_incomplete", "is_being_replaced"]
+
+FOREIGN_NAMES = frozenset({"zarr.json", ".zgroup", ".zarray", "_METADATA", ".metadata", "pickled_data", "model.mlir"})
+"""Files that other systems put into their folders, which `varstore.read` opens."""
+_FOREIGN = "another system wrote it: varstore.read opens it"
+_INDEX_SUFFIX = ".safetensors.index.json"
+_FOLDERS = 100
+"""Folders that are looked into at most."""
+_SIBLINGS = 10_000
+
+
+def is_being_replaced(path: str) -> bool:
+    """Tell whether a save, running or interrupted, is between the steps that replace a checkpoint."""
+    return bool(_staged_beside(path, REPLACED)) or is_giving_way(_names_in(path))
+
+
+def advice_on_absent(path: str) -> str | None:
+    """Return what to do where there is nothing at a path."""
+    parent, name = os.path.split(path.rstrip(os.sep))
+    if not os.path.isdir(parent):
+        return f"the folder {parent!r} does not exist either"
+    for aside in _staged_beside(path, REPLACED):
+        return f"a save was interrupted while it replaced it: `varstore clean {parent}` gives {aside!r} its name back"
+    for staged in _staged_beside(path, SAVING):
+        return f"{staged!r} beside it is of a save that runs or was interrupted: `varstore clean {parent}` removes it"
+    near = [os.path.join(parent, other) for other in nearest(name, _names_in(parent))]
+    checkpoints = [repr(other) for other in near if os.path.lexists(os.path.join(other, MARKER))]
+    return f"did you mean {' or '.join(checkpoints)}?" if checkpoints else None
+
+
+def advice_on_incomplete(path: str) -> str | None:
+    """Return what to do with a directory that does not have a marker."""
+    names = _names_in(path)
+    indices = [os.path.join(path, name) for name in names if name.endswith(_INDEX_SUFFIX)]
+    if indices or not FOREIGN_NAMES.isdisjoint(names):
+        return f"another system wrote it: varstore.read opens {indices[0]!r}" if indices else _FOREIGN
+    for folder, _, files in itertools.islice(os.walk(path), _FOLDERS):
+        if MARKER in files:
+            return f"it is a folder of checkpoints: open one of them, such as {folder!r}"
+        if "out" in files or MANIFEST in files:
+            return "open it with allow_incomplete=True to recover the complete variables"
+    return "check the path: no variable was found in it"
+
+
+def _staged_beside(path: str, infix: str) -> list[str]:
+    parent, name = os.path.split(path.rstrip(os.sep))
+    matches = filter(None, map(STAGED.fullmatch, _names_in(parent)))
+    return [match[0] for match in matches if match["target"] == name and match["infix"] == infix]
+
+
+def _names_in(path: str) -> list[str]:
+    try:
+        with os.scandir(path) as entries:
+            return sorted(entry.name for entry in itertools.islice(entries, _SIBLINGS))
+    except OSError:
+        return []

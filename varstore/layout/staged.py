@@ -1,0 +1,33 @@
+"""The names that a save gives to what is temporary, by which others recognise it; `varstore.disk.save` says what is."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+
+__all__ = [
+    "FILLING",
+    "GIVING_WAY",
+    "REPLACED",
+    "REPLACING",
+    "SAVING",
+    "STAGED",
+    "is_giving_way",
+    "is_staging_name",
+]
+
+SAVING, REPLACED, REPLACING, FILLING = ".saving-", ".replaced-", ".replacing-", ".filling-"
+STAGED = re.compile(r"\.(?P<target>.+)(?P<infix>\.saving-|\.replaced-)[0-9a-f]{8}", re.DOTALL)
+"""Matches the name of a folder beside the target."""
+GIVING_WAY = re.compile(r"\.(?:replaced|replacing|filling)-[0-9a-f]{8}")
+"""Matches the name of a folder in a target that cannot be renamed, while it is replaced."""
+
+
+def is_staging_name(name: str) -> bool:
+    """Tell whether a folder's name is one that only staging gives."""
+    return STAGED.fullmatch(name) is not None
+
+
+def is_giving_way(names: Iterable[str]) -> bool:
+    """Tell from the names in a folder whether it is being removed to make place for another one."""
+    return any(GIVING_WAY.fullmatch(name) for name in names)
