@@ -283,6 +283,8 @@ ARGUMENTS: dict[str, list[dict[str, Any]]] = {
     "keep_parts['opt/*']": [{"keep_parts": {"opt/*": 3}}],
     "prefix": [{"prefix": 3}, {"prefix": "a/b"}, {"prefix": ".a"}, {"prefix": "a\0"}, {"prefix": None}],
     "when_busy": [{"when_busy": "never"}],
+    "clock": [{"clock": 3.0}],
+    "background": [{"background": "yes"}],
     "directory": [{"directory": None}, {"directory": 5}, {"directory": b"run"}, {"directory": "a\0b"}],
 }
 

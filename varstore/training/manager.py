@@ -55,7 +55,7 @@ from varstore.training.series import KEY, Member, Record, Series, open_step
 from varstore.training.state import load_state
 from varstore.training.tensors import MapLocation
 from varstore.training.tree import flatten, prune
-from varstore.values.arguments import checked_path
+from varstore.values.arguments import checked
 
 __all__ = ["CheckpointManager"]
 
@@ -109,6 +109,7 @@ class CheckpointManager:
         {'w': array([2., 2., 2.])}
     """
 
+    @checked
     def __init__(
         self,
         directory: str | os.PathLike[str],
@@ -125,16 +126,15 @@ class CheckpointManager:
         **save_options: Unpack[RunOptions],
     ) -> None:
         check_options(save_options, RunOptions, "CheckpointManager()")
-        if not isinstance(prefix, str) or not {"/", "\0"}.isdisjoint(prefix) or prefix.startswith("."):
+        if not {"/", "\0"}.isdisjoint(prefix) or prefix.startswith("."):
             raise UsageError(
-                "must be a string without '/' that does not begin with a dot",
-                field="prefix",
-                found=repr(prefix),
-                expected="as 'step-'",
+                "must not contain '/' or begin with a dot", field="prefix", found=repr(prefix), expected="as 'step-'"
             )
+        if not callable(clock):
+            raise UsageError("must be a function", field="clock", found=repr(clock))
         if when_busy not in get_args(WhenBusy):
             raise UsageError("unknown mode", field="when_busy", found=repr(when_busy), expected="'wait' or 'refuse'")
-        self._series = Series(_directory(directory), prefix)
+        self._series = Series(_directory(os.fspath(directory)), prefix)
         self._save_when = when_of(save_when, field="save_when") or EverySteps(1)
         self._keep = keep_of(keep, field="keep")
         self._keep_parts = _parts(keep_parts)
@@ -212,13 +212,15 @@ class CheckpointManager:
         """
         return self._series.others()
 
+    @checked
     def should_save(self, step: int) -> bool:
         """Tell whether the policies want this step saved and it is not saved yet."""
-        step = _checked(step)
+        step = _number_of(step)
         if not self._save_when.should_save(step, self._clock(), self._last):
             return False
         return (self._last is None or self._last.step != step) and not os.path.lexists(self._series.path(step))
 
+    @checked
     def save(
         self,
         step: int,
@@ -247,10 +249,11 @@ class CheckpointManager:
             StorageError: a step that is to go cannot be deleted; the new one is saved.
             InvalidName, UnsupportedDtype, StorageError: see `varstore.save_state`.
         """
-        step = _checked(step)
+        step = _number_of(step)
         path = self._series.path(step)
         saved = Saved(step=step, time=self._clock(), metrics=_numbers(metrics), path=path)
-        given = _attributes(attributes)
+        if attributes and KEY in attributes:
+            raise UsageError("it holds the manager's record", field=f"attributes[{KEY!r}]", hint="use another key")
         flat = flatten(state)
         if self._saver is None or self._when_busy == "wait" or (self._pending is not None and self._pending.done()):
             self._finish_pending()
@@ -261,7 +264,7 @@ class CheckpointManager:
         members = self._series.members()
         record = self._record(saved, members)
         options: SaveOptions = {
-            "attributes": {**given, KEY: record.as_json(step)},
+            "attributes": {**(attributes or {}), KEY: record.as_json(step)},
             "tree": flat.tree,
             "base": members[-1].saved.path if members and self._link_unchanged else None,
             "overwrite": overwrite,
@@ -298,6 +301,7 @@ class CheckpointManager:
             self._warned.add(about)
             _log.warning("%s: %s", self.directory, text)
 
+    @checked
     def restore(
         self, step: int | Saved | None = None, *, map_location: MapLocation = None, **load_options: Unpack[LoadOptions]
     ) -> Any:
@@ -316,7 +320,7 @@ class CheckpointManager:
             IncompleteCheckpoint, DigestMismatch, SizeMismatch, StorageError: see `varstore.load_state`.
         """
         if step is not None:
-            path = step.path if isinstance(step, Saved) else self._series.path(_checked(step))
+            path = step.path if isinstance(step, Saved) else self._series.path(_number_of(step))
             return load_state(open_step(path), map_location=map_location, **load_options)
         failures = []
         for taken in reversed(self._series.taken()):
@@ -361,6 +365,7 @@ class CheckpointManager:
         if error is None:
             self.wait()
 
+    @checked
     def prune(self, *, dry_run: bool = False) -> Retention:
         """Delete steps and remove variables that the policies no longer want, as every `save` does.
 
@@ -416,7 +421,7 @@ class CheckpointManager:
                    200  kept     not later than step 200
                    300  deleted  later than step 200
         """
-        number = step.step if isinstance(step, Saved) else _checked(step)
+        number = step.step if isinstance(step, Saved) else _number_of(step)
         self._finish_pending()
         with self._pruning:
             taken = self._series.taken()
@@ -503,8 +508,7 @@ class CheckpointManager:
             )
 
 
-def _directory(given: object) -> str:
-    path = checked_path(given, "directory")
+def _directory(path: str) -> str:
     with translated(path, "the directory cannot be found"), contextlib.suppress(FileNotFoundError):
         try:
             mode = os.stat(path).st_mode
@@ -524,7 +528,7 @@ def _parts(given: object) -> dict[str, Keep]:
     return {pattern: policy for pattern, policy in parts.items() if policy is not None}
 
 
-def _checked(step: object) -> int:
+def _number_of(step: object) -> int:
     try:
         number = operator.index(cast(int, step))
     except TypeError:
@@ -555,16 +559,6 @@ def _number(value: Any, field: str) -> float:
         return float(value.item() if hasattr(value, "item") else value)
     except (TypeError, ValueError, OverflowError, RuntimeError) as error:
         raise UsageError("must be a number", field=field, found=repr(value)) from error
-
-
-def _attributes(given: object) -> Mapping[str, Any]:
-    if given is None:
-        return {}
-    if not isinstance(given, Mapping):
-        raise UsageError("must map strings to JSON values", field="attributes", found=repr(given))
-    if KEY in given:
-        raise UsageError("the manager keeps its own record there", field=f"attributes[{KEY!r}]", hint="use another key")
-    return given
 
 
 def _require_unread(path: str) -> None:
