@@ -166,7 +166,7 @@ def test_a_step_back_survives_the_process_and_running_past_the_old_steps(tmp_pat
     assert told(caplog) == []
     fill(again, 800, 900, 1000, 1100)
     (warning,) = told(caplog)
-    assert "came to step 700" in warning
+    assert "has steps up to 700" in warning
     assert "rewind" in warning
     assert steps(again) == [*BACK, 800, 900, 1000, 1100]
     assert CheckpointManager(tmp_path, keep=Latest(1)).prune().deleted == dict.fromkeys([500, 600], "not latest")
@@ -515,3 +515,36 @@ def test_no_thread_is_left(tmp_path: Path) -> None:
     with CheckpointManager(tmp_path, keep=Latest(1), background=True) as manager:
         fill(manager, 1, 2, 3)
     assert not [thread for thread in threading.enumerate() if thread.name.startswith("varstore")]
+
+
+def test_a_step_without_a_manifest_is_not_held_by_what_was_said_of_it(tmp_path: Path) -> None:
+    manager = CheckpointManager(tmp_path)
+    fill(manager, 1, 2)
+    lose(tmp_path / "step-2", MANIFEST)
+    assert list(manager.others()) == ["step-2"]
+    with pytest.raises(vs.errors.ManifestError) as kept:
+        manager.restore(2)
+    assert list(manager.rewind(1).deleted) == [2]
+    assert kept.value.path == f"{tmp_path}/step-2"
+
+
+def test_all_steps_saved_after_a_step_back_stay_although_the_later_ones_are_lost(tmp_path: Path) -> None:
+    manager = make_back(tmp_path)
+    for step in (500, 600, 700):
+        shutil.rmtree(tmp_path / f"step-{step}")
+    for each in (manager, CheckpointManager(tmp_path, keep=Latest(1))):
+        fill(each, 450 if each is manager else 460)
+    assert steps(manager) == [100, 200, 300, 400, 450, 460]
+    manager.rewind(460)
+    assert steps(manager) == [100, 200, 300, 400, 450, 460]
+    assert list(manager.prune().deleted) == [100, 200, 300]
+
+
+def test_a_step_back_is_ended_by_way_of_a_step_that_was_moved(tmp_path: Path) -> None:
+    manager = make_back(tmp_path / "run")
+    for step in (100, 200, 300, 400):
+        shutil.move(tmp_path / f"run/step-{step}", tmp_path / f"moved-{step}")
+        (tmp_path / f"run/step-{step}").symlink_to(tmp_path / f"moved-{step}")
+    manager.rewind(400)
+    assert list(CheckpointManager(tmp_path / "run", keep=Latest(1)).prune().deleted) == [100, 200, 300]
+    assert manager.restore()["at"][0] == 400

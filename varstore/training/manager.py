@@ -288,11 +288,11 @@ class CheckpointManager:
     def _record(self, saved: Saved, members: list[Member]) -> Record:
         settled, run = settled_run(members), next_run(members, saved.step)
         if run > settled:
-            earlier = max(member.saved.step for member in members if not member.record or member.record.run <= settled)
             self._warn(
                 "step back",
-                f"step {saved.step} is saved where an earlier run came to step {earlier}. From now on every saved step "
-                "is kept, until rewind(step) removes the steps later than that one",
+                f"step {saved.step} is saved after a step back, in a directory that has steps up to "
+                f"{members[-1].saved.step}. From now on every saved step is kept, until rewind(step) removes the steps "
+                "later than that one",
             )
         return Record(time=saved.time, metrics=saved.metrics, run=run, rewound=settled)
 
@@ -446,11 +446,11 @@ class CheckpointManager:
         last = max((member.record.run for member in stay if member.record), default=0)
         if last <= settled_run(stay):
             return None
-        for member in reversed(stay):
-            if member.record and not member.is_link:
-                _require_unread(member.saved.path)
-                return member, replace(member.record, rewound=last)
-        return None
+        recorded = [member for member in stay if member.record and member.record.is_given]
+        member = max(recorded, key=lambda member: (not member.is_link, member.saved.step))
+        assert member.record is not None
+        _require_unread(member.saved.path)
+        return member, replace(member.record, rewound=last)
 
     def _delete(self, steps: Mapping[int, str]) -> None:
         errors = []
@@ -497,8 +497,9 @@ class CheckpointManager:
             said = {**checkpoint.attributes.get(KEY, {}), **record.as_json(member.saved.step)}
             attributes = {**checkpoint.attributes, KEY: said}
             durable = self._save_options.get("durable", True)
+            path = os.path.realpath(checkpoint.path)  # a step that was moved
             save(
-                checkpoint.path,
+                path,
                 stay,
                 attributes=attributes,
                 tree=tree,

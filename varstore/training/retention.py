@@ -109,10 +109,8 @@ def _ordinary(members: Sequence[Member], keep: Keep | None) -> Iterator[Member]:
 
 
 def settled_run(members: Iterable[Member]) -> int:
-    """Return the last run whose steps are ordinary: it was rewound, or there are no steps of an earlier one."""
-    records = [member.record for member in members]
-    first = min((record.run if record else 0 for record in records), default=0)
-    return max([first, *(record.rewound for record in records if record)])
+    """Return the last run whose steps are ordinary, because it was rewound or is the first."""
+    return max((member.record.rewound for member in members if member.record), default=0)
 
 
 def next_run(members: Sequence[Member], step: int) -> int:

@@ -136,14 +136,15 @@ class Series:
                 yield entry.name, None
                 continue
             step = int(match[1])
-            state = _state(entry.path)
+            is_link, state = entry.is_symlink(), _state(entry.path)
+            key = entry.name, is_link, state
             try:
-                member = known.get((entry.name, state)) or _member(step, entry.path, is_link=entry.is_symlink())
+                member = known.get(key) or _member(step, entry.path, is_link=is_link)
             except VarstoreError as error:
                 yield entry.name, Taken(step, entry.path, error)
             else:
                 if state is not None:
-                    self._known[entry.name, state] = member
+                    self._known[key] = member
                 yield entry.name, Taken(step, entry.path, member)
 
     def _entries(self) -> list[os.DirEntry[str]]:
@@ -185,6 +186,7 @@ def open_step(path: str) -> Checkpoint:
     """
     checkpoint = open_checkpoint(path)
     if checkpoint.manifest is None:
+        checkpoint.close()  # the error may be kept, and this handle with it, and would count as reading the step
         raise ManifestError(
             "the manifest of this step is lost, and with it the metrics and the structure of the state",
             path=path,
