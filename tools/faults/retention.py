@@ -242,6 +242,7 @@ class RetentionMachine(RuleBasedStateMachine):
                 self.steps[number] = replace(step, metrics={}, record=record, run=0, rewound=0)
             vs.save(os.path.realpath(path), checkpoint, attributes=attributes, overwrite=True, durable=False)
         if not self.steps[number].is_known:
+            self.since_back.discard(number)  # nothing says it any more
             with vs.open(path) as checkpoint:  # without a record, it is as old as its manifest
                 assert checkpoint.manifest is not None
                 self.steps[number] = replace(self.steps[number], time=checkpoint.manifest.time_ns / 1e9)
@@ -371,7 +372,8 @@ class RetentionMachine(RuleBasedStateMachine):
         return Step(values=self.counter, time=self.now, metrics=metrics, run=run, rewound=settled)
 
     def _note_step_back(self, before: Steps, step: int) -> None:
-        if self.since_back or any(number > step for number in _whole(before)):
+        whole = _whole(before)
+        if self.since_back & whole.keys() or any(number > step for number in whole):
             self.since_back.add(step)
 
     def _call_save(self, step: int, saved: Step, *, overwrite: bool) -> None:
