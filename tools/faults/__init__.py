@@ -7,6 +7,7 @@ jobs       what a command consists of
 calls      a fault at each file system call of a scenario
 count      compares the counted calls with those of strace
 power      a power cut at each moment of a scenario, in a model of what strace recorded
+retention  what can happen to a run of a manager, in any order, beside a model of retention
 scenarios  what is called, what exists before, what must exist afterwards
 injector.c intercepts and counts calls, and injects the fault
 injector   compiles and loads it, and defines the faults
