@@ -453,7 +453,7 @@ class CheckpointManager:
         return member, replace(member.record, rewound=last)
 
     def _delete(self, steps: Mapping[int, str]) -> None:
-        errors = []
+        errors: list[OSError] = []
         for step, why in steps.items():
             path = self._series.path(step)
             try:
@@ -462,7 +462,8 @@ class CheckpointManager:
                     _log.info("deleted %s: %s", path, why)
             except OSError as error:
                 _log.warning("cannot delete %s: %s", path, error)
-                errors.append(storage_error(error, path, "the step cannot be deleted"))
+                is_ours = isinstance(error, StorageError)
+                errors.append(error if is_ours else storage_error(error, path, "the step cannot be deleted"))
         if steps:
             self._set_aside.extend(steps)
             if not start(self._remove, name="varstore-delete", daemon=False):
