@@ -119,7 +119,8 @@ class ForeignCheckpoint(Mapping[str, LazyArray]):
             budget.charge(_NAME + sys.getsizeof(name), variable=name)
             if not isinstance(array, LazyArray):
                 continue
-            for part in (array, *(part for part in array.attributes.values() if isinstance(part, LazyArray))):
+            parts = [part for part in array.attributes.values() if isinstance(part, LazyArray)]
+            for part in (array, *parts) if parts else (array,):
                 if not part.dtype.hasobject:  # reading it raises
                     budget.announce(part.nbytes, variable=name)
             if name in arrays:

@@ -100,6 +100,8 @@ class Machine(Tape):
         self._far_memo: dict[bytes, Any] = {}
         self._keys = Keys()
         self.budget = budget
+        self.charge = budget.charge
+        """Pays for bytes of memory from the budget of the file, or raises UnsafeContent."""
 
     def run(self) -> Any:
         """Return the object that the pickle describes.
@@ -150,10 +152,6 @@ class Machine(Tape):
         for unknown in self.foreign:
             if not unknown.claimed:
                 self.refuse(f"would import {unknown}", offset=unknown.offset)
-
-    def charge(self, nbytes: int) -> None:
-        """Pay for memory from the budget of the file; raise UnsafeContent once it is used up."""
-        self.budget.charge(nbytes)
 
     def plain(self, value: Any) -> Any:
         """Return the content of a `Span`, and any other value unchanged."""
@@ -358,7 +356,7 @@ class Machine(Tape):
         self.fail("the pickle needs buffers that are stored outside it")
 
     def _protocol(self) -> None:
-        version = self.number(1)
+        version = self.byte()
         if version > 5:
             self.fail("the pickle protocol is unknown", found=version, expected="at most 5")
 
@@ -392,23 +390,23 @@ _OPERATIONS: dict[int, Callable[[Machine], None]] = {
     ord("G"): lambda m: m._push(struct.unpack(">d", m.take(8))[0]),
     ord("I"): _int,
     ord("J"): lambda m: m._push(m.number(4, signed=True)),
-    ord("K"): lambda m: m._push(m.number(1)),
+    ord("K"): lambda m: m._push(m.byte()),
     ord("L"): lambda m: m._push(int(m.number_text().rstrip(b"L"))),
     ord("M"): lambda m: m._push(m.number(2)),
-    0x8A: lambda m: m._long(m.number(1)),
+    0x8A: lambda m: m._long(m.byte()),
     0x8B: lambda m: m._long(m.number(4)),
     ord("N"): lambda m: m._push(None),
     0x88: lambda m: m._push(True),
     0x89: lambda m: m._push(False),
     ord("S"): _quoted,
     ord("T"): lambda m: m._string(m.number(4), "latin-1"),
-    ord("U"): lambda m: m._string(m.number(1), "latin-1"),
+    ord("U"): lambda m: m._string(m.byte(), "latin-1"),
     ord("V"): lambda m: m._push(m.line().decode("raw-unicode-escape")),
     ord("X"): lambda m: m._string(m.number(4), "utf-8"),
-    0x8C: lambda m: m._string(m.number(1), "utf-8"),
+    0x8C: lambda m: m._string(m.byte(), "utf-8"),
     0x8D: lambda m: m._string(m.number(8), "utf-8"),
     ord("B"): lambda m: m._string(m.number(4), None),
-    ord("C"): lambda m: m._string(m.number(1), None),
+    ord("C"): lambda m: m._string(m.byte(), None),
     0x8E: lambda m: m._string(m.number(8), None),
     0x96: lambda m: m._string(m.number(8), None),
     ord("]"): lambda m: m._push_new([]),
@@ -428,10 +426,10 @@ _OPERATIONS: dict[int, Callable[[Machine], None]] = {
     0x90: Machine._add_items,
     0x91: Machine._frozen,
     ord("g"): lambda m: m._get(int(m.number_text())),
-    ord("h"): lambda m: m._get(m.number(1)),
+    ord("h"): lambda m: m._get(m.byte()),
     ord("j"): lambda m: m._get(m.number(4)),
     ord("p"): lambda m: m._put(int(m.number_text())),
-    ord("q"): lambda m: m._put(m.number(1)),
+    ord("q"): lambda m: m._put(m.byte()),
     ord("r"): lambda m: m._put(m.number(4)),
     0x94: Machine._memoize,
     ord("c"): lambda m: m._push(m._global_of_lines()),

@@ -17,6 +17,7 @@ class Tape:
 
     def __init__(self, data: Mapped, path: str, start: int) -> None:
         self.data = data
+        self._end = len(data)
         self.path = path
         self.at = start
         self.stop = start
@@ -28,15 +29,27 @@ class Tape:
     def skip(self, size: int) -> int:
         """Skip `size` bytes and return the position of the first one."""
         start = self.stop
-        if size > len(self.data) - start:
-            self.fail("the pickle ends early", found=f"{len(self.data) - start} bytes", expected=f"{size} bytes")
+        if size > self._end - start:
+            self.fail("the pickle ends early", found=f"{self._end - start} bytes", expected=f"{size} bytes")
         self.stop = start + size
         return start
 
     def take(self, size: int) -> bytes:
         """Return the next `size` bytes."""
-        start = self.skip(size)
-        return self.data[start : start + size]
+        start = self.stop
+        stop = start + size
+        if stop > self._end:
+            self.skip(size)
+        self.stop = stop
+        return self.data[start:stop]
+
+    def byte(self) -> int:
+        """Return the next byte."""
+        start = self.stop
+        if start >= self._end:
+            self.skip(1)
+        self.stop = start + 1
+        return self.data[start]
 
     def number(self, size: int, *, signed: bool = False) -> int:
         """Return the next `size` bytes as a little-endian integer."""

@@ -18,7 +18,6 @@ from varstore.formats.binary.budget import ARRAY, Budget
 from varstore.formats.binary.source import MOST_DIMENSIONS, count_elements
 from varstore.formats.pickles.machine import Record
 from varstore.formats.pickles.names import Global, show
-from varstore.layout.keys import packed
 from varstore.training.tensors import TENSOR
 from varstore.values.lazy import LazyArray, placed_array, retyped
 from varstore.values.parts import Placed, Read, taken
@@ -90,8 +89,8 @@ class Storages:
     def __init__(self, budget: Budget) -> None:
         self.path = budget.path
         self._budget = budget
-        self._found: dict[bytes, Storage] = {}
-        self._views: dict[bytes, LazyArray] = {}
+        self._found: dict[str, Storage] = {}
+        self._views: dict[str, LazyArray] = {}  # by their places as text, because its hash is keyed
         self._typed: dict[tuple[int, str, bool], LazyArray] = {}
 
     @property
@@ -115,7 +114,7 @@ class Storages:
             raise UnsafeContent(
                 "a persistent id is not that of a storage", path=self.path, found=show((kind, key, count), most=3)
             )
-        identity = packed(key, None if name.dtype is None else name.dtype.name, count)
+        identity = f"{key} {0 if name.dtype is None else name.dtype.num} {count}"
         if identity not in self._found:
             self._budget.charge(ARRAY)
             self._found[identity] = Storage(self.path, key, name.dtype, count)
@@ -141,14 +140,15 @@ class Storages:
                 path=self.path,
                 found=show((offset, shape, stride), most=3),
             )
-        todo = tuple(mark for mark in _MARKS if isinstance(marks, dict) and marks.get(mark))
-        identity = packed(id(storage), offset, shape, stride, kind.name, kind.shape, todo)
-        if identity not in self._views:
+        todo = tuple(mark for mark in _MARKS if marks.get(mark)) if isinstance(marks, dict) else ()
+        identity = f"{id(storage)} {offset} {shape} {stride} {kind.num} {kind.itemsize} {todo}"
+        view = self._views.get(identity)
+        if view is None:
             self._check(storage, offset, shape, stride, kind)
             self._budget.charge(ARRAY)
             storage.views += 1
-            self._views[identity] = _lazy_view(storage, offset, shape, stride, kind, todo)
-        return self._views[identity]
+            view = self._views[identity] = _lazy_view(storage, offset, shape, stride, kind, todo)
+        return view
 
     def typed(self, tensor: LazyArray, type: str, requires_grad: Any) -> LazyArray:
         """Return the tensor as one of a type, which is one object for each tensor and type."""
