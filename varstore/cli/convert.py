@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from typing import Any
 
 import click
 
@@ -40,6 +41,9 @@ def _renames(_: click.Context, __: click.Parameter, given: tuple[str, ...]) -> d
 @click.option(
     "--limit", type=int, metavar="BYTES", help="How large the values may be, if the file is compressed a lot."
 )
+@click.option("--model", metavar="MODEL", help="ONNX: the model of which TARGET is a copy, with the values of SOURCE.")
+@click.option("--ignore-extra", is_flag=True, help="Leave out what MODEL does not have.")
+@click.option("--separator", metavar="TEXT", help="oneflow-legacy: what replaces each / in a name.")
 @click.option("--overwrite", is_flag=True, help="Replace the checkpoint directory TARGET.")
 def convert(
     source: str,
@@ -51,6 +55,9 @@ def convert(
     rename: dict[str, str | None] | None,
     dtype: str | None,
     limit: int | None,
+    model: str | None,
+    ignore_extra: bool,
+    separator: str | None,
     overwrite: bool,
 ) -> None:
     """Read SOURCE in any format and write it to TARGET, a directory or a file.
@@ -67,7 +74,13 @@ def convert(
       varstore convert model model.safetensors             a checkpoint to safetensors
       varstore convert a.pdparams b.ckpt --dtype float16   Paddle to MindSpore, with half the bytes
       varstore convert m.pt backbone --include 'net.*' --rename net.=
+      varstore convert step-9 new.onnx --model net.onnx    a model with the values of a checkpoint
     """
+    options: dict[str, Any] = {"overwrite": overwrite}
+    if model is not None:
+        options["model"] = model
+    if separator is not None:
+        options["separator"] = separator
     is_replaced = os.path.isfile(target) or (overwrite and os.path.isdir(target))
     done = vs.convert(
         source,
@@ -79,8 +92,9 @@ def convert(
         rename=rename,
         dtype=dtype,
         limit=limit,
-        overwrite=overwrite,
+        ignore_extra=ignore_extra,
         progress=progress(),
+        **options,
     )
     done_to = f"{one_line(target)} ({done.format}){', replaced' if is_replaced else ''}"
     count = f"{plural(len(done.names), 'tensor')}, {plural(done.nbytes, 'byte')}"

@@ -264,6 +264,7 @@ def convert(
     rename: Rename | None = None,
     dtype: Any = None,
     limit: int | None = None,
+    ignore_extra: bool = False,
     progress: Progress = None,
     **options: Unpack[ConvertOptions],
 ) -> Converted:
@@ -284,6 +285,7 @@ def convert(
         dtype: the type to which all floating-point tensors are converted, such as "bfloat16". Values beyond its range
             are counted; those of ``float8_e4m3fn`` become its largest value, as in torch.
         limit: how many bytes the values may take in memory; see `varstore.read`.
+        ignore_extra: leave out, with `model`, what the model does not have; otherwise that is an error.
         progress: True for a progress bar, or a function of (bytes done, bytes in total).
         options: see `varstore.write`. `overwrite` replaces a checkpoint directory; a file is replaced in any case.
 
@@ -314,6 +316,10 @@ def convert(
 
     def write_from(opened: OpenedCheckpoint | ForeignCheckpoint) -> Converted:
         chosen = select(opened, include=include, exclude=exclude, rename=rename, path=source)
+        model = options.get("model") if ignore_extra else None
+        known = chosen if model is None else read(model)
+        extra = [name for name in chosen if name not in known]
+        chosen = {name: origin for name, origin in chosen.items() if name in known}
         arrays = {name: opened[origin] for name, origin in chosen.items()}
         total = sum(array.nbytes for array in arrays.values())
         is_whole = chosen == {name: name for name in opened}
@@ -333,6 +339,7 @@ def convert(
                 state = {name: wrapped.array(array) for name, array in arrays.items()}
             row.module.write(target, state, **kept, **_for_format(row.name, options))
         left_out = [] if keeps_tree else [name for name, leaf in leaves(tree) if not isinstance(leaf, LazyArray)]
+        left_out += [f"{name}: not in the model" for name in extra]
         changed = {name: wrapped.change_of(array) for name, array in arrays.items()}
         if row.name != "varstore":
             left_out += [f"{name}: {said}" for name, array in arrays.items() for said in _attributes_of(array)]
