@@ -120,6 +120,9 @@ class VarstoreError(Exception):
             text += between + one_line(self.hint[0].upper() + self.hint[1:], _SENTENCE)
         return text
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _error_of, (type(self), self.args, self.errno if isinstance(self, OSError) else None), dict(vars(self))
+
     def __str__(self) -> str:
         return str(self.args[0]) if self.args else ""
 
@@ -127,6 +130,15 @@ class VarstoreError(Exception):
     def where(self) -> str | None:
         """The field or variable at fault, None where neither is known."""
         return self.variable if self.field is None else self.field
+
+
+def _error_of(kind: type[VarstoreError], arguments: tuple[Any, ...], number: int | None) -> VarstoreError:
+    """Return an error from another process; its attributes follow."""
+    error = kind(*arguments)
+    error.args = arguments
+    if isinstance(error, OSError):
+        error.errno = number
+    return error
 
 
 class FormatError(VarstoreError, ValueError):

@@ -68,7 +68,14 @@ def values():
     return {"w": np.zeros((2, 3), np.float32), "b": np.ones(3)}
 
 
-STORE = {"attributes": {"a": 1}, "variable_attributes": None, "base": None, "overwrite": True, "durable": False}
+STORE = {
+    "attributes": {"a": 1},
+    "variable_attributes": None,
+    "base": None,
+    "overwrite": True,
+    "durable": False,
+    "foreign": "error",
+}
 SAVE = {**STORE, "manifest": True, "threads": 1, "progress": None}
 CHOICE = {"include": "w", "exclude": "b", "rename": {"w": "v"}}
 READ = {"verify": True, "threads": 1, "progress": None}

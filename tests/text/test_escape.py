@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import json
+import pickle
 import re
 import tempfile
 from pathlib import Path
@@ -64,6 +66,19 @@ def test_an_error_has_one_line_for_its_sentences_and_one_per_row(problem, parts)
     assert [getattr(error, name) for name in parts if name != "rows"] == [
         parts[name] for name in parts if name != "rows"
     ]
+
+
+@pytest.mark.parametrize("name", vs.errors.__all__)
+def test_an_error_survives_pickle(name):
+    kind = getattr(vs.errors, name)
+    number = {"number": 5} if issubclass(kind, vs.errors.StorageError) else {}
+    error = kind("problem", path="p", variable="v", found=3, hint="do this", **number)
+    error.__cause__ = None
+    for other in (pickle.loads(pickle.dumps(error)), copy.copy(error)):
+        assert type(other) is kind
+        assert str(other) == str(error) == "p: variable 'v': problem: found 3. Do this"
+        assert vars(other) == vars(error)
+        assert getattr(other, "errno", None) == getattr(error, "errno", None)
 
 
 def is_bounded(text, lines=None):

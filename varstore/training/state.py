@@ -13,6 +13,7 @@ from varstore.disk.read.checkpoint import Checkpoint, retry_if_replaced
 from varstore.errors import ManifestError
 from varstore.model.options import LoadOptions, StateOptions
 from varstore.model.store import load, save
+from varstore.text.escape import one_line
 from varstore.text.hints import listed
 from varstore.training.chosen import Choice, choose
 from varstore.training.tensors import (
@@ -96,7 +97,7 @@ def load_state(
 
     def load_from(checkpoint: Checkpoint) -> Any:
         if checkpoint.damaged:
-            lost = listed(list(checkpoint.damaged), limit=_NAMED)
+            lost = listed(list(map(one_line, checkpoint.damaged)), limit=_NAMED)
             _log.warning("%s: the state comes back without the variables that are lost: %s", checkpoint.path, lost)
         if checkpoint.manifest is not None and checkpoint.manifest.tree:
             tree = checkpoint.tree
