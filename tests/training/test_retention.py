@@ -548,3 +548,28 @@ def test_a_step_back_is_ended_by_way_of_a_step_that_was_moved(tmp_path: Path) ->
     manager.rewind(400)
     assert list(CheckpointManager(tmp_path / "run", keep=Latest(1)).prune().deleted) == [100, 200, 300]
     assert manager.restore()["at"][0] == 400
+
+
+@pytest.mark.parametrize("how", ["a variable", "half of a variable", "a git-lfs pointer"])
+def test_the_latest_is_one_of_which_all_files_are_there(tmp_path: Path, how: str, caplog: Any) -> None:
+    manager = CheckpointManager(tmp_path, link_unchanged=False)
+    fill(manager, 1, 2, 3)
+    out = tmp_path / "step-3/at/1/out"
+    if how == "a variable":
+        shutil.rmtree(out.parent)
+    else:
+        out.unlink()
+        out.write_bytes(b"12345678" if how == "half of a variable" else b"version https://git-lfs.github.com/spec/v1\n")
+    for each in (manager, CheckpointManager(tmp_path)):
+        latest = each.latest()
+        assert latest is not None
+        assert latest.step == 2
+        each.latest()
+        (warning,) = told(caplog)
+        assert "step 3 is passed over" in warning
+        assert "at/1" in warning
+    strict = CheckpointManager(tmp_path, keep=Latest(1))
+    told(caplog)
+    assert list(strict.prune().deleted) == [1]
+    assert strict.restore()["at"][0] == 2
+    assert strict.prune(dry_run=True).kept == {2: "the latest of which all files are there", 3: "latest"}

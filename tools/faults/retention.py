@@ -328,6 +328,7 @@ class RetentionMachine(RuleBasedStateMachine):
             with contextlib.suppress(vs.errors.CheckpointNotFound):
                 self.manager.restore()
                 raise AssertionError("nothing can be restored")
+            assert len(self.told.take("step ")) == len(self.steps)
             return
         highest = max(whole)
         assert self.manager.restore()["w"].tolist() == [whole[highest].values]

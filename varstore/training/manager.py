@@ -51,7 +51,7 @@ from varstore.training.policies import (
     when_of,
 )
 from varstore.training.retention import Retention, decide, next_run, settled_run, unknown_metrics
-from varstore.training.series import KEY, Member, Record, Series, open_step
+from varstore.training.series import KEY, Member, Record, Series, check_files, open_step
 from varstore.training.state import load_state
 from varstore.training.tensors import MapLocation
 from varstore.training.tree import flatten, prune
@@ -181,8 +181,21 @@ class CheckpointManager:
         return tuple(member.saved for member in self._series.members())
 
     def latest(self) -> Saved | None:
-        """Return the complete checkpoint with the highest step, None if there is none."""
-        return next(reversed(self.all()), None)
+        """Return the complete checkpoint with the highest step, None if there is none.
+
+        A step is passed over, with a warning, if one of its files is not there or not as long as it was saved.
+        """
+        return self._latest(self._series.members())
+
+    def _latest(self, members: list[Member]) -> Saved | None:
+        for member in reversed(members):
+            try:
+                check_files(member.saved)
+            except VarstoreError as error:
+                self._warn(f"files of {member.saved.path}", f"step {member.saved.step} is passed over: {error}")
+            else:
+                return member.saved
+        return None
 
     def best(self, metric: str | None = None, mode: BestMode | None = None) -> Saved | None:
         """Return the checkpoint with the best value of a metric, None if none has the metric.
@@ -380,11 +393,14 @@ class CheckpointManager:
         return self._prune(dry_run=dry_run)
 
     def _prune(self, saved: Saved | None = None, *, dry_run: bool = False) -> Retention:
-        last = saved or self._last
-        just_saved = () if last is None else (last.step,)
         with self._pruning:
             members = self._series.members()
-            retention = decide(members, self._keep, self._keep_parts, just_saved=just_saved)
+            stay = {}
+            if saved is None and (whole := self._latest(members)) is not None:
+                stay[whole.step] = "the latest of which all files are there"
+            if (last := saved or self._last) is not None:
+                stay[last.step] = "just saved"
+            retention = decide(members, self._keep, self._keep_parts, stay=stay)
             for metric in unknown_metrics(members, [self._keep, *self._keep_parts.values()]):
                 text = f"no step has the metric {metric!r}, so Best({metric!r}) keeps every step"
                 self._warn(f"metric {metric}", text)

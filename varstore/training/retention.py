@@ -1,6 +1,7 @@
 """What retention keeps, deletes and trims: a pure decision by the records of the steps.
 
-What may be deleted is narrower than what the policies do not want. The highest step stays, because a run resumes there.
+What may be deleted is narrower than what the policies do not want. The highest step stays, because a run resumes there;
+so does the highest of which all files are there.
 The step that a save has just finished stays, because the caller counts on it. A step whose record cannot be read stays,
 and where a policy decides by metrics, a step without a record, because nobody knows its metrics.
 
@@ -16,6 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 
 from varstore.disk.read.checkpoint import has_open_handle
 from varstore.text.escape import one_line
@@ -23,6 +25,8 @@ from varstore.training.policies import Best, Keep, looks_at_metrics, policies_of
 from varstore.training.series import Member
 
 __all__ = ["Retention", "decide", "next_run", "settled_run", "unknown_metrics"]
+
+NOTHING: Mapping[int, str] = MappingProxyType({})
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -47,7 +51,7 @@ class Retention:
 
 
 def decide(
-    members: Sequence[Member], keep: Keep | None, parts: Mapping[str, Keep], *, just_saved: Collection[int] = ()
+    members: Sequence[Member], keep: Keep | None, parts: Mapping[str, Keep], *, stay: Mapping[int, str] = NOTHING
 ) -> Retention:
     """Return what is kept, deleted, held and trimmed of the whole steps of a run, which are given in order.
 
@@ -55,10 +59,10 @@ def decide(
         members: the whole steps.
         keep: which of them are kept; None keeps all.
         parts: patterns of variables, each with the policy for the steps in which these variables stay.
-        just_saved: steps that stay as they are, whatever the policies say.
+        stay: steps that stay as they are, whatever the policies say, each with the reason.
     """
     ordinary = list(_ordinary(members, keep))
-    spared = {member.saved.step: why for member in members if (why := _spared(member, ordinary, just_saved))}
+    spared = {member.saved.step: why for member in members if (why := _spared(member, ordinary, stay))}
     wanted = retain(keep, [member.saved for member in (members if keep is None else ordinary)])
     reasons = {step: ", ".join(because) for step, because in wanted.items()}
     kept = {
@@ -76,12 +80,12 @@ def decide(
     )
 
 
-def _spared(member: Member, ordinary: list[Member], just_saved: Collection[int]) -> str:
+def _spared(member: Member, ordinary: list[Member], stay: Mapping[int, str]) -> str:
     if member.record is None:
         return "its record cannot be read"
     if member not in ordinary:
         return "saved after a step back" if member.record.is_given else "its metrics are not known"
-    return "just saved" if member.saved.step in just_saved else ""
+    return stay.get(member.saved.step, "")
 
 
 def _trimmed(

@@ -3,7 +3,8 @@
 What a step is has one definition, here. A *name* of a step is the prefix and a number. It is *taken* if a folder, or a
 symbolic link to one, has it. A step is *whole* if that folder has its marker and a manifest that can be read. A name
 that is taken by something that is not whole counts for nothing, except that a save does not take it unasked and that
-`others` says what is wrong with it.
+`others` says what is wrong with it. Looking at every file would take too long for each of these calls: only where the
+latest step is asked for, a step also counts only if its files are there and as long as they were saved.
 
 A manager records in the manifest what it later decides by. A whole step without a record, or with one that another
 program wrote, can be restored, but nothing is known of its metrics.
@@ -22,10 +23,11 @@ from varstore.disk.read.checkpoint import Checkpoint, open_checkpoint
 from varstore.errors import ManifestError, VarstoreError
 from varstore.layout.names import MANIFEST, MARKER
 from varstore.layout.staged import is_staging_name
+from varstore.storage.directory import Directory
 from varstore.storage.failures import translated
 from varstore.training.policies import Saved
 
-__all__ = ["KEY", "Member", "Record", "Series", "Taken", "open_step", "time_of"]
+__all__ = ["KEY", "Member", "Record", "Series", "Taken", "check_files", "open_step", "time_of"]
 
 KEY = "training"
 """The attribute of a checkpoint that holds its step, time and metrics, and what was removed from it."""
@@ -193,6 +195,18 @@ def open_step(path: str) -> Checkpoint:
             hint=f"read its arrays by name with vs.load({path!r})",
         )
     return checkpoint
+
+
+def check_files(saved: Saved) -> None:
+    """Check that all files of a step are there and as long as they were saved.
+
+    Raises:
+        VarstoreError: one is not, or the step cannot be opened.
+    """
+    with open_step(saved.path) as checkpoint, Directory(checkpoint.location) as directory:
+        for entry in checkpoint.content.entries.values():
+            with directory.out(entry):
+                pass
 
 
 def time_of(checkpoint: Checkpoint) -> float:
