@@ -137,6 +137,7 @@ CALLS = {
             | {
                 "dtype": "float16",
                 "limit": 1 << 30,
+                "ignore_extra": False,
                 "progress": None,
                 "overwrite": True,
                 "durable": False,

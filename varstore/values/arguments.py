@@ -1,8 +1,9 @@
 """Check the arguments of the public functions: what the annotation of a parameter says, the value must be.
 
 `checked` wraps a function. The table has a row for each annotation whose values can be told without knowing the
-function: paths, flags, counts, texts. A wrong value is refused with the name of its parameter, before anything is done.
-Annotations that are not in the table, such as those of arrays and patterns, are checked where they are used.
+function: paths, flags, counts, texts; and the value of a `Literal` must be one of those that it lists. A wrong value is
+refused with the name of its parameter, before anything is done. Annotations that are not in the table, such as those of
+arrays and patterns, are checked where they are used.
 """
 
 from __future__ import annotations
@@ -14,7 +15,9 @@ import re
 import sys
 import threading
 from collections.abc import Callable, Mapping
-from typing import Any, ForwardRef, ParamSpec, TypeVar
+from functools import partial
+from types import NoneType, UnionType
+from typing import Any, Literal, ParamSpec, TypeVar, Union, get_args, get_origin
 
 import numpy as np
 
@@ -194,24 +197,48 @@ _TABLE: dict[str, Check] = {
 
 def _checks_of(function: Callable[..., Any]) -> dict[str, Check]:
     """Return the checks of a function's parameters by name, those of a record of options included."""
-    annotations: dict[str, Any] = {}
+    known = vars(sys.modules[function.__module__])
+    checks: dict[str, Check | None] = {}
     for name, said in function.__annotations__.items():
-        if name == "return":
-            continue
         record = re.fullmatch(r"Unpack\[(\w+)\]", str(said))
-        if record is None:
-            annotations[name] = said
-        else:
-            annotations |= vars(sys.modules[function.__module__])[record[1]].__annotations__
-    return {name: check for name, said in annotations.items() if (check := _check_for(said)) is not None}
+        if record is not None:
+            options = known[record[1]]
+            checks |= {
+                option: _check_for(of, _namespace(of, options)) for option, of in options.__annotations__.items()
+            }
+        elif name != "return":
+            checks[name] = _check_for(said, known)
+    return {name: check for name, check in checks.items() if check is not None}
 
 
-def _check_for(said: Any) -> Check | None:
-    if isinstance(said, ForwardRef):
-        said = said.__forward_arg__
-    text = str(said)
-    row = _TABLE.get(text)
-    if row is None and text.endswith(" | None"):
-        row = _TABLE.get(text.removesuffix(" | None"))
-        return None if row is None else _or_none(row)
-    return row
+def _namespace(said: Any, record: type) -> Mapping[str, Any]:
+    """Return the names that the annotation of an option can use: those of the module that it is written in."""
+    return vars(sys.modules[getattr(said, "__forward_module__", None) or record.__module__])
+
+
+def _check_for(said: Any, known: Mapping[str, Any]) -> Check | None:
+    text = str(getattr(said, "__forward_arg__", said))
+    plain = text.removesuffix(" | None")
+    if plain in _TABLE:
+        return _TABLE[plain] if plain == text else _or_none(_TABLE[plain])
+    choices = _choices(known.get(plain))
+    if choices and plain != text:
+        choices = (None, *choices)
+    return partial(_one_of, choices) if choices else None
+
+
+def _choices(said: Any) -> tuple[Any, ...]:
+    """Return the values that a Literal lists, or a Literal and None; nothing for any other type."""
+    if get_origin(said) is Literal:
+        return get_args(said)
+    parts = get_args(said) if get_origin(said) in (Union, UnionType) else ()
+    is_listed = parts and all(part is NoneType or get_origin(part) is Literal for part in parts)
+    found = [None if part is NoneType else choice for part in parts for choice in get_args(part) or (None,)]
+    return tuple(sorted(found, key=lambda choice: choice is not None)) if is_listed else ()
+
+
+def _one_of(choices: tuple[Any, ...], value: Any, field: str) -> Any:
+    if not isinstance(value, str | None) or value not in choices:
+        expected = " or ".join(map(repr, choices))
+        raise UsageError("unknown mode", field=field, found=repr(value), expected=expected)
+    return value
