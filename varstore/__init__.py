@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import ast as _ast
+import sys as _sys
 from importlib import import_module as _import_module
 from typing import Any as _Any
 
-import varstore.model.store as _at_once  # noqa: F401  # what every program uses; the rest comes at its first use
+import varstore.model.store as _at_once  # what every program uses; the rest comes at its first use
 from varstore import errors as errors
 
 
@@ -26,7 +27,9 @@ def _face() -> tuple[list[str], dict[str, tuple[str, str]]]:
 
 
 __all__, _SOURCES = _face()
-
+for _name, (_module, _inner) in _SOURCES.items():
+    if _module == _at_once.__name__:
+        globals()[_name] = getattr(_at_once, _inner)  # so that it can be used while the interpreter ends
 
 _OF_TRAINING = ("global_function", "layers", "optimizer")  # what OneFlow's scripts use besides variables
 
@@ -36,7 +39,12 @@ def __getattr__(name: str) -> _Any:
         why = ": it keeps variables and does not train" if name in _OF_TRAINING else ""
         raise AttributeError(f"module 'varstore' has no attribute {name!r}{why}")
     module, inner = _SOURCES[name]
-    value = globals()[name] = getattr(_import_module(module), inner)
+    try:
+        value = globals()[name] = getattr(_import_module(module), inner)
+    except ImportError:
+        if _sys.is_finalizing():
+            raise errors.UsageError("the interpreter is ending, and loads no more modules", field=name) from None
+        raise
     return value
 
 

@@ -125,7 +125,6 @@ vs.CheckpointManager("run", keep=vs.Latest(2), progress=kill(signal.SIGKILL)).sa
     assert vs.verify(manager.latest().path).ok
 
 
-@pytest.mark.xfail(strict=True, raises=AssertionError, reason="modules are imported while the interpreter ends")
 def test_a_save_while_the_interpreter_ends_is_made_or_refused(tmp_path):
     status, complaints = end(tmp_path, "class Last:\n    def __del__(self): vs.save('c', small)\nlast = Last()")
     assert status == 0

@@ -41,7 +41,6 @@ def assert_holds(path, values):
     }
 
 
-@pytest.mark.xfail(strict=True, raises=AssertionError, reason="the thread resolves the path")
 def test_a_background_save_goes_where_it_was_meant(places, moving_thread):
     here, there = places
     pending = vs.save_async("c", VALUES)
@@ -51,7 +50,6 @@ def test_a_background_save_goes_where_it_was_meant(places, moving_thread):
     assert_holds(pending.result(), VALUES)
 
 
-@pytest.mark.xfail(strict=True, raises=AssertionError, reason="the thread resolves the path")
 def test_a_background_save_of_state_goes_where_it_was_meant(places, moving_thread):
     here, there = places
     vs.save_state_async("c", {"state": VALUES}).wait(20)
@@ -59,7 +57,6 @@ def test_a_background_save_of_state_goes_where_it_was_meant(places, moving_threa
     assert (here / "c").is_dir()
 
 
-@pytest.mark.xfail(strict=True, raises=vs.errors.CheckpointNotFound, reason="the pending save keeps a relative path")
 def test_the_result_of_a_background_save_is_that_checkpoint(places):
     there = places[1]
     pending = vs.save_async("c", VALUES)

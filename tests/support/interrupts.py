@@ -17,7 +17,7 @@ from itertools import chain, count, repeat
 from operator import length_hint
 from typing import Any
 
-__all__ = ["Swallowed", "each_moment", "interrupted_at"]
+__all__ = ["Swallowed", "each_moment", "interrupted_at", "signalled_at"]
 
 _set_flag = ctypes.pythonapi.PyErr_SetInterrupt
 _set_flag.argtypes, _set_flag.restype = [ctypes.py_object], ctypes.c_int
@@ -72,6 +72,33 @@ def interrupted_at(moment: int, act: Callable[[], object]) -> bool:
     if ignored or is_raised == bool(length_hint(to_press)):
         raise Swallowed(f"at moment {moment}: {ignored}")
     return is_raised
+
+
+def signalled_at(moment: int, act: Callable[[], object], handler: Callable[[], object], *files: str) -> bool:
+    """Run a signal handler at a moment of a call, of those in some files only; False if the call ends before."""
+    passed = 0
+    to_press = iter((None,))
+
+    def profile(frame: Any, event: str, argument: Any) -> None:
+        nonlocal passed
+        passed += not files or frame.f_code.co_filename.endswith(files)
+        if passed == moment:
+            sys.setprofile(_pressing(to_press))
+
+    def handle(number: int, frame: Any) -> None:
+        sys.setprofile(None)
+        handler()
+
+    before = signal.signal(signal.SIGINT, handle)
+    faulthandler.dump_traceback_later(_SECONDS, exit=True)
+    try:
+        sys.setprofile(profile)
+        act()
+    finally:
+        sys.setprofile(None)
+        faulthandler.cancel_dump_traceback_later()
+        signal.signal(signal.SIGINT, before)
+    return not length_hint(to_press)
 
 
 def _pressing(once: Iterator[None]) -> Callable[[Any, str, Any], object]:

@@ -294,7 +294,6 @@ def test_an_error_in_the_background_is_raised_once_by_the_next_call(tmp_path: Pa
     manager.save(2, {"w": np.ones(2)}, overwrite=True)
     with pytest.raises(CheckpointExists, match="not a checkpoint"):
         manager.save(3, {"w": np.ones(2)})
-    manager.save(3, {"w": np.ones(2)})
     manager.wait()
     assert steps(manager) == [1, 3]
     with pytest.raises(UnsupportedDtype):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import _thread
 import contextlib
+import sys
 import threading
 import time
 from collections import deque
@@ -81,6 +82,8 @@ def _apart(work: Callable[[], None]) -> None:
     if threading.get_ident() != threading.main_thread().ident:
         work()
         return
+    if sys.is_finalizing():  # a new thread would never run
+        return
     working = threading.Lock()
     working.acquire()
 
@@ -116,6 +119,8 @@ class Ending:
     def __init__(self) -> None:
         self.is_told = False
         self.error: BaseException | None = None
+        self.is_raised = False
+        """Whether `check` has raised the error."""
         self._unknown = threading.Lock()
         self._unknown.acquire()
 
@@ -135,6 +140,12 @@ class Ending:
                     with contextlib.suppress(RuntimeError):  # another one who waited was faster
                         self._unknown.release()
         return self.is_told
+
+    def check(self) -> None:
+        """Raise the error that it ended with, if there is one."""
+        if self.error is not None:
+            self.is_raised = True
+            raise self.error
 
 
 class Lane:

@@ -42,6 +42,7 @@ __all__ = [
     "READ_FOLDER",
     "READ_FOLDER_ITSELF",
     "address_space",
+    "at_fork",
     "change_mode",
     "cannot_save",
     "close_folder",
@@ -88,6 +89,8 @@ NEW = os.O_WRONLY | os.O_CREAT | os.O_EXCL | _CLOEXEC
 
 HAS_FOLDERS = _DIRECTORY != 0 and os.open in os.supports_dir_fd
 """Whether a folder can be opened, and then the files in it; not so on Windows, where each is opened by its path."""
+at_fork: Callable[..., None] = getattr(os, "register_at_fork", lambda **_: None)
+"""Registers what is called around each fork; nothing where there are no forks."""
 processors: Callable[[int], Collection[int]] = getattr(os, "sched_getaffinity", lambda _: range(os.cpu_count() or 1))
 """The processors that a process may use; 0 is this process."""
 

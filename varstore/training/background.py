@@ -2,6 +2,13 @@
 
 One write runs at a time, from one set of buffers that the next save reuses, so memory is bounded by what one save
 copies, and that by a budget. The thread calls `varstore.save`; there is no second way to save.
+
+**Signal handlers.** A handler runs in the main thread, between two steps of whatever it interrupts, which goes on only
+after the handler has ended. If that is a call that holds a lock, or waits for a thread, a save in the handler must not
+wait for the same. So each thread has a lock of its own that it holds in such calls (`calling`). Whoever finds it taken
+`is_interrupting`, and waits for nothing: the save is written at once, from the caller's arrays, past the buffers.
+
+**Forks.** A child has neither the thread that writes nor use for its locks; see `varstore.storage.forks`.
 """
 
 from __future__ import annotations
@@ -18,15 +25,27 @@ import numpy as np
 from varstore.disk.read.checkpoint import Checkpoint, open_checkpoint
 from varstore.disk.threads import Ending, run, start, thread_count
 from varstore.errors import UsageError
+from varstore.layout.location import Location
 from varstore.model.options import SaveOptions, StateOptions, check_options
 from varstore.model.store import save
+from varstore.storage.directory import locate
+from varstore.storage.forks import tell_children
 from varstore.storage.memory import available_memory
 from varstore.training.tree import flatten
 from varstore.values.arguments import checked
 from varstore.values.lazy import LazyArray
 from varstore.values.plan import SavePlan, plan_save
 
-__all__ = ["AsyncOptions", "BackgroundSaver", "PendingSave", "WhenBusy", "save_async", "save_state_async"]
+__all__ = [
+    "AsyncOptions",
+    "BackgroundSaver",
+    "PendingSave",
+    "WhenBusy",
+    "calling",
+    "is_interrupting",
+    "save_async",
+    "save_state_async",
+]
 
 WhenBusy: TypeAlias = Literal["wait", "refuse"]
 
@@ -42,6 +61,22 @@ class AsyncOptions(StateOptions, total=False):
 _ALIGNMENT = 64
 _PIECE = 4 << 20
 _log = logging.getLogger("varstore")
+_thread = threading.local()
+
+
+def calling() -> threading.Lock:
+    """Return the lock to hold in a call that takes other locks or waits: the thread's own, or a new one inside it."""
+    return threading.Lock() if is_interrupting() else _own_lock()
+
+
+def is_interrupting() -> bool:
+    """Tell whether this thread is in such a call already: what asks is a signal handler, or was called by that call."""
+    return _own_lock().locked()
+
+
+def _own_lock() -> threading.Lock:
+    lock: threading.Lock = _thread.__dict__.setdefault("lock", threading.Lock())
+    return lock
 
 
 class PendingSave:
@@ -60,9 +95,15 @@ class PendingSave:
         <Checkpoint 'step-1': 1 variable>
     """
 
-    def __init__(self, path: str, ending: Ending) -> None:
-        self.path = path
+    def __init__(self, location: Location, ending: Ending) -> None:
+        self._location = location
         self._ending = ending
+        self._process = os.getpid()
+
+    @property
+    def path(self) -> str:
+        """Where the checkpoint will be, as it was given; a relative path keeps the meaning that it had."""
+        return self._location.path
 
     def done(self) -> bool:
         """Tell whether the save has ended, with or without an error; does not wait."""
@@ -74,18 +115,28 @@ class PendingSave:
 
         Raises:
             TimeoutError: it has not ended.
+            UsageError: another process began it, and this one was forked before its end.
             Exception: the error that the save raised.
         """
-        if not self._ending.wait(timeout):
-            raise TimeoutError(f"{self.path}: the save has not ended")
-        if self._ending.error is not None:
-            raise self._ending.error
+        if not self.done() and os.getpid() != self._process:
+            raise UsageError(
+                "this save belongs to the process that began it, and its end is not known here",
+                path=self.path,
+                found=f"process {os.getpid()}",
+                expected=f"process {self._process}",
+                hint="wait for it there; what this process saves itself, it can wait for",
+            )
+        with calling():
+            if not self._ending.wait(timeout):
+                raise TimeoutError(f"{self.path}: the save has not ended")
+        self._ending.check()
 
     @checked
     def result(self, timeout: float | None = None) -> Checkpoint:
         """Wait as `wait` does, then open the checkpoint."""
         self.wait(timeout)
-        return open_checkpoint(self.path)
+        found = open_checkpoint(self._location.absolute)
+        return Checkpoint(self._location.known_as(found.location.identity), found.content)
 
     def __repr__(self) -> str:
         state = "running" if not self.done() else "failed" if self._ending.error else "done"
@@ -151,6 +202,11 @@ class BackgroundSaver:
     """
 
     def __init__(self) -> None:
+        self._in_child()
+        tell_children(self, BackgroundSaver._in_child)
+
+    def _in_child(self) -> None:
+        """Begin without a save: the thread of the parent's is not in this process."""
         self._calls = threading.Lock()
         self._turn: _Turn | None = None
         self._buffer = np.empty(0, np.uint8)
@@ -162,7 +218,7 @@ class BackgroundSaver:
 
     def release(self) -> None:
         """Wait for the current save, then free its buffers."""
-        with self._calls:
+        with calling(), self._calls:
             if self._turn is not None:
                 self._turn.wait()
             self._buffer = np.empty(0, np.uint8)
@@ -176,21 +232,30 @@ class BackgroundSaver:
         when_busy: WhenBusy = "wait",
         budget: int | None = None,
         after: Callable[[], object] | None = None,
+        ending: Ending | None = None,
         **save_options: Unpack[SaveOptions],
     ) -> PendingSave:
         """Copy the variables, start to write them, and return; see `save_async`.
 
-        `after` is called in the thread when the checkpoint is complete; its error becomes the save's error.
+        `after` is called in the thread when the checkpoint is complete; its error becomes the save's error. `ending`
+        is told how the save ended.
         """
         if when_busy not in ("wait", "refuse"):
             raise UsageError("unknown mode", field="when_busy", found=repr(when_busy), expected="'wait' or 'refuse'")
         check_options(save_options, SaveOptions, "save_async()")
         plan = plan_save(variables)
-        ending = Ending()
-        pending = PendingSave(os.fspath(path), ending)
+        location = locate(path)
+        if isinstance(base := save_options.get("base"), str | os.PathLike):
+            save_options["base"] = locate(base).absolute
+        ending = ending or Ending()
+        pending = PendingSave(location, ending)
+        if is_interrupting():
+            _Turn(location.path, ending, partial(_save, location, variables, after, save_options)).work()
+            pending.wait()
+            return pending
         if when_busy == "refuse" and self._calls.locked():
             raise _busy(path)
-        with self._calls:
+        with calling(), self._calls:
             if self._turn is not None:
                 if when_busy == "refuse" and not self._turn.is_over():
                     raise _busy(path)
@@ -200,9 +265,9 @@ class BackgroundSaver:
             in_thread = not copy or _buffer_size(plan) <= budget
             if copy and in_thread:
                 variables = self._copied(plan)
-            job = partial(_save, path, variables, after, save_options)
-            if not (in_thread and self._hand_over(_Turn(pending.path, ending, job))):
-                _Turn(pending.path, ending, job).work()
+            job = partial(_save, location, variables, after, save_options)
+            if not (in_thread and self._hand_over(_Turn(location.path, ending, job))):
+                _Turn(location.path, ending, job).work()
                 pending.wait()
         return pending
 
@@ -260,12 +325,12 @@ def _aligned(nbytes: int) -> int:
 
 
 def _save(
-    path: str | os.PathLike[str],
+    location: Location,
     variables: Mapping[str, Any],
     after: Callable[[], object] | None,
     options: SaveOptions,
 ) -> None:
-    save(path, variables, **options)
+    save(location.absolute, variables, **options)
     if after is not None:
         after()
 
@@ -287,7 +352,8 @@ def save_async(
 
     The copies go into buffers that the next save reuses. Variables of other checkpoints are linked. If the save fails,
     the error is logged, and raised by `PendingSave.wait`.
-    Python does not exit before the save has ended, unless the process is killed.
+    Python does not exit before the save has ended, unless the process is killed. A signal handler that interrupted
+    another save, or the wait for one, saves before the call returns, and waits for nothing.
 
     Args:
         path: as for `varstore.save`.

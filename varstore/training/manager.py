@@ -36,9 +36,11 @@ from varstore.errors import (
 )
 from varstore.model.options import LoadOptions, RunOptions, SaveOptions, check_options
 from varstore.model.store import save
+from varstore.storage.directory import locate
 from varstore.storage.failures import storage_error, translated
+from varstore.storage.forks import tell_children
 from varstore.text.hints import listed
-from varstore.training.background import BackgroundSaver, PendingSave, WhenBusy
+from varstore.training.background import BackgroundSaver, PendingSave, WhenBusy, calling, is_interrupting
 from varstore.training.policies import (
     Best,
     BestMode,
@@ -144,11 +146,10 @@ class CheckpointManager:
         self._budget = budget
         self._clock = clock
         self._save_options = save_options
-        self._pending: PendingSave | None = None
-        self._set_aside: deque[int] = deque()
-        self._removing = threading.Lock()
-        self._removal_errors: list[VarstoreError] = []
-        self._pruning = threading.Lock()
+        self._untold: list[BaseException] = []
+        """Errors of background saves and deletions that nobody has heard of yet."""
+        self._in_child()
+        tell_children(self, CheckpointManager._in_child)
         self._warned: set[str] = set()
         if os.path.isdir(self.directory):
             for path in clean_staging(self.directory):
@@ -156,6 +157,13 @@ class CheckpointManager:
         members = self._series.members()
         self._last = members[-1].saved if members else None
         self._warn_of_deletions(members)
+
+    def _in_child(self) -> None:
+        """Begin without saves and deletions: the threads of the parent's are not in this process."""
+        self._pending: Ending | None = None
+        self._set_aside: deque[int] = deque()
+        self._removing = threading.Lock()
+        self._pruning = threading.Lock()
 
     def _warn_of_deletions(self, members: list[Member]) -> None:
         plan = decide(members, self._keep, self._keep_parts)
@@ -257,7 +265,7 @@ class CheckpointManager:
 
         Raises:
             CheckpointExists: the step is saved already, and `overwrite` is False.
-            Exception: the error of the background save before this one; it is raised once.
+            Exception: the error of the background save before this one; it is raised once, and this step is saved.
             UsageError: the step, a metric or the attributes cannot be used, or see `varstore.save_state`.
             StorageError: a step that is to go cannot be deleted; the new one is saved.
             InvalidName, UnsupportedDtype, StorageError: see `varstore.save_state`.
@@ -268,7 +276,7 @@ class CheckpointManager:
         if attributes and KEY in attributes:
             raise UsageError("it holds the manager's record", field=f"attributes[{KEY!r}]", hint="use another key")
         flat = flatten(state)
-        if self._saver is None or self._when_busy == "wait" or (self._pending is not None and self._pending.done()):
+        if self._saver is None or self._when_busy == "wait" or (self._pending is not None and self._pending.is_told):
             self._finish_pending()
         if not overwrite and os.path.lexists(path):
             why = self._series.others().get(os.path.basename(path))
@@ -284,18 +292,27 @@ class CheckpointManager:
             "foreign": "keep",
         }
         options |= cast(SaveOptions, self._save_options)
+        ending = Ending()
         if self._saver is None:
             save(path, flat.variables, **options)
             self._last = saved
             self._prune(saved)
-            ending = Ending()
             ending.tell()
-            return PendingSave(path, ending)
+            return PendingSave(locate(path), ending)
         after = partial(self._prune, saved)
         pending = self._saver.save(
-            path, flat.variables, when_busy=self._when_busy, budget=self._budget, after=after, **options
+            path,
+            flat.variables,
+            when_busy=self._when_busy,
+            budget=self._budget,
+            after=after,
+            ending=ending,
+            **options,
         )
-        self._pending, self._last = pending, saved
+        self._last = saved
+        if not is_interrupting():
+            self._pending = ending
+            self._tell()
         return pending
 
     def _record(self, saved: Saved, members: list[Member]) -> Record:
@@ -352,22 +369,35 @@ class CheckpointManager:
     def wait(self) -> None:
         """Wait until everything is written and deleted.
 
+        A signal handler that interrupted a save of this thread, or the wait for one, does not wait: what it saved
+        itself is written by then.
+
         Raises:
             Exception: the error of a background save, or of a deletion; it is raised once.
         """
+        if is_interrupting():
+            return
         self._finish_pending()
         self._remove()
-        if self._removal_errors:
-            raise self._removal_errors.pop(0)
+        self._tell()
 
     def _finish_pending(self) -> None:
-        pending, self._pending = self._pending, None
-        if pending is not None:
-            try:
-                pending.wait()
-            except BaseException:
-                self._last = self.latest()  # the step is not saved, and may be tried again
-                raise
+        """Wait for the background save before this one, and keep its error until it is told."""
+        pending = self._pending
+        if pending is None or is_interrupting():
+            return
+        with calling():
+            pending.wait()
+        self._pending = None
+        if pending.error is not None:
+            self._last = self.latest()  # the step is not saved, and may be tried again
+            if not pending.is_raised:
+                self._untold.append(pending.error)
+
+    def _tell(self) -> None:
+        """Raise an error that nobody has heard of."""
+        if self._untold:
+            raise self._untold.pop(0)
 
     def __enter__(self) -> CheckpointManager:
         return self
@@ -393,7 +423,9 @@ class CheckpointManager:
         return self._prune(dry_run=dry_run)
 
     def _prune(self, saved: Saved | None = None, *, dry_run: bool = False) -> Retention:
-        with self._pruning:
+        if is_interrupting() and self._pruning.locked():
+            return Retention(kept={}, deleted={}, held={}, trimmed={})  # the next save prunes
+        with calling(), self._pruning:
             members = self._series.members()
             stay = {}
             if saved is None and (whole := self._latest(members)) is not None:
@@ -439,7 +471,8 @@ class CheckpointManager:
         """
         number = step.step if isinstance(step, Saved) else _number_of(step)
         self._finish_pending()
-        with self._pruning:
+        self._tell()
+        with calling(), self._pruning:
             taken = self._series.taken()
             stay = [one.found for one in taken if isinstance(one.found, Member) and one.step <= number]
             later = [one for one in taken if one.step > number and (isinstance(one.found, Member) or one.is_remains)]
@@ -489,14 +522,16 @@ class CheckpointManager:
 
     def _remove(self) -> None:
         """Remove the files of what was set aside: whoever comes first does it, and the others wait."""
-        with self._removing:
+        if is_interrupting() and self._removing.locked():
+            return
+        with calling(), self._removing:
             while self._set_aside:
                 name = f"{self._series.prefix}{self._set_aside.popleft()}"
                 try:
                     with translated(self._series.directory, "what was deleted cannot be removed"):
                         clean_staging(self.directory, name=name)
                 except VarstoreError as error:  # raised where it is waited for
-                    self._removal_errors.append(error)
+                    self._untold.append(error)
 
     def _trim(self, member: Member, patterns: tuple[str, ...]) -> None:
         assert member.record is not None

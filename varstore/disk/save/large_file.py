@@ -131,16 +131,28 @@ class OutFile:
     def write(self, start: int, stop: int) -> bool:
         """Write one block and note its digest; True for the block that was the last to be written."""
         try:
-            digest = write_block(self.fd, self._array, start, stop, _aligned_buffer() if self._direct else None)
+            digest = self._write_direct(start, stop) if self._direct else self._write_buffered(start, stop)
         except OSError as error:
             if error.errno != errno.EINVAL:
                 raise
             self._turn_buffered()
-            digest = write_block(self.fd, self._array, start, stop)
+            digest = self._write_buffered(start, stop)
         with self._lock:
             self._digests[start // BLOCK] = digest
             self._left -= 1
             return self._left == 0
+
+    def _write_buffered(self, start: int, stop: int) -> bytes:
+        return write_block(self.fd, self._array, start, stop)
+
+    def _write_direct(self, start: int, stop: int) -> bytes:
+        """Write from this thread's aligned buffer, which nobody else finds: a signal handler may save meanwhile."""
+        mine = _buffers.__dict__
+        buffer: AlignedBuffer = mine.pop("aligned", None) or AlignedBuffer()
+        try:
+            return write_block(self.fd, self._array, start, stop, buffer)
+        finally:
+            mine["aligned"] = buffer
 
     def finish(self, *, fsync: bool) -> bytes:
         """Cut off what direct I/O padded, make the file durable if asked, close it; return the digests."""
@@ -158,10 +170,3 @@ class OutFile:
     def close(self) -> None:
         """Give up the descriptor."""
         os.close(self.fd)
-
-
-def _aligned_buffer() -> AlignedBuffer:
-    if not hasattr(_buffers, "aligned"):
-        _buffers.aligned = AlignedBuffer()
-    buffer: AlignedBuffer = _buffers.aligned
-    return buffer

@@ -55,6 +55,7 @@ from varstore.storage import syscalls
 from varstore.storage.appearing import target_of
 from varstore.storage.claims import claim_new, is_named, lock, mode_of_new_folder
 from varstore.storage.directory import Directory
+from varstore.storage.forks import no_fork, tell_children
 from varstore.storage.removing import empty, remove
 
 __all__ = ["Staging", "Target", "prepare_target"]
@@ -206,6 +207,14 @@ class Staging:
         """Where old checkpoints lie that other overwriters replaced meanwhile."""
         self._gives_way = False
         """Whether the old checkpoint is being removed where it lies."""
+        self._is_parents = False
+        """Whether this process is a child, and the process that forked it goes on with the save."""
+        tell_children(self, Staging._in_child)
+
+    def _in_child(self) -> None:
+        """Let go of the lock, and of everything that the parent still needs."""
+        self._is_parents = True
+        self._close()
 
     def __enter__(self) -> Staging:
         try:
@@ -224,7 +233,8 @@ class Staging:
             self._name = beside(self._final, SAVING)
             os.mkdir(self._name, 0o700, dir_fd=self._parent)
             try:
-                self.fd = syscalls.folder_in(self._name, self._parent)
+                with no_fork:
+                    self.fd = syscalls.folder_in(self._name, self._parent)
                 self.owner = claim_new(self.fd, self._name, self._parent)
             except (BlockingIOError, FileNotFoundError):  # a cleaner was faster: again
                 fd, self.fd = self.fd, -1
@@ -256,7 +266,8 @@ class Staging:
 
     def _open_target(self) -> None:
         self.path = self.target.path
-        self.fd = os.open(self.path, syscalls.READ_FOLDER_ITSELF)
+        with no_fork:
+            self.fd = os.open(self.path, syscalls.READ_FOLDER_ITSELF)
         try:
             lock(self.fd)
         except BlockingIOError as error:
@@ -272,6 +283,8 @@ class Staging:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        if self._is_parents:
+            return
         if error is not None and not self.is_visible:
             self._undo()
             return
@@ -319,10 +332,10 @@ class Staging:
         return is_named(self.fd, self._final, self._parent)
 
     def _close(self) -> None:
-        for fd in (self.fd, *self._opened):
+        opened, self.fd, self._opened = [self.fd, *self._opened], -1, []
+        for fd in opened:
             if fd >= 0:
                 os.close(fd)
-        self._opened = []
 
     def carry(self) -> None:
         """Give the new checkpoint the other people's files that it is to keep."""

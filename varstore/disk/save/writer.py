@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import errno
 import os
+import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from operator import attrgetter
@@ -30,7 +31,7 @@ from varstore.disk.save.small_files import SmallFiles
 from varstore.disk.save.space import check_space, disk_became_full
 from varstore.disk.save.staging import Staging, prepare_target
 from varstore.disk.threads import Job, Lane, in_lanes, run, thread_count
-from varstore.errors import InvalidName, VariableMismatch, VarstoreError
+from varstore.errors import InvalidName, UsageError, VariableMismatch, VarstoreError
 from varstore.layout.collector import collector_paused
 from varstore.layout.location import Identity
 from varstore.layout.manifest import Entry, Manifest
@@ -75,9 +76,16 @@ def write_checkpoint(
         CheckpointExists: the target is taken.
         OutOfSpace: the disk is full, or too small to begin with.
         StorageError: the operating system refused.
+        UsageError: the interpreter is ending.
     """
     if not syscalls.CAN_SAVE:
         raise syscalls.cannot_save(path, "saving")
+    if sys.is_finalizing():  # modules can no longer be imported, nor threads started
+        raise UsageError(
+            "the interpreter is ending, and nothing can be saved any more",
+            path=path,
+            hint="save before the program ends, or in a function that is registered with atexit",
+        )
     workers = thread_count(threads)
     staging: Staging | None = None
     work: _Writer | None = None
