@@ -47,7 +47,17 @@ ORDER: dict[str, tuple[str, ...]] = {
         "difference",
     ),
     "values": ("nodes", "arguments", "select", "methods", "parts", "lazy", "arrays", "casting", "plan"),
-    "storage": ("syscalls", "forks", "memory", "failures", "containment", "directory", "claims", "removing", "appearing"),
+    "storage": (
+        "syscalls",
+        "forks",
+        "memory",
+        "failures",
+        "containment",
+        "directory",
+        "claims",
+        "removing",
+        "appearing",
+    ),
     "disk": ("progress", "threads", "blocks", "encodings", "save", "read", "seal"),
     "disk/encodings": ("raw", "table"),
     "disk/save": (
