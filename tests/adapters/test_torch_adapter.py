@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from support.wrong import FUNCTIONS, WRONG
 
 torch = pytest.importorskip("torch")
 
@@ -24,6 +25,7 @@ from varstore.errors import (  # noqa: E402
     UnsupportedDtype,
     UsageError,
     VariableMismatch,
+    VarstoreError,
 )
 from varstore.inspection.verify import verify  # noqa: E402
 from varstore.model.store import load, save  # noqa: E402
@@ -427,3 +429,44 @@ def test_a_tied_tensor_comes_back_although_the_other_is_lost(tmp_path: Path) -> 
     assert left.keys() == {"second", "part"}
     assert left["second"].tolist() == [0, 1, 2, 3]
     assert left["part"].tolist() == [1, 2]
+
+
+LOADING = {"include": None, "exclude": None, "rename": None, "verify": True, "threads": 1, "progress": None}
+MODES = {"cast": False, "missing": None, "on_mismatch": "error", "on_tied": "error"}
+CALLS: dict[str, tuple[Callable[..., Any], Callable[[], dict[str, Any]]]] = {
+    "save": (vt.save, lambda: {"path": "new", "state": nn.Linear(2, 2).state_dict(), "overwrite": True}),
+    "load": (vt.load, lambda: {"path": "c", "map_location": None, **LOADING}),
+    "load_into": (
+        vt.load_into,
+        lambda: {"target": nn.Linear(2, 2), "source": "c", "strict": True, "assign": False, **MODES, **LOADING},
+    ),
+    "load_into an optimizer": (
+        vt.load_into,
+        lambda: {"target": torch.optim.Adam(nn.Linear(2, 2).parameters()), "source": "o", "strict": True},
+    ),
+}
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_a_wrong_argument_is_an_error_of_varstore(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    model = nn.Linear(2, 2)
+    optimizer = torch.optim.Adam(model.parameters())
+    model(torch.ones(1, 2)).sum().backward()
+    optimizer.step()
+    vt.save("c", model.state_dict())
+    vt.save("o", optimizer.state_dict())
+    call, arguments = CALLS[name]
+    call(**arguments())
+    foreign = []
+    for parameter in arguments():
+        for label, value in {**WRONG, "tensor": torch.zeros(2), "module": model}.items():
+            if callable(value) and parameter in FUNCTIONS | {"map_location"}:
+                continue
+            try:
+                call(**{**arguments(), parameter: value})
+            except VarstoreError:
+                pass
+            except Exception as error:
+                foreign.append(f"{parameter} = {label}: {type(error).__name__}: {error}"[:200])
+    assert foreign == []

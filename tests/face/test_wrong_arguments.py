@@ -14,41 +14,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from support.wrong import FUNCTIONS, WRONG
 
 import varstore as vs
 from varstore.errors import VarstoreError
 
-WRONG = {
-    "None": None,
-    "true": True,
-    "zero": 0,
-    "number": 3,
-    "negative": -1,
-    "huge": 10**30,
-    "float": 1.5,
-    "nan": float("nan"),
-    "text": "x",
-    "empty": "",
-    "NUL": "a\0b",
-    "surrogate": "\ud800",
-    "long": "x" * 5000,
-    "URL": "s3://bucket/x",
-    "a file": "file",
-    "bytes": b"x",
-    "path": Path("x"),
-    "list": [1],
-    "texts": ["a", "\0"],
-    "dict": {1: 2},
-    "objects": {"a": object()},
-    "nothing": {},
-    "set": {1},
-    "array": np.zeros(2),
-    "scalar": np.float32(2),
-    "object": object(),
-    "type": int,
-}
-FUNCTIONS = frozenset({"progress", "rename", "include", "exclude", "initializer", "clock", "choice_func"})
-"""Parameters that take functions, of which `int` is one; a pattern may be anything that can be iterated."""
 KEYS = frozenset({"name", "old"})
 """Parameters that become keys of a dict, which takes what can be hashed."""
 ELSEWHERE = {

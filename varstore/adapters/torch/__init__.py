@@ -25,7 +25,7 @@ from varstore.model.report import LoadReport
 from varstore.training.chosen import Choice
 from varstore.training.state import load_state, save_state
 from varstore.training.tensors import Framework, MapLocation
-from varstore.values.arguments import checked
+from varstore.values.arguments import check_names, checked
 from varstore.values.select import Patterns, Rename
 
 __all__ = ["load", "load_into", "save", "state_of"]
@@ -227,5 +227,6 @@ def load_into(
 
     source = open_source(source)
     if isinstance(source, Mapping) and not isinstance(source, Checkpoint):
+        check_names(source, "source")
         return load_from(source)
     return retry_if_replaced(load_from, source)
