@@ -55,15 +55,15 @@ def _state(path):
 @pytest.fixture
 def disk(monkeypatch):
     disk = Disk(monkeypatch)
-    write_file, take_name, remove = staging.write_file, staging.Staging._take_name, staging.remove
+    write_file, take_name, remove = syscalls.write_file, staging.Staging._take_name, staging.remove
 
-    def writing(name, data, dir_fd, *, sync):
+    def writing(name, data, dir_fd, *, durable):
         root = os.path.realpath(f"/proc/self/fd/{dir_fd}")
         if name == "snapshot_done":
             in_place = os.path.basename(root) == "here"
             lost = {path for path in disk.lost(root) if not os.path.basename(path).startswith(".saving-")}
             assert lost <= (set() if in_place else {root})
-        write_file(name, data, dir_fd, sync=sync)
+        write_file(name, data, dir_fd, durable=durable)
         disk.events.append(name)
 
     def taking(self):
@@ -76,7 +76,7 @@ def disk(monkeypatch):
         remove(name, dir_fd)
         disk.events.append("removed")
 
-    monkeypatch.setattr(staging, "write_file", writing)
+    monkeypatch.setattr(syscalls, "write_file", writing)
     monkeypatch.setattr(staging.Staging, "_take_name", taking)
     monkeypatch.setattr(staging, "remove", removing)
     return disk

@@ -24,14 +24,10 @@ __all__ = [
     "AlignedBuffer",
     "digest_block",
     "lies_as_out",
-    "new_file",
     "read_block",
     "spans",
-    "write_all",
     "write_block",
-    "write_file",
     "write_out",
-    "write_small",
 ]
 
 SMALL = 1 << 20
@@ -102,50 +98,13 @@ def write_block(fd: int, array: np.ndarray, start: int, stop: int, direct: Align
     if direct is None:
         for piece in _pieces(array, start, stop, CHUNK):
             hasher.update(piece.data)
-            write_all(fd, piece.data, start)
+            syscalls.write_all(fd, piece.data, start)
             start += piece.nbytes
     else:
         for filled in direct.refill(_pieces(array, start, stop, CHUNK), hasher):
-            write_all(fd, filled.data, start)
+            syscalls.write_all(fd, filled.data, start)
             start += filled.nbytes
     return hasher.digest()
-
-
-def new_file(path: str, *, dir_fd: int) -> int:
-    """Create a file that did not exist, for writing; its mode says that nobody writes to it later (FORMAT F8)."""
-    return syscalls.create(path, dir_fd)
-
-
-def write_file(path: str, data: bytes, dir_fd: int, *, sync: bool) -> None:
-    """Create a file of these bytes, and make it durable if asked."""
-    fd = syscalls.create(path, dir_fd)
-    try:
-        write_all(fd, data)
-        if sync:
-            syscalls.sync(fd)
-    finally:
-        os.close(fd)
-
-
-def write_small(path: str, array: np.ndarray, dir_fd: int, *, sync: bool) -> bytes:
-    """Create an ``out`` of at most one block, most often with one write, and return its digest.
-
-    It is made durable if asked.
-    """
-    fd = syscalls.create(path, dir_fd)
-    try:
-        buffer: Any = array  # numpy's types say so from Python 3.12 on
-        if not array.nbytes:
-            digest = b""
-        elif lies_as_out(array) and os.write(fd, buffer) == array.nbytes:
-            digest = xxhash.xxh3_128_digest(buffer)
-        else:
-            digest = write_block(fd, array, 0, array.nbytes)
-        if sync:
-            syscalls.sync(fd)
-        return digest
-    finally:
-        os.close(fd)
 
 
 def write_out(path: str, array: np.ndarray, dir_fd: int, *, sync: bool) -> bytes:
@@ -158,16 +117,6 @@ def write_out(path: str, array: np.ndarray, dir_fd: int, *, sync: bool) -> bytes
         return digests
     finally:
         os.close(fd)
-
-
-def write_all(fd: int, data: bytes | memoryview, offset: int = 0) -> None:
-    """Write all these bytes at their place, in as many calls as it takes: one may write fewer than it was given."""
-    done = syscalls.pwrite(fd, data, offset)
-    while done < len(data):
-        count = syscalls.pwrite(fd, memoryview(data)[done:], offset + done)
-        if count == 0:
-            raise OSError(errno.EIO, "the disk takes no more bytes, and does not say why")
-        done += count
 
 
 class AlignedBuffer:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import sys
 import time
 from collections.abc import Collection, Mapping
 from functools import partial
@@ -138,7 +137,7 @@ def _make_durable(directory: Directory, entries: Collection[Entry]) -> None:
     """Make durable what the manifest is about to vouch for: people change folders with tools that do not."""
     folders = [entry.folder for entry in entries]
     above = {str(parent) for folder in folders for parent in PurePosixPath(folder).parents}
-    Durability(durable=True, variables=sys.maxsize).sync_all(directory.fd, folders, sorted(above, reverse=True))
+    Durability(durable=True, each=False).sync_all(directory.fd, folders, sorted(above, reverse=True))
 
 
 def _replace_manifest(directory: Directory, data: bytes) -> None:

@@ -65,9 +65,13 @@ __all__ = [
     "pwrite",
     "statvfs",
     "sync",
+    "sync_file",
     "sync_file_system",
+    "sync_folder",
     "sync_names",
     "turn_direct",
+    "write_all",
+    "write_file",
     "user",
 ]
 
@@ -210,6 +214,27 @@ def create(path: str, dir_fd: int) -> int:
     return os.open(path, NEW, 0o444, dir_fd=dir_fd)
 
 
+def write_file(path: str, data: bytes, dir_fd: int, *, durable: bool) -> None:
+    """Create a file of these bytes, and make it durable if asked; raises what `create` does."""
+    fd = create(path, dir_fd)
+    try:
+        write_all(fd, data)
+        if durable:
+            sync(fd)
+    finally:
+        os.close(fd)
+
+
+def write_all(fd: int, data: bytes | memoryview, offset: int = 0) -> None:
+    """Write all these bytes at their place, in as many calls as it takes: one may write fewer than it was given."""
+    done = pwrite(fd, data, offset)
+    while done < len(data):
+        count = pwrite(fd, memoryview(data)[done:], offset + done)
+        if count == 0:
+            raise OSError(errno.EIO, "the disk takes no more bytes, and does not say why")
+        done += count
+
+
 def folder_in(path: str, dir_fd: int, *, same_mount: bool = False) -> int:
     """Open a folder in another one; no part of its path may be a link and, with `same_mount`, none another mount.
 
@@ -249,6 +274,24 @@ def _sync_drive(fd: int) -> None:
 _SYNC_DRIVE: int = getattr(fcntl, "F_FULLFSYNC", 0)
 sync = _sync_drive if _SYNC_DRIVE else os.fsync
 """Makes an open file or folder durable; on macOS with F_FULLFSYNC, since fsync stops at the drive's cache there."""
+
+
+def sync_file(path: str, *, dir_fd: int) -> None:
+    """Make a file durable."""
+    fd = os.open(path, READ, dir_fd=dir_fd)
+    try:
+        sync(fd)
+    finally:
+        os.close(fd)
+
+
+def sync_folder(path: str, *, dir_fd: int) -> None:
+    """Make the names in a folder durable, where the file system can."""
+    fd = os.open(path, READ_FOLDER, dir_fd=dir_fd)
+    try:
+        sync_names(fd)
+    finally:
+        os.close(fd)
 
 
 def sync_names(fd: int) -> None:

@@ -62,6 +62,15 @@ class SavePlan:
         """The variables whose ``out`` is to be written, not linked."""
         return [variable for variable in self.variables if not variable.is_linked]
 
+    def entries(self, digests: Mapping[str, bytes]) -> dict[str, Entry]:
+        """Return the entries for the manifest by name, once the digests are known."""
+        return {variable.name: variable.entry(digests[variable.name]) for variable in self.variables}
+
+    @property
+    def tops(self) -> dict[str, None]:
+        """The first parts of the folders, in order."""
+        return dict.fromkeys(variable.folder.partition("/")[0] for variable in self.variables)
+
     @property
     def nbytes(self) -> int:
         """The number of bytes of values to write, links not included."""

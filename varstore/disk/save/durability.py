@@ -19,24 +19,26 @@ the end.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Collection, Iterable
+from dataclasses import dataclass
 
 from varstore.storage import syscalls
 
-__all__ = ["Durability", "sync_each", "sync_file", "sync_folder"]
+__all__ = ["SYNC_EACH", "Durability", "sync_each"]
 
-_SYNC_EACH = 4
+SYNC_EACH = 4
 """Variables; a durable save of more flushes the file system once instead of every file."""
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Durability:
-    """What one save does to make its files durable: nothing, or one of the two ways."""
+    """What one save does to make its files durable: nothing, or one of the two ways.
 
-    def __init__(self, *, durable: bool, variables: int) -> None:
-        self.durable = durable
-        self.each = durable and variables <= _SYNC_EACH
-        """Whether each file is made durable as it is written."""
+    With `each`, every file is made durable as it is written.
+    """
+
+    durable: bool
+    each: bool
 
     def sync_all(self, dir_fd: int, variables: Collection[str], parents: Collection[str]) -> None:
         """Make durable what was written below a folder: those of variables with their files, and their parents.
@@ -61,24 +63,6 @@ class Durability:
 def sync_each(dir_fd: int, files: Iterable[str], folders: Iterable[str]) -> None:
     """Make files durable, and then folders; their paths are relative to an open one."""
     for path in files:
-        sync_file(path, dir_fd=dir_fd)
+        syscalls.sync_file(path, dir_fd=dir_fd)
     for path in folders:
-        sync_folder(path, dir_fd=dir_fd)
-
-
-def sync_folder(path: str, *, dir_fd: int | None = None) -> None:
-    """Make the names in a folder durable, where the file system can."""
-    fd = os.open(path, syscalls.READ_FOLDER, dir_fd=dir_fd)
-    try:
-        syscalls.sync_names(fd)
-    finally:
-        os.close(fd)
-
-
-def sync_file(path: str, *, dir_fd: int) -> None:
-    """Make a file durable."""
-    fd = os.open(path, syscalls.READ, dir_fd=dir_fd)
-    try:
-        syscalls.sync(fd)
-    finally:
-        os.close(fd)
+        syscalls.sync_folder(path, dir_fd=dir_fd)

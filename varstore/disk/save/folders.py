@@ -3,34 +3,42 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 
+from varstore.errors import InvalidName
 from varstore.storage import syscalls
 
-__all__ = ["Folders"]
+__all__ = ["make_folders"]
 
 
-class Folders:
-    """Folders below an open one; the one that held the last is kept open, since variables come in groups."""
+def make_folders(names: Mapping[str, str], root: int) -> None:
+    """Make folders in an open one, in this order; the one that held the last stays open, as variables come in groups.
 
-    def __init__(self, fd: int) -> None:
-        self._root = self._fd = fd
-        self._holder = ""
+    `names` has, for each folder, what it is made for.
 
-    def make(self, folder: str) -> None:
-        """Make a folder whose holder exists; no part of its path may be a link.
-
-        Raises:
-            OSError: FileExistsError if something has its name.
-        """
-        holder, _, name = folder.rpartition("/")
-        if holder != self._holder:
-            self.close()
-            self._fd = syscalls.folder_in(holder, self._root) if holder else self._root
-            self._holder = holder
-        os.mkdir(name, dir_fd=self._fd)
-
-    def close(self) -> None:
-        """Give up the descriptor."""
-        fd, self._fd, self._holder = self._fd, self._root, ""
-        if fd != self._root:
+    Raises:
+        InvalidName: something has the name of a folder.
+        OSError: a part of a path is a link, or the disk refused.
+    """
+    holder, fd = "", root
+    try:
+        for folder, name in names.items():
+            above, _, last = folder.rpartition("/")
+            if above != holder:
+                if fd != root:
+                    os.close(fd)
+                holder, fd = "", root
+                if above:
+                    holder, fd = above, syscalls.folder_in(above, root)
+            try:
+                os.mkdir(last, dir_fd=fd)
+            except FileExistsError as error:
+                raise InvalidName(
+                    "another variable already uses this folder: the file system ignores differences in case or accents",
+                    variable=name,
+                    found=folder,
+                    hint="rename one of the two",
+                ) from error
+    finally:
+        if fd != root:
             os.close(fd)

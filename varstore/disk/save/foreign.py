@@ -14,7 +14,6 @@ from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-from varstore.disk.blocks import new_file
 from varstore.disk.save.leftovers import is_own_name
 from varstore.errors import CheckpointExists, VarstoreError
 from varstore.layout.encodings import is_plain
@@ -162,7 +161,7 @@ def _carry(path: str, old_fd: int, fd: int, owner: int) -> bool:
         pass
     source = os.open(path, syscalls.READ_FILE, dir_fd=old_fd)
     try:
-        target = new_file(path, dir_fd=fd)
+        target = syscalls.create(path, fd)
         try:
             done = 0
             while count := syscalls.copy_range(source, target, max(1, status.st_size - done), done):

@@ -23,7 +23,7 @@ from functools import partial
 
 import numpy as np
 
-from varstore.disk.blocks import AlignedBuffer, new_file, spans, write_block
+from varstore.disk.blocks import AlignedBuffer, spans, write_block
 from varstore.disk.save.staging import Staging
 from varstore.disk.threads import Job, Lane
 from varstore.layout.manifest import BLOCK, block_count
@@ -101,7 +101,7 @@ class OutFile:
     """
 
     def __init__(self, path: str, array: np.ndarray, *, dir_fd: int, durable: bool) -> None:
-        self.fd = new_file(path, dir_fd=dir_fd)
+        self.fd = syscalls.create(path, dir_fd)
         self._array = array
         self._digests = [b""] * block_count(array.nbytes)
         self._left = len(self._digests)

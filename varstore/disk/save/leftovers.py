@@ -22,7 +22,6 @@ import re
 import stat
 from collections.abc import Collection, Iterable, Iterator
 
-from varstore.disk.blocks import write_file
 from varstore.disk.save.durability import sync_each
 from varstore.errors import CheckpointNotFound
 from varstore.layout.names import MANIFEST, MARKER
@@ -172,7 +171,7 @@ def _renamed(name: str, target: str, dir_fd: int) -> bool:
 def begin_in_place(fd: int, tops: Iterable[str]) -> str:
     """Note in a folder that is about to be filled what a crash may leave there; return the name of the note."""
     note = SAVING + os.urandom(4).hex()
-    write_file(note, "\n".join(tops).encode(), fd, sync=False)
+    syscalls.write_file(note, "\n".join(tops).encode(), fd, durable=False)
     return note
 
 

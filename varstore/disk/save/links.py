@@ -24,8 +24,7 @@ from functools import partial
 
 import numpy as np
 
-from varstore.disk.blocks import digest_file_block, new_file, spans, write_out
-from varstore.disk.save.durability import sync_file
+from varstore.disk.blocks import digest_file_block, spans, write_out
 from varstore.disk.save.small_files import SmallFiles
 from varstore.disk.save.staging import Staging
 from varstore.disk.threads import Job
@@ -67,7 +66,7 @@ class Links:
         self._sync = staging.durability.each
         self._small = small
         self._digests = digests
-        self._batches: defaultdict[Location, list[tuple[PlannedVariable, Stored]]] = defaultdict(list)
+        self.batches: defaultdict[Location, list[tuple[PlannedVariable, Stored]]] = defaultdict(list)
         self._lock = threading.Lock()
         self.copied = 0
         """Bytes of variables that were to be linked and had to be copied."""
@@ -82,13 +81,13 @@ class Links:
             UnsafeContent: it is a link that leads out, or not a regular file.
             FormatError: there is no such file.
         """
-        batch = self._batches[stored.location]
+        batch = self.batches[stored.location]
         batch.append((variable, stored))
-        return self._link(self._batches.pop(stored.location)) if len(batch) == _BATCH else ()
+        return self._link(self.batches.pop(stored.location)) if len(batch) == _BATCH else ()
 
     def add_rest(self) -> Iterable[Job]:
         """Link the variables that were noted and are not linked yet; returns and raises what `add` does."""
-        for batch in self._batches.values():
+        for batch in self.batches.values():
             yield from self._link(batch)
 
     def tie(self, variables: Iterable[PlannedVariable]) -> None:
@@ -174,7 +173,7 @@ class Links:
             return False
         directory.check_size(original, status.st_size)
         if self._sync:
-            sync_file(target, dir_fd=self._fd)
+            syscalls.sync_file(target, dir_fd=self._fd)
         return True
 
     def _link_meta(self, variable: PlannedVariable, folder_fd: int) -> bool:
@@ -228,7 +227,7 @@ class Links:
             self.copied += variable.nbytes
         with directory.out(original) as source:
             owner = os.fstat(source).st_uid
-            fd = new_file(variable.folder + "/out", dir_fd=self._fd)
+            fd = syscalls.create(variable.folder + "/out", self._fd)
             try:
                 done = 0
                 while done < original.nbytes:

@@ -9,16 +9,20 @@ work anyhow, batches become jobs for all.
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable, Iterator
 from functools import partial
+from typing import Any
 
 import numpy as np
+import xxhash
 
-from varstore.disk.blocks import write_file, write_small
+from varstore.disk.blocks import lies_as_out, write_block
 from varstore.disk.save.staging import Staging
 from varstore.disk.threads import Job
 from varstore.layout.meta import encode_meta
+from varstore.storage import syscalls
 from varstore.values.plan import PlannedVariable
 
 __all__ = ["SmallFiles"]
@@ -45,7 +49,7 @@ class SmallFiles:
 
     def write_meta(self, variable: PlannedVariable) -> None:
         """Write what says the variable's shape and type."""
-        write_file(variable.folder + "/meta", encode_meta(variable.meta), self._fd, sync=self._sync)
+        syscalls.write_file(variable.folder + "/meta", encode_meta(variable.meta), self._fd, durable=self._sync)
 
     def add(self, variable: PlannedVariable, array: np.ndarray) -> bool:
         """Note a variable to be written; True where that makes a batch, and `jobs` is to be called."""
@@ -70,9 +74,23 @@ class SmallFiles:
             self._calls_are_slow = time.perf_counter() - start > _QUICK * len(batch)
 
     def _write(self, batch: _Batch) -> None:
-        fd, sync, digests = self._fd, self._sync, self._digests
-        for variable, array in batch:
-            write_file(variable.folder + "/meta", encode_meta(variable.meta), fd, sync=sync)
-            digests[variable.name] = write_small(variable.folder + "/out", array, fd, sync=sync)
+        folder, durable = self._fd, self._sync
+        plain = [lies_as_out(array) for _, array in batch]
+        for (variable, array), is_plain in zip(batch, plain, strict=True):
+            syscalls.write_file(variable.folder + "/meta", encode_meta(variable.meta), folder, durable=durable)
+            fd = syscalls.create(variable.folder + "/out", folder)
+            try:
+                values: Any = array  # numpy's types say that it is a buffer from Python 3.12 on
+                if not array.nbytes:
+                    digest = b""
+                elif is_plain and os.write(fd, values) == array.nbytes:
+                    digest = xxhash.xxh3_128_digest(values)
+                else:
+                    digest = write_block(fd, array, 0, array.nbytes)
+                if durable:
+                    syscalls.sync(fd)
+            finally:
+                os.close(fd)
+            self._digests[variable.name] = digest
         if self._advance:
             self._advance(sum(array.nbytes for _, array in batch))

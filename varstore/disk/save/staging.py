@@ -34,7 +34,6 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from types import TracebackType
 
-from varstore.disk.blocks import write_file
 from varstore.disk.save.durability import Durability, sync_each
 from varstore.disk.save.foreign import Foreign, carry, foreign_files
 from varstore.disk.save.leftovers import (
@@ -48,7 +47,6 @@ from varstore.disk.save.leftovers import (
 )
 from varstore.errors import CheckpointExists, InvalidName
 from varstore.layout.location import Identity, Location
-from varstore.layout.manifest import digest_in
 from varstore.layout.names import MANIFEST, MARKER
 from varstore.layout.staged import REPLACED, SAVING, is_giving_way
 from varstore.storage import syscalls
@@ -339,41 +337,39 @@ class Staging:
 
     def carry(self) -> None:
         """Give the new checkpoint the other people's files that it is to keep."""
-        if self.target.kept:
-            files, folders = carry(self.target.kept, self.target.path, self.fd, self.owner)
-            if self.durability.durable:
-                sync_each(self.fd, files, folders)
+        files, folders = carry(self.target.kept, self.target.path, self.fd, self.owner)
+        if self.durability.durable:
+            sync_each(self.fd, files, folders)
 
     def commit(self, manifest: bytes | None) -> Identity | None:
         """Write the manifest and the marker, and give the folder its name: steps 2 to 5 of the law of durability.
 
-        Returns what tells this checkpoint from every other.
+        Returns what tells the checkpoint from every other if it has no manifest, whose digest does that.
 
         Raises:
             CheckpointExists: another writer has taken the target meanwhile.
             OSError: the disk refused; if the checkpoint `is_visible`, only a power cut can still undo it.
         """
-        sync = self.durability.durable
+        durable = self.durability.durable
+        marker: Identity | None = None
+        mode = None if self.target.in_place else self._mode()
         if manifest is not None:
-            write_file(MANIFEST, manifest, self.fd, sync=sync)
-        if sync and self.target.in_place:
+            syscalls.write_file(MANIFEST, manifest, self.fd, durable=durable)
+        if durable and self.target.in_place:
             syscalls.sync_names(self.fd)  # the marker is not to be durable before the manifest's name is
-        write_file(MARKER, b"", self.fd, sync=sync)
-        if not self.target.in_place:
+        syscalls.write_file(MARKER, b"", self.fd, durable=durable)
+        if mode is not None:
             with contextlib.suppress(PermissionError):  # vfat keeps no modes
-                syscalls.change_mode(self.fd, self._mode())
-        if sync:
+                syscalls.change_mode(self.fd, mode)
+        if durable:
             syscalls.sync_names(self.fd)
-        identity: Identity | None
         if manifest is None:
-            identity = Directory(Location(self.path, self.path), self.fd).identity()
-        else:
-            identity = digest_in(manifest)
+            marker = Directory(Location(self.path, self.path), self.fd).identity()
         if not self.target.in_place:
             self._take_name()
         self.is_visible = True
         self._settle()
-        return identity
+        return marker
 
     def _mode(self) -> int:
         """Return the mode of what is replaced or, of a new checkpoint, what other folders get that are made here."""

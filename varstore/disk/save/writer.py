@@ -21,8 +21,8 @@ import numpy as np
 
 from varstore.disk.blocks import SMALL
 from varstore.disk.progress import Progress, reporting
-from varstore.disk.save.durability import Durability
-from varstore.disk.save.folders import Folders
+from varstore.disk.save.durability import SYNC_EACH, Durability
+from varstore.disk.save.folders import make_folders
 from varstore.disk.save.foreign import Foreign
 from varstore.disk.save.incremental import equals_stored, link_unchanged
 from varstore.disk.save.large_file import LargeFiles
@@ -31,10 +31,10 @@ from varstore.disk.save.small_files import SmallFiles
 from varstore.disk.save.space import check_space, disk_became_full
 from varstore.disk.save.staging import Staging, prepare_target
 from varstore.disk.threads import Job, Lane, in_lanes, run, thread_count
-from varstore.errors import InvalidName, UsageError, VariableMismatch, VarstoreError
+from varstore.errors import UsageError, VariableMismatch, VarstoreError
 from varstore.layout.collector import collector_paused
 from varstore.layout.location import Identity
-from varstore.layout.manifest import Entry, Manifest
+from varstore.layout.manifest import Entry, Manifest, digest_in
 from varstore.storage import syscalls
 from varstore.storage.failures import storage_error
 from varstore.values.arrays import Stored
@@ -43,6 +43,8 @@ from varstore.values.plan import PlannedVariable, SavePlan
 
 __all__ = ["Saved", "write_checkpoint"]
 
+_GROUP = 64
+"""Variables whose folders are made one after the other, before their files."""
 _WAITING = 2
 """Threads for each processor in a durable save, where half of them wait for the disk."""
 
@@ -97,17 +99,21 @@ def write_checkpoint(
             plan = link_unchanged(plan, base, workers)
         check_space(plan, target.path)
         nbytes = plan.nbytes
-        tops = dict.fromkeys(v.folder.partition("/")[0] for v in plan.variables)
-        with Staging(target, Durability(durable=durable, variables=len(plan.variables)), tops) as staging:
+        durability = Durability(durable=durable, each=durable and len(plan.variables) <= SYNC_EACH)
+        with Staging(target, durability, plan.tops) as staging:
             with reporting(progress, nbytes, f"saving {path}") as advance:
                 work = _Writer(plan, staging, base, values, advance)
                 work.write(workers if threads or not durable else _WAITING * workers)
             with collector_paused():
-                record = _manifest(plan, work.digests, writer) if manifest else None
-                entries = record.entries if record else _walked(plan)
-                encoded = record.encode() if record else None
-            identity = staging.commit(encoded)
-        return Saved(entries, record, identity)
+                entries = plan.entries(work.digests) if manifest else _walked(plan)
+                record = encoded = identity = None
+                if manifest:
+                    now, attributes, tree = time.time_ns(), plan.attributes, plan.tree
+                    record = Manifest(writer=writer, time_ns=now, attributes=attributes, tree=tree, entries=entries)
+                    encoded = record.encode()
+                    identity = digest_in(encoded)
+            marker = staging.commit(encoded)
+        return Saved(entries, record, identity or marker)
     except VarstoreError:
         raise
     except OSError as error:
@@ -118,16 +124,6 @@ def write_checkpoint(
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise disk_became_full(plan, os.path.realpath(path), work.copied if work else 0) from error
         raise storage_error(error, path, "the save failed and was undone") from error
-
-
-def _manifest(plan: SavePlan, digests: Mapping[str, bytes], writer: str) -> Manifest:
-    return Manifest(
-        writer=writer,
-        time_ns=time.time_ns(),
-        attributes=plan.attributes,
-        tree=plan.tree,
-        entries={v.name: v.entry(digests[v.name]) for v in plan.variables},
-    )
 
 
 def _walked(plan: SavePlan) -> dict[str, Entry]:
@@ -154,7 +150,6 @@ class _Writer:
         self._small = SmallFiles(staging, self.digests, advance)
         self._large = LargeFiles(staging, self.digests, advance)
         self._links = Links(staging, self._small, self.digests, values)
-        self._folders = Folders(staging.fd)
 
     @property
     def copied(self) -> int:
@@ -164,17 +159,13 @@ class _Writer:
     def write(self, threads: int) -> None:
         """Write all variables; make them durable where that was asked for."""
         try:
-            for folder in self._plan.parents:
-                try:
-                    self._folders.make(folder)
-                except FileExistsError as error:
-                    raise _folder_collision(folder, folder) from error
             run(in_lanes(self._jobs()), threads, on_failure=self._large.fail)
         finally:
-            self._folders.close()
             self._large.close()
-        self._links.tie(self._plan.variables)
-        self._staging.carry()
+        if any(map(attrgetter("alias_of"), self._plan.variables)):
+            self._links.tie(self._plan.variables)
+        if self._staging.target.kept:
+            self._staging.carry()
         folders = list(map(attrgetter("folder"), self._plan.variables))
         self._staging.durability.sync_all(self._staging.fd, folders, self._plan.parents)
 
@@ -186,13 +177,12 @@ class _Writer:
         made here, by one thread.
         """
         small, large, links = self._small, self._large, self._links
-        parents = frozenset(self._plan.parents)
-        for variable in self._plan.variables:
-            if variable.folder not in parents:
-                try:
-                    self._folders.make(variable.folder)
-                except FileExistsError as error:
-                    raise _folder_collision(variable.name, variable.folder) from error
+        variables, parents, folder_fd = self._plan.variables, self._plan.parents, self._staging.fd
+        made: dict[str, str] = dict(zip(parents, parents, strict=True))
+        for at, variable in enumerate(variables):
+            if at % _GROUP == 0:
+                group: dict[str, str] = {v.folder: v.name for v in variables[at : at + _GROUP] if v.folder not in made}
+                make_folders(group if at else made | group, folder_fd)
             if variable.alias_of:
                 continue
             source = variable.source
@@ -209,7 +199,8 @@ class _Writer:
             elif small.add(variable, source):
                 yield from small.jobs(threads_take=bool(large.open_files) or large.failed)
         yield from small.jobs(threads_take=bool(large.open_files) or large.failed)
-        yield from links.add_rest()
+        if links.batches:
+            yield from links.add_rest()
 
     def _fetch(self, variable: PlannedVariable, late: LazyArray) -> np.ndarray | Stored:
         array = late.numpy()
@@ -222,12 +213,3 @@ class _Writer:
             )
         stored = self._base.get(variable.name)
         return stored if stored is not None and equals_stored(variable, array, stored) else array
-
-
-def _folder_collision(name: str, folder: str) -> InvalidName:
-    return InvalidName(
-        "another variable already uses this folder: the file system ignores differences in case or accents",
-        variable=name,
-        found=folder,
-        hint="rename one of the two",
-    )
