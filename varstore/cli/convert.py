@@ -44,7 +44,7 @@ def _renames(_: click.Context, __: click.Parameter, given: tuple[str, ...]) -> d
 @click.option("--model", metavar="MODEL", help="ONNX: the model of which TARGET is a copy, with the values of SOURCE.")
 @click.option("--ignore-extra", is_flag=True, help="Leave out what MODEL does not have.")
 @click.option("--separator", metavar="TEXT", help="oneflow-legacy: what replaces each / in a name.")
-@click.option("--overwrite", is_flag=True, help="Replace the checkpoint directory TARGET.")
+@click.option("--overwrite", is_flag=True, help="Replace TARGET if it is a folder of the format.")
 def convert(
     source: str,
     target: str,
@@ -62,7 +62,7 @@ def convert(
 ) -> None:
     """Read SOURCE in any format and write it to TARGET, a directory or a file.
 
-    An existing file is replaced, and a checkpoint directory with --overwrite.
+    An existing file is replaced, and a folder of the same format with --overwrite.
 
     The frameworks need not be installed, and no code that a file asks for is run, because varstore reads pickles
     itself. A TARGET without a suffix is a checkpoint directory. A PATTERN is compared with the whole name that SOURCE

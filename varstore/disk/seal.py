@@ -14,6 +14,7 @@ from varstore.disk.read.checkpoint import Checkpoint, retry_if_replaced
 from varstore.disk.read.digests import all_digests
 from varstore.disk.read.scan import WalkedEntries
 from varstore.disk.save.durability import Durability
+from varstore.disk.save.leftovers import remove_old_manifests
 from varstore.errors import InvalidName, ManifestError
 from varstore.layout.collector import collector_paused
 from varstore.layout.difference import DiffReport, compare
@@ -147,6 +148,7 @@ def _replace_manifest(directory: Directory, data: bytes) -> None:
     replaced after that, the file is in the old one, and is never given its name in the new one, even if the file
     system finds it by its path. It is locked, which tells `clean_staging` that its writer lives.
     """
+    remove_old_manifests(directory.fd)
     temporary = f".{MANIFEST}.{os.urandom(4).hex()}"
     fd = os.open(temporary, syscalls.NEW, 0o444, dir_fd=directory.fd)
     try:
@@ -162,7 +164,7 @@ def _replace_manifest(directory: Directory, data: bytes) -> None:
         with contextlib.suppress(FileNotFoundError):
             os.unlink(temporary, dir_fd=directory.fd)
         raise
-    syscalls.sync_names(directory.fd)
     directory.location = directory.location.known_as(digest_in(data))
+    syscalls.sync_names(directory.fd)
     if not directory.is_current():
         raise replaced_error(directory.path)

@@ -33,7 +33,6 @@ from varstore.layout.manifest import Entry
 from varstore.layout.meta import META_LIMIT, Meta, encode_meta, parse_meta
 from varstore.layout.names import Folder
 from varstore.layout.readable import readable
-from varstore.storage import syscalls
 from varstore.storage.appearing import new_folder
 from varstore.storage.containment import inside
 from varstore.values.lazy import LazyArray, derived, placed_array
@@ -69,10 +68,11 @@ def read(path: str | os.PathLike[str], *, limit: int | None = None) -> ForeignCh
     return _read_folders(root, budget)
 
 
-def write(path: str | os.PathLike[str], state: Any) -> None:
+def write(path: str | os.PathLike[str], state: Any, *, overwrite: bool = False) -> None:
     """Write a mapping or nested state as a directory that `flow.load` reads: ``pickled_data`` and tensors.
 
-    bfloat16 is written as OneFlow writes it, with float32 values; OneFlow 0.9 cannot load that type.
+    bfloat16 is written as OneFlow writes it, with float32 values; OneFlow 0.9 cannot load that type. With `overwrite`,
+    a directory with ``pickled_data`` is replaced whole, in one step.
 
     Raises:
         CheckpointExists: the path exists.
@@ -81,7 +81,8 @@ def write(path: str | os.PathLike[str], state: Any) -> None:
         StorageError: the operating system refused.
     """
     tree = nested_state(state, format="oneflow", accept=lambda dtype: dtype.newbyteorder("<") in _WRITTEN)
-    with new_folder(os.fspath(path)) as folder:
+    may_replace = _has_pickle if overwrite else None
+    with new_folder(os.fspath(path), may_replace=may_replace) as folder:
         count = 0
 
         def tensor(emitter: Emitter, array: LazyArray) -> None:
@@ -93,8 +94,10 @@ def write(path: str | os.PathLike[str], state: Any) -> None:
 
         with open(os.path.join(folder, PICKLE), "xb") as file:
             Emitter(file, 4, tensor).pickle({"protocol_version": 1, "data": tree})
-            file.flush()
-            syscalls.sync(file.fileno())
+
+
+def _has_pickle(path: str) -> bool:
+    return os.path.lexists(os.path.join(path, PICKLE))
 
 
 def _write_tensor(folder: str, array: LazyArray) -> None:
@@ -107,8 +110,6 @@ def _write_tensor(folder: str, array: LazyArray) -> None:
     for name, data in (("meta", memoryview(meta)), ("out", values.reshape(-1).view(np.uint8).data)):
         with open(os.path.join(folder, name), "xb") as file:
             file.write(data)
-            file.flush()
-            syscalls.sync(file.fileno())
 
 
 class _Tensor(Opaque):

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
@@ -27,7 +28,7 @@ from varstore.formats.binary.source import Source, count_elements
 from varstore.formats.opened import ForeignCheckpoint, LazyTable
 from varstore.formats.state.flat import fetch_plain, flat_arrays
 from varstore.layout.collector import collector_paused
-from varstore.storage.appearing import replacing
+from varstore.storage.appearing import replacing, replacing_set
 from varstore.storage.containment import inside
 from varstore.values.lazy import LazyArray
 
@@ -103,7 +104,9 @@ def write(
     """Write tensors to one file, or to an index and several files if `path` ends in ``.safetensors.index.json``.
 
     Args:
-        path: the file to write; an existing one is replaced once the new one is complete.
+        path: the file to write; an existing one is replaced once the new one is complete. So is a set of several files:
+            where the names of the new ones are taken, they have other names, until the index is replaced the old ones
+            stay, and then they go.
         state: names and arrays, or nested state of arrays and numbers. Tied arrays are written once per name.
         metadata: the metadata of the file; `transformers` requires the default, ``{"format": "pt"}``.
         shard_bytes: the maximum size of the tensors in each of several files. A larger tensor has a file of its own.
@@ -124,15 +127,7 @@ def write(
     if not path.endswith(INDEX_SUFFIX):
         _write_file(path, arrays, metadata)
         return
-    shards = list(_shards(arrays, shard_bytes))
-    stem, weight_map = path.removesuffix(INDEX_SUFFIX), {}
-    for number, shard in enumerate(shards, 1):
-        part = f"{stem}-{number:05}-of-{len(shards):05}.safetensors"
-        _write_file(part, shard, metadata)
-        weight_map.update(dict.fromkeys(shard, os.path.basename(part)))
-    index = {"metadata": {"total_size": sum(map(_size, arrays.values()))}, "weight_map": weight_map}
-    with replacing(path) as file:
-        file.write(json.dumps(index, indent=2, sort_keys=True).encode() + b"\n")
+    _write_shards(path, list(_shards(arrays, shard_bytes)), metadata)
 
 
 def _read_index(path: str, limit: int | None) -> tuple[dict[str, Place], dict[str, Any], Budget]:
@@ -300,6 +295,34 @@ def _shards(arrays: Mapping[str, LazyArray], most: int) -> Iterator[dict[str, La
         shard[name] = array
         size += _size(array)
     yield shard
+
+
+def _write_shards(path: str, shards: list[dict[str, LazyArray]], metadata: Mapping[str, str]) -> None:
+    folder, name = os.path.split(path)
+    stem = name.removesuffix(INDEX_SUFFIX)
+
+    def names_of(tag: str) -> list[str]:
+        count = len(shards)
+        return [f"{stem}{tag}-{number:05}-of-{count:05}.safetensors" for number in range(1, count + 1)]
+
+    parts = re.compile(re.escape(stem) + r"(?:-[0-9a-f]{8})?-\d{5,}-of-\d{5,}\.safetensors")
+    with replacing_set(path, parts, lambda: _listed(path)) as (file, choose):
+        weight_map: dict[str, str] = {}
+        for shard, part in zip(shards, choose(names_of), strict=True):
+            _write_file(os.path.join(folder, part), shard, metadata)
+            weight_map.update(dict.fromkeys(shard, part))
+        total = sum(_size(array) for shard in shards for array in shard.values())
+        index = {"metadata": {"total_size": total}, "weight_map": weight_map}
+        file.write(json.dumps(index, indent=2, sort_keys=True).encode() + b"\n")
+
+
+def _listed(path: str) -> set[str]:
+    """Return the names of the files that an index lists, none if it cannot be read."""
+    try:
+        with open(path, "rb") as file:
+            return {*json.load(file)["weight_map"].values()}
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError):
+        return set()
 
 
 def _write_file(path: str, arrays: Mapping[str, LazyArray], metadata: Mapping[str, str]) -> None:

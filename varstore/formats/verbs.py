@@ -9,7 +9,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, BinaryIO, TypedDict, TypeVar, Unpack, overload
+from typing import TYPE_CHECKING, Any, BinaryIO, TypedDict, TypeVar, Unpack, overload
 
 import ml_dtypes
 import numpy as np
@@ -30,6 +30,9 @@ from varstore.values.casting import cast_values
 from varstore.values.lazy import LazyArray, retyped
 from varstore.values.nodes import BARE, leaves, replaced
 from varstore.values.select import Patterns, Rename, select
+
+if TYPE_CHECKING:
+    from varstore.formats.registry import Format
 
 __all__ = ["ConvertOptions", "Converted", "ReadOptions", "WriteOptions", "convert", "open_source", "read", "write"]
 
@@ -200,7 +203,8 @@ def write(
 ) -> None:
     """Write names and arrays, or nested state, to a file or folder.
 
-    A file appears complete or not at all; an existing one is replaced. A folder must not exist.
+    A file appears complete or not at all; an existing one is replaced. So is a folder, in one step, if `overwrite` is
+    set and it is of that format; otherwise it must not exist.
 
     Args:
         path: where to write. The suffix determines the format; a path without a suffix is a checkpoint directory. Or
@@ -229,7 +233,7 @@ def write(
         _write_to(path, variables_or_state, format, options)
         return
     row = target_format(os.fspath(path), format)
-    row.module.write(os.fspath(path), variables_or_state, **_for_format(row.name, options))
+    row.module.write(os.fspath(path), variables_or_state, **_for_format(row, options))
 
 
 def _write_to(file: BinaryIO, state: Any, format: str | None, options: Any) -> None:
@@ -287,7 +291,7 @@ def convert(
         limit: how many bytes the values may take in memory; see `varstore.read`.
         ignore_extra: leave out, with `model`, what the model does not have; otherwise that is an error.
         progress: True for a progress bar, or a function of (bytes done, bytes in total).
-        options: see `varstore.write`. `overwrite` replaces a checkpoint directory; a file is replaced in any case.
+        options: see `varstore.write`. `overwrite` replaces a folder of the same format; a file is replaced in any case.
 
     Raises:
         UsageError, UnsupportedDtype, InvalidName: the target cannot store a value, type or name.
@@ -337,7 +341,7 @@ def convert(
                 state = wrapped.tree(tree)
             else:
                 state = {name: wrapped.array(array) for name, array in arrays.items()}
-            row.module.write(target, state, **kept, **_for_format(row.name, options))
+            row.module.write(target, state, **kept, **_for_format(row, options))
         left_out = [] if keeps_tree else [name for name, leaf in leaves(tree) if not isinstance(leaf, LazyArray)]
         left_out += [f"{name}: not in the model" for name in extra]
         changed = {name: wrapped.change_of(array) for name, array in arrays.items()}
@@ -359,9 +363,9 @@ def convert(
     return write_from(read(source, source_row.name, limit=limit))
 
 
-def _for_format(format: str, options: Mapping[str, Any]) -> dict[str, Any]:
+def _for_format(row: Format, options: Mapping[str, Any]) -> dict[str, Any]:
     """Return the options without `overwrite` for files, which are replaced in any case."""
-    return {name: value for name, value in options.items() if name != "overwrite" or format == "varstore"}
+    return {name: value for name, value in options.items() if name != "overwrite" or row.folder}
 
 
 class _Wrapped:

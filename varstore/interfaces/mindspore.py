@@ -18,6 +18,7 @@ from varstore.disk.save.leftovers import discard
 from varstore.errors import UsageError, VariableMismatch, VarstoreError
 from varstore.model.into import check_targets
 from varstore.model.store import save
+from varstore.storage.appearing import make_folders
 from varstore.storage.failures import translated
 from varstore.training.series import KEY, open_step, time_of
 from varstore.values.arguments import check_names, checked
@@ -132,7 +133,7 @@ class ModelCheckpoint:
             raise WrongType("must be a CheckpointConfig", field="config", found=type(config).__name__)
         self._directory = os.path.abspath(os.curdir if directory is None else directory)
         with translated(self._directory, "the directory cannot be created or read"):
-            os.makedirs(self._directory, exist_ok=True)
+            make_folders(self._directory)
             self._prefix = _free_prefix(self._directory, prefix)
         self._config = config or CheckpointConfig()
         self._clock = clock

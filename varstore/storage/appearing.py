@@ -26,10 +26,11 @@ from varstore.storage.removing import remove
 __all__ = [
     "TEMPORARY_LIMIT",
     "is_temporary",
+    "make_folders",
     "new_folder",
-    "remove_others",
     "remove_temporary",
     "replacing",
+    "replacing_set",
     "target_of",
 ]
 
@@ -134,6 +135,19 @@ class _Place:
         """Make the names in the directory durable, where the file system can."""
         if self.fd is not None:
             syscalls.sync_names(self.fd)
+
+
+def make_folders(path: str) -> None:
+    """Make a folder and those above it, where they are missing, and their names durable."""
+    missing: list[str] = []
+    while not os.path.isdir(path):
+        missing.append(path)
+        path = os.path.dirname(path)
+    for folder in reversed(missing):
+        with contextlib.suppress(FileExistsError):
+            os.mkdir(folder)
+        with _Place(folder) as place:
+            place.sync()
 
 
 @contextlib.contextmanager
@@ -275,11 +289,56 @@ def _sync_path(path: str, *, is_folder: bool) -> None:
         os.close(fd)
 
 
-def remove_others(index: str, pattern: re.Pattern[str], keep: Collection[str]) -> None:
-    """Remove the files beside an index that match a pattern, except some: those of a set that it replaced."""
+@contextlib.contextmanager
+def replacing_set(
+    index: str, parts: re.Pattern[str], listed: Callable[[], Collection[str]]
+) -> Iterator[tuple[BinaryIO, Callable[[Callable[[str], list[str]]], list[str]]]]:
+    """Open a new index, for files beside it that take its place with it: readers see the old set or the new one.
+
+    Yields the file of the index, to be written when the other files are complete, and a function that chooses their
+    names. It takes a function that makes them with a tag in them, which is empty unless one of the names is taken. When
+    the block ends well, the files of other sets of this index go; otherwise, those with the chosen names do.
+
+    Args:
+        index: the path of the index.
+        parts: what the names of all files match that any set of this index may have.
+        listed: a function that returns the names which the index that is there lists, none if it cannot be read.
+
+    Raises:
+        CheckpointExists, OutOfSpace, StorageError: as `replacing`.
+    """
+    chosen: list[str] = []
+    before = {*listed()}
+
+    def choose(names: Callable[[str], list[str]]) -> list[str]:
+        folder, new = os.path.dirname(target_of(index)), names("")
+        while any(os.path.lexists(os.path.join(folder, name)) for name in new):
+            new = names("-" + os.urandom(4).hex())
+        chosen.extend(new)
+        return new
+
+    try:
+        with replacing(index) as file:
+            yield file, choose
+    except BaseException:
+        _remove_parts(index, {*chosen} - {*listed()})
+        raise
     with contextlib.suppress(OSError), _Place(index) as place:
-        for name in os.listdir(place.folder if place.fd is None else place.fd):
-            if pattern.fullmatch(name) and name not in keep:
+        names = os.listdir(place.folder if place.fd is None else place.fd)
+        found = {name for name in names if parts.fullmatch(name)}
+        if any(is_temporary(name, place.name[:TEMPORARY_LIMIT]) for name in names):  # of another writer, with its files
+            found &= before
+        for name in names:
+            match = _TEMPORARY.fullmatch(name)
+            if match is not None and parts.fullmatch(match["target"]) and place.fd is not None:
+                remove_temporary(name, place.fd)
+        _remove_parts(index, found - {*chosen, *listed()})
+
+
+def _remove_parts(index: str, names: Collection[str]) -> None:
+    with contextlib.suppress(OSError), _Place(index) as place:
+        for name in names:
+            with contextlib.suppress(FileNotFoundError):
                 status = os.stat(place.at(name), dir_fd=place.fd, follow_symlinks=False)
                 if stat.S_ISREG(status.st_mode) and (place.fd is None or is_ours(status, place.fd)):
                     os.remove(place.at(name), dir_fd=place.fd)

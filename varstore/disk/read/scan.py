@@ -9,7 +9,6 @@ from collections.abc import Iterator, Mapping
 
 import xxhash
 
-from varstore.errors import FormatError
 from varstore.layout.location import Location
 from varstore.layout.manifest import Entry
 from varstore.layout.meta import META_LIMIT, encode_meta, parse_meta
@@ -105,5 +104,5 @@ def _has_out(directory: Directory, folder: str) -> bool:
     except OSError as error:
         if error.errno in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP):
             return False
-        raise FormatError("the folder cannot be read", variable=folder, found=str(error)) from error
+        raise
     return True

@@ -42,6 +42,7 @@ __all__ = [
     "discard",
     "give_way",
     "is_own_name",
+    "remove_old_manifests",
     "set_aside",
     "undo_in_place",
 ]
@@ -103,6 +104,8 @@ def clean_staging(directory: str | os.PathLike[str], *, name: str | None = None)
     with translated(directory, "the directory cannot be cleaned"):
         fd = os.open(directory, syscalls.READ_FOLDER)
         try:
+            if left:  # what had a name before is not to lose its files before it has durably lost that
+                syscalls.sync_names(fd)
             removed = [os.path.join(directory, path) for path in left if _end(path, fd)]
             if name is None:
                 removed += [os.path.join(directory, path) for path in clean_in_place(fd)]
@@ -212,6 +215,12 @@ def undo_in_place(fd: int, tops: Iterable[str]) -> None:
 def _read_note(name: str, dir_fd: int) -> list[str]:
     with open(os.open(name, syscalls.READ_FILE, dir_fd=dir_fd), encoding="utf-8", errors="replace") as file:
         return file.read().split("\n")
+
+
+def remove_old_manifests(fd: int) -> None:
+    """Remove what killed seals left in the open directory of a checkpoint."""
+    for name in filter(_MANIFEST.fullmatch, os.listdir(fd)):
+        remove_temporary(name, fd)
 
 
 def give_way(name: str, target: str, dir_fd: int, *, sync: bool = False, begin: bool = False) -> bool:

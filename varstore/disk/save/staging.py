@@ -331,9 +331,10 @@ class Staging:
 
     def _close(self) -> None:
         opened, self.fd, self._opened = [self.fd, *self._opened], -1, []
-        for fd in opened:
-            if fd >= 0:
-                os.close(fd)
+        with contextlib.ExitStack() as stack:  # all of them, whatever one of them says
+            for fd in opened:
+                if fd >= 0:
+                    stack.callback(os.close, fd)
 
     def carry(self) -> None:
         """Give the new checkpoint the other people's files that it is to keep."""

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -95,14 +96,22 @@ def check_key(path: str, key: str, name: str) -> None:
         )
 
 
-def write(path: str, state: Any, *, attributes: Mapping[str, Any] | None = None, zarr_format: int = 3) -> None:
+def write(
+    path: str,
+    state: Any,
+    *,
+    attributes: Mapping[str, Any] | None = None,
+    zarr_format: int = 3,
+    overwrite: bool = False,
+) -> None:
     """Write a tree; each part of a name before a ``/`` is a group.
 
     Args:
-        path: where to write; it must not exist.
+        path: where to write; it must not exist, unless it is a tree that is to be replaced.
         state: names and arrays, or nested state of arrays and numbers.
         attributes: JSON data to keep with the root group.
         zarr_format: the version of the format, 2 or 3.
+        overwrite: replace a tree at `path`, all of it, in one step.
 
     Raises:
         CheckpointExists: the path exists.
@@ -118,7 +127,7 @@ def write(path: str, state: Any, *, attributes: Mapping[str, Any] | None = None,
     arrays = flat_arrays(state, format="zarr")
     for name, array in arrays.items():
         _check_writable(path, name, array, arrays)
-    with new_folder(path) as staging:
+    with new_folder(path, may_replace=_is_tree if overwrite else None) as staging:
         store = zarr.storage.LocalStore(staging)
         is_bare = set(arrays) == {BARE}
         if not is_bare:
@@ -126,6 +135,10 @@ def write(path: str, state: Any, *, attributes: Mapping[str, Any] | None = None,
         for name, array in arrays.items():
             values = fetch_plain(name, array)
             zarr.create_array(store, name=None if is_bare else name, data=values, zarr_format=zarr_format)
+
+
+def _is_tree(path: str) -> bool:
+    return any(os.path.lexists(os.path.join(path, name)) for name in (V3, V2_ARRAY, _V2_GROUP))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -1,0 +1,299 @@
+"""Overwriting: other people's files, overwriters at the same time, Ctrl-C at each call, and what cannot be renamed."""
+
+import contextlib
+import errno
+import os
+import shutil
+import stat
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from support import run_python
+
+import varstore as vs
+from varstore.errors import CheckpointExists, UsageError
+from varstore.storage import syscalls
+
+OLD = {"w": np.zeros(4), "deep/v": np.ones(2), "deep/er/x": np.ones(2)}
+NEW = {"w": np.arange(4.0), "other/y": np.ones(3)}
+
+
+@pytest.fixture
+def path(tmp_path):
+    vs.save(tmp_path / "c", OLD)
+    return tmp_path / "c"
+
+
+# --- other people's files ----------------------------------------------------------------------------------------
+
+
+def put_many(path):
+    for name in ("config.json", "w/notes.txt", "deep/er/x/notes.txt", "logs/tb/events", ".hidden"):
+        (path / name).parent.mkdir(parents=True, exist_ok=True)
+        (path / name).write_text(name)
+        (path / name).chmod(0o640)
+    (path / "logs" / "latest").symlink_to("tb")
+    (path / "dangling").symlink_to("nowhere")
+    vs.save(path / "nested", {"precious": np.arange(3)})
+    return ["config.json", "w/notes.txt", "deep/er/x/notes.txt", "logs/tb/events", ".hidden"]
+
+
+@pytest.mark.parametrize("linked", [True, False], ids=["links", "copies"])
+@pytest.mark.parametrize("durable", [True, False])
+def test_other_peoples_files_are_kept_by_request(path, monkeypatch, durable, linked):
+    names = put_many(path)
+    inodes = {name: (path / name).stat().st_ino for name in names}
+
+    def refuse(*arguments, **options):
+        raise PermissionError(errno.EPERM, "no links here")
+
+    if not linked:
+        monkeypatch.setattr(os, "link", refuse)
+    vs.save(path, NEW, overwrite=True, foreign="keep", durable=durable)
+    monkeypatch.undo()
+    assert vs.load(path)["w"].tolist() == [0, 1, 2, 3]
+    assert not (path / "deep" / "v").exists()
+    for name in names:
+        assert (path / name).read_text() == name
+        assert stat.S_IMODE((path / name).stat().st_mode) == 0o640
+        assert ((path / name).stat().st_ino == inodes[name]) == linked
+    assert os.readlink(path / "logs" / "latest") == "tb"
+    assert os.readlink(path / "dangling") == "nowhere"
+    assert vs.load(path / "nested")["precious"].tolist() == [0, 1, 2]
+    assert vs.verify(path / "nested").ok
+    assert os.listdir(path.parent) == ["c"]
+
+
+def test_a_file_where_the_new_checkpoint_has_its_own_is_not_kept(path):
+    (path / "other").write_text("mine")
+    with pytest.raises(CheckpointExists, match="other"):
+        vs.save(path, NEW, overwrite=True, foreign="keep")
+    (path / "other").unlink()
+    (path / "other" / "y").mkdir(parents=True)
+    (path / "other" / "y" / "out").write_text("mine")
+    with pytest.raises(CheckpointExists, match="out"):
+        vs.save(path, NEW, overwrite=True, foreign="keep")
+    assert (path / "other" / "y" / "out").read_text() == "mine"
+    assert vs.load(path)["w"].tolist() == [0, 0, 0, 0]
+    assert os.listdir(path.parent) == ["c"]
+
+
+@pytest.mark.parametrize("foreign", ["ignore", None, True])
+def test_another_choice_is_refused(path, foreign):
+    with pytest.raises(UsageError, match="foreign"):
+        vs.save(path, NEW, overwrite=True, foreign=foreign)
+
+
+def test_without_a_manifest_each_folder_with_out_is_a_variable(path):
+    (path / "manifest").unlink()
+    vs.save(path, NEW, overwrite=True)
+    (path / "manifest").unlink()
+    (path / "w" / "notes.txt").write_text("mine")
+    with pytest.raises(CheckpointExists, match=r"w/notes\.txt"):
+        vs.save(path, NEW, overwrite=True)
+
+
+def test_a_damaged_checkpoint_can_be_overwritten(path):
+    (path / "manifest").chmod(0o644)
+    (path / "manifest").write_bytes(b"torn")
+    vs.save(path, NEW, overwrite=True)
+    (path / "w" / "out").unlink()
+    (path / "w" / "meta").unlink()
+    (path / "w").rmdir()
+    (path / "w").write_text("a file")
+    vs.save(path, OLD, overwrite=True)
+    assert vs.verify(path).ok
+
+
+# --- at the same time --------------------------------------------------------------------------------------------
+
+OVERWRITER = """
+import errno, os, sys
+import numpy as np
+import varstore as vs
+from varstore.storage import syscalls
+def missing(*arguments):
+    raise OSError(errno.ENOSYS, "not here")
+if sys.argv[2] == "two renames":
+    syscalls.exchange = missing
+path, who = sys.argv[1], int(sys.argv[3])
+for i in range(80):
+    vs.save(path, {"a": np.full(4, who), f"b{who}/c{i % 3}": np.full(9, i)}, overwrite=True, durable=False)
+"""
+
+
+@pytest.mark.parametrize("how", ["exchange", "two renames"])
+def test_overwriters_take_turns(tmp_path, how):
+    vs.save(tmp_path / "c", OLD)
+    command = [sys.executable, "-c", OVERWRITER, tmp_path / "c", how]
+    writers = [subprocess.Popen([*command, str(who)], stderr=subprocess.PIPE, text=True) for who in range(3)]
+    complaints = [writer.communicate(timeout=200)[1] for writer in writers]
+    assert complaints == ["", "", ""]
+    assert vs.verify(tmp_path / "c").ok
+    assert os.listdir(tmp_path) == ["c"]
+
+
+CTRL_C_AT_EACH_CALL = """
+import errno, faulthandler, os, shutil, signal, sys
+import numpy as np
+import varstore as vs
+from varstore.storage import syscalls
+
+os.chdir(sys.argv[1])
+watched = ("staging.py", "leftovers.py", "removing.py", "claims.py", "folders.py")
+def missing(*arguments):
+    raise OSError(errno.ENOSYS, "not here")
+if sys.argv[2] == "two renames":
+    syscalls.exchange = missing
+old, new = {"a": np.zeros(3)}, {"a": np.ones(3), "b/c": np.ones(3)}
+def interrupted(moment):
+    passed = 0
+    def profile(frame, event, argument):
+        nonlocal passed
+        if event in ("call", "c_call", "c_return", "return") and frame.f_code.co_filename.endswith(watched):
+            passed += 1
+            if passed == moment:
+                sys.setprofile(None)
+                os.kill(os.getpid(), signal.SIGINT)
+    vs.save("c", old, overwrite=os.path.isdir("c"), durable=False)
+    before = set(os.listdir("/proc/self/fd"))
+    sys.setprofile(profile)
+    outcome = "saved"
+    try:
+        vs.save("c", new, overwrite=True, durable=False)
+    except KeyboardInterrupt:
+        outcome = "interrupted"
+    finally:
+        sys.setprofile(None)
+    for left in set(os.listdir("/proc/self/fd")) - before:  # between a call's return and the assignment of its result
+        try:
+            os.close(int(left))
+        except OSError:
+            pass
+    vs.clean(".")
+    assert os.listdir(".") == ["c"], (moment, os.listdir("."))
+    assert vs.verify("c").ok, moment
+    assert vs.load("c")["a"][0] == 1 or outcome == "interrupted", moment
+    return passed >= moment
+moment = 1
+faulthandler.dump_traceback_later(300, exit=True)
+while interrupted(moment):
+    moment += 1
+print(moment)
+"""
+
+
+@pytest.mark.parametrize("how", ["exchange", "two renames"])
+def test_ctrl_c_at_each_call_leaves_the_old_or_the_new(tmp_path, how):
+    assert int(run_python(CTRL_C_AT_EACH_CALL, tmp_path, how, timeout=400).stdout) > 50
+
+
+# --- what cannot be renamed --------------------------------------------------------------------------------------
+
+CALLS = ("rename", "unlink", "rmdir", "mkdir")
+
+
+def die_at(monkeypatch, moment, *, all_folders):
+    """Have folders not be renamed, as in an overlay, and this process die at the n-th call that changes a directory."""
+    real = {name: getattr(os, name) for name in CALLS}
+    create = syscalls.create
+    calls = 0
+
+    def count():
+        nonlocal calls
+        calls += 1
+        if calls == moment:
+            os._exit(9)
+
+    def rename(old, new, *, src_dir_fd=None, dst_dir_fd=None):
+        count()
+        if stat.S_ISDIR(os.stat(old, dir_fd=src_dir_fd, follow_symlinks=False).st_mode) and (all_folders or old == "c"):
+            raise OSError(errno.EXDEV, os.strerror(errno.EXDEV))
+        real["rename"](old, new, src_dir_fd=src_dir_fd, dst_dir_fd=dst_dir_fd)
+
+    def counted(name):
+        def call(*arguments, **options):
+            count()
+            return real[name](*arguments, **options)
+
+        return call
+
+    def crosses(*_):
+        raise OSError(errno.EXDEV, os.strerror(errno.EXDEV))
+
+    def created(name, dir_fd):
+        count()
+        return create(name, dir_fd)
+
+    for name in CALLS[1:]:
+        monkeypatch.setattr(os, name, counted(name))
+    monkeypatch.setattr(os, "rename", rename)
+    monkeypatch.setattr(syscalls, "exchange", crosses)
+    monkeypatch.setattr(syscalls, "create", created)
+
+
+def in_a_child(act):
+    pid = os.fork()
+    if not pid:
+        with contextlib.suppress(BaseException):
+            act()
+            os._exit(0)
+        os._exit(1)
+    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+
+
+@pytest.mark.parametrize("durable", [True, False])
+@pytest.mark.parametrize("all_folders", [False, True], ids=["old folders", "any folder"])
+def test_what_cannot_be_renamed_is_replaced_whatever_happens(tmp_path, monkeypatch, all_folders, durable):
+    path = tmp_path / "c"
+    seen = set()
+
+    def act(moment):
+        die_at(monkeypatch, moment, all_folders=all_folders)
+        vs.save(path, NEW, overwrite=True, durable=durable)
+
+    def clean():
+        die_at(monkeypatch, 0, all_folders=all_folders)
+        vs.clean(tmp_path)
+
+    for moment in range(1, 1000):
+        with contextlib.suppress(CheckpointExists):
+            vs.save(path, OLD)
+        status = in_a_child(lambda moment=moment: act(moment))
+        assert status in (0, 9)
+        with contextlib.suppress(vs.VarstoreError):
+            seen.add(float(vs.load(path)["w"][1]))  # whole, or an error
+        assert in_a_child(clean) == 0
+        assert os.listdir(tmp_path) == ["c"], moment
+        assert vs.verify(path).ok, moment
+        assert vs.load(path)["w"].tolist() in ([0, 0, 0, 0], [0, 1, 2, 3])
+        if not status:
+            break
+        vs.save(path, OLD, overwrite=True)
+    assert seen == {0, 1}
+    assert moment > 25
+
+
+def test_what_somebody_saved_meanwhile_is_not_taken_for_what_is_left(tmp_path, monkeypatch):
+    path = tmp_path / "c"
+    vs.save(path, OLD)
+
+    def act(moment):
+        die_at(monkeypatch, moment, all_folders=False)
+        vs.save(path, NEW, overwrite=True)
+
+    for moment in range(1, 1000):
+        if not in_a_child(lambda moment=moment: act(moment)):
+            break
+        if path.exists():
+            path.rename(tmp_path / "going")
+        path.mkdir()
+        (path / "mine").touch()
+        vs.clean(tmp_path)
+        assert os.listdir(path) == ["mine"]
+        for name in os.listdir(tmp_path):
+            shutil.rmtree(tmp_path / name)
+        vs.save(path, OLD)
+    assert moment > 25
