@@ -112,6 +112,7 @@ def cli(*arguments):
 
 @settings(max_examples=60, deadline=None)
 @given(name=NAME, alias=NAME, text=st.text(st.characters(exclude_categories=("Cs",))), key=TEXT)
+@example(name="-", alias="--help", text="", key="0")
 @example(name=FORGED, alias="own", text="\x9b31m\u2028", key="\n")
 @example(name="a" * 2000, alias="\n" * 400, text="x" * 10**4, key="k" * 300)
 def test_every_verb_prints_one_line_per_row(name, alias, text, key):
@@ -124,11 +125,11 @@ def test_every_verb_prints_one_line_per_row(name, alias, text, key):
         other = checkpoint(Path(folder, "d"), entries=rows[:1], folders={"x": b"\1"})
         lost = checkpoint(Path(folder, "lost"), entries=rows)
         is_bounded(cli("ls", path).output, len(rows) + 2)
-        is_bounded(cli("ls", path, name).output)
+        is_bounded(cli("ls", "--", path, name).output)
         assert cli("ls", "--json", path).output.replace("\n", "").isprintable()
         is_bounded(cli("ls", "--allow-incomplete", lost).output, 2 + len(rows))
-        is_bounded(cli("show", path, name).output)
-        is_bounded(cli("show", path, f"{name}?").output, 1)
+        is_bounded(cli("show", "--", path, name).output)
+        is_bounded(cli("show", "--", path, f"{name}?").output, 1)
         is_bounded(cli("diff", path, other).output, len(rows))
         is_bounded(cli("verify", path).output)
         is_bounded(cli("verify", lost).output, 1 + len(rows))
