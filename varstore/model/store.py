@@ -143,7 +143,7 @@ def save(
         progress=progress,
     )
     content = Content(saved.entries, saved.manifest, MappingProxyType({}))
-    return Checkpoint(location.known_as(saved.identity), content)
+    return Checkpoint(Location(location.path, location.absolute, saved.identity), content)
 
 
 def load(

@@ -207,7 +207,6 @@ class Staging:
         """Whether the old checkpoint is being removed where it lies."""
         self._is_parents = False
         """Whether this process is a child, and the process that forked it goes on with the save."""
-        tell_children(self, Staging._in_child)
 
     def _in_child(self) -> None:
         """Let go of the lock, and of everything that the parent still needs."""
@@ -223,10 +222,12 @@ class Staging:
         return self
 
     def _open(self) -> None:
+        if not self.target.in_place:
+            self._open_parent()
+        tell_children(self, Staging._in_child)  # before the lock is taken
         if self.target.in_place:
             self._open_target()
             return
-        self._open_parent()
         while self.fd < 0:
             self._name = beside(self._final, SAVING)
             os.mkdir(self._name, 0o700, dir_fd=self._parent)
