@@ -25,7 +25,7 @@ import varstore as vs
 from tools.faults.jobs import FOREIGN, Job, Lost, Outcome
 from varstore.disk.read.checkpoint import Checkpoint
 
-__all__ = ["BY_PATH", "FILLINGS", "HANDLES", "filling_of", "jobs", "losses", "save", "values_of"]
+__all__ = ["BY_PATH", "FILLINGS", "HANDLES", "filling_of", "jobs", "losses", "overwriting", "save", "values_of"]
 
 _WHOLE, _PART = 5_000, 25
 FILLINGS: Final = (1, 2)
@@ -188,7 +188,7 @@ def _race(use: Callable[[Path], int], manifest: bool, times: int, place: Path) -
     for name in ("first", "checkpoint"):
         save(place / name, FILLINGS[0], manifest=manifest)
     lost = []
-    with _overwriting(path, manifest):
+    with overwriting(path, manifest):
         for number in range(times):
             found = dict(losses(use, path))
             if found:
@@ -197,7 +197,8 @@ def _race(use: Callable[[Path], int], manifest: bool, times: int, place: Path) -
 
 
 @contextmanager
-def _overwriting(path: Path, manifest: bool) -> Iterator[None]:
+def overwriting(path: Path, manifest: bool) -> Iterator[None]:
+    """Let another process overwrite a checkpoint without a pause."""
     command = [sys.executable, "-c", _WRITER, os.fspath(path), str(manifest)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as writer:
         assert writer.stdout is not None

@@ -5,6 +5,7 @@ These functions only decide which format a file has. Whether it is valid is chec
 
 from __future__ import annotations
 
+import contextlib
 import os
 from dataclasses import dataclass
 
@@ -188,11 +189,12 @@ def is_zarr(probe: Probe) -> bool:
 def _names_in(path: str) -> frozenset[str]:
     """Return the names in a folder; they are listed again if another folder took its place meanwhile."""
     for _ in range(_ATTEMPTS):
-        before = os.stat(path)
-        names = frozenset(os.listdir(path))
-        if os.path.samestat(before, os.stat(path)):
-            break
-    return names
+        with contextlib.suppress(FileNotFoundError):
+            before = os.stat(path)
+            names = frozenset(os.listdir(path))
+            if os.path.samestat(before, os.stat(path)):
+                return names
+    return frozenset(os.listdir(path))
 
 
 def _has_variable(probe: Probe) -> bool:

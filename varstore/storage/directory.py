@@ -46,6 +46,7 @@ __all__ = ["PAUSES", "Directory", "is_shared", "locate", "marker_identity", "rep
 
 PAUSES = (0.1, 1.2, 2.4)
 """Seconds between looks at a shared file system, where what other machines did may be seen a second late."""
+_GONE = {errno.ENOENT, errno.ENOTDIR, errno.ESTALE}
 _ATTEMPTS = 100
 """Attempts to open a file: openat2 fails with EAGAIN if a rename races with a link that contains ``..``."""
 
@@ -75,7 +76,8 @@ def says_replaced(error: BaseException) -> bool:
 
 def is_shared(path: str) -> bool:
     """Tell whether a path is on a file system that others may change behind this machine's back, or behind FUSE."""
-    return syscalls.file_system_type(path) in syscalls.SHARED_FILE_SYSTEMS
+    kind = syscalls.file_system_type(path) or syscalls.file_system_type(os.path.dirname(path) or os.curdir)
+    return kind in syscalls.SHARED_FILE_SYSTEMS
 
 
 def locate(path: str | os.PathLike[str]) -> Location:
@@ -132,7 +134,7 @@ class Directory:
             return
         try:
             if error is None:
-                if self._confirms:
+                if self._confirms or _known_to_be_shared(self.location.absolute):
                     self._confirm()
             elif _may_mean_replaced(error) and self._is_replaced(error):
                 raise replaced_error(self.path) from error
@@ -152,16 +154,16 @@ class Directory:
         """Return what tells the checkpoint from another at this path; None without manifest and marker."""
         return self._manifest_digest() or marker_identity(self.marker())
 
-    def marker(self) -> os.stat_result | None:
+    def marker(self) -> syscalls.Status | None:
         """Return what the marker is, None where there is none."""
         try:
             fd = self._open_at(MARKER, syscalls.READ_FILE)
         except FileNotFoundError:
             return None
         except OSError:  # a link, a socket, a file that only others may read, one that another machine replaced
-            return self.status(MARKER) if self._has(MARKER) else None
+            return self._marker_at_a_glance()
         try:
-            return os.fstat(fd)
+            return syscalls.fresh_status(fd)
         finally:
             os.close(fd)
 
@@ -170,13 +172,13 @@ class Directory:
         try:
             fd = syscalls.open_folder(self.location.absolute)
         except OSError as error:
-            return error.errno not in (errno.ENOENT, errno.ENOTDIR, errno.ESTALE)
+            return error.errno not in _GONE
         try:
             return self._is_same(Directory(self.location, fd))
         except FormatError:
             return False
         except OSError as error:  # it cannot be told
-            return error.errno != errno.ESTALE
+            return error.errno not in _GONE
         finally:
             syscalls.close_folder(fd)
 
@@ -307,7 +309,8 @@ class Directory:
         Raises:
             UnsafeContent: it is not a regular file.
         """
-        status = os.fstat(fd)
+        shared = _known_to_be_shared(self.location.absolute)
+        status = syscalls.fresh_status(fd) if shared else os.fstat(fd)
         if not stat.S_ISREG(status.st_mode):
             raise self.not_regular(relative, variable)
         return status.st_size
@@ -352,7 +355,8 @@ class Directory:
         if isinstance(expected, bytes):
             found: Identity | None = self._manifest_digest()
         else:
-            found = self._marker_at_a_glance()
+            shared = _known_to_be_shared(self.location.absolute)
+            found = marker_identity(self.marker() if shared else self._marker_at_a_glance())
         if not self._is(found):
             raise replaced_error(self.path)
 
@@ -385,7 +389,8 @@ class Directory:
             return True
         if not self.is_current():
             return True
-        if isinstance(error, IncompleteCheckpoint) or not is_shared(self.location.absolute):
+        is_opening = self.location.identity is None  # whoever opens it tries again
+        if is_opening or isinstance(error, IncompleteCheckpoint) or not is_shared(self.location.absolute):
             return False
         return any(self._is_replaced_after(pause) for pause in PAUSES)
 
@@ -420,11 +425,12 @@ class Directory:
         finally:
             os.close(fd)
 
-    def _marker_at_a_glance(self) -> Identity | None:
+    def _marker_at_a_glance(self) -> syscalls.Status | None:
         try:
-            return marker_identity(self.status(MARKER))
+            found = self.status(MARKER)
         except FileNotFoundError:
             return None
+        return syscalls.Status(found.st_mode, found.st_ino, found.st_size, found.st_mtime_ns)
 
     def _has(self, relative: str) -> bool:
         try:
@@ -472,7 +478,7 @@ def _folders_in(folder: int | str) -> list[str]:
         return [entry.name for entry in entries if entry.is_symlink() or entry.is_dir()]
 
 
-def marker_identity(marker: os.stat_result | None) -> Identity | None:
+def marker_identity(marker: syscalls.Status | None) -> Identity | None:
     """Return what tells a marker from that of another checkpoint at the same path."""
     return None if marker is None else (marker.st_ino, marker.st_mtime_ns)
 

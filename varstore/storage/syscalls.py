@@ -14,11 +14,12 @@ import errno
 import importlib
 import mmap
 import os
+import struct
 import sys
 import weakref
 from collections.abc import Callable, Collection, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 from varstore.errors import StorageError
 
@@ -41,6 +42,7 @@ __all__ = [
     "READ_FILE",
     "READ_FOLDER",
     "READ_FOLDER_ITSELF",
+    "Status",
     "address_space",
     "at_fork",
     "change_mode",
@@ -53,6 +55,7 @@ __all__ = [
     "file_system_type",
     "flock",
     "folder_in",
+    "fresh_status",
     "is_missing",
     "map_file",
     "open_folder",
@@ -140,6 +143,11 @@ _RESOLVE_BENEATH = 0x08
 _SYNCED_BY_FILE = {0x65735546, 0x01021997, 0x517B, 0xFE534D42, 0xFF534D42}
 """File systems (FUSE, 9p, SMB) whose server never hears of syncfs; it hears of fsync."""
 _COPY_STEP = 1 << 20
+_AT_EMPTY_PATH = 0x1000
+_STATX_FORCE_SYNC = 0x2000
+_STATX_BASIC = 0x7FF
+_STATX_SIZE = 256
+_STATX = struct.Struct("=28xH2xQQ64xqI")  # mode, number, size, and the time of the last change, of a struct statx
 _STATFS_LONGS = 64  # more than a struct statfs holds on any architecture
 _CANNOT_COPY = {errno.EXDEV, errno.EPERM, errno.EINVAL, errno.EOPNOTSUPP, errno.EACCES, errno.ENOSYS}
 _MISSING = {errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL, errno.EPERM}
@@ -412,6 +420,27 @@ def address_space() -> int | None:
         return None
     limit, _ = resource.getrlimit(resource.RLIMIT_AS)
     return None if limit == resource.RLIM_INFINITY else int(limit)
+
+
+class Status(NamedTuple):
+    """What a file is now: its mode, number, size in bytes, and the time of its last change in nanoseconds."""
+
+    st_mode: int
+    st_ino: int
+    st_size: int
+    st_mtime_ns: int
+
+
+def fresh_status(fd: int) -> Status:
+    """Return what an open file is now, on a shared file system as its server says it (Linux: statx with a flag)."""
+    buffer = ctypes.create_string_buffer(_STATX_SIZE)
+    if _IS_LINUX and hasattr(_libc, "statx"):
+        with contextlib.suppress(OSError):
+            _checked(_libc.statx(fd, b"", _AT_EMPTY_PATH | _STATX_FORCE_SYNC, _STATX_BASIC, buffer), None)
+            mode, number, size, seconds, nanoseconds = _STATX.unpack_from(buffer)
+            return Status(mode, number, size, seconds * 10**9 + nanoseconds)
+    found = os.fstat(fd)
+    return Status(found.st_mode, found.st_ino, found.st_size, found.st_mtime_ns)
 
 
 def file_system_type(place: str | int) -> int:

@@ -46,7 +46,7 @@ def advice_on_incomplete(path: str) -> str | None:
     if indices or not FOREIGN_NAMES.isdisjoint(names):
         return f"another system wrote it: varstore.read opens {indices[0]!r}" if indices else _FOREIGN
     for folder, _, files in itertools.islice(os.walk(path), _FOLDERS):
-        if MARKER in files:
+        if MARKER in files and folder != path:
             return f"it is a folder of checkpoints: open one of them, such as {folder!r}"
         if "out" in files or MANIFEST in files:
             return "open it with allow_incomplete=True to recover the complete variables"

@@ -69,7 +69,7 @@ def _read_one(directory: Directory, variable: Readable, target: memoryview, too_
     fd = directory.open(relative, variable=entry.name)
     try:
         if syscalls.preadv(fd, (target, too_long), 0) != entry.nbytes:
-            directory.check_size(entry, os.fstat(fd).st_size)
+            directory.check_size(entry, directory.size(fd, relative, entry.name))
             read_block(fd, np.frombuffer(target, np.uint8), 0, hashed=False)  # a call may give less than there is
     except OSError as error:
         if error.errno in (errno.ESPIPE, errno.EISDIR, errno.EAGAIN):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import itertools
 import json
 import os
 import time
@@ -51,6 +50,8 @@ _HTML_ROWS = 50
 _ATTEMPTS = 100
 _WAIT, _WAITS = 0.01, 50
 """Seconds between looks for a checkpoint that is being replaced by two renames, and how often it is looked for."""
+_LOOKS = 4
+"""Of these, looks for any that is not found on a shared file system, where a path is not followed in one step."""
 
 
 class Checkpoint(Mapping[str, Variable]):
@@ -336,20 +337,21 @@ def _opened(path: str | os.PathLike[str], allow_incomplete: bool) -> Checkpoint:
     cannot exchange two directories, there is nothing at the path between two renames, so that moment is waited for.
     """
     location = locate(checked_path(path, "path"))
-    pauses, waits = iter(PAUSES), itertools.repeat(_WAIT, _WAITS)
+    pauses, left = iter(PAUSES), _WAITS
     while True:
         try:
             with translated(location.path, "the checkpoint cannot be opened"), Directory(location) as directory:
                 found, content = read_content(directory, allow_incomplete=allow_incomplete)
                 return Checkpoint(found, content, allow_incomplete=allow_incomplete)
         except (CheckpointNotFound, IncompleteCheckpoint) as error:
-            wait = next(waits, None)
-            if wait is None or not is_being_replaced(location.absolute):
+            left -= 1
+            may_be_there = left > _WAITS - _LOOKS and is_shared(location.absolute)
+            if not left or not (may_be_there or is_being_replaced(location.absolute)):
                 raise _advised(error, location) from None
-            time.sleep(wait)
-        except FormatError:
+            time.sleep(_WAIT)
+        except (FormatError, StorageError) as error:
             pause = next(pauses, None)
-            if pause is None or not is_shared(location.absolute):
+            if pause is None or says_replaced(error) or not is_shared(location.absolute):
                 raise
             time.sleep(pause)
 
