@@ -85,3 +85,68 @@ def test_a_static_program(tmp_path, pir):
     if pir == "1" and paddle.__version__ < "3":
         pytest.skip("Paddle 2 does not make such programs")
     assert run_python(STATIC, tmp_path, pir, FLAGS_enable_pir_api=pir).stdout.endswith("done\n")
+
+
+def losses(layer, optimizer, steps):
+    found = []
+    for step in steps:
+        x = paddle.to_tensor(np.random.default_rng(step).normal(size=(8, 3)).astype("f4"))
+        loss = (layer(x) - x.sum(axis=1, keepdim=True)).square().mean()
+        loss.backward()
+        optimizer.step()
+        optimizer.clear_grad()
+        found.append(float(loss))
+    return found
+
+
+def training():
+    paddle.seed(0)
+    layer = paddle.nn.Sequential(paddle.nn.Linear(3, 4), paddle.nn.ReLU(), paddle.nn.Linear(4, 1))
+    return layer, paddle.optimizer.Adam(0.05, parameters=layer.parameters())
+
+
+@pytest.mark.parametrize("way", ["state", "files", "prefix", "convert and back"])
+def test_training_resumes_bit_for_bit(tmp_path, way):
+    layer, adam = training()
+    losses(layer, adam, range(5))
+    vs.save_state(tmp_path / "all", {"net": layer.state_dict(), "opt": adam.state_dict()})
+    paddle.save(layer.state_dict(), str(tmp_path / "run.pdparams"))
+    paddle.save(adam.state_dict(), str(tmp_path / "run.pdopt"))
+    expected = losses(layer, adam, range(5, 9))
+    if way == "state":
+        loaded = vs.load_state(tmp_path / "all")
+        net, opt = loaded["net"], loaded["opt"]
+    elif way == "files":
+        net, opt = vs.load_state(tmp_path / "run.pdparams"), vs.load_state(tmp_path / "run.pdopt")
+    elif way == "prefix":
+        loaded = vs.read(tmp_path / "run").state()
+        net, opt = loaded["model"], loaded["optimizer"]
+    else:
+        for end in ("pdparams", "pdopt"):
+            vs.convert(tmp_path / f"run.{end}", tmp_path / end)
+            vs.convert(tmp_path / end, tmp_path / f"again.{end}")
+        net, opt = (paddle.load(str(tmp_path / f"again.{end}")) for end in ("pdparams", "pdopt"))
+    other, again = training()
+    names = {p.name: q.name for p, q in zip(layer.parameters(), other.parameters(), strict=True)}
+    renamed = {}
+    for key, value in opt.items():  # a second layer in one process has other names; a new process has the same
+        old = next((name for name in names if key.startswith(name + "_")), None)
+        renamed[key if old is None else names[old] + key.removeprefix(old)] = value
+    other.set_state_dict(net)
+    again.set_state_dict(renamed)
+    assert losses(other, again, range(5, 9)) == expected
+
+
+def test_a_translated_layer_is_saved_and_its_names_are_the_programs(tmp_path):
+    layer, _ = training()
+    spec = [paddle.static.InputSpec([None, 3], "float32", name="x")]
+    paddle.jit.save(layer, str(tmp_path / "net"), input_spec=spec)
+    translated = paddle.jit.load(str(tmp_path / "net"))
+    vs.save(tmp_path / "c", translated.state_dict())
+    found = sorted(value.tobytes() for value in vs.load(tmp_path / "c").values())
+    assert found == sorted(value.numpy().tobytes() for value in layer.state_dict().values())
+    read = vs.read(tmp_path / "net")  # the program's names are those of the parameters
+    by_program = {parameter.name: parameter.numpy() for parameter in layer.parameters()}
+    names = read.attributes["parameter_names"]
+    for name, values in vs.load(tmp_path / "net").items():
+        assert (values == by_program[names[name]]).all()

@@ -128,9 +128,11 @@ def is_oneflow(probe: Probe) -> bool:
 
 
 def is_paddle(probe: Probe) -> bool:
-    """Detect a pickle with Paddle's keys or suffix, or raw variables: zeros, then the size of a description."""
+    """Detect a pickle with Paddle's keys or suffix, a program, or raw variables: zeros, then a description's size."""
     if probe.is_pickle:
         return probe.says(*_PADDLE_MARKS) or probe.ends(".pdparams", ".pdopt", ".pdckpt")
+    if probe.ends(".pdmodel") or (probe.ends(".json") and b'"magic":"pir"' in probe.head.replace(b" ", b"")):
+        return True
     return len(probe.head) > 20 and not any(probe.head[:16]) and any(probe.head[16:20])
 
 

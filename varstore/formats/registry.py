@@ -15,6 +15,7 @@ from typing import Any, Literal
 from varstore.errors import UsageError
 from varstore.formats import detect as recognise
 from varstore.formats.detect import Probe
+from varstore.formats.paddle.program import is_prefix
 
 __all__ = ["FORMATS", "Format", "detect", "named", "target_format"]
 
@@ -86,6 +87,8 @@ def detect(path: str | os.PathLike[str]) -> Format:
         CheckpointNotFound: there is nothing at the path.
         UsageError: the format is unknown.
     """
+    if is_prefix(os.fspath(path)):
+        return _BY_NAME["paddle"]
     probe = Probe.of(os.fspath(path))
     for format in FORMATS:
         if format.recognises(probe):

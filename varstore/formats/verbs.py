@@ -16,7 +16,7 @@ import numpy as np
 
 from varstore.disk.progress import Progress, reporting
 from varstore.disk.read.checkpoint import Checkpoint, retry_if_replaced
-from varstore.errors import StorageError, UnsupportedDtype, UsageError
+from varstore.errors import CheckpointNotFound, StorageError, UnsupportedDtype, UsageError
 from varstore.formats.binary.source import Held, files_noted, is_unchanged
 from varstore.formats.native import OpenedCheckpoint, nested
 from varstore.formats.opened import ForeignCheckpoint
@@ -173,13 +173,13 @@ def open_source(source: Any) -> Any:
     if not isinstance(source, str | os.PathLike):
         return source
     path = os.fspath(source)
-    if not isinstance(path, str) or os.path.lexists(os.path.join(path, MARKER)) or not os.path.lexists(path):
+    if not isinstance(path, str) or os.path.lexists(os.path.join(path, MARKER)):
         return source
     from varstore.formats.registry import detect
 
     try:
         format = detect(path).name
-    except UsageError:
+    except (UsageError, CheckpointNotFound):
         return source
     return source if format == "varstore" else read(path, format)
 
@@ -276,7 +276,7 @@ def convert(
 
     If the target can store nested state, and no names are chosen or renamed, nested state keeps its structure.
     Otherwise, the target contains the tensors only, and the result names the values that were left out. Metadata of
-    the source is not converted.
+    the source is not converted, but for the names that Paddle has for the parameters besides their structured names.
 
     Args:
         source: the file or folder to read.
@@ -329,7 +329,7 @@ def convert(
         is_whole = chosen == {name: name for name in opened}
         keeps_tree = row.is_nested and is_whole
         tree = opened.tree if isinstance(opened, ForeignCheckpoint) else {}
-        kept: dict[str, str] = {}
+        kept: dict[str, Any] = {}
         is_linked = row is source_row and row.name == "varstore"
         if isinstance(opened, Checkpoint):
             tree = nested(opened) or {}
@@ -341,7 +341,8 @@ def convert(
                 state = wrapped.tree(tree)
             else:
                 state = {name: wrapped.array(array) for name, array in arrays.items()}
-            row.module.write(target, state, **kept, **_for_format(row, options))
+            kept |= _parameter_names(opened, chosen, row.name, options)
+            row.module.write(target, state, **{**_for_format(row, options), **kept})
         left_out = [] if keeps_tree else [name for name, leaf in leaves(tree) if not isinstance(leaf, LazyArray)]
         left_out += [f"{name}: not in the model" for name in extra]
         changed = {name: wrapped.change_of(array) for name, array in arrays.items()}
@@ -361,6 +362,17 @@ def convert(
     if source_row.name == "varstore":
         return retry_if_replaced(lambda found: write_from(OpenedCheckpoint(found.location, found.content)), source)
     return write_from(read(source, source_row.name, limit=limit))
+
+
+def _parameter_names(opened: Any, chosen: Mapping[str, str], format: str, options: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the option that keeps what Paddle calls the parameters besides their structured names, if it is known."""
+    known = opened.attributes.get("parameter_names")
+    names = {name: known[origin] for name, origin in chosen.items() if origin in known} if known else {}
+    if names and format == "paddle":
+        return {"parameter_names": names}
+    if names and format == "varstore" and options.get("manifest", True):
+        return {"attributes": {"parameter_names": names, **(options.get("attributes") or {})}}
+    return {}
 
 
 def _for_format(row: Format, options: Mapping[str, Any]) -> dict[str, Any]:

@@ -22,13 +22,13 @@ import numpy as np
 from varstore.errors import FormatError, SizeMismatch, UnsupportedDtype
 from varstore.formats.binary.budget import ARRAY, Budget
 from varstore.formats.binary.slices import stream_of
-from varstore.formats.binary.source import MOST_DIMENSIONS, Source, count_elements
+from varstore.formats.binary.source import MOST_DIMENSIONS, Held, Source, count_elements
 from varstore.formats.binary.wire import BYTES, Field, Wire
 from varstore.storage.containment import inside
 from varstore.values.lazy import LazyArray, placed_array
 from varstore.values.parts import in_c_order
 
-__all__ = ["companion", "is_stream", "parameter_names", "read_streams"]
+__all__ = ["companion", "is_prefix", "is_stream", "pair_of", "parameter_names", "parameters_of", "read_streams"]
 
 _DTYPES: dict[int, np.dtype[Any]] = {
     0: np.dtype(np.bool_),
@@ -49,9 +49,49 @@ _DTYPES: dict[int, np.dtype[Any]] = {
 _TENSOR_KINDS = frozenset({7, 8})
 """The VarTypes of dense and sparse-row tensors; variables of other types (feed, fetch, raw) do not have values."""
 
+_PAIR = (".pdparams", ".pdopt")
+_PROGRAMS = (".json", ".pdmodel")
 _LONGEST_DESCRIPTION = 4096
 _MOST_LEVELS = 64
 _LONGEST_PROGRAM = 1 << 28
+
+
+def is_prefix(path: str) -> bool:
+    """Return whether there is nothing at a path, but files of Paddle are called like it, with suffixes."""
+    suffixes = (*_PAIR, ".pdiparams", *_PROGRAMS)
+    return not os.path.lexists(path) and any(os.path.lexists(path + suffix) for suffix in suffixes)
+
+
+def pair_of(path: str) -> list[str]:
+    """Return the files of `paddle.Model.save` for a prefix: a model's parameters, and its optimizer's state."""
+    return [] if os.path.lexists(path) else [path + suffix for suffix in _PAIR if os.path.lexists(path + suffix)]
+
+
+def parameters_of(path: str) -> str:
+    """Return the file of parameters that a prefix or a program stands for; any other path as it is.
+
+    Raises:
+        FormatError: there is only a program.
+    """
+    if isinstance(path, Held):
+        return path
+    stem, suffix = os.path.splitext(path)
+    if suffix in _PROGRAMS:
+        is_program, stem = True, stem
+    else:
+        is_program, stem = not os.path.lexists(path), path
+    if not is_program:
+        return path
+    found = next((stem + end for end in (*_PAIR, ".pdiparams") if os.path.lexists(stem + end)), None)
+    program = next((stem + end for end in _PROGRAMS if os.path.lexists(stem + end)), None)
+    if found is None and program is not None:
+        raise FormatError(
+            "this is a program of Paddle, which does not hold parameters",
+            path=program,
+            expected=f"its parameters in {stem + '.pdiparams'!r}",
+            hint="bring the file along; a program without parameters has none to read",
+        )
+    return found or path
 
 
 def is_stream(source: Source) -> bool:

@@ -12,6 +12,7 @@ from __future__ import annotations
 import math
 import os
 from collections import OrderedDict
+from collections.abc import Mapping
 from typing import Any
 
 import ml_dtypes
@@ -21,7 +22,7 @@ from varstore.errors import FormatError, SizeMismatch, UsageError
 from varstore.formats.binary.budget import Budget
 from varstore.formats.binary.source import Source, count_elements
 from varstore.formats.opened import ForeignCheckpoint
-from varstore.formats.paddle.program import companion, is_stream, parameter_names, read_streams
+from varstore.formats.paddle.program import companion, is_stream, pair_of, parameter_names, parameters_of, read_streams
 from varstore.formats.pickles.arrays import PLAIN, Array
 from varstore.formats.pickles.emit import Emitter, Named
 from varstore.formats.pickles.machine import ITEM, NODE, Machine, Record
@@ -47,6 +48,9 @@ _WRITTEN = frozenset(
 def read(path: str | os.PathLike[str], *, limit: int | None = None) -> ForeignCheckpoint:
     """Open a file that `paddle.save` or `paddle.jit.save` (``.pdiparams``) wrote, or one of raw variables.
 
+    The path may be Paddle's prefix: that of the files of a program, or of those of `paddle.Model.save`, which become
+    ``model`` and ``optimizer``. A program, ``.json`` or ``.pdmodel``, stands for the parameters beside it.
+
     A ``.pdiparams`` file does not contain names. They are read from the ``.json`` or ``.pdmodel`` file beside it, and
     structured names from ``.pdiparams.info`` if that exists. Without these files, the tensors are numbered.
 
@@ -56,7 +60,14 @@ def read(path: str | os.PathLike[str], *, limit: int | None = None) -> ForeignCh
         SizeMismatch: it ends within a variable.
         CheckpointNotFound: there is nothing at the path.
     """
-    source = Source(path)
+    place = os.fspath(path)
+    if len(pair := pair_of(place)) == 2:
+        parts = [read(part, limit=limit) for part in pair]
+        budget = Budget(place, sum(os.stat(part).st_size for part in pair), limit=limit)
+        return ForeignCheckpoint(
+            place, "paddle", {"model": parts[0].tree, "optimizer": parts[1].tree}, parts[0].attributes, budget=budget
+        )
+    source = Source(parameters_of(place))
     budget = Budget(source.path, source.size, limit=limit)
     if is_stream(source):
         return _read_streams(source, budget)
@@ -83,8 +94,10 @@ def read(path: str | os.PathLike[str], *, limit: int | None = None) -> ForeignCh
     return ForeignCheckpoint(source.path, "paddle", plain_tree(value, machine, leaf), attributes, budget=budget)
 
 
-def write(path: str | os.PathLike[str], state: Any) -> None:
+def write(path: str | os.PathLike[str], state: Any, *, parameter_names: Mapping[str, str] | None = None) -> None:
     """Write a mapping or nested state like `paddle.save`, for `paddle.load` and `set_state_dict`.
+
+    `parameter_names` are those of Paddle's own, by the names in a flat state; the default is the name itself.
 
     Raises:
         UsageError: a value is not a tensor, a scalar or a container of them, or the path ends in ``.pdiparams``.
@@ -101,7 +114,9 @@ def write(path: str | os.PathLike[str], state: Any) -> None:
     is_flat = isinstance(tree, dict) and any(isinstance(value, LazyArray) for value in tree.values())
     is_flat = is_flat and not any(_holds_array(value) for value in tree.values() if not isinstance(value, LazyArray))
     if is_flat:
-        tree = tree | {_NAMES: {key: str(key) for key, value in tree.items() if isinstance(value, LazyArray)}}
+        names = parameter_names or {}
+        tensors = [key for key, value in tree.items() if isinstance(value, LazyArray)]
+        tree = tree | {_NAMES: {key: names.get(str(key), str(key)) for key in tensors}}
     count = 0
 
     def array(emitter: Emitter, array: LazyArray) -> None:
