@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 from support import ROOT, assert_same
 
+import varstore as vs
 from varstore.formats import megengine, oneflow, torch
 from varstore.formats.paddle import states as paddle
 
@@ -373,6 +374,32 @@ print(json.dumps(describe([state, final.state_dict()])))
     assert_same(single["(array)"].numpy(), np.array([126, 128, 129], np.uint8))
     expected = {"name": "Quantized8Asymm", "scale": 0.5, "zero_point": 128}
     assert single.lazy("(array)").attributes == {"mgb_dtype": expected}
+
+
+def test_a_tensor_of_megengine_comes_back_as_one(tmp_path: Path) -> None:
+    script = """
+import json, sys
+import numpy as np
+import megengine
+from megengine import Tensor, Parameter
+def said(value):
+    if isinstance(value, dict):
+        return {key: said(item) for key, item in value.items()}
+    kind = f"{type(value).__module__}.{type(value).__name__}"
+    return [kind, np.asarray(value.numpy() if hasattr(value, "numpy") else value).astype(float).tolist()]
+if len(sys.argv) == 2:
+    net = megengine.module.Linear(2, 1)
+    state = {"state_dict": net.state_dict(), "loss": Tensor(0.5), "weight": Parameter([[1.0, 2.0]]), "epoch": 3}
+    state["half"] = Tensor([1.0]).astype("float16")
+    megengine.save(state, sys.argv[1])
+print(json.dumps(said(megengine.load(sys.argv[-1]))))
+"""
+    truth = json.loads(run_in("megengine", script, tmp_path / "a.mge"))
+    assert truth["loss"] == ["megengine.tensor.Tensor", 0.5]
+    vs.convert(tmp_path / "a.mge", tmp_path / "d")
+    vs.convert(tmp_path / "d", tmp_path / "b.mge")
+    assert json.loads(run_in("megengine", script, tmp_path / "b.mge", tmp_path / "b.mge")) == truth
+    assert vs.load_state(tmp_path / "d")["loss"] == 0.5
 
 
 # --- oneflow -----------------------------------------------------------------------------------------------------

@@ -30,7 +30,7 @@ from varstore.formats.pickles.names import Constructor
 from varstore.formats.pickles.tree import DEEPEST, plain_tree
 from varstore.formats.state.nested import nested_state
 from varstore.storage.appearing import replacing
-from varstore.values.lazy import LazyArray, derived
+from varstore.values.lazy import LazyArray, derived, retyped
 
 __all__ = ["read", "write"]
 
@@ -38,6 +38,8 @@ _BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
 _BRAIN = Named("megengine.core._imperative_rt", "pybfloat16")
 _BRAIN_FLAGS = 112
 _NAME = 200
+_CLASSES = {f"megengine.{name}": Named("megengine.tensor", name) for name in ("Tensor", "Parameter")}
+_DEVICE = "xpux:0"  # whichever there is, as MegEngine writes it
 
 
 def read(path: str | os.PathLike[str], *, limit: int | None = None) -> ForeignCheckpoint:
@@ -62,11 +64,13 @@ def read(path: str | os.PathLike[str], *, limit: int | None = None) -> ForeignCh
 
     def leaf(record: Any) -> Any:
         if isinstance(record, _Tensor):
-            return record.array if isinstance(record.array, Array) else NotImplemented
+            array = record.array
+            return retyped(_lazy(array, source), record.type_name) if isinstance(array, Array) else NotImplemented
         if isinstance(record, Array):
             return _lazy(record, source)
         if _is_module(record):
-            return OrderedDict(_variables(record, "", machine, 0))
+            tensors = _variables(record, "", machine, 0)
+            return OrderedDict((name, t.array if isinstance(t.array, Array) else t) for name, t in tensors)
         return NotImplemented
 
     attributes = {} if machine.stop == len(data) else {"bytes_behind": len(data) - machine.stop}
@@ -82,6 +86,8 @@ def _accept(dtype: np.dtype[Any]) -> bool:
 def write(path: str | os.PathLike[str], state: Any) -> None:
     """Write a mapping or nested state as a pickle of numpy arrays, like `megengine.save` of a state dict.
 
+    What was a Tensor in a file of MegEngine, such as a loss, is written as one.
+
     Raises:
         UsageError: a value is not a tensor, a scalar or a container of them.
         UnsupportedDtype: neither numpy 1 nor MegEngine has the type of a tensor.
@@ -90,8 +96,18 @@ def write(path: str | os.PathLike[str], state: Any) -> None:
     tree = nested_state(state, format="megengine", accept=_accept)
 
     def array(emitter: Emitter, array: LazyArray) -> None:
-        is_brain = array.dtype == _BFLOAT16
-        emitter.numpy(array, _BFLOAT16 if is_brain else array.dtype, (_BRAIN, _BRAIN_FLAGS) if is_brain else None)
+        dtype = array.dtype.newbyteorder("=")
+        own = (_BRAIN, _BRAIN_FLAGS) if dtype == _BFLOAT16 else None
+        kind = _CLASSES.get(array.type)
+        if kind is None:
+            emitter.numpy(array, dtype, own)
+            return
+        arguments = (
+            lambda: emitter.numpy(array, dtype, own),
+            lambda: emitter.dtype(dtype, own),
+            lambda: emitter.value(_DEVICE),
+        )
+        emitter.object(kind, arguments, {})
 
     with replacing(os.fspath(path)) as file:
         Emitter(file, 4, array).pickle(tree)
@@ -100,11 +116,12 @@ def write(path: str | os.PathLike[str], state: Any) -> None:
 class _Tensor(Opaque):
     """A tensor; its array is an argument of the class since version 1, and was part of the state before."""
 
-    __slots__ = ("array",)
+    __slots__ = ("array", "type_name")
 
-    def __init__(self, array: Any, offset: int) -> None:
+    def __init__(self, array: Any, offset: int, type_name: str = "megengine.Tensor") -> None:
         super().__init__(None, offset)
         self.array = array
+        self.type_name = type_name
 
     def build(self, _machine: Machine, state: Any) -> None:
         self.state = state
@@ -114,6 +131,10 @@ class _Tensor(Opaque):
 
 def _tensor(machine: Machine, array: Any = None, *_: Any) -> _Tensor:
     return _Tensor(array, machine.stop)
+
+
+def _parameter(machine: Machine, array: Any = None, *_: Any) -> _Tensor:
+    return _Tensor(array, machine.stop, "megengine.Parameter")
 
 
 def _lazy(array: Array, source: Source) -> LazyArray:
@@ -187,7 +208,7 @@ _TABLE = {
     ("megengine.core.tensor.dtype", "QuantDtypeMeta"): Constructor(new=_first),
     ("megengine.quantization.utils", "QuantMode"): Constructor(call=_first),
     **{
-        (module, name): Constructor(new=_tensor)
+        (module, name): Constructor(new=_parameter if name == "Parameter" else _tensor)
         for module in ("megengine.tensor", "megengine.core.tensor", "megengine.tensor_nn")
         for name in ("Tensor", "Parameter", "Buffer")
     },

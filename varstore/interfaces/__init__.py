@@ -55,9 +55,15 @@ vs.save("linear", net.state_dict())
 net.set_state_dict(vs.load("linear"))
 ```
 
+A file of `paddle.save` is opened as it is, and so is Paddle's prefix: ``vs.read("example.model/linear")`` finds the
+parameters of `paddle.jit.save`, or the pair of `paddle.Model.save` as ``model`` and ``optimizer``. In conversions,
+parameters keep the names that Paddle has for them besides their structured names.
+
 ## MegEngine
 
-State dicts of MegEngine hold NumPy arrays.
+State dicts of MegEngine hold NumPy arrays. MegEngine runs on Python 3.8, which is too old for varstore: let each save
+files for the other. `vs.convert("checkpoint.mge", "checkpoint")` and `vs.convert("checkpoint", "checkpoint.mge")` need
+no MegEngine; a Tensor, such as a loss, comes back as one, and a whole module that was saved is read as its state dict.
 
 ```python megengine
 megengine.save({"epoch": 3, "state_dict": net.state_dict(), "opt_state": optimizer.state_dict()}, "checkpoint.mge")

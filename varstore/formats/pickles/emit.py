@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import struct
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, BinaryIO
 
 import numpy as np
@@ -80,22 +80,34 @@ class Emitter:
         self.value(state)
         self._write(b"b")
 
-    def numpy(self, array: LazyArray, dtype: np.dtype[Any], own: tuple[Named, int] | None = None) -> None:
-        """Fetch the values of an array and write them as a numpy array of type `dtype`.
-
-        `own` is for a type that the framework registers with numpy: its class, and the flags of its numpy type.
-        """
-        self.call(Named("numpy.core.multiarray", "_reconstruct"), Named("numpy", "ndarray"), (0,), b"b")
+    def object(self, kind: Named, arguments: Sequence[Callable[[], None]], state: Any) -> None:
+        """Write an object whose class is called with arguments, each of which a function writes, and its state."""
+        self.value(kind)
         self._write(b"(")
-        self.value(1)
-        self.value(tuple(array.shape))
+        for write in arguments:
+            write()
+        self._write(b"t\x81")
+        self.value(state)
+        self._write(b"b")
+
+    def dtype(self, dtype: np.dtype[Any], own: tuple[Named, int] | None = None) -> None:
+        """Write a numpy type; `own` is for one that the framework registers: its class, and the flags of its type."""
         kind: Any = f"{dtype.kind}{dtype.itemsize}"
         numbers = (-1, -1, 0)
         if own is not None:
             kind, numbers = own[0], (dtype.itemsize, dtype.itemsize, own[1])
         self.call(Named("numpy", "dtype"), kind, False, True)
         self.value((3, "<" if dtype.itemsize > 1 else "|", None, None, None, *numbers))
-        self._write(b"b\x89")
+        self._write(b"b")
+
+    def numpy(self, array: LazyArray, dtype: np.dtype[Any], own: tuple[Named, int] | None = None) -> None:
+        """Fetch the values of an array and write them as a numpy array of type `dtype`; see `dtype` for `own`."""
+        self.call(Named("numpy.core.multiarray", "_reconstruct"), Named("numpy", "ndarray"), (0,), b"b")
+        self._write(b"(")
+        self.value(1)
+        self.value(tuple(array.shape))
+        self.dtype(dtype, own)
+        self._write(b"\x89")
         values = fetch_plain("", array).view(dtype).reshape(-1).view(np.uint8)
         self._write(
             b"B" + struct.pack("<I", values.size) if values.size < 1 << 32 else b"\x8e" + struct.pack("<Q", values.size)
