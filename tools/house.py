@@ -52,6 +52,7 @@ ORDER: dict[str, tuple[str, ...]] = {
         "forks",
         "memory",
         "failures",
+        "looking",
         "containment",
         "directory",
         "claims",

@@ -154,32 +154,32 @@ def _be_child(injector: Injector, work: Callable[[], object], source: IO[bytes],
             pickle.dump(unavailable or _work(injector, work), sink)
             signal.alarm(0)
             sink.flush()
-            gc.collect()
     finally:
         os._exit(0)
 
 
 def _work(injector: Injector, work: Callable[[], object]) -> Said:
     before = _descriptors()
-    error: BaseException | None = None
+    name, message, is_ours, is_storage_error = "", "", False, False
     in_threads: list[str] = []
     threading.excepthook = lambda told: in_threads.append(f"{told.exc_type.__name__}: {told.exc_value}")
     try:
         injector.arm()
         work()
-    except BaseException as raised:  # Ctrl-C, too
-        error = raised
+    except BaseException as error:  # Ctrl-C, too; its traceback would keep descriptors open
+        name, message = type(error).__name__, str(error)
+        is_ours, is_storage_error = isinstance(error, VarstoreError), isinstance(error, StorageError)
     for thread in threading.enumerate():
         if thread is not threading.current_thread():
             thread.join()
     injector.disarm()
-    left_open = tuple(sorted(target for _, target in _descriptors() - before))
+    gc.collect()
     return Said(
-        error="" if error is None else type(error).__name__,
-        message="" if error is None else str(error),
-        is_ours=isinstance(error, VarstoreError),
-        is_storage_error=isinstance(error, StorageError),
-        left_open=left_open,
+        error=name,
+        message=message,
+        is_ours=is_ours,
+        is_storage_error=is_storage_error,
+        left_open=tuple(sorted(target for _, target in _descriptors() - before)),
         in_threads=tuple(in_threads),
     )
 

@@ -43,8 +43,6 @@ class Known:
 KNOWN: Final = (
     # Ctrl-C between the return of os.open and the assignment of its result
     Known(command="calls", scenario="*", fault="SIGINT", losses={"LEAK"}),
-    # a stale handle makes a seal begin again, and the second time all is made durable
-    Known(command="calls", scenario="seal", fault="ESTALE", losses={"UNSYNCED"}),
     # zipfile takes an lseek that fails for a file that cannot seek
     Known(command="calls", scenario="write torch", fault="EIO", losses={"HALF_DONE", "SILENT"}),
     Known(command="calls", scenario="write torch", fault="ESTALE", losses={"HALF_DONE", "SILENT"}),

@@ -210,9 +210,9 @@ def _difference(view: View, shown: Sequence[View]) -> str:
 
 
 _CALLS: Final = (
-    "open openat creat mkdir mkdirat rename renameat renameat2 link linkat symlink symlinkat unlink unlinkat rmdir "
-    "write pwrite64 writev pwritev pwritev2 copy_file_range sendfile splice ftruncate truncate fallocate "
-    "fsync fdatasync syncfs sync"
+    "open openat openat2 creat mkdir mkdirat rename renameat renameat2 link linkat symlink symlinkat "
+    "unlink unlinkat rmdir write pwrite64 writev pwritev pwritev2 copy_file_range sendfile splice ftruncate truncate "
+    "fallocate fsync fdatasync syncfs sync"
 )
 _LINE: Final = re.compile(r"\d+ +(?P<call>\w+)\((?P<arguments>.*)\) += (?P<result>\d+)(?:<(?P<opened>.*)>)?$")
 _PLACE: Final = re.compile(r'(?:(?:AT_FDCWD|\d+)<(?P<folder>[^>]*)>(?:, )?)?(?:"(?P<path>(?:[^"\\]|\\.)*)"(?!\.))?')
@@ -268,7 +268,7 @@ class _Recorder:
         call, arguments = matched["call"], matched["arguments"]
         paths = [_joined(found) for found in _PLACE.finditer(arguments) if found[0]]
         match call:
-            case "open" | "openat" | "creat":
+            case "open" | "openat" | "openat2" | "creat":
                 self._open(paths[0], arguments)
             case "mkdir" | "mkdirat":
                 folder = self._change(paths[0], next(self._added))
@@ -283,14 +283,13 @@ class _Recorder:
             case "rename" | "renameat" | "renameat2":
                 self._rename(*paths[:2], is_exchange="RENAME_EXCHANGE" in arguments)
             case "fsync" | "fdatasync":
-                if (found := self._find(paths[0])) is not None:
-                    self.steps.append(Sync(found))
+                self._append(Sync, paths[0], line)
             case "syncfs" | "sync":
                 self.steps.append(Sync(None))
             case "copy_file_range":
-                self._write(paths[1])
+                self._append(Data, paths[1], line)
             case _ if call in ("ftruncate", "truncate", "fallocate") or matched["result"] != "0":
-                self._write(paths[0])
+                self._append(Data, paths[0], line)
 
     def _find(self, path: str) -> int | None:
         """Return what a path leads to, None if it is outside or has no name any more."""
@@ -309,9 +308,13 @@ class _Recorder:
         elif found is not None and "O_TRUNC" in arguments:
             self.steps.append(Data(found))
 
-    def _write(self, path: str) -> None:
-        if (found := self._find(path)) is not None:
-            self.steps.append(Data(found))
+    def _append(self, step: type[Data] | type[Sync], path: str, line: str) -> None:
+        """Take a step at an open file, which must be known if it has a name here."""
+        found = self._find(path)
+        if found is not None:
+            self.steps.append(step(found))
+        elif path.startswith(f"{self._home}/") and "(deleted)" not in line:
+            raise ValueError(f"nobody made {path}: {line}")
 
     def _change(self, path: str, leads_to: int | None) -> int | None:
         """Let a name lead elsewhere, and return where to; None if the folder is outside."""

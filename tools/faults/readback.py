@@ -28,7 +28,9 @@ _MANIFEST: Final = {4: "attributes", 5: "tree", 6: "variables"}
 _VARIABLE: Final = {1: "name", 2: "folder", 3: "shape", 4: "data_type", 5: "size", 8: "digests", 9: "alias_of"}
 _SHARDS_INDEX: Final = ".safetensors.index.json"
 _INDEX: Final = {"snapshot_done", "manifest"}
-_STAGING: Final = re.compile(r"\..+\.(saving|replaced)-[0-9a-f]{8}|\..+\.[0-9a-f]{8}\.tmp", re.DOTALL)
+_STAGING: Final = re.compile(
+    r"(\..+)?\.(saving|replaced)-[0-9a-f]{8}|\.(replacing|filling)-[0-9a-f]{8}|\..+\.[0-9a-f]{8}\.tmp", re.DOTALL
+)
 _TEMPORARY: Final = re.compile(r"\.manifest\.[0-9a-f]{8}")
 
 Variable = tuple[tuple[int, ...], str, bytes]
@@ -59,7 +61,7 @@ class Checkpoint:
     unknown: frozenset[str]
     """Files that do not belong to the checkpoint."""
     temporary: frozenset[str] = field(compare=False)
-    """Manifests that were being written."""
+    """What a save in place or a seal has not removed yet."""
 
     @property
     def contents(self) -> Contents:
@@ -202,7 +204,7 @@ def read_checkpoint(path: Path) -> Checkpoint:
         contents[folder] = values[inode]
         folders[inode].add(folder)
     known = {"snapshot_done", "manifest"} | {f"{folder}/{name}" for folder in variables for name in ("meta", "out")}
-    temporary = frozenset(filter(_TEMPORARY.fullmatch, files))
+    temporary = frozenset(name for name in files if not is_visible(name))
     attributes, contradictions = None, frozenset[str]()
     if "manifest" in files:
         attributes, contradictions = _compare((path / "manifest").read_bytes(), variables, contents)

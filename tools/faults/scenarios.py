@@ -135,8 +135,8 @@ def _save_in_background(home: Path, *, durable: bool) -> None:
         raise
 
 
-def _make_parent(home: Path) -> None:
-    (home / "made").mkdir()
+def _make(name: str, home: Path) -> None:
+    (home / name).mkdir()
 
 
 def _in_place() -> Iterator[Scenario]:
@@ -162,8 +162,8 @@ def _save_here(variables: _Arrays, _: Path, *, durable: bool = False) -> None:
 
 
 def _clean_and_save_here(home: Path) -> None:
+    vs.clean(home / TARGET)
     if not (home / TARGET / "snapshot_done").exists():
-        vs.clean(home / TARGET)
         _save_here(NEXT, home)
 
 
@@ -296,7 +296,7 @@ SCENARIOS: Final = (
         name="new folder, durable",
         prepare=_nothing,
         act=partial(_save, NEW, name="made/checkpoint", durable=True),
-        stages=[_make_parent],
+        stages=[partial(_make, "made")],
         new={"made/checkpoint": contents_of(NEW)},
         again=partial(_save, NEXT, name="made/checkpoint", overwrite=True),
     ),
@@ -315,7 +315,7 @@ SCENARIOS: Final = (
         name="ModelCheckpoint",
         prepare=_nothing,
         act=partial(_train, 2),
-        stages=[partial(_train, 0), partial(_train, 1), partial(_train, 2, keep=2)],
+        stages=[partial(_make, _RUN), partial(_train, 1), partial(_train, 2, keep=2)],
         new={f"{_RUN}/net-1_2": contents_of(NEW)},
         again=partial(_train, 1, prefix="again"),
     ),

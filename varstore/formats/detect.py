@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import stat
 from dataclasses import dataclass
 
 from varstore.errors import CheckpointNotFound, FormatError
@@ -18,6 +19,7 @@ from varstore.formats.binary.zip import archive_members, is_zip
 from varstore.formats.mindspore.cipher import is_encrypted
 from varstore.layout.names import MANIFEST, MARKER
 from varstore.storage.failures import translated
+from varstore.storage.looking import kind_of
 
 __all__ = [
     "Probe",
@@ -61,10 +63,11 @@ class Probe:
             CheckpointNotFound: there is nothing at the path.
             StorageError: it cannot be read.
         """
-        with translated(path, "reading failed"):
-            if not isinstance(path, Held) and os.path.isdir(path):
+        kind = stat.S_IFREG if isinstance(path, Held) else kind_of(path)
+        if kind == stat.S_IFDIR:
+            with translated(path, "reading failed"):
                 return cls(path=path, is_folder=True, entries=_names_in(path))
-        if not isinstance(path, Held) and not os.path.lexists(path):
+        if not kind:
             raise CheckpointNotFound("there is nothing at this path", path=path)
         source = Source(path)
         shown = min(_SHOWN, source.size)
@@ -201,7 +204,7 @@ def _names_in(path: str) -> frozenset[str]:
 
 def _has_variable(probe: Probe) -> bool:
     folders = (os.path.join(probe.path, name) for name in sorted(probe.entries)[:_MOST_FIELDS])
-    return any(os.path.isfile(os.path.join(folder, "meta")) for folder in folders)
+    return any(kind_of(os.path.join(folder, "meta")) == stat.S_IFREG for folder in folders)
 
 
 def _members(source: Source) -> tuple[str, ...]:

@@ -11,6 +11,7 @@ Source: https://github.com/Oneflow-Inc/oneflow/blob/v1.0.0/python/oneflow/framew
 from __future__ import annotations
 
 import os
+import stat
 from typing import Any
 
 import ml_dtypes
@@ -35,6 +36,7 @@ from varstore.layout.names import Folder
 from varstore.layout.readable import readable
 from varstore.storage.appearing import new_folder
 from varstore.storage.containment import inside
+from varstore.storage.looking import kind_of
 from varstore.values.lazy import LazyArray, derived, placed_array
 from varstore.values.parts import in_c_order
 
@@ -58,7 +60,7 @@ def read(path: str | os.PathLike[str], *, limit: int | None = None) -> ForeignCh
         CheckpointNotFound: there is nothing at the path, or a folder without variables.
     """
     root = os.fspath(path)
-    if not os.path.isdir(root):
+    if kind_of(root) != stat.S_IFDIR:
         source = Source(root)
         return _read_pickle(source, None, Budget(root, source.size, limit=limit))
     folder = WalkedFolder.walked(root)
@@ -178,7 +180,7 @@ def _rounded(values: LazyArray) -> LazyArray:
 
 
 def _read_folders(root: str, budget: Budget) -> ForeignCheckpoint:
-    names = sorted(entry.name for entry in os.scandir(root) if os.path.isfile(os.path.join(entry.path, "out")))
+    names = sorted(entry.name for entry in os.scandir(root) if kind_of(os.path.join(entry.path, "out")) == stat.S_IFREG)
     if not names:
         raise CheckpointNotFound(
             "there are no variables in this directory", path=root, expected=f"{PICKLE}, or folders that contain 'out'"
@@ -195,7 +197,7 @@ def _folder(root: str, name: str) -> LazyArray:
             expected="the name of a folder",
         )
     for part in ("meta", "out"):
-        if not os.path.isfile(os.path.join(root, name, part)):
+        if kind_of(os.path.join(root, name, part)) != stat.S_IFREG:
             raise FormatError(
                 f"the variable does not have a file {part}",
                 path=root,

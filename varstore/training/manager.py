@@ -39,6 +39,7 @@ from varstore.model.store import save
 from varstore.storage.directory import locate
 from varstore.storage.failures import storage_error, translated
 from varstore.storage.forks import tell_children
+from varstore.storage.looking import kind_of
 from varstore.text.hints import listed
 from varstore.training.background import BackgroundSaver, PendingSave, WhenBusy, calling, is_interrupting
 from varstore.training.policies import (
@@ -562,13 +563,8 @@ class CheckpointManager:
 
 
 def _directory(path: str) -> str:
-    with translated(path, "the directory cannot be found"), contextlib.suppress(FileNotFoundError):
-        try:
-            mode = os.stat(path).st_mode
-        except FileNotFoundError:
-            mode = os.lstat(path).st_mode  # a link that leads nowhere
-        if not stat.S_ISDIR(mode):
-            raise UsageError("is not a directory", field="directory", path=path, hint="choose another path")
+    if kind_of(path) != stat.S_IFDIR and os.path.lexists(path):
+        raise UsageError("is not a directory", field="directory", path=path, hint="choose another path")
     return os.path.abspath(path)
 
 

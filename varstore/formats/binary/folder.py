@@ -16,6 +16,7 @@ from varstore.errors import FormatError, UnsafeContent
 from varstore.formats.binary.source import Source
 from varstore.storage.containment import inside, is_hub_link
 from varstore.storage.failures import translated
+from varstore.storage.looking import kind_of
 
 __all__ = ["WalkedFolder"]
 
@@ -45,7 +46,7 @@ class WalkedFolder:
             StorageError: the operating system refused.
         """
         found = cls(path, os.path.realpath(path), {}, {}, {})
-        if not os.path.isdir(found.root):
+        if kind_of(found.root) != stat.S_IFDIR:
             raise FormatError("this is not a folder", path=path)
         waiting = [""]
         with translated(path, "reading failed"):

@@ -130,18 +130,13 @@ class Source:
             return np.frombuffer(self._content, np.uint8, size, offset).copy()
         values = np.empty(size, np.uint8)
         left = values.data
-        descriptor = self._open()
-        try:
+        with self._opened("reading failed") as descriptor:
             while left:
                 count = syscalls.preadv(descriptor, (left,), offset)
                 if count == 0:
                     raise SizeMismatch("the file ends early", path=self.path, found=f"end at byte {offset}")
                 left = left[count:]
                 offset += count
-        except OSError as error:
-            raise storage_error(error, self.path, "reading failed") from error
-        finally:
-            os.close(descriptor)
         return values
 
     def bytes(self, offset: int, size: int) -> bytes:
@@ -154,25 +149,26 @@ class Source:
             return self._content
         if self.size == 0:
             return b""
-        descriptor = self._open()
-        try:
+        with self._opened("mapping failed") as descriptor:
             return mmap.mmap(descriptor, self.size, access=mmap.ACCESS_READ)
-        except OSError as error:
-            raise storage_error(error, self.path, "mapping failed") from error
-        finally:
-            os.close(descriptor)
 
-    def _open(self) -> int:
+    @contextlib.contextmanager
+    def _opened(self, failure: str) -> Iterator[int]:
+        """Keep the file open, if it is still the one that was examined."""
         try:
             descriptor = os.open(self._place, syscalls.READ)
         except FileNotFoundError:
             raise CheckpointNotFound("the file was removed after it was opened", path=self.path) from None
         except OSError as error:
             raise storage_error(error, self.path, "the file cannot be opened") from error
-        if _identity(os.fstat(descriptor)) != self.identity:
-            os.close(descriptor)
-            raise FormatError("the file has changed since it was opened", path=self.path, hint="open it again")
-        return descriptor
+        with translated(self.path, failure):
+            try:
+                if _identity(os.fstat(descriptor)) != self.identity:
+                    raise FormatError("the file has changed since it was opened", path=self.path, hint="open it again")
+                yield descriptor
+            finally:
+                with contextlib.suppress(OSError):  # what was read, was read
+                    os.close(descriptor)
 
     def _check_range(self, offset: int, size: int) -> None:
         if offset < 0 or size < 0 or offset + size > self.size:

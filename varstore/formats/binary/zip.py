@@ -21,7 +21,7 @@ from typing import Any, NoReturn
 
 import numpy as np
 
-from varstore.errors import DigestMismatch, FormatError, SizeMismatch, StorageError, UnsafeContent
+from varstore.errors import DigestMismatch, FormatError, SizeMismatch, UnsafeContent, VarstoreError
 from varstore.formats.binary.slices import stream_of
 from varstore.formats.binary.source import Source
 
@@ -66,9 +66,11 @@ def archive_members(source: Source, base: int = 0, size: int | None = None) -> d
     try:
         with stream_of(window) as file, zipfile.ZipFile(file) as archive:
             infos, limit = archive.infolist(), archive.start_dir
-    except (FormatError, StorageError):
+    except VarstoreError:
         raise
     except (zipfile.BadZipFile, NotImplementedError, ValueError, struct.error, OverflowError, OSError) as error:
+        if window.refusal is not None:  # which zipfile takes for a sign that this is not a zip archive
+            raise window.refusal from None
         raise FormatError("not a zip archive, or a truncated one", path=source.path, found=str(error)) from error
     members: dict[str, Member] = {}
     for info in sorted(infos, key=lambda info: info.header_offset, reverse=True):
@@ -91,9 +93,15 @@ class _Window:
         self.path = source.path
         self.base = base
         self.size = size
+        self.refusal: OSError | None = None
+        """The last error of the operating system."""
 
     def read(self, offset: int, size: int) -> np.ndarray:
-        return self.source.read(self.base + offset, size)
+        try:
+            return self.source.read(self.base + offset, size)
+        except OSError as error:
+            self.refusal = error
+            raise
 
 
 class Member:
@@ -199,7 +207,7 @@ class Member:
                     break
                 yield piece
         except (zlib.error, OSError, ValueError) as error:
-            if isinstance(error, FormatError | StorageError):
+            if isinstance(error, VarstoreError):
                 raise
             self._fail("the compressed bytes of a member are damaged", found=str(error))
         if done != self.size:

@@ -9,6 +9,7 @@ Source: https://github.com/pytorch/pytorch/blob/v2.13.0/torch/serialization.py
 from __future__ import annotations
 
 import os
+import stat
 
 from varstore.errors import FormatError
 from varstore.formats.binary.budget import Budget
@@ -20,6 +21,7 @@ from varstore.formats.torch.distributed import read_distributed
 from varstore.formats.torch.legacy import read_legacy
 from varstore.formats.torch.write import write
 from varstore.formats.torch.zip import read_zip
+from varstore.storage.looking import kind_of
 
 __all__ = ["read", "write"]
 
@@ -35,7 +37,7 @@ def read(path: str | os.PathLike[str], *, limit: int | None = None) -> ForeignCh
         CheckpointNotFound: there is nothing at the path.
         StorageError: the operating system refused.
     """
-    if os.path.isdir(path):
+    if kind_of(path) == stat.S_IFDIR:
         return read_distributed(os.fspath(path), limit=limit)
     source = Source(path)
     if is_zip(source):

@@ -21,6 +21,7 @@ from varstore.formats.opened import ForeignCheckpoint
 from varstore.formats.pickles.tree import DEEPEST
 from varstore.formats.zarr.arrays import Layout, Place, lazy_array
 from varstore.formats.zarr.tree import V2_ARRAY, V3, array_in, check_key, parse_json
+from varstore.storage.looking import kind_of
 from varstore.values.lazy import LazyArray
 
 __all__ = ["read"]
@@ -43,8 +44,8 @@ def read(path: str, *, limit: int | None = None) -> ForeignCheckpoint:
         UnsupportedDtype: a leaf is an array of text.
         MissingDependency: tensorstore is not installed, which an OCDBT database requires.
     """
-    if not os.path.exists(os.path.join(path, METADATA)):
-        items = [name for name in sorted(os.listdir(path)) if os.path.exists(os.path.join(path, name, METADATA))]
+    if not kind_of(os.path.join(path, METADATA)):
+        items = [name for name in sorted(os.listdir(path)) if kind_of(os.path.join(path, name, METADATA))]
         hint = f"open {os.path.join(path, items[0])!r}" if items else None
         raise FormatError(f"there is no {METADATA} in this folder", path=path, hint=hint)
     folder = WalkedFolder.walked(path)
