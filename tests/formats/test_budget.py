@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import struct
+import sys
 
 import numpy as np
 import pytest
@@ -14,7 +15,7 @@ from support.crafted import pickled, torch_file
 import varstore as vs
 from varstore.errors import FormatError, UnsafeContent
 from varstore.formats.binary.budget import Budget
-from varstore.layout.keys import Keys, packed
+from varstore.layout.keys import KeyTable, are_far_apart, packed
 
 MIB = 1 << 20
 DATA = FIXTURES / "formats"
@@ -150,17 +151,81 @@ def test_every_fixture_is_far_within_its_budget(monkeypatch):
             assert budget._values > 0.9 * budget.limit, path
 
 
-def test_keys_of_one_hash():
-    keys = Keys()
-    prime = (1 << 61) - 1
-    assert all(keys.admits(prime * i) for i in range(2, 18))
-    assert keys.admits(prime * 5)
-    assert not keys.admits(prime * 18)
-    assert all(Keys().admits(key) for key in ("a", b"a", None, True, 5, -5, 1.5, (1, "a"), 1 << 80))
-    many = Keys()
-    assert all(many.admits((i, str(i))) and many.admits(i / 7) and many.admits(i) for i in range(20_000))
+PRIME = (1 << 61) - 1
+
+
+@pytest.mark.parametrize("is_set", [False, True])
+@pytest.mark.parametrize(
+    "keys",
+    [
+        [*range(20_000)],
+        [*range(-10_000, 10_000)],
+        [*range(20_000, 0, -1)],
+        [i << 20 for i in range(20_000)],
+        [i << 40 for i in range(20_000)],
+        [i * 1000 for i in range(20_000)],
+        [i / 7 for i in range(20_000)],
+        [float(i) for i in range(20_000)],
+        [(i, str(i)) for i in range(20_000)],
+        [(i // 100, i % 100) for i in range(20_000)],
+        [hash(str(i)) for i in range(20_000)],
+        ["k" * 5, b"k", None, True, 1.5, 3],
+        [PRIME * i for i in range(64)],
+        [*range(5)] * 5000,
+    ],
+)
+def test_keys_that_programs_use_are_admitted(keys, is_set):
+    assert are_far_apart(keys, is_set=is_set)
+
+
+def along_one_way():
+    """Return integers whose searches for a place lead along those that are taken already, as an attacker finds them."""
+    random = np.random.default_rng(1)
+    size, first, at = 1 << 13, [], 0
+    taken = np.zeros(size, bool)
+    for _ in range(4000):  # places that are neighbours in the order in which a search visits them
+        first.append(at)
+        taken[at] = True
+        at = (5 * at + 1) % size
+    others = []
+    while len(others) < 400:
+        left = random.integers(1 << 58, 1 << 59, 200_000)
+        hashes, at = left, left % size
+        for _ in range(14):
+            walks = taken[at]
+            hashes, left, at = hashes[walks], left[walks] >> 5, at[walks]
+            at = (5 * at + 1 + left) % size
+        others += hashes.tolist()
+    return first + others
+
+
+def test_searches_that_lead_along_the_same_places_are_refused():
+    keys = along_one_way()
+    assert len(set(map(hash, keys))) == len(keys) < 4500
+    assert not are_far_apart(keys)
+    assert are_far_apart(keys[:4000])
+
+
+@pytest.mark.parametrize("is_set", [False, True])
+def test_keys_of_one_hash_are_refused(is_set):
+    assert not are_far_apart([PRIME * i for i in range(1, 2000)], is_set=is_set)
     with pytest.raises(TypeError):
-        keys.admits([])
+        are_far_apart([[]], is_set=is_set)
+
+
+@pytest.mark.skipif(sys.implementation.name != "cpython", reason="the model is of CPython's tables")
+@pytest.mark.parametrize("is_set", [False, True])
+def test_the_model_grows_as_the_table_does(is_set):
+    model, real = KeyTable(is_set=is_set), set() if is_set else {}
+    sizes = []
+    for key in range(300_000):
+        model.admits(key)
+        real.add(key) if is_set else real.__setitem__(key, None)
+        if len(model._places) != (sizes[-1][0] if sizes else 0):
+            sizes.append((len(model._places), sys.getsizeof(real)))
+    assert len({real for _, real in sizes}) == len(sizes) > 6, "it grows when Python's does"
+    one = 16 if is_set else None
+    assert one is None or all(abs(real - one * size) < 300 for size, real in sizes)
 
 
 def test_packed_keys_differ_as_their_values_do():

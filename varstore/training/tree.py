@@ -39,7 +39,7 @@ import numpy as np
 
 from varstore.errors import InvalidName, ManifestError, UnsupportedDtype, UsageError
 from varstore.layout.dtypes import TABLE, data_type_of
-from varstore.layout.keys import Keys
+from varstore.layout.keys import are_far_apart
 from varstore.layout.names import folder_of
 from varstore.text.hints import plural
 from varstore.training.tensors import Leaf, describe, find_views
@@ -329,9 +329,9 @@ class _Unflattening:
         if kind == "namedtuple":
             return self._tuple_type(node["type"], node["fields"])(*items)
         if kind in _HASHED:
-            keys = Keys()
-            if not all(keys.admits(item[0] if _HASHED[kind] else item) for item in items):
-                raise ValueError("keys that were chosen to have the same hash")
+            keys = (item[0] if _HASHED[kind] else item for item in items)
+            if not are_far_apart(keys, is_set=not _HASHED[kind]):
+                raise ValueError("keys that were chosen to have the same hashes")
         if kind == "OrderedDict" and "metadata" in node:
             state = OrderedDict(items)
             vars(state)["_metadata"] = self.state(node["metadata"], depth + 1)

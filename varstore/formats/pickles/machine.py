@@ -7,8 +7,9 @@ becomes an inert `Global`. Calling it raises `UnsafeContent`; so does leaving it
 the format that has accounted for it.
 
 Memory and time are bounded by the size of the file, so that a small file cannot exhaust the machine. Long strings stay
-in the file, as a `Span`. Keys of dicts are plain values, whose hash takes constant time, and few of them have the same
-hash. Containers, and all that constructors copy, are paid for from the budget of the file with `Machine.charge`.
+in the file, as a `Span`. Keys of dicts are plain values, whose hash takes constant time, and are refused if they were
+chosen to collide. Containers, and all that constructors copy, are paid for from the budget of the file with
+`Machine.charge`.
 
 Source: the opcodes are described in the standard library's pickletools,
 https://github.com/python/cpython/blob/main/Lib/pickletools.py
@@ -28,7 +29,7 @@ from varstore.formats.binary.budget import Budget
 from varstore.formats.binary.source import Mapped
 from varstore.formats.pickles.names import SPAN_FROM, Constructor, Global, Span, Table, shorten, show
 from varstore.formats.pickles.tape import Tape
-from varstore.layout.keys import Keys, packed
+from varstore.layout.keys import FEW, KEYED, KeyTable, are_far_apart, packed
 
 __all__ = ["ITEM", "NODE", "Machine", "Opaque", "Record"]
 
@@ -37,6 +38,7 @@ NODE, ITEM = 400, 16
 _PAIR = 200
 _SET = 700
 _MARK = 100
+_COLLIDE = "has keys that were chosen to have the same hashes"
 
 _LONGEST_INT = 1024
 _KEY_LIMIT = 1 << 61
@@ -98,7 +100,7 @@ class Machine(Tape):
         self._below: list[list[Any]] = []
         self._memo: list[Any] = []
         self._far_memo: dict[bytes, Any] = {}
-        self._keys = Keys()
+        self._tables: dict[int, tuple[Any, KeyTable]] = {}
         self.budget = budget
         self.charge = budget.charge
         """Pays for bytes of memory from the budget of the file, or raises UnsafeContent."""
@@ -167,19 +169,38 @@ class Machine(Tape):
         """Return a value as a key of a dict or member of a set, if hashing it takes constant time."""
         value = self.plain(value)
         kind = type(value)
-        if kind in (str, bool, bytes, type(None)) or isinstance(value, _HASHED_BY_IDENTITY):
+        if kind in KEYED or isinstance(value, _HASHED_BY_IDENTITY):
             return value
-        if kind is int and -_KEY_LIMIT < value < _KEY_LIMIT:  # its own hash
+        if kind is int and -_KEY_LIMIT < value < _KEY_LIMIT:
             return value
         if kind is tuple and len(value) <= 64 and not any(type(item) is tuple for item in value):
             self.charge(NODE + ITEM * len(value))
             value = tuple([self.key(item) for item in value])
         elif kind is not float and not isinstance(value, _NUMBERS):
             self.fail("not a possible key", found=show(value), expected="a string, a number or a tuple of them")
-        self.charge(_PAIR)
-        if not self._keys.admits(value):
-            self.refuse("has keys that were chosen to have the same hash")
         return value
+
+    def check_keys(self, keys: list[Any], *, is_set: bool = False) -> None:
+        """Raise UnsafeContent if the keys of a new dict or set were chosen to collide."""
+        if len(keys) > FEW and not are_far_apart(keys, is_set=is_set):
+            self.refuse(_COLLIDE)
+
+    def _check_more_keys(self, target: Any, keys: list[Any]) -> None:
+        """Check the keys that a dict or set is about to get beside those that it has."""
+        if len(target) + len(keys) <= FEW:
+            return
+        chosen = [key for key in keys if type(key) not in KEYED]
+        if not chosen:
+            return
+        known = self._tables.get(id(target))
+        if known is None or known[0] is not target:
+            known = self._tables[id(target)] = target, KeyTable(is_set=type(target) is set)
+            chosen = [*(key for key in target if type(key) not in KEYED), *chosen]
+        else:
+            chosen = [key for key in chosen if key not in target]
+        self.charge(_PAIR * len(chosen))
+        if not all(map(known[1].admits, chosen)):
+            self.refuse(_COLLIDE)
 
     # --- stack ---
 
@@ -250,8 +271,9 @@ class Machine(Tape):
         if len(items) % 2:
             self.fail("a dict has a key without a value")
         self.charge(_PAIR * (len(items) // 2))
-        for index in range(0, len(items), 2):
-            target[self.key(items[index])] = items[index + 1]
+        keys = [self.key(key) for key in items[::2]]
+        self._check_more_keys(target, keys)
+        target.update(zip(keys, items[1::2], strict=True))
 
     def _set_item(self) -> None:
         value = self._stack.pop()
@@ -274,12 +296,16 @@ class Machine(Tape):
         if type(target) is not set:
             self.refuse(f"would add to {show(target)}")
         self.charge(_PAIR * len(items))
-        target.update([self.key(item) for item in items])
+        keys = [self.key(item) for item in items]
+        self._check_more_keys(target, keys)
+        target.update(keys)
 
     def _frozen(self) -> None:
         items = self._to_mark()
         self.charge(_SET + _PAIR * len(items))
-        self._push(frozenset([self.key(item) for item in items]))
+        keys = [self.key(item) for item in items]
+        self.check_keys(keys, is_set=True)
+        self._push(frozenset(keys))
 
     # --- names and calls ---
 

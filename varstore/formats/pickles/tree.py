@@ -83,6 +83,7 @@ class _Walk:
             return (items if isinstance(value, list) else tuple(items)), count, height
         if isinstance(value, (set, frozenset)):
             items, count, height = self._items(sorted(value, key=repr), depth)
+            self._machine.check_keys(items, is_set=True)  # in another order than that of the file
             return type(value)(items), count, height
         if isinstance(value, Global) and value.entry is not None:
             return str(value), 1, 0
