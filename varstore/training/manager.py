@@ -297,10 +297,10 @@ class CheckpointManager:
         if self._saver is None:
             save(path, flat.variables, **options)
             self._last = saved
-            self._prune(saved)
+            self._prune_after(saved)
             ending.tell()
             return PendingSave(locate(path), ending)
-        after = partial(self._prune, saved)
+        after = partial(self._prune_after, saved)
         pending = self._saver.save(
             path,
             flat.variables,
@@ -422,6 +422,10 @@ class CheckpointManager:
             What was kept, deleted, held and trimmed, with the reasons; `print` shows it.
         """
         return self._prune(dry_run=dry_run)
+
+    def _prune_after(self, saved: Saved) -> None:
+        if self._keep is not None or self._keep_parts:
+            self._prune(saved)
 
     def _prune(self, saved: Saved | None = None, *, dry_run: bool = False) -> Retention:
         if is_interrupting() and self._pruning.locked():

@@ -62,7 +62,8 @@ def decide(
         stay: steps that stay as they are, whatever the policies say, each with the reason.
     """
     ordinary = list(_ordinary(members, keep))
-    spared = {member.saved.step: why for member in members if (why := _spared(member, ordinary, stay))}
+    decided = {member.saved.step for member in ordinary}
+    spared = {member.saved.step: why for member in members if (why := _spared(member, decided, stay))}
     wanted = retain(keep, [member.saved for member in (members if keep is None else ordinary)])
     reasons = {step: ", ".join(because) for step, because in wanted.items()}
     kept = {
@@ -80,10 +81,10 @@ def decide(
     )
 
 
-def _spared(member: Member, ordinary: list[Member], stay: Mapping[int, str]) -> str:
+def _spared(member: Member, decided: Collection[int], stay: Mapping[int, str]) -> str:
     if member.record is None:
         return "its record cannot be read"
-    if member not in ordinary:
+    if member.saved.step not in decided:
         return "saved after a step back" if member.record.is_given else "its metrics are not known"
     return stay.get(member.saved.step, "")
 

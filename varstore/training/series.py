@@ -131,23 +131,22 @@ class Series:
     def _look(self) -> Iterator[tuple[str, Taken | None]]:
         known, self._known = self._known, {}
         for entry in self._entries():
-            if is_staging_name(entry.name):
-                continue
             match = self._pattern.fullmatch(entry.name)
-            if match is None or not os.path.isdir(entry.path):
+            if match is not None and _is_folder(entry):
+                yield entry.name, self._taken(entry, int(match[1]), known)
+            elif not is_staging_name(entry.name):
                 yield entry.name, None
-                continue
-            step = int(match[1])
-            is_link, state = entry.is_symlink(), _state(entry.path)
-            key = entry.name, is_link, state
-            try:
-                member = known.get(key) or _member(step, entry.path, is_link=is_link)
-            except VarstoreError as error:
-                yield entry.name, Taken(step, entry.path, error)
-            else:
-                if state is not None:
-                    self._known[key] = member
-                yield entry.name, Taken(step, entry.path, member)
+
+    def _taken(self, entry: os.DirEntry[str], step: int, known: dict[tuple[Any, ...], Member]) -> Taken:
+        is_link, state = entry.is_symlink(), _state(entry.path)
+        key = entry.name, is_link, state
+        try:
+            member = known.get(key) or _member(step, entry.path, is_link=is_link)
+        except VarstoreError as error:
+            return Taken(step, entry.path, error)
+        if state is not None:
+            self._known[key] = member
+        return Taken(step, entry.path, member)
 
     def _entries(self) -> list[os.DirEntry[str]]:
         with translated(self.directory, "the directory cannot be read"):
@@ -158,13 +157,20 @@ class Series:
                 return []
 
 
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a link that leads to itself
+        return False
+
+
 def _state(path: str) -> tuple[int, ...] | None:
     """Return what changes whenever the manifest or the marker does, None if one of them is not there."""
     try:
-        stats = os.stat(os.path.join(path, MANIFEST)), os.lstat(os.path.join(path, MARKER))
+        manifest, marker = os.stat(f"{path}/{MANIFEST}"), os.lstat(f"{path}/{MARKER}")
     except OSError:
         return None
-    return tuple(number for stat in stats for number in (stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime_ns))
+    return manifest.st_dev, manifest.st_ino, manifest.st_size, manifest.st_mtime_ns, marker.st_ino, marker.st_mode
 
 
 def _member(step: int, path: str, *, is_link: bool) -> Member:
