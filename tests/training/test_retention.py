@@ -573,3 +573,21 @@ def test_the_latest_is_one_of_which_all_files_are_there(tmp_path: Path, how: str
     assert list(strict.prune().deleted) == [1]
     assert strict.restore()["at"][0] == 2
     assert strict.prune(dry_run=True).kept == {2: "the latest of which all files are there", 3: "latest"}
+
+
+@pytest.mark.parametrize("background", [False, True])
+def test_an_error_that_is_kept_does_not_hold_a_step(tmp_path: Path, background: bool) -> None:
+    manager = CheckpointManager(tmp_path, keep=Latest(1), background=background, link_unchanged=True)
+    fill(manager, 1)
+    manager.wait()
+    (tmp_path / "step-3/somebody's").mkdir(parents=True)
+    damage(tmp_path / "step-1", "a byte of a variable")
+    with pytest.raises(vs.errors.DigestMismatch) as restored:
+        manager.restore(1)
+    with pytest.raises(vs.errors.CheckpointExists) as saved:
+        manager.save(3, {"w": np.full(3, 1.0)}, overwrite=True).wait()
+    fill(manager, 2)
+    manager.wait()
+    assert steps(manager) == [2]
+    assert restored.value
+    assert saved.value

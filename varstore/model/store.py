@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from types import MappingProxyType
 from typing import Any, get_args
 
@@ -13,6 +14,7 @@ from varstore.disk.progress import Progress, reporting
 from varstore.disk.read.checkpoint import Checkpoint, attempts, entries_of, open_checkpoint
 from varstore.disk.read.checks import check_files
 from varstore.disk.read.content import Content
+from varstore.disk.read.variable import Variable
 from varstore.disk.read.whole import read_new
 from varstore.disk.save.foreign import Foreign
 from varstore.disk.save.writer import write_checkpoint
@@ -130,18 +132,19 @@ def save(
     if not target:
         raise UsageError("the path to save to is empty")
     location = locate(target)
-    saved = write_checkpoint(
-        target,
-        plan,
-        writer=f"varstore {__version__}",
-        base={} if base is None else _as_checkpoint(base),
-        overwrite=overwrite,
-        foreign=foreign,
-        durable=durable,
-        manifest=manifest,
-        threads=threads,
-        progress=progress,
-    )
+    with _opened(base) as earlier:
+        saved = write_checkpoint(
+            target,
+            plan,
+            writer=f"varstore {__version__}",
+            base=earlier,
+            overwrite=overwrite,
+            foreign=foreign,
+            durable=durable,
+            manifest=manifest,
+            threads=threads,
+            progress=progress,
+        )
     content = Content(saved.entries, saved.manifest, MappingProxyType({}))
     return Checkpoint(Location(location.path, location.absolute, saved.identity), content)
 
@@ -196,5 +199,11 @@ def _load(
     return {name: arrays[entry.alias_of or entry.name] for name, entry in entries.items()}
 
 
-def _as_checkpoint(path: Path | Checkpoint) -> Checkpoint:
-    return path if isinstance(path, Checkpoint) else open_checkpoint(path)
+@contextlib.contextmanager
+def _opened(base: Path | Checkpoint | None) -> Iterator[Mapping[str, Variable]]:
+    """Hold the base open, and close it if it was given by its path: an error that is kept does not keep it open."""
+    if base is None or isinstance(base, Checkpoint):
+        yield base or {}
+        return
+    with open_checkpoint(base) as checkpoint:
+        yield checkpoint

@@ -22,7 +22,7 @@ from functools import partial
 from types import TracebackType
 from typing import Any, SupportsFloat, Unpack, cast, get_args
 
-from varstore.disk.read.checkpoint import has_open_handle
+from varstore.disk.read.checkpoint import attempts, has_open_handle
 from varstore.disk.save.leftovers import clean_staging, set_aside
 from varstore.disk.threads import Ending, start
 from varstore.errors import (
@@ -54,7 +54,7 @@ from varstore.training.policies import (
     when_of,
 )
 from varstore.training.retention import Retention, decide, next_run, settled_run, unknown_metrics
-from varstore.training.series import KEY, Member, Record, Series, check_files, open_step
+from varstore.training.series import KEY, Member, Record, Series, check_files, open_step, require_manifest
 from varstore.training.state import load_state
 from varstore.training.tensors import MapLocation
 from varstore.training.tree import flatten, prune
@@ -352,13 +352,13 @@ class CheckpointManager:
         """
         if step is not None:
             path = step.path if isinstance(step, Saved) else self._series.path(_number_of(step))
-            return load_state(open_step(path), map_location=map_location, **load_options)
+            return _restored(path, map_location, load_options)
         failures = []
         for taken in reversed(self._series.taken()):
             error = taken.found
             if isinstance(error, Member):
                 try:
-                    return load_state(open_step(taken.path), map_location=map_location, **load_options)
+                    return _restored(taken.path, map_location, load_options)
                 except _NOT_WHOLE as caught:
                     error = caught
             failures.append(f"step {taken.step}: {error}")
@@ -564,6 +564,14 @@ class CheckpointManager:
                 foreign="keep",
                 durable=durable,
             )
+
+
+def _restored(path: str, map_location: MapLocation, options: LoadOptions) -> Any:
+    for attempt in attempts(path):
+        with attempt as (checkpoint,), checkpoint:  # closed after an error too, which may be kept for long
+            require_manifest(checkpoint)
+            return load_state(checkpoint, map_location=map_location, **options)
+    raise AssertionError  # attempts end with an error
 
 
 def _directory(path: str) -> str:

@@ -27,7 +27,7 @@ from varstore.storage.directory import Directory
 from varstore.storage.failures import translated
 from varstore.training.policies import Saved
 
-__all__ = ["KEY", "Member", "Record", "Series", "Taken", "check_files", "open_step", "time_of"]
+__all__ = ["KEY", "Member", "Record", "Series", "Taken", "check_files", "open_step", "require_manifest", "time_of"]
 
 KEY = "training"
 """The attribute of a checkpoint that holds its step, time and metrics, and what was removed from it."""
@@ -193,14 +193,26 @@ def open_step(path: str) -> Checkpoint:
         CheckpointNotFound, IncompleteCheckpoint: see `varstore.open`.
     """
     checkpoint = open_checkpoint(path)
-    if checkpoint.manifest is None:
+    try:
+        require_manifest(checkpoint)
+    except ManifestError:
         checkpoint.close()  # the error may be kept, and this handle with it, and would count as reading the step
+        raise
+    return checkpoint
+
+
+def require_manifest(checkpoint: Checkpoint) -> None:
+    """Refuse a step that does not have a manifest.
+
+    Raises:
+        ManifestError: it does not.
+    """
+    if checkpoint.manifest is None:
         raise ManifestError(
             "the manifest of this step is lost, and with it the metrics and the structure of the state",
-            path=path,
-            hint=f"read its arrays by name with vs.load({path!r})",
+            path=checkpoint.path,
+            hint=f"read its arrays by name with vs.load({checkpoint.path!r})",
         )
-    return checkpoint
 
 
 def check_files(saved: Saved) -> None:
