@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from varstore.disk.save.leftovers import discard
+from varstore.disk.save.leftovers import clean_staging, discard
 from varstore.errors import UsageError, VariableMismatch, VarstoreError
 from varstore.model.into import check_targets
 from varstore.model.store import save
@@ -134,6 +134,7 @@ class ModelCheckpoint:
         self._directory = os.path.abspath(os.curdir if directory is None else directory)
         with translated(self._directory, "the directory cannot be created or read"):
             make_folders(self._directory)
+            clean_staging(self._directory)
             self._prefix = _free_prefix(self._directory, prefix)
         self._config = config or CheckpointConfig()
         self._clock = clock

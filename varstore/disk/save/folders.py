@@ -25,9 +25,9 @@ def make_folders(names: Mapping[str, str], root: int) -> None:
         for folder, name in names.items():
             above, _, last = folder.rpartition("/")
             if above != holder:
-                if fd != root:
-                    os.close(fd)
-                holder, fd = "", root
+                last_fd, holder, fd = fd, "", root  # before it is closed, since Ctrl-C may come just after that
+                if last_fd != root:
+                    os.close(last_fd)
                 if above:
                     holder, fd = above, syscalls.folder_in(above, root)
             try:
