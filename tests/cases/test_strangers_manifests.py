@@ -49,6 +49,7 @@ ODD = {
     "an unknown kind": {"$": "eval", "items": []},
     "a kind that is a list": {"$": ["dict"], "items": []},
     "a Counter of text": {"$": "Counter", "items": "ab"},
+    "a pair of nothing": ({"$": "dict", "items": [[]]}, ()),
     "a pair of three": {"$": "OrderedDict", "items": [[1, 2, 3]]},
     "no items": {"$": "tuple"},
     "items that are a number": {"$": "tuple", "items": 3},

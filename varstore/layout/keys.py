@@ -26,7 +26,7 @@ _LINEAR = 9
 """How many places after the first one a set tries before it goes on to another part of its table."""
 FEW = 64
 """So many keys cannot take much time, whatever they are."""
-_STEPS, _FREE_STEPS = 64, 4096
+_STEPS, _FREE_STEPS = 32, 1024
 """The number of steps that each key may take on average, and more for all."""
 
 

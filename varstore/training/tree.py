@@ -293,7 +293,7 @@ def unflatten(tree: Any, restore: Callable[[Leaf], Any], *, path: str) -> Any:
     """
     try:
         return _Unflattening(restore).state(tree, 0)
-    except (KeyError, TypeError, ValueError, OverflowError, RecursionError, struct.error) as error:
+    except (LookupError, TypeError, ValueError, OverflowError, RecursionError, struct.error) as error:
         if isinstance(error, ManifestError | UsageError):
             raise
         raise ManifestError("the tree does not describe a state", path=path, found=_reason(error)) from error
