@@ -141,6 +141,10 @@ def _make_durable(directory: Directory, entries: Collection[Entry]) -> None:
     Durability(durable=True, each=False).sync_all(directory.fd, folders, sorted(above, reverse=True))
 
 
+def _open_new(dir_fd: int, name: str, _: int) -> int:
+    return syscalls.open_fd(name, syscalls.NEW, 0o444, dir_fd=dir_fd)
+
+
 def _replace_manifest(directory: Directory, data: bytes) -> None:
     """Give the checkpoint another manifest, unless another checkpoint has taken its place.
 
@@ -150,9 +154,9 @@ def _replace_manifest(directory: Directory, data: bytes) -> None:
     """
     remove_old_manifests(directory.fd)
     temporary = f".{MANIFEST}.{os.urandom(4).hex()}"
-    fd = os.open(temporary, syscalls.NEW, 0o444, dir_fd=directory.fd)
     try:
-        with open(fd, "wb") as file:
+        with open(temporary, "xb", opener=partial(_open_new, directory.fd)) as file:
+            fd = file.fileno()
             with contextlib.suppress(OSError):  # a file system without locks
                 syscalls.flock(fd, syscalls.LOCK)
             file.write(data)
@@ -161,7 +165,7 @@ def _replace_manifest(directory: Directory, data: bytes) -> None:
             directory.check_identity()
             os.rename(temporary, MANIFEST, src_dir_fd=directory.fd, dst_dir_fd=directory.fd)
     except BaseException:
-        with contextlib.suppress(FileNotFoundError):
+        with contextlib.suppress(OSError):
             os.unlink(temporary, dir_fd=directory.fd)
         raise
     directory.location = directory.location.known_as(digest_in(data))

@@ -54,8 +54,12 @@ def run(jobs: Iterable[Job], threads: int, *, on_failure: Callable[[], None] | N
             crew.go_on(threads)
         except BaseException as error:  # Ctrl-C between two jobs, or while helpers are waited for
             crew.error = crew.error or error
-    if crew.error is not None:
-        raise crew.error
+    failure, crew.error = crew.error, None
+    if failure is not None:
+        try:
+            raise failure
+        finally:
+            del failure  # what it refers to, descriptors among them, is freed without a garbage collection
 
 
 def start(target: Callable[[], object], *, name: str, daemon: bool) -> bool:

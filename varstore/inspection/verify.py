@@ -226,8 +226,9 @@ class _Verification:
         """Return the descriptor of a large ``out`` whose blocks are to be read; None where it has a problem already."""
         with self._noting(entry):
             self._check_form(entry)
+            blocks = block_count(entry.nbytes)
             fd = self._directory.open_out(entry)
-            self._blocks_left[fd] = block_count(entry.nbytes)
+            self._blocks_left[fd] = blocks
             return fd
         return None
 

@@ -98,7 +98,7 @@ class _Place:
 
     def __enter__(self) -> _Place:
         if syscalls.HAS_FOLDERS:
-            self.fd = os.open(self.folder, syscalls.READ_FOLDER)
+            self.fd = syscalls.open_fd(self.folder, syscalls.READ_FOLDER)
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -178,7 +178,7 @@ def replacing(path: str) -> Iterator[BinaryIO]:
 
         def make(name: str) -> int:
             # the user's alone until it is whole, since the file that it replaces may be so
-            return os.open(place.at(name), syscalls.NEW, 0o666 if mode is None else 0o600, dir_fd=place.fd)
+            return syscalls.open_fd(place.at(name), syscalls.NEW, 0o666 if mode is None else 0o600, dir_fd=place.fd)
 
         name, fd = place.temporary(make)
         try:
@@ -282,7 +282,7 @@ def _sync_tree(folder: str, fd: int) -> None:
 
 
 def _sync_path(path: str, *, is_folder: bool) -> None:
-    fd = os.open(path, syscalls.READ_FOLDER_ITSELF if is_folder else syscalls.READ_FILE)
+    fd = syscalls.open_fd(path, syscalls.READ_FOLDER_ITSELF if is_folder else syscalls.READ_FILE)
     try:
         (syscalls.sync_names if is_folder else syscalls.sync)(fd)
     finally:

@@ -30,7 +30,7 @@ def claim(name: str, dir_fd: int, *, folder: bool = True) -> int:
     fd = (
         syscalls.folder_in(name, dir_fd, same_mount=True)
         if folder
-        else os.open(name, syscalls.READ_FILE, dir_fd=dir_fd)
+        else syscalls.open_fd(name, syscalls.READ_FILE, dir_fd=dir_fd)
     )
     try:
         if not is_ours(os.fstat(fd), dir_fd):

@@ -22,7 +22,7 @@ import functools
 import os
 import stat
 import time
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from types import TracebackType
 from typing import Protocol
 
@@ -39,6 +39,7 @@ from varstore.layout.location import Identity, Location
 from varstore.layout.manifest import HEADER_SIZE, digest_in
 from varstore.layout.names import MANIFEST, MARKER
 from varstore.storage import syscalls
+from varstore.storage.descriptors import closing
 from varstore.storage.failures import storage_error
 from varstore.text.hints import plural
 
@@ -94,7 +95,7 @@ def locate(path: str | os.PathLike[str]) -> Location:
 class Directory:
     """A checkpoint's directory, open for as long as the ``with`` block; `fd` is its descriptor."""
 
-    __slots__ = ("_confirms", "_owns", "fd", "location")
+    __slots__ = ("_closing", "_confirms", "_owns", "fd", "location")
 
     def __init__(self, location: Location, fd: int = -1, *, confirms: bool = True) -> None:
         """Prepare to open the directory; if `fd` is given, it is already open and the caller closes it.
@@ -105,6 +106,7 @@ class Directory:
         self._confirms = confirms
         self.fd = fd
         self._owns = fd < 0
+        self._closing: Generator[None, None, None] | None = None
 
     def __enter__(self) -> Directory:
         """Open it.
@@ -114,11 +116,15 @@ class Directory:
             StorageError: the operating system refuses it, or the checkpoint was replaced.
         """
         if self._owns:
+            opened: list[int] = []
+            self._closing = closing(opened)
             self.fd = self._opened()
+            if syscalls.HAS_FOLDERS:
+                opened.append(self.fd)
             try:
                 self.check_identity()
             except BaseException:
-                syscalls.close_folder(self.fd)
+                self._close()
                 raise
         return self
 
@@ -139,7 +145,11 @@ class Directory:
             elif _may_mean_replaced(error) and self._is_replaced(error):
                 raise replaced_error(self.path) from error
         finally:
-            syscalls.close_folder(self.fd)
+            self._close()
+
+    def _close(self) -> None:
+        if self._closing is not None:
+            self._closing.close()
 
     @property
     def path(self) -> str:
@@ -341,7 +351,7 @@ class Directory:
 
     def _open_at(self, relative: str, flags: int) -> int:
         path, dir_fd = self._at(relative)
-        return os.open(path, flags, dir_fd=dir_fd)
+        return syscalls.open_fd(path, flags, dir_fd=dir_fd)
 
     def check_identity(self) -> None:
         """Check that this is the checkpoint of the location, with the fewest calls that notice another one.

@@ -58,6 +58,7 @@ __all__ = [
     "fresh_status",
     "is_missing",
     "map_file",
+    "open_fd",
     "open_folder",
     "openat2_beneath",
     "physical_memory",
@@ -187,8 +188,17 @@ def _see_folder(path: str) -> int:
     return _NO_FOLDER
 
 
-open_folder: Callable[[str], int] = partial(os.open, flags=READ_FOLDER) if HAS_FOLDERS else _see_folder
-"""Opens a folder; where folders do not have descriptors, only sees that it is there and can be read."""
+def open_fd(path: str, flags: int, mode: int = 0o777, *, dir_fd: int | None = None) -> int:
+    """Open a file as `os.open` does, in one step: Ctrl-C comes before it, or when the descriptor has a name."""
+    (fd,) = map(partial(os.open, dir_fd=dir_fd), (path,), (flags,), (mode,))
+    return fd
+
+
+def open_folder(path: str) -> int:
+    """Open a folder; where folders do not have descriptors, only see that it is there and can be read."""
+    return open_fd(path, READ_FOLDER) if HAS_FOLDERS else _see_folder(path)
+
+
 close_folder: Callable[[int], None] = os.close if HAS_FOLDERS else lambda _: None
 """Closes what `open_folder` opened."""
 
@@ -205,7 +215,7 @@ def openat2_beneath(path: str, dir_fd: int, *, folder: bool = False) -> int:
 def _openat2(path: str, dir_fd: int, how: Any) -> int:
     if not _IS_LINUX:
         raise _missing(path)
-    return _checked(_libc.syscall(_SYS_OPENAT2, dir_fd, os.fsencode(path), how, _OPEN_HOW_SIZE), path)
+    return _called(path, _libc.syscall, _SYS_OPENAT2, dir_fd, os.fsencode(path), how, _OPEN_HOW_SIZE)
 
 
 def create(path: str, dir_fd: int) -> int:
@@ -219,7 +229,7 @@ def create(path: str, dir_fd: int) -> int:
     except OSError as error:
         if not is_missing(error):
             raise
-    return os.open(path, NEW, 0o444, dir_fd=dir_fd)
+    return open_fd(path, NEW, 0o444, dir_fd=dir_fd)
 
 
 def write_file(path: str, data: bytes, dir_fd: int, *, durable: bool) -> None:
@@ -254,7 +264,7 @@ def folder_in(path: str, dir_fd: int, *, same_mount: bool = False) -> int:
     except OSError as error:
         if not is_missing(error):
             raise
-    fd = os.open(path, READ_FOLDER_ITSELF, dir_fd=dir_fd)
+    fd = open_fd(path, READ_FOLDER_ITSELF, dir_fd=dir_fd)
     if same_mount and os.fstat(fd).st_dev != os.fstat(dir_fd).st_dev:
         os.close(fd)
         raise OSError(errno.EXDEV, os.strerror(errno.EXDEV), path)
@@ -269,7 +279,7 @@ def exchange(first: str, second: str, dir_fd: int) -> None:
     call = getattr(_libc, "renameat2", None) or getattr(_libc, "renameatx_np", None)
     if call is None:
         raise _missing(first)
-    _checked(call(dir_fd, os.fsencode(first), dir_fd, os.fsencode(second), _RENAME_EXCHANGE), second)
+    _called(second, call, dir_fd, os.fsencode(first), dir_fd, os.fsencode(second), _RENAME_EXCHANGE)
 
 
 def _sync_drive(fd: int) -> None:
@@ -286,7 +296,7 @@ sync = _sync_drive if _SYNC_DRIVE else os.fsync
 
 def sync_file(path: str, *, dir_fd: int) -> None:
     """Make a file durable."""
-    fd = os.open(path, READ, dir_fd=dir_fd)
+    fd = open_fd(path, READ, dir_fd=dir_fd)
     try:
         sync(fd)
     finally:
@@ -295,7 +305,7 @@ def sync_file(path: str, *, dir_fd: int) -> None:
 
 def sync_folder(path: str, *, dir_fd: int) -> None:
     """Make the names in a folder durable, where the file system can."""
-    fd = os.open(path, READ_FOLDER, dir_fd=dir_fd)
+    fd = open_fd(path, READ_FOLDER, dir_fd=dir_fd)
     try:
         sync_names(fd)
     finally:
@@ -388,7 +398,7 @@ def preallocate(fd: int, nbytes: int) -> None:
         raise _missing(None)
     for _ in range(_ATTEMPTS):
         with contextlib.suppress(InterruptedError):  # some file systems give up, and undo it, for any signal
-            _checked(_libc.fallocate(fd, 0, ctypes.c_int64(0), ctypes.c_int64(nbytes)), None)
+            _called(None, _libc.fallocate, fd, 0, ctypes.c_int64(0), ctypes.c_int64(nbytes))
             return
     raise _missing(None)
 
@@ -401,7 +411,7 @@ def sync_file_system(fd: int) -> None:
     """
     if not hasattr(_libc, "syncfs") or file_system_type(fd) in _SYNCED_BY_FILE:
         raise _missing(None)
-    _checked(_libc.syncfs(fd), None)
+    _called(None, _libc.syncfs, fd)
 
 
 def physical_memory() -> int:
@@ -436,7 +446,7 @@ def fresh_status(fd: int) -> Status:
     buffer = ctypes.create_string_buffer(_STATX_SIZE)
     if _IS_LINUX and hasattr(_libc, "statx"):
         with contextlib.suppress(OSError):
-            _checked(_libc.statx(fd, b"", _AT_EMPTY_PATH | _STATX_FORCE_SYNC, _STATX_BASIC, buffer), None)
+            _called(None, _libc.statx, fd, b"", _AT_EMPTY_PATH | _STATX_FORCE_SYNC, _STATX_BASIC, buffer)
             mode, number, size, seconds, nanoseconds = _STATX.unpack_from(buffer)
             return Status(mode, number, size, seconds * 10**9 + nanoseconds)
     found = os.fstat(fd)
@@ -461,8 +471,14 @@ def _missing(path: str | None) -> OSError:
     return OSError(errno.ENOSYS, os.strerror(errno.ENOSYS), path)
 
 
-def _checked(result: int, path: str | None) -> int:
+def _called(path: str | None, function: Callable[..., int], *arguments: Any) -> int:
+    """Return the result of a function of the C library, or raise its error.
+
+    Result and error are taken in one step of the interpreter, so that Ctrl-C does not lose a descriptor, and a signal
+    handler that saves does not change the error.
+    """
+    calls = zip(map(function, *[(argument,) for argument in arguments]), iter(ctypes.get_errno, None), strict=False)
+    ((result, number),) = calls
     if result < 0:
-        number = ctypes.get_errno()
         raise OSError(number, os.strerror(number), path)
     return result

@@ -325,8 +325,8 @@ class Attempt:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> bool:
-        self.replaced = error
         is_ours = isinstance(error, CheckpointNotFound) or (isinstance(error, StorageError) and says_replaced(error))
+        self.replaced = error if is_ours else None  # others would hold the frames that hold descriptors
         return is_ours and any(checkpoint.is_replaced for checkpoint in self._again)
 
 

@@ -113,7 +113,7 @@ def carry(files: Iterable[str], old: str, fd: int, owner: int) -> tuple[list[str
     """
     carried: list[str] = []
     folders: set[str] = set()
-    old_fd = os.open(old, syscalls.READ_FOLDER_ITSELF)
+    old_fd = syscalls.open_fd(old, syscalls.READ_FOLDER_ITSELF)
     try:
         for path in files:
             folder = os.path.dirname(path)
@@ -159,7 +159,7 @@ def _carry(path: str, old_fd: int, fd: int, owner: int) -> bool:
         raise
     except OSError:  # whatever the reason, it is copied
         pass
-    source = os.open(path, syscalls.READ_FILE, dir_fd=old_fd)
+    source = syscalls.open_fd(path, syscalls.READ_FILE, dir_fd=old_fd)
     try:
         target = syscalls.create(path, fd)
         try:

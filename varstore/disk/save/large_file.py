@@ -28,6 +28,7 @@ from varstore.disk.save.staging import Staging
 from varstore.disk.threads import Job, Lane
 from varstore.layout.manifest import BLOCK, block_count
 from varstore.storage import syscalls
+from varstore.storage.descriptors import closing
 from varstore.values.plan import PlannedVariable
 
 __all__ = ["LargeFiles", "OutFile"]
@@ -64,8 +65,8 @@ class LargeFiles:
 
     def _write_block(self, name: str, out: OutFile, fetched: bool, start: int, stop: int) -> None:
         if out.write(start, stop):
-            self.open_files.remove(out)
             self._digests[name] = out.finish(fsync=self._staging.durability.each)
+            self.open_files.remove(out)
             if fetched:
                 self._end_wait()
         if self._advance:
@@ -101,7 +102,10 @@ class OutFile:
     """
 
     def __init__(self, path: str, array: np.ndarray, *, dir_fd: int, durable: bool) -> None:
+        opened: list[int] = []
+        self._closing = closing(opened)
         self.fd = syscalls.create(path, dir_fd)
+        opened.append(self.fd)
         self._array = array
         self._digests = [b""] * block_count(array.nbytes)
         self._left = len(self._digests)
@@ -109,7 +113,7 @@ class OutFile:
         try:
             self._direct = self._reserve(array.nbytes, direct=durable and array.nbytes >= DIRECT_FROM)
         except BaseException:
-            os.close(self.fd)
+            self.close()
             raise
 
     def _reserve(self, nbytes: int, *, direct: bool) -> bool:
@@ -169,4 +173,4 @@ class OutFile:
 
     def close(self) -> None:
         """Give up the descriptor."""
-        os.close(self.fd)
+        self._closing.close()

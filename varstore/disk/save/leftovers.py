@@ -102,7 +102,7 @@ def clean_staging(directory: str | os.PathLike[str], *, name: str | None = None)
     if not left and name is not None:
         return []
     with translated(directory, "the directory cannot be cleaned"):
-        fd = os.open(directory, syscalls.READ_FOLDER)
+        fd = syscalls.open_fd(directory, syscalls.READ_FOLDER)
         try:
             if left:  # what had a name before is not to lose its files before it has durably lost that
                 syscalls.sync_names(fd)
@@ -213,7 +213,7 @@ def undo_in_place(fd: int, tops: Iterable[str]) -> None:
 
 
 def _read_note(name: str, dir_fd: int) -> list[str]:
-    with open(os.open(name, syscalls.READ_FILE, dir_fd=dir_fd), encoding="utf-8", errors="replace") as file:
+    with open(syscalls.open_fd(name, syscalls.READ_FILE, dir_fd=dir_fd), encoding="utf-8", errors="replace") as file:
         return file.read().split("\n")
 
 
@@ -356,7 +356,7 @@ def set_aside(path: str) -> None:
         OSError: the operating system refused.
     """
     directory, name = os.path.split(os.path.abspath(path))
-    fd = os.open(directory, syscalls.READ_FOLDER)
+    fd = syscalls.open_fd(directory, syscalls.READ_FOLDER)
     try:
         status = os.stat(name, dir_fd=fd, follow_symlinks=False)
         if stat.S_ISLNK(status.st_mode):

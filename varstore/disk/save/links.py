@@ -189,7 +189,7 @@ class Links:
     def _holds(self, path: str, content: bytes) -> bool:
         """Tell whether a file of ours holds exactly this, and make it durable; links, pipes and others do not."""
         try:
-            fd = os.open(path, syscalls.READ_FILE, dir_fd=self._fd)
+            fd = syscalls.open_fd(path, syscalls.READ_FILE, dir_fd=self._fd)
         except OSError:
             return False
         try:

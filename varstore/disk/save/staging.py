@@ -52,6 +52,7 @@ from varstore.layout.staged import REPLACED, SAVING, is_giving_way
 from varstore.storage import syscalls
 from varstore.storage.appearing import target_of
 from varstore.storage.claims import claim_new, is_named, lock, mode_of_new_folder
+from varstore.storage.descriptors import closing
 from varstore.storage.directory import Directory
 from varstore.storage.forks import no_fork, tell_children
 from varstore.storage.removing import empty, remove
@@ -104,7 +105,7 @@ def _look(target: Target) -> Target:
     """Return what the target is now; while other writers replace it, what one of them put there."""
     for attempt in range(_ATTEMPTS):
         try:
-            fd = os.open(target.path, syscalls.READ_FOLDER_ITSELF)
+            fd = syscalls.open_fd(target.path, syscalls.READ_FOLDER_ITSELF)
         except FileNotFoundError:
             return replace(target, replaces=False, mode=None)
         except NotADirectoryError:
@@ -195,6 +196,7 @@ class Staging:
         self._note = ""
         self._parent = -1
         self._opened: list[int] = []
+        self._closing = closing(self._opened)
         self._made: list[tuple[int, str]] = []
         """Folders above the target that the save made, each with the descriptor of the one that holds it."""
         self._final = os.path.basename(target.path)
@@ -211,7 +213,7 @@ class Staging:
     def _in_child(self) -> None:
         """Let go of the lock, and of everything that the parent still needs."""
         self._is_parents = True
-        self._close()
+        self._closing.close()
 
     def __enter__(self) -> Staging:
         try:
@@ -234,11 +236,13 @@ class Staging:
             try:
                 with no_fork:
                     self.fd = syscalls.folder_in(self._name, self._parent)
+                    self._opened.append(self.fd)
                 self.owner = claim_new(self.fd, self._name, self._parent)
             except (BlockingIOError, FileNotFoundError):  # a cleaner was faster: again
-                fd, self.fd = self.fd, -1
-                if fd >= 0:
-                    os.close(fd)
+                if self.fd >= 0:
+                    self._opened.remove(self.fd)
+                    os.close(self.fd)
+                self.fd = -1
             except PermissionError:  # another user's folder is in its place, and is nothing to be undone
                 self._name = ""
                 raise
@@ -249,7 +253,7 @@ class Staging:
         path, missing = os.path.dirname(self.target.path), []
         while self._parent < 0:
             try:
-                self._parent = os.open(path, syscalls.READ_FOLDER)
+                self._parent = syscalls.open_fd(path, syscalls.READ_FOLDER)
             except FileNotFoundError:
                 path, name = os.path.split(path)
                 missing.append(name)
@@ -266,7 +270,8 @@ class Staging:
     def _open_target(self) -> None:
         self.path = self.target.path
         with no_fork:
-            self.fd = os.open(self.path, syscalls.READ_FOLDER_ITSELF)
+            self.fd = syscalls.open_fd(self.path, syscalls.READ_FOLDER_ITSELF)
+            self._opened.append(self.fd)
         try:
             lock(self.fd)
         except BlockingIOError as error:
@@ -291,7 +296,7 @@ class Staging:
             if error is not None and not isinstance(error, OSError):  # Ctrl-C
                 self._settle()  # not after an error of the disk: what was replaced may be what a power cut leaves
         finally:
-            self._close()
+            self._closing.close()
 
     def _undo(self) -> None:
         """Remove all that was made, and let go of the lock; an error of that would hide why the save is undone."""
@@ -317,7 +322,7 @@ class Staging:
                 with contextlib.suppress(OSError):  # somebody else uses it by now, or it was never made
                     os.rmdir(name, dir_fd=fd)
         finally:
-            self._close()
+            self._closing.close()
 
     def _undo_in_place(self) -> None:
         if self._note:
@@ -329,13 +334,6 @@ class Staging:
         if self.target.in_place or self.fd < 0:
             return False
         return is_named(self.fd, self._final, self._parent)
-
-    def _close(self) -> None:
-        opened, self.fd, self._opened = [self.fd, *self._opened], -1, []
-        with contextlib.ExitStack() as stack:  # all of them, whatever one of them says
-            for fd in opened:
-                if fd >= 0:
-                    stack.callback(os.close, fd)
 
     def carry(self) -> None:
         """Give the new checkpoint the other people's files that it is to keep."""

@@ -156,7 +156,7 @@ class Source:
     def _opened(self, failure: str) -> Iterator[int]:
         """Keep the file open, if it is still the one that was examined."""
         try:
-            descriptor = os.open(self._place, syscalls.READ)
+            descriptor = syscalls.open_fd(self._place, syscalls.READ)
         except FileNotFoundError:
             raise CheckpointNotFound("the file was removed after it was opened", path=self.path) from None
         except OSError as error:
