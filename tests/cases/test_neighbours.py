@@ -309,3 +309,21 @@ def test_retention_removes_a_link_and_not_what_it_leads_to(place):
     assert os.listdir(run) == ["step-2"]
     assert os.listdir(far) == ["step-1"]
     assert vs.verify(far / "step-1").ok
+
+
+@pytest.mark.parametrize("user", [0, ATTACKER])
+def test_retention_leaves_the_steps_of_another_user(everybody, user):
+    run = everybody / "run"
+    run.mkdir()
+    run.chmod(0o777)
+    with acting_as(VICTIM):
+        vs.CheckpointManager(run).save(1, {"a": np.arange(2)})
+    with acting_as(user):
+        manager = vs.CheckpointManager(run, keep=vs.Latest(1))
+        manager.save(2, {"a": np.arange(3)})
+        assert "another user" in manager.prune(dry_run=True).held[1]
+        manager.save(3, {"a": np.arange(3)})
+        manager.wait()
+    assert sorted(os.listdir(run)) == ["step-1", "step-3"]
+    assert owner(run / "step-1") == VICTIM
+    assert vs.verify(run / "step-1").ok

@@ -297,3 +297,39 @@ def test_what_somebody_saved_meanwhile_is_not_taken_for_what_is_left(tmp_path, m
             shutil.rmtree(tmp_path / name)
         vs.save(path, OLD)
     assert moment > 25
+
+
+def test_of_two_new_saves_where_nothing_can_be_renamed_one_wins(tmp_path, monkeypatch):
+    path = tmp_path / "c"
+
+    def save(who):
+        die_at(monkeypatch, 0, all_folders=True)
+        vs.save(path, {"who": np.full(3, who), f"w{who}": np.ones(3)}, durable=False)
+
+    def look(done, total):
+        if not path.exists():
+            assert in_a_child(lambda: save(1)) == 0
+
+    with monkeypatch.context() as patched:
+        die_at(patched, 0, all_folders=True)
+        with pytest.raises(CheckpointExists):
+            vs.save(path, {"who": np.full(3, 2), "w2": np.ones(3)}, durable=False, progress=look)
+    assert sorted(vs.load(path)) == ["w1", "who"]
+    assert vs.verify(path).ok
+    assert os.listdir(tmp_path) == ["c"]
+    for _ in range(10):
+        shutil.rmtree(path)
+        pids = []
+        for who in range(3):
+            pid = os.fork()
+            if not pid:
+                with contextlib.suppress(BaseException):
+                    save(who)
+                    os._exit(0)
+                os._exit(1)
+            pids.append(pid)
+        statuses = [os.waitpid(pid, 0)[1] for pid in pids]
+        assert statuses.count(0) == 1
+        assert len(vs.load(path)) == 2
+        assert vs.verify(path).ok
+        assert os.listdir(tmp_path) == ["c"]

@@ -114,6 +114,14 @@ def test_a_disk_that_fills_up_meanwhile(disk, durable, overwrite, shapes):
     assert vs.verify(disk / "c").ok
 
 
+@pytest.mark.parametrize("words", [("-t", "ramfs", "ramfs"), ("-t", "tmpfs", "-o", "size=0,nr_inodes=0", "tmpfs")])
+def test_zeros_do_not_say_that_a_disk_is_full(tmp_path, words):
+    with mounted(tmp_path / "disk", *words) as disk:
+        assert free(disk) == 0
+        vs.save(disk / "c", {"w": np.ones(5000)})
+        assert vs.verify(disk / "c").ok
+
+
 def test_a_disk_without_inodes(tmp_path):
     with tmpfs(tmp_path / "disk", 16 * MIB, "nr_inodes=60") as disk:
         values = {f"v{i}": np.ones(3) for i in range(30)}

@@ -41,6 +41,7 @@ __all__ = [
     "READ",
     "READ_FILE",
     "READ_FOLDER",
+    "READ_ONLY",
     "READ_FOLDER_ITSELF",
     "Status",
     "address_space",
@@ -108,6 +109,9 @@ LOCK: int = getattr(fcntl, "LOCK_EX", 0) | getattr(fcntl, "LOCK_NB", 0)
 
 CAN_SAVE = HAS_FOLDERS and flock is not None
 """Whether directories can be opened and locked, which is what holds a save together."""
+
+READ_ONLY: int = getattr(os, "ST_RDONLY", 0)
+"""The flag in what `statvfs` returns of a file system that cannot be written to."""
 
 _NO_FOLDER = -1
 

@@ -414,6 +414,7 @@ class CheckpointManager:
         """Delete steps and remove variables that the policies no longer want, as every `save` does.
 
         A step that this process has open, through a handle that is not closed, is held: it is deleted by a later call.
+        So is one that belongs to another user.
 
         Args:
             dry_run: only return what would be done.

@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from types import MappingProxyType
 
 from varstore.disk.read.checkpoint import has_open_handle
+from varstore.disk.save.leftovers import is_of_another_user
 from varstore.text.escape import one_line
 from varstore.training.policies import Best, Keep, looks_at_metrics, policies_of, retain
 from varstore.training.series import Member
@@ -33,8 +34,8 @@ NOTHING: Mapping[int, str] = MappingProxyType({})
 class Retention:
     """What `CheckpointManager.prune` or `CheckpointManager.rewind` did, by step.
 
-    `kept` and `deleted` give the reasons; `held` too, for steps that are to be deleted but are being read. `trimmed`
-    gives the patterns of the variables that were removed.
+    `kept` and `deleted` give the reasons; `held` too, for steps that are to be deleted but are being read or belong to
+    another user. `trimmed` gives the patterns of the variables that were removed.
     """
 
     kept: Mapping[int, str]
@@ -72,13 +73,20 @@ def decide(
         if step in reasons or step in spared
     }
     why = f"not {keep}"
-    unwanted = {member.saved.step: has_open_handle(member.saved) for member in members if member.saved.step not in kept}
+    unwanted = {member.saved.step: _holds(member) for member in members if member.saved.step not in kept}
     return Retention(
         kept=kept,
-        deleted={step: why for step, is_read in unwanted.items() if not is_read},
-        held={step: f"{why}, but being read" for step, is_read in unwanted.items() if is_read},
+        deleted={step: why for step, held in unwanted.items() if not held},
+        held={step: f"{why}, but {held}" for step, held in unwanted.items() if held},
         trimmed=dict(_trimmed([member for member in ordinary if member.saved.step in kept], parts, spared)),
     )
+
+
+def _holds(member: Member) -> str:
+    """Return why a step that is to be deleted is not, "" if it is."""
+    if has_open_handle(member.saved):
+        return "being read"
+    return "it belongs to another user" if is_of_another_user(member.saved.path) else ""
 
 
 def _spared(member: Member, decided: Collection[int], stay: Mapping[int, str]) -> str:

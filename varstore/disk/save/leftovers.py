@@ -28,7 +28,7 @@ from varstore.layout.names import MANIFEST, MARKER
 from varstore.layout.staged import FILLING, GIVING_WAY, REPLACED, REPLACING, SAVING, STAGED, is_staging_name
 from varstore.storage import syscalls
 from varstore.storage.appearing import TEMPORARY_LIMIT, is_temporary, remove_temporary
-from varstore.storage.claims import claim, claim_new, is_ours
+from varstore.storage.claims import claim, claim_new, is_ours, lock
 from varstore.storage.failures import storage_error, translated
 from varstore.storage.removing import empty, remove, remove_file, remove_written
 from varstore.values.arguments import checked
@@ -41,6 +41,7 @@ __all__ = [
     "clean_staging",
     "discard",
     "give_way",
+    "is_of_another_user",
     "is_own_name",
     "remove_old_manifests",
     "set_aside",
@@ -223,7 +224,9 @@ def remove_old_manifests(fd: int) -> None:
         remove_temporary(name, fd)
 
 
-def give_way(name: str, target: str, dir_fd: int, *, sync: bool = False, begin: bool = False) -> bool:
+def give_way(
+    name: str, target: str, dir_fd: int, *, sync: bool = False, begin: bool = False, replaces: bool = True
+) -> bool:
     """Put a complete checkpoint in the place of one that cannot be renamed, and so not be exchanged.
 
     That is one in a lower layer of an overlay. It is removed where it lies, file by file; its marker goes first. Then
@@ -238,6 +241,7 @@ def give_way(name: str, target: str, dir_fd: int, *, sync: bool = False, begin: 
         dir_fd: the directory of both.
         sync: make each step durable before the next one.
         begin: this begins now; otherwise it is only finished.
+        replaces: whether there is something to be removed, if this begins now; otherwise nothing may be there.
 
     Returns:
         Whether the target is taken; False where this had not begun, or somebody has put other things there.
@@ -252,7 +256,8 @@ def give_way(name: str, target: str, dir_fd: int, *, sync: bool = False, begin: 
             _note(waits, waiting, sync=sync)
         elif waits not in os.listdir(waiting):
             return False
-        if not _empty_target(target, dir_fd, emptying, filling, sync=sync, begin=begin):
+        if not _empty_target(target, dir_fd, emptying, filling, sync=sync, begin=begin and replaces):
+            remove_file(waits, waiting)
             return False
         if os.listdir(waiting) == [waits]:
             with contextlib.suppress(OSError):  # some overlays cannot remove a folder of a lower layer
@@ -301,6 +306,7 @@ def _fill(target: str, dir_fd: int, waiting: int, filling: str, waits: str, *, s
         os.mkdir(target, 0o700, dir_fd=dir_fd)
     fd = syscalls.folder_in(target, dir_fd, same_mount=True)
     try:
+        _claim_target(fd, filling)
         _note(filling, fd, sync=sync)
         folders = _move(waiting, fd, but={MARKER, waits})
         with contextlib.suppress(PermissionError):  # vfat keeps no modes
@@ -314,6 +320,21 @@ def _fill(target: str, dir_fd: int, waiting: int, filling: str, waits: str, *, s
         os.unlink(filling, dir_fd=fd)
     finally:
         os.close(fd)
+
+
+def _claim_target(fd: int, filling: str) -> None:
+    """Lock a target that is to be filled, and see that nobody else has filled it or had begun to.
+
+    Raises:
+        OSError: ENOTEMPTY, as a rename onto it.
+    """
+    with contextlib.suppress(BlockingIOError):
+        lock(fd)
+        names = os.listdir(fd)
+        others = (name for name in names if GIVING_WAY.fullmatch(name) and name != filling)
+        if (filling in names or MARKER not in names) and not any(others):
+            return
+    raise OSError(errno.ENOTEMPTY, os.strerror(errno.ENOTEMPTY))
 
 
 def _move(source: int, target: int, *, but: Collection[str] = ()) -> list[str]:
@@ -343,6 +364,19 @@ def _note(name: str, dir_fd: int, *, sync: bool) -> None:
         os.close(syscalls.create(name, dir_fd))
     if sync:
         syscalls.sync_names(dir_fd)
+
+
+def is_of_another_user(path: str) -> bool:
+    """Tell whether a checkpoint belongs to another user, so that it is not ours to delete; a link to one is."""
+    with contextlib.suppress(OSError):
+        status = os.lstat(path)
+        if stat.S_ISDIR(status.st_mode):
+            fd = os.open(os.path.dirname(os.path.abspath(path)), syscalls.READ_FOLDER)
+            try:
+                return not is_ours(status, fd)
+            finally:
+                os.close(fd)
+    return False
 
 
 def set_aside(path: str) -> None:

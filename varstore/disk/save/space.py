@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from typing import Any
 
@@ -21,15 +22,18 @@ def check_space(plan: SavePlan, target: str) -> None:
 
     Raises:
         OutOfSpace: says what is free and what is needed.
+        OSError: it is a read-only file system.
     """
     status = _file_system_of(target)
+    if status.f_flag & syscalls.READ_ONLY:
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS), target)
     free = _free(status)
     far = _far(plan, target)
     nbytes = sum(v.nbytes for v in far) + plan.nbytes
     files = len(plan.variables) + (_FILES - 1) * (len(plan.written) + len(far))
     if status.f_files > 0 and status.f_favail < files:
         raise _too_few_inodes("too few files can be made on this disk; nothing was written", status, target, files)
-    if free < nbytes:
+    if free < nbytes and status.f_blocks > 0:  # zeros say nothing: ramfs, and FUSE where statfs is not implemented
         raise _too_few_bytes(
             "the disk is too full for this save; nothing was written", status, target, f"{nbytes:,} bytes", plan
         )

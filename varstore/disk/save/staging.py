@@ -394,9 +394,9 @@ class Staging:
             except OSError as error:
                 if error.errno not in _TAKEN:
                     raise
+                self._gives_way = False
                 if not self.target.overwrite:
                     raise self._taken("another writer saved here meanwhile") from error
-                self._gives_way = False
                 self.target = _look(self.target)
             else:
                 return
@@ -453,7 +453,8 @@ class Staging:
         self._finish_giving_way(begin=True)
 
     def _finish_giving_way(self, *, begin: bool = False) -> None:
-        if not give_way(self._name, self._final, self._parent, sync=self.durability.durable, begin=begin):
+        sync, replaces = self.durability.durable, self.target.replaces
+        if not give_way(self._name, self._final, self._parent, sync=sync, begin=begin, replaces=replaces):
             raise OSError(errno.ENOTEMPTY, os.strerror(errno.ENOTEMPTY), self._final)
         self.is_visible = True
         self._gives_way = False
