@@ -186,7 +186,7 @@ def _pairs(machine: Machine, items: Any) -> list[tuple[Any, Any]]:
         items = list(items.items())
     if type(items) not in (list, tuple):
         machine.fail("a dict is not created from a list", found=show(items))
-    machine.charge(NODE + 10 * ITEM * len(items))
+    machine.charge(NODE + 20 * ITEM * len(items))
     pairs = [(machine.key(key), value) for key, value in items]
     machine.check_keys([key for key, _ in pairs])
     return pairs
@@ -197,7 +197,7 @@ def _default_dict(machine: Machine, _factory: Any = None, items: Any = ()) -> di
 
 
 def _set(machine: Machine, items: Any = ()) -> set[Any]:
-    machine.charge(NODE + 10 * ITEM * len(items))
+    machine.charge(NODE + 20 * ITEM * len(items))
     keys = [machine.key(item) for item in items]
     machine.check_keys(keys, is_set=True)
     return set(keys)
