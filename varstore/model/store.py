@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
 from types import MappingProxyType
 from typing import Any, get_args
 
@@ -132,7 +132,12 @@ def save(
     if not target:
         raise UsageError("the path to save to is empty")
     location = locate(target)
-    with _opened(base) as earlier:
+    opened: AbstractContextManager[Mapping[str, Variable]]
+    if base is None or isinstance(base, Checkpoint):
+        opened = nullcontext(base or {})
+    else:
+        opened = open_checkpoint(base)  # and closed: an error that is kept does not keep it open
+    with opened as earlier:
         saved = write_checkpoint(
             target,
             plan,
@@ -197,13 +202,3 @@ def _load(
         new = read_new(location, wanted, verify=verify, threads=threads, advance=advance)
     arrays = dict(zip(first_of, new, strict=True))
     return {name: arrays[entry.alias_of or entry.name] for name, entry in entries.items()}
-
-
-@contextlib.contextmanager
-def _opened(base: Path | Checkpoint | None) -> Iterator[Mapping[str, Variable]]:
-    """Hold the base open, and close it if it was given by its path: an error that is kept does not keep it open."""
-    if base is None or isinstance(base, Checkpoint):
-        yield base or {}
-        return
-    with open_checkpoint(base) as checkpoint:
-        yield checkpoint
