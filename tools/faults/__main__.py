@@ -31,6 +31,7 @@ COMMANDS: Final = {
     "pickles": "pickles that ask for code, in every wrapping",
     "mutants": "damaged files of every format",
     "races": "reading, verifying, sealing and converting beside a writer that overwrites",
+    "signals": "Ctrl-C in background saves, and saves in signal handlers that interrupt others",
     "retention": "whatever can happen to a run of a manager, in any order",
 }
 """Each command is the module of `tools.faults` with its name, see `jobs`."""

@@ -41,8 +41,6 @@ class Known:
 
 
 KNOWN: Final = (
-    # Ctrl-C between the return of os.open and the assignment of its result
-    Known(command="calls", scenario="*", fault="SIGINT", losses={"LEAK"}),
     # zipfile takes an lseek that fails for a file that cannot seek
     Known(command="calls", scenario="write torch", fault="EIO", losses={"HALF_DONE", "SILENT"}),
     Known(command="calls", scenario="write torch", fault="ESTALE", losses={"HALF_DONE", "SILENT"}),
