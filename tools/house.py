@@ -49,7 +49,6 @@ ORDER: dict[str, tuple[str, ...]] = {
     "values": ("nodes", "arguments", "select", "methods", "parts", "lazy", "arrays", "casting", "plan"),
     "storage": (
         "syscalls",
-        "descriptors",
         "forks",
         "memory",
         "failures",

@@ -22,7 +22,9 @@ import functools
 import os
 import stat
 import time
-from collections.abc import Generator, Iterator
+from collections import deque
+from collections.abc import Callable, Generator, Iterator
+from functools import partial
 from types import TracebackType
 from typing import Protocol
 
@@ -39,11 +41,19 @@ from varstore.layout.location import Identity, Location
 from varstore.layout.manifest import HEADER_SIZE, digest_in
 from varstore.layout.names import MANIFEST, MARKER
 from varstore.storage import syscalls
-from varstore.storage.descriptors import closing
 from varstore.storage.failures import storage_error
 from varstore.text.hints import plural
 
-__all__ = ["PAUSES", "Directory", "is_shared", "locate", "marker_identity", "replaced_error", "says_replaced"]
+__all__ = [
+    "closing",
+    "PAUSES",
+    "Directory",
+    "is_shared",
+    "locate",
+    "marker_identity",
+    "replaced_error",
+    "says_replaced",
+]
 
 PAUSES = (0.1, 1.2, 2.4)
 """Seconds between looks at a shared file system, where what other machines did may be seen a second late."""
@@ -90,6 +100,30 @@ def locate(path: str | os.PathLike[str]) -> Location:
         return Location(given, os.path.join(os.getcwd(), given))
     except FileNotFoundError:  # the working directory was removed, so nothing exists below it
         return Location(given, given)
+
+
+def closing(descriptors: list[int]) -> Generator[None, None, None]:
+    """Return what closes these descriptors, and those added to the list until then: its `close`, or its own end.
+
+    Ctrl-C comes after any call into C, and before the first step of any function, so an ``__exit__`` that would close
+    them may never begin. A generator is closed by Python with its owner, if nobody did before. A descriptor joins the
+    list in the step after `syscalls.open_fd`.
+    """
+    held = _held(descriptors)
+    next(held)
+    return held
+
+
+def _held(descriptors: list[int]) -> Generator[None, None, None]:
+    # made here, so that it is one step there
+    close_all: Callable[[], object] = partial(deque, map(os.close, descriptors), maxlen=0)
+    try:
+        yield
+    finally:
+        try:
+            close_all()
+        finally:
+            close_all()  # those after one that could not be closed
 
 
 class Directory:
@@ -180,7 +214,7 @@ class Directory:
     def is_current(self) -> bool:
         """Tell whether the path still leads to this checkpoint, which has its marker if it had one."""
         try:
-            fd = syscalls.open_folder(self.location.absolute)
+            (fd,) = map(syscalls.open_folder, (self.location.absolute,))
         except OSError as error:
             return error.errno not in _GONE
         try:
@@ -331,7 +365,8 @@ class Directory:
 
     def _opened(self) -> int:
         try:
-            return syscalls.open_folder(self.location.absolute)
+            (fd,) = map(syscalls.open_folder, (self.location.absolute,))  # a step that Ctrl-C does not divide
+            return fd
         except FileNotFoundError:
             raise CheckpointNotFound("there is no checkpoint here", path=self.path) from None
         except NotADirectoryError:
@@ -351,7 +386,8 @@ class Directory:
 
     def _open_at(self, relative: str, flags: int) -> int:
         path, dir_fd = self._at(relative)
-        return syscalls.open_fd(path, flags, dir_fd=dir_fd)
+        (fd,) = map(partial(os.open, dir_fd=dir_fd), (path,), (flags,))
+        return fd
 
     def check_identity(self) -> None:
         """Check that this is the checkpoint of the location, with the fewest calls that notice another one.

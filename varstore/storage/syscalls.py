@@ -198,11 +198,8 @@ def open_fd(path: str, flags: int, mode: int = 0o777, *, dir_fd: int | None = No
     return fd
 
 
-def open_folder(path: str) -> int:
-    """Open a folder; where folders do not have descriptors, only see that it is there and can be read."""
-    return open_fd(path, READ_FOLDER) if HAS_FOLDERS else _see_folder(path)
-
-
+open_folder: Callable[[str], int] = partial(os.open, flags=READ_FOLDER) if HAS_FOLDERS else _see_folder
+"""Opens a folder; where folders do not have descriptors, only sees that it is there and can be read."""
 close_folder: Callable[[int], None] = os.close if HAS_FOLDERS else lambda _: None
 """Closes what `open_folder` opened."""
 

@@ -28,7 +28,7 @@ from varstore.disk.save.staging import Staging
 from varstore.disk.threads import Job, Lane
 from varstore.layout.manifest import BLOCK, block_count
 from varstore.storage import syscalls
-from varstore.storage.descriptors import closing
+from varstore.storage.directory import closing
 from varstore.values.plan import PlannedVariable
 
 __all__ = ["LargeFiles", "OutFile"]
