@@ -306,5 +306,7 @@ def test_workers_of_a_data_loader_read(tmp_path, context):
     assert torch.equal(torch.cat([batch for batch, _ in batches]), torch.from_numpy(values))
     assert {int(length) for _, lengths in batches for length in lengths} == {2}
     vs.save(tmp_path / "c", {"rows": values + 1}, overwrite=True)
+    # One worker: with two, the first error would stop the other while it still starts, which is another error.
+    loader = torch.utils.data.DataLoader(rows, batch_size=4, num_workers=1, multiprocessing_context=context)
     with pytest.raises(StorageError, match="replaced since it was opened"):
         list(loader)
