@@ -52,7 +52,6 @@ BESIDE = {
     "save_async large, until it returns / memory copy": "`save_async` of `large` returns after {} a plain memory copy",
     "save lora with base= / whole": "`gpt2` with 5 % of its bytes changed, saved with `base=`: {} a whole save",
     "compose gpt2 of links / save": "`gpt2` composed of links to two checkpoints: {} a whole save",
-    "compose gpt2 of links / save, not durable": "the same, both without `durable`: {} a whole save",
     "import varstore - import numpy": "`import varstore`: {} beyond numpy's",
     "varstore ls of small, whole process": "`varstore ls` of `small`, as a process: {}",
     "4 KiB of safetensors, bytes read": "read for 4 KiB of 1 GiB in a safetensors file: {}",

@@ -27,6 +27,7 @@ _BLOCK: Final = 16_777_216
 _MANIFEST: Final = {4: "attributes", 5: "tree", 6: "variables"}
 _VARIABLE: Final = {1: "name", 2: "folder", 3: "shape", 4: "data_type", 5: "size", 8: "digests", 9: "alias_of"}
 _SHARDS_INDEX: Final = ".safetensors.index.json"
+_SHARD: Final = re.compile(r".*-\d{5}-of-\d{5}.*\.safetensors")
 _INDEX: Final = {"snapshot_done", "manifest"}
 _STAGING: Final = re.compile(
     r"(\..+)?\.(saving|replaced)-[0-9a-f]{8}|\.(replacing|filling)-[0-9a-f]{8}|\..+\.[0-9a-f]{8}\.tmp", re.DOTALL
@@ -125,11 +126,8 @@ def observe(directory: Path) -> Seen:
         units[name], others = _joined(name, units)
         for other in others:
             units.pop(other)
-        shards = re.compile(re.escape(name.removesuffix(_SHARDS_INDEX)) + r"-.*\.safetensors")
-        unlisted = set(filter(shards.fullmatch, units))
-        leftovers |= unlisted
-        for other in unlisted:
-            units.pop(other)
+    leftovers |= {name for name in units if _SHARD.fullmatch(name)}  # which no index lists
+    units = {name: unit for name, unit in units.items() if name not in leftovers}
     described = {
         name: f"{len(unit)} bytes {_digest(unit).hex()}" if isinstance(unit, bytes) else unit
         for name, unit in units.items()

@@ -238,22 +238,21 @@ _FLAT_NEXT: Final[_Arrays] = {"w1": np.ones(16, np.float32)}
 
 def _formats() -> Iterator[Scenario]:
     for name, suffix in _FORMATS.items():
-        target, is_folder = "model" + suffix, name == "oneflow"
+        target = "model" + suffix
         options: dict[str, Any]
         old: _Arrays
         if name == "onnx":
             options = {"model": os.fspath(_MODEL)}
             old, new, following = map(_initializers, (1, 2, 3))
         else:
-            options = {"shard_bytes": 1000} if "sharded" in name else {}
+            options = {"shard_bytes": 1000} if "sharded" in name else {"overwrite": True} if name == "oneflow" else {}
             old, new, following = _FLAT_OLD, _FLAT_NEW, _FLAT_NEXT
         write = partial(_write, options)
-        following_target = "next" if is_folder else target
         yield Scenario(
             name=f"write {name}",
-            prepare=_nothing if is_folder else partial(write, old, target),
+            prepare=partial(write, old, target),
             act=partial(write, new, target),
-            again=partial(write, following, following_target),
+            again=partial(write, following, target),
             leftovers=3 if "sharded" in name else 1,
             harmless=r"model.*\.safetensors" if "sharded" in name else "",
         )
@@ -261,7 +260,7 @@ def _formats() -> Iterator[Scenario]:
             name=f"convert to {name}",
             prepare=partial(_save, new, name="source"),
             act=partial(_convert, options, "source", target),
-            again=partial(write, following, following_target),
+            again=partial(write, following, target),
             leftovers=3 if "sharded" in name else 1,
             harmless=r"model.*\.safetensors" if "sharded" in name else "",
         )

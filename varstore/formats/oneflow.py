@@ -99,7 +99,7 @@ def write(path: str | os.PathLike[str], state: Any, *, overwrite: bool = False) 
 
 
 def _has_pickle(path: str) -> bool:
-    return os.path.lexists(os.path.join(path, PICKLE))
+    return kind_of(os.path.join(path, PICKLE)) != 0
 
 
 def _write_tensor(folder: str, array: LazyArray) -> None:

@@ -21,6 +21,7 @@ from varstore.errors import CheckpointExists, VarstoreError
 from varstore.storage import syscalls
 from varstore.storage.claims import claim, claim_new, is_ours, mode_of_new_folder
 from varstore.storage.failures import storage_error
+from varstore.storage.looking import kind_of
 from varstore.storage.removing import remove
 
 __all__ = [
@@ -248,17 +249,20 @@ def new_folder(path: str, *, may_replace: Callable[[str], bool] | None = None) -
             place.sync()
         finally:
             if place.fd is not None:
-                remove(name, place.fd)  # what was not finished, or what was replaced
-                os.close(fd)
+                try:
+                    remove(name, place.fd)  # what was not finished, or what was replaced
+                finally:
+                    os.close(fd)
             else:
                 _remove_by_path(place.at(name))
 
 
 def _mode_of_old_folder(place: _Place, path: str, may_replace: Callable[[str], bool] | None) -> int | None:
     target = place.target
-    if not os.path.lexists(target):
+    kind = kind_of(target)
+    if not kind and not os.path.lexists(target):
         return None
-    if os.path.isdir(target) and (not os.listdir(target) or (may_replace is not None and may_replace(target))):
+    if kind == stat.S_IFDIR and (not os.listdir(target) or (may_replace is not None and may_replace(target))):
         return stat.S_IMODE(os.stat(target).st_mode)
     raise CheckpointExists("the path is taken", path=path, hint="choose another, or remove what is there")
 
@@ -271,7 +275,7 @@ def _remove_by_path(path: str) -> None:
 
 def _sync_tree(folder: str, fd: int) -> None:
     """Make an open folder durable, with all in it."""
-    found = [(below, names) for below, _, names in os.walk(folder, topdown=False)]
+    found = [(below, names) for below, _, names in os.walk(folder, topdown=False, onerror=_fail)]
     if sum(len(names) for _, names in found) > _EACH:
         with contextlib.suppress(OSError):
             syscalls.sync_file_system(fd)
@@ -279,6 +283,10 @@ def _sync_tree(folder: str, fd: int) -> None:
     for below, names in found:
         for path in (*(os.path.join(below, name) for name in names), below):
             _sync_path(path, is_folder=path == below)
+
+
+def _fail(error: OSError) -> None:
+    raise error
 
 
 def _sync_path(path: str, *, is_folder: bool) -> None:

@@ -1,0 +1,96 @@
+"""Print the figures of the campaign for README: ``python -m tools.faults.figures``.
+
+``python -m tools.faults.figures RECORD ...`` first replaces ``results.json`` by the sums of these records, which
+``python -m tools.faults --record RECORD`` writes, and the figures in README. A test checks that README has them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import fnmatch
+import json
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, Final
+
+__all__ = ["KINDS", "README", "RESULTS", "figures", "quoted", "summary"]
+
+README: Final = Path(__file__).resolve().parents[2] / "README.md"
+RESULTS: Final = Path(__file__).with_name("results.json")
+_BEGIN, _END = "<!-- faults:begin -->\n", "<!-- faults:end -->\n"
+
+KINDS: Final = {
+    ("calls", "SIGKILL"): "killed before a call",
+    ("calls", "torn"): "killed within a write",
+    ("calls", "SIGINT"): "Ctrl-C",
+    ("calls", "short"): "short write",
+    ("calls", "E*"): "error of a call",
+    ("power", "*"): "power cut, modelled",
+    ("signals", "*"): "save in a signal handler",
+    ("rot", "*"): "file changed",
+    ("pickles", "*"): "hostile pickle",
+    ("mutants", "*"): "damaged file",
+    ("races", "*"): "race",
+    ("retention", "*"): "history of a run",
+}
+"""Names each kind of fault by command and pattern; what is not here, such as `count`, is not quoted."""
+
+Results = Mapping[str, Any]
+
+
+def main() -> int:
+    """Print the figures, after taking new records if there are any."""
+    parser = argparse.ArgumentParser(prog="python -m tools.faults.figures", description=__doc__)
+    parser.add_argument("record", nargs="*", type=Path)
+    records = parser.parse_args().record
+    if records:
+        rows = [row for record in records for row in json.loads(record.read_text())]
+        results = summary(rows, date=datetime.date.today().isoformat())
+        RESULTS.write_text(json.dumps(results, indent=1) + "\n")
+        text = README.read_text(encoding="utf-8")
+        framed = f"{_BEGIN}{quoted(text)}{_END}"
+        README.write_text(text.replace(framed, f"{_BEGIN}{figures(results)}{_END}"), encoding="utf-8")
+    print(figures(json.loads(RESULTS.read_text())), end="")
+    return 0
+
+
+def summary(rows: Iterable[Mapping[str, Any]], *, date: str) -> Results:
+    """Return the sums for each kind of fault."""
+    kinds: dict[str, dict[str, int]] = {}
+    for row in rows:
+        for (command, fault), kind in KINDS.items():
+            if row["command"] == command and fnmatch.fnmatchcase(row["fault"], fault):
+                sums = kinds.setdefault(kind, dict.fromkeys(("points", "survived", "known", "lost"), 0))
+                for name in sums:
+                    sums[name] += row[name]
+    return {"date": date, "kinds": {kind: kinds[kind] for kind in KINDS.values() if kind in kinds}}
+
+
+def figures(results: Results) -> str:
+    """Return a sentence and a table, as Markdown."""
+    return "\n".join([f"`python -m tools.faults` on {results['date']}:", "", *_table(results), ""])
+
+
+def _table(results: Results) -> Iterator[str]:
+    yield "|fault|points|survived|known|lost|"
+    yield "|---|---:|---:|---:|---:|"
+    for kind, sums in results["kinds"].items():
+        yield "|".join(["", kind, *(f"{number:,}" for number in sums.values()), ""])
+
+
+def quoted(text: str) -> str:
+    """Return the text between the two comments.
+
+    Raises:
+        ValueError: the comments are missing.
+    """
+    found = re.search(f"{_BEGIN}(.*?){_END}", text, re.DOTALL)
+    if found is None:
+        raise ValueError(f"{README} does not have {_BEGIN.strip()} and {_END.strip()}")
+    return found[1]
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
