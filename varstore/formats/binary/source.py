@@ -161,14 +161,14 @@ class Source:
             raise CheckpointNotFound("the file was removed after it was opened", path=self.path) from None
         except OSError as error:
             raise storage_error(error, self.path, "the file cannot be opened") from error
-        with translated(self.path, failure):
-            try:
+        try:
+            with translated(self.path, failure):
                 if _identity(os.fstat(descriptor)) != self.identity:
                     raise FormatError("the file has changed since it was opened", path=self.path, hint="open it again")
                 yield descriptor
-            finally:
-                with contextlib.suppress(OSError):  # what was read, was read
-                    os.close(descriptor)
+        finally:
+            with contextlib.suppress(OSError):  # what was read, was read
+                os.close(descriptor)
 
     def _check_range(self, offset: int, size: int) -> None:
         if offset < 0 or size < 0 or offset + size > self.size:
