@@ -206,7 +206,7 @@ def _managing(name: str, **options: Any) -> Scenario:
         name=name,
         prepare=partial(_save_steps, {1: OLD, 2: EARLIER}),
         act=partial(_save_steps, {3: NEW}, **options),
-        stages=[partial(_save_steps, {3: NEW})],
+        stages=[partial(_save_steps, {3: NEW}), partial(_save_steps, {3: NEW}, keep=2)],
         new={f"{_RUN}/step-3": contents_of(NEW)},
         again=partial(_save_steps, {4: NEXT}, **options),
     )
