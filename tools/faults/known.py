@@ -49,13 +49,6 @@ KNOWN: Final = (
     # a linked file that cannot be synced makes the save write the values instead, which is not told apart here
     Known(command="calls", scenario="*base, durable", fault="*", losses={"UNSYNCED"}),
     Known(command="calls", scenario="manager*", fault="E*", losses={"UNSYNCED"}),
-    # a folder that cannot be looked at is taken for one that the checkpoint does not know
-    Known(command="calls", scenario="overwrite, no manifest*", fault="E*", losses={"WRONG_ERROR"}),
-    # zipfile takes an lseek that fails for a file that cannot seek, and writes an archive that needs none
-    Known(command="calls", scenario="*to torch", fault="E[IS]*", losses={"HALF_DONE", "SILENT"}),
-    Known(command="calls", scenario="write torch", fault="E[IS]*", losses={"HALF_DONE", "SILENT"}),
-    Known(command="calls", scenario="*to numpy", fault="E[IS]*", losses={"HALF_DONE", "SILENT"}),
-    Known(command="calls", scenario="write numpy", fault="E[IS]*", losses={"HALF_DONE", "SILENT"}),
 )
 
 

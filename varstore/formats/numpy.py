@@ -31,7 +31,7 @@ from varstore.formats.binary.budget import Budget
 from varstore.formats.binary.magic import NPY
 from varstore.formats.binary.slices import MemoryContent, array_of_spans, refused_array, stream_of
 from varstore.formats.binary.source import Source, count_elements
-from varstore.formats.binary.zip import Member, archive_members, is_zip, leads_out
+from varstore.formats.binary.zip import Member, archive_members, is_zip, leads_out, new_archive
 from varstore.formats.opened import ForeignCheckpoint
 from varstore.formats.state.flat import fetch_plain, flat_arrays
 from varstore.storage.appearing import replacing
@@ -116,7 +116,7 @@ def write(path: str, state: Any) -> None:
         return
     for name in arrays:
         _check_member_name(path, name)
-    with replacing(path) as file, zipfile.ZipFile(file, "w", zipfile.ZIP_STORED, allowZip64=True) as archive:
+    with new_archive(path) as (archive, _):
         for name, array in arrays.items():
             info = zipfile.ZipInfo(f"{name}.npy")
             info.external_attr = 0o600 << 16

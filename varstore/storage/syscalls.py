@@ -169,7 +169,10 @@ _OWN = _RESOLVE_BENEATH | _RESOLVE_NO_SYMLINKS
 _NEW_FILE = ctypes.byref(_OpenHow(NEW, 0o444, _OWN))
 _OWN_FOLDER = ctypes.byref(_OpenHow(READ_FOLDER, 0, _OWN))
 _OWN_FOLDER_HERE = ctypes.byref(_OpenHow(READ_FOLDER, 0, _OWN | _RESOLVE_NO_XDEV))
-_OPEN_HOW_SIZE = ctypes.sizeof(_OpenHow)
+_OPENAT2, _HOW_SIZE = (_SYS_OPENAT2,), (ctypes.sizeof(_OpenHow),)
+_PATHS = sys.getfilesystemencoding(), sys.getfilesystemencodeerrors()
+_errors = iter(ctypes.get_errno, None)
+"""Gives the error of the last call of the C library at each step, and never ends."""
 
 
 def is_missing(error: OSError) -> bool:
@@ -214,9 +217,15 @@ def openat2_beneath(path: str, dir_fd: int, *, folder: bool = False) -> int:
 
 
 def _openat2(path: str, dir_fd: int, how: Any) -> int:
+    """Open a file as `_called` calls: every small file of a save is opened here, so what is constant is made once."""
     if not _IS_LINUX:
         raise _missing(path)
-    return _called(path, _libc.syscall, _SYS_OPENAT2, dir_fd, os.fsencode(path), how, _OPEN_HOW_SIZE)
+    encoded = path.encode(*_PATHS)
+    calls = map(_libc.syscall, _OPENAT2, (dir_fd,), (encoded,), (how,), _HOW_SIZE)
+    ((fd, number),) = zip(calls, _errors, strict=False)
+    if fd < 0:
+        raise OSError(number, os.strerror(number), path)
+    return int(fd)
 
 
 def create(path: str, dir_fd: int) -> int:
@@ -478,7 +487,7 @@ def _called(path: str | None, function: Callable[..., int], *arguments: Any) -> 
     Result and error are taken in one step of the interpreter, so that Ctrl-C does not lose a descriptor, and a signal
     handler that saves does not change the error.
     """
-    calls = zip(map(function, *[(argument,) for argument in arguments]), iter(ctypes.get_errno, None), strict=False)
+    calls = zip(map(function, *[(argument,) for argument in arguments]), _errors, strict=False)
     ((result, number),) = calls
     if result < 0:
         raise OSError(number, os.strerror(number), path)

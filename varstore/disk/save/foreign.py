@@ -83,7 +83,7 @@ def _foreign(root: str, below: str, known: _Known | None, usual: Collection[str]
         if known is not None and path in known.variables and path not in known.parents:
             if not _holds_only_usual(place + name):
                 yield from _foreign(root, path, known, _usual_of(known.variables[path], place + name))
-        elif os.path.isdir(place + name) and not os.path.islink(place + name):
+        elif stat.S_ISDIR(os.lstat(place + name).st_mode):
             is_known = known is None or path in known.parents
             yield from _foreign(root, path, known, _USUAL if is_known else ())
         elif known is None or path not in known.parents:

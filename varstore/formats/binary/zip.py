@@ -17,15 +17,17 @@ import struct
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator
-from typing import Any, NoReturn
+from contextlib import contextmanager
+from typing import Any, BinaryIO, NoReturn
 
 import numpy as np
 
 from varstore.errors import DigestMismatch, FormatError, SizeMismatch, UnsafeContent, VarstoreError
 from varstore.formats.binary.slices import stream_of
 from varstore.formats.binary.source import Source
+from varstore.storage.appearing import replacing
 
-__all__ = ["MAGIC", "Member", "archive_members", "is_zip", "leads_out"]
+__all__ = ["MAGIC", "Member", "archive_members", "is_zip", "leads_out", "new_archive"]
 
 MAGIC = b"PK\3\4"
 _EMPTY = b"PK\5\6"
@@ -41,6 +43,45 @@ _SLACK = 64
 _FIRST_PIECE, _PIECE = 1 << 12, 1 << 20
 _BOMB_FROM, _BOMB_RATIO = 1 << 26, 200
 _LONGEST_SHOWN = 100
+
+
+@contextmanager
+def new_archive(path: str) -> Iterator[tuple[zipfile.ZipFile, BinaryIO]]:
+    """Open a new archive of uncompressed members, and its file; it takes the place of `path` as `replacing` says.
+
+    Raises:
+        CheckpointExists, OutOfSpace, StorageError: see `replacing`.
+    """
+    with replacing(path) as file:
+        placed: Any = _Placed(file)
+        with zipfile.ZipFile(placed, "w", zipfile.ZIP_STORED, allowZip64=True) as archive:
+            yield archive, file
+        if placed.refusal is not None:
+            raise placed.refusal
+
+
+class _Placed:
+    """A file for `zipfile`, which takes one whose position cannot be told for a stream, and does not say so."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
+        self.refusal: OSError | None = None
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._file, name)
+
+    def tell(self) -> int:
+        return self._noted(self._file.tell)
+
+    def seek(self, offset: int, whence: int = 0) -> int:
+        return self._noted(self._file.seek, offset, whence)
+
+    def _noted(self, call: Callable[..., int], *arguments: int) -> int:
+        try:
+            return call(*arguments)
+        except OSError as error:
+            self.refusal = error
+            raise
 
 
 def is_zip(source: Source) -> bool:

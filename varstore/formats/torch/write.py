@@ -18,11 +18,11 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
+from varstore.formats.binary.zip import new_archive
 from varstore.formats.pickles.emit import Emitter, Named, Persistent
 from varstore.formats.state.flat import fetch_plain
 from varstore.formats.state.nested import nested_state
 from varstore.formats.torch.tensors import DTYPES, STORAGES
-from varstore.storage.appearing import replacing
 from varstore.training.tensors import NDARRAY, PARAMETER, TENSOR
 from varstore.values.lazy import LazyArray, retyped
 
@@ -63,7 +63,7 @@ def write(path: str | os.PathLike[str], state: Any) -> None:
             _emit_tensor(emitter, array, str(key))
 
     Emitter(pickled, 2, tensor).pickle(tree)
-    with replacing(os.fspath(path)) as file, zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:
+    with new_archive(os.fspath(path)) as (archive, file):
         _member(archive, file, "data.pkl", np.frombuffer(pickled.getvalue(), np.uint8))
         for name, text in ((".format_version", "1"), (".storage_alignment", str(_ALIGNMENT)), ("byteorder", "little")):
             _member(archive, file, name, np.frombuffer(text.encode(), np.uint8))
