@@ -344,6 +344,8 @@ def replacing_set(
 
 
 def _remove_parts(index: str, names: Collection[str]) -> None:
+    if not names:
+        return
     with contextlib.suppress(OSError), _Place(index) as place:
         for name in names:
             with contextlib.suppress(FileNotFoundError):

@@ -220,12 +220,12 @@ def _openat2(path: str, dir_fd: int, how: Any) -> int:
     """Open a file as `_called` calls: every small file of a save is opened here, so what is constant is made once."""
     if not _IS_LINUX:
         raise _missing(path)
-    encoded = path.encode(*_PATHS)
-    calls = map(_libc.syscall, _OPENAT2, (dir_fd,), (encoded,), (how,), _HOW_SIZE)
-    ((fd, number),) = zip(calls, _errors, strict=False)
+    call: Callable[..., int] = _libc.syscall
+    calls = map(call, _OPENAT2, (dir_fd,), (path.encode(*_PATHS),), (how,), _HOW_SIZE)
+    ((fd, number),) = zip(calls, _errors, strict=False)  # as in `_called`; from here to the caller nothing is called
     if fd < 0:
         raise OSError(number, os.strerror(number), path)
-    return int(fd)
+    return fd
 
 
 def create(path: str, dir_fd: int) -> int:

@@ -371,7 +371,7 @@ def is_of_another_user(path: str) -> bool:
     with contextlib.suppress(OSError):
         status = os.lstat(path)
         if stat.S_ISDIR(status.st_mode):
-            fd = os.open(os.path.dirname(os.path.abspath(path)), syscalls.READ_FOLDER)
+            fd = syscalls.open_fd(os.path.dirname(os.path.abspath(path)), syscalls.READ_FOLDER)
             try:
                 return not is_ours(status, fd)
             finally:
