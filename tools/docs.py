@@ -26,7 +26,18 @@ import pdoc.doc
 import pdoc.render
 
 ROOT = Path(__file__).resolve().parent.parent
-FRAMEWORKS = {"jax", "lightning", "onnx", "onnxruntime", "safetensors", "tensorstore", "torch", "transformers", "zarr"}
+FRAMEWORKS = {
+    "jax",
+    "lightning",
+    "mindspore",
+    "onnx",
+    "onnxruntime",
+    "safetensors",
+    "tensorstore",
+    "torch",
+    "transformers",
+    "zarr",
+}
 NOT_IN_THE_REFERENCE = {"varstore._gen", "varstore.cli", "varstore.view"}
 
 _SEPARATOR = r"(?:\.|</span><span class=(?:\"|\\\")o(?:\"|\\\")>\.</span><span class=(?:\"|\\\")n(?:\"|\\\")>)"
