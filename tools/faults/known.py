@@ -46,6 +46,8 @@ KNOWN: Final = (
     # a linked file that cannot be synced makes the save write the values instead, which is not told apart here
     Known(command="calls", scenario="*base, durable", fault="*", losses={"UNSYNCED"}),
     Known(command="calls", scenario="manager*", fault="E*", losses={"UNSYNCED"}),
+    # a step that cannot be looked at is neither deleted nor trimmed: more is kept than the states of the scenario say
+    Known(command="calls", scenario="trim", fault="E*", losses={"UNSYNCED", "HALF_DONE", "SILENT"}),
 )
 
 

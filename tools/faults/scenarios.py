@@ -209,6 +209,7 @@ def _managing(name: str, **options: Any) -> Scenario:
         stages=[partial(_save_steps, {3: NEW}), partial(_save_steps, {3: NEW}, keep=2)],
         new={f"{_RUN}/step-3": contents_of(NEW)},
         again=partial(_save_steps, {4: NEXT}, **options),
+        leftovers=2,  # a step that is being made smaller, and one that a thread removes meanwhile
     )
 
 
