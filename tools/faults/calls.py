@@ -135,14 +135,14 @@ def fresh_home(scenario: Scenario, place: Path) -> Iterator[Path]:
     home = place / _HOME
     home.mkdir()
     os.chdir(home)
+    others = {*threading.enumerate()}
     try:
         scenario.prepare(home)
         yield home
     finally:
         os.chdir(place)
-        for thread in threading.enumerate():  # of background saves: a fork would not copy them
-            if thread is not threading.current_thread():
-                thread.join()
+        for thread in {*threading.enumerate()} - others:  # of background saves: a fork would not copy them
+            thread.join()
         if home.exists():
             shutil.rmtree(home)
 
