@@ -183,12 +183,17 @@ def seconds(path):
 @pytest.mark.parametrize("name", MAKERS)
 def test_twice_the_size_takes_twice_the_time(tmp_path, name):
     make, smallest = MAKERS[name]
-    before = None
+    before, smaller = None, None
     for doubled in range(4):
-        took = seconds(make(tmp_path / f"{doubled}.mge", smallest << doubled))
-        if before is not None:
-            assert took <= 2.5 * before + SLACK, f"{before:.3f} s, then {took:.3f} s for twice the size"
-        before = took
+        path = make(tmp_path / f"{doubled}.mge", smallest << doubled)
+        took = seconds(path)
+        for _ in range(5):  # a busy machine slows single measurements, and a file that is slow all of them
+            if before is None or took <= 2.5 * before + SLACK:
+                break
+            before, took = max(before, seconds(smaller)), min(took, seconds(path))
+        else:
+            pytest.fail(f"{before:.3f} s, then {took:.3f} s for twice the size")
+        before, smaller = took, path
 
 
 def test_a_prefix_is_suggested_in_linear_time():

