@@ -9,7 +9,7 @@ from __future__ import annotations
 import importlib
 import os
 import sys
-from collections.abc import Callable, Hashable, Iterable, Mapping, MutableMapping
+from collections.abc import Callable, Iterable, Mapping, MutableMapping
 from typing import Any
 
 import numpy as np
@@ -17,7 +17,7 @@ import numpy as np
 from varstore.disk.progress import Progress, reporting
 from varstore.disk.read.checkpoint import Checkpoint, retry_if_replaced
 from varstore.errors import UsageError
-from varstore.formats.opened import ForeignCheckpoint
+from varstore.formats.opened import ForeignCheckpoint, read_state
 from varstore.formats.verbs import open_source
 from varstore.interfaces.mindspore import chosen_names, load_param_into_net
 from varstore.model import into, store
@@ -102,20 +102,11 @@ def load(
             field="mmap",
             hint="leave out mmap=True, or convert the file to a checkpoint first",
         )
-    return _arrays(source, source.select(include=include, exclude=exclude, rename=rename), progress)
-
-
-def _arrays(source: ForeignCheckpoint, chosen: Mapping[str, Any], progress: Progress) -> dict[str, np.ndarray]:
-    """Read the arrays of a file; names that share memory in it share one array."""
-    read: dict[Hashable, np.ndarray] = {}
-    wanted = {array.identity: array.nbytes for array in chosen.values()}
-    with reporting(progress, sum(wanted.values()), f"loading {source.path}") as advance:
-        for array in chosen.values():
-            if array.identity not in read:
-                read[array.identity] = array.numpy()
-                if advance:
-                    advance(array.nbytes)
-    return {name: read[array.identity] for name, array in chosen.items()}
+    chosen = source.select(include=include, exclude=exclude, rename=rename)
+    nbytes = sum({array.identity: array.nbytes for array in chosen.values()}.values())
+    with reporting(progress, nbytes, f"loading {source.path}") as advance:
+        arrays: dict[str, np.ndarray] = read_state(chosen, advance=advance)
+    return arrays
 
 
 @checked

@@ -230,24 +230,35 @@ class ForeignCheckpoint(Mapping[str, LazyArray]):
         return read_state(chosen, framework=framework, map_location=map_location)
 
 
-def read_state(tree: Any, *, framework: Framework | None = None, map_location: MapLocation = None) -> Any:
-    """Return nested state with the values of its lazy arrays; see `ForeignCheckpoint.state`."""
+def read_state(
+    tree: Any,
+    *,
+    framework: Framework | None = None,
+    map_location: MapLocation = None,
+    advance: Callable[[int], None] | None = None,
+) -> Any:
+    """Return nested state with the values of its lazy arrays; see `ForeignCheckpoint.state`.
+
+    Arrays of one memory are read once, and `advance` is called with the bytes of each.
+    """
     check_framework(framework)
     read: dict[Hashable, np.ndarray] = {}
-    made: dict[Hashable, Any] = {}
+    moved: dict[Hashable, Any] = {}
+    made: dict[tuple[Hashable, str, bool], Any] = {}
 
     def value(leaf: Any) -> Any:
         if not isinstance(leaf, LazyArray):
             return leaf
         if (memory := leaf.identity) not in read:
             read[memory] = leaf.numpy()
+            if advance:
+                advance(leaf.nbytes)
         about = wanted(Leaf(name=leaf.name, type=leaf.type, requires_grad=leaf.requires_grad), framework or "numpy")
         if about.type not in (TENSOR, PARAMETER):
             return read[memory]
-        if memory not in made:
-            made[memory] = to_torch(read[memory], about, locate(about, map_location))
-        key = (memory, about.type, about.requires_grad)
-        return made.setdefault(key, as_saved(made[memory], about))
+        if memory not in moved:
+            moved[memory] = to_torch(read[memory], about, locate(about, map_location))
+        return made.setdefault((memory, about.type, about.requires_grad), as_saved(moved[memory], about))
 
     return replaced(tree, value)
 

@@ -17,7 +17,7 @@ import numpy as np
 from varstore.disk.progress import Progress, reporting
 from varstore.disk.read.checkpoint import Checkpoint, retry_if_replaced
 from varstore.errors import CheckpointNotFound, StorageError, UnsupportedDtype, UsageError
-from varstore.formats.binary.source import Held, files_noted, is_unchanged
+from varstore.formats.binary.source import Held, files_noted, is_unchanged, name_of
 from varstore.formats.native import OpenedCheckpoint, nested
 from varstore.formats.opened import ForeignCheckpoint
 from varstore.layout.names import MARKER
@@ -240,8 +240,7 @@ def _write_to(file: BinaryIO, state: Any, format: str | None, options: Any) -> N
     """Write to a file object, by way of a temporary file, because formats are written at places of their choice."""
     from varstore.formats.registry import target_format
 
-    given = getattr(file, "name", None)
-    name = given if isinstance(given, str) else ""
+    name = name_of(file)
     if format is None and not name:
         raise UsageError("the format of a file object without a name is not known", hint="name the format")
     row = target_format(name, format)

@@ -23,7 +23,7 @@ from varstore.errors import CheckpointNotFound, FormatError, SizeMismatch, Usage
 from varstore.storage import syscalls
 from varstore.storage.failures import storage_error, translated
 
-__all__ = ["MOST_DIMENSIONS", "Held", "Source", "count_elements", "files_noted", "is_unchanged"]
+__all__ = ["MOST_DIMENSIONS", "Held", "Source", "count_elements", "files_noted", "is_unchanged", "name_of"]
 
 MOST_DIMENSIONS = 32
 """The number of dimensions that every version of numpy accepts."""
@@ -54,6 +54,12 @@ def is_unchanged(path: str, identity: tuple[int, ...]) -> bool:
         return False
 
 
+def name_of(file: BinaryIO) -> str:
+    """Return the path of a file object; empty if it does not have one."""
+    given = getattr(file, "name", None)
+    return given if isinstance(given, str) else ""
+
+
 class Held(str):
     """The content of a file object, under the name that messages show in the place of a path."""
 
@@ -71,8 +77,7 @@ class Held(str):
             UsageError: it gives text.
             StorageError: the operating system refused.
         """
-        given = getattr(file, "name", None)
-        name = given if isinstance(given, str) else f"<{type(file).__name__}>"
+        name = name_of(file) or f"<{type(file).__name__}>"
         with translated(name, "reading failed"):
             content: object = file.read()
         if not isinstance(content, bytes):

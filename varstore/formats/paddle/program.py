@@ -28,7 +28,7 @@ from varstore.storage.containment import inside
 from varstore.values.lazy import LazyArray, placed_array
 from varstore.values.parts import in_c_order
 
-__all__ = ["companion", "is_prefix", "is_stream", "pair_of", "parameter_names", "parameters_of", "read_streams"]
+__all__ = ["companion", "files_of", "is_prefix", "is_stream", "parameter_names", "read_streams"]
 
 _DTYPES: dict[int, np.dtype[Any]] = {
     0: np.dtype(np.bool_),
@@ -62,36 +62,31 @@ def is_prefix(path: str) -> bool:
     return not os.path.lexists(path) and any(os.path.lexists(path + suffix) for suffix in suffixes)
 
 
-def pair_of(path: str) -> list[str]:
-    """Return the files of `paddle.Model.save` for a prefix: a model's parameters, and its optimizer's state."""
-    return [] if os.path.lexists(path) else [path + suffix for suffix in _PAIR if os.path.lexists(path + suffix)]
-
-
-def parameters_of(path: str) -> str:
-    """Return the file of parameters that a prefix or a program stands for; any other path as it is.
+def files_of(path: str) -> list[str]:
+    """Return the files that a path stands for: itself, the pair of `paddle.Model.save`, or a program's parameters.
 
     Raises:
         FormatError: there is only a program.
     """
-    if isinstance(path, Held):
-        return path
     stem, suffix = os.path.splitext(path)
-    if suffix in _PROGRAMS:
-        is_program, stem = True, stem
-    else:
-        is_program, stem = not os.path.lexists(path), path
+    if isinstance(path, Held) or (os.path.lexists(path) and suffix not in _PROGRAMS):
+        return [path]
+    is_program = os.path.lexists(path)
     if not is_program:
-        return path
-    found = next((stem + end for end in (*_PAIR, ".pdiparams") if os.path.lexists(stem + end)), None)
-    program = next((stem + end for end in _PROGRAMS if os.path.lexists(stem + end)), None)
-    if found is None and program is not None:
+        stem = path
+    pair = [stem + end for end in _PAIR if os.path.lexists(stem + end)]
+    if len(pair) == len(_PAIR) and not is_program:
+        return pair
+    found = pair or [stem + end for end in (".pdiparams",) if os.path.lexists(stem + end)]
+    programs = [stem + end for end in _PROGRAMS if os.path.lexists(stem + end)]
+    if programs and not found:
         raise FormatError(
             "this is a program of Paddle, which does not hold parameters",
-            path=program,
+            path=programs[0],
             expected=f"its parameters in {stem + '.pdiparams'!r}",
             hint="bring the file along; a program without parameters has none to read",
         )
-    return found or path
+    return found[:1] or [path]
 
 
 def is_stream(source: Source) -> bool:

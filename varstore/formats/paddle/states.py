@@ -22,7 +22,7 @@ from varstore.errors import FormatError, SizeMismatch, UsageError
 from varstore.formats.binary.budget import Budget
 from varstore.formats.binary.source import Source, count_elements
 from varstore.formats.opened import ForeignCheckpoint
-from varstore.formats.paddle.program import companion, is_stream, pair_of, parameter_names, parameters_of, read_streams
+from varstore.formats.paddle.program import companion, files_of, is_stream, parameter_names, read_streams
 from varstore.formats.pickles.arrays import PLAIN, Array
 from varstore.formats.pickles.emit import Emitter, Named
 from varstore.formats.pickles.machine import ITEM, NODE, Machine, Record
@@ -61,13 +61,13 @@ def read(path: str | os.PathLike[str], *, limit: int | None = None) -> ForeignCh
         CheckpointNotFound: there is nothing at the path.
     """
     place = os.fspath(path)
-    if len(pair := pair_of(place)) == 2:
-        parts = [read(part, limit=limit) for part in pair]
-        budget = Budget(place, sum(os.stat(part).st_size for part in pair), limit=limit)
-        return ForeignCheckpoint(
-            place, "paddle", {"model": parts[0].tree, "optimizer": parts[1].tree}, parts[0].attributes, budget=budget
-        )
-    source = Source(parameters_of(place))
+    file, *other = files_of(place)
+    if other:
+        model, optimizer = (read(part, limit=limit) for part in (file, *other))
+        budget = Budget(place, sum(os.stat(part).st_size for part in (file, *other)), limit=limit)
+        tree = {"model": model.tree, "optimizer": optimizer.tree}
+        return ForeignCheckpoint(place, "paddle", tree, model.attributes, budget=budget)
+    source = Source(file)
     budget = Budget(source.path, source.size, limit=limit)
     if is_stream(source):
         return _read_streams(source, budget)
