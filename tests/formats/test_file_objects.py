@@ -99,3 +99,9 @@ class Full(io.BytesIO):
 def test_an_error_of_the_file_object_is_ours():
     with pytest.raises(vs.errors.OutOfSpace, match="Full"):
         vs.write(Full(), FLAT, format="torch")
+
+
+def test_an_option_of_folders_is_taken_as_it_is_for_a_path():
+    file = io.BytesIO()
+    vs.write(file, FLAT, "safetensors", overwrite=True)
+    assert vs.load(io.BytesIO(file.getvalue()))["b"].tolist() == [1, 1]

@@ -113,4 +113,6 @@ def test_it_reads_and_converts_as_a_checkpoint(tmp_path):
     done = vs.convert(tmp_path / "a", tmp_path / "b", format="oneflow-legacy", dtype="float32", separator="-")
     assert done.format == "oneflow-legacy"
     assert dict(vs.load(tmp_path / "b")) == {"net-w": pytest.approx([1, 1])}
-    assert list(vs.read(tmp_path / "b", format="oneflow-legacy")) == ["net-w"]
+    assert list(vs.read(tmp_path / "b", format="oneflow-legacy", limit=1 << 20)) == ["net-w"]
+    back = vs.convert(tmp_path / "b", tmp_path / "c", source_format="oneflow-legacy")
+    assert back.names == ("net-w",)

@@ -17,7 +17,7 @@ import ml_dtypes
 import numpy as np
 
 from varstore.errors import InvalidName, UnsupportedDtype
-from varstore.formats.native import OpenedCheckpoint, read as read_native
+from varstore.formats.native import read
 from varstore.formats.state.flat import flat_arrays
 from varstore.layout.names import folder_of
 from varstore.model.options import SaveOptions
@@ -27,11 +27,6 @@ from varstore.values.lazy import LazyArray, derived
 __all__ = ["read", "write"]
 
 _LOADED = ("bool", "uint8", "int8", "int32", "int64", "float16", "float32", "float64")
-
-
-def read(path: str) -> OpenedCheckpoint:
-    """Open a folder in OneFlow's legacy layout, which is a checkpoint directory; see `varstore.open`."""
-    return read_native(path)
 
 
 def write(path: str, state: Any, *, separator: str = ".", dtype: Any = None, **options: Unpack[SaveOptions]) -> None:

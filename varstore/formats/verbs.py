@@ -26,7 +26,7 @@ from varstore.model.options import Path, StoreOptions
 from varstore.storage.failures import translated
 from varstore.values.arguments import checked
 from varstore.values.arrays import Stored
-from varstore.values.casting import cast_values
+from varstore.values.casting import cast_values, is_floating
 from varstore.values.lazy import LazyArray, retyped
 from varstore.values.nodes import BARE, leaves, replaced
 from varstore.values.select import Patterns, Rename, select
@@ -248,7 +248,7 @@ def _write_to(file: BinaryIO, state: Any, format: str | None, options: Any) -> N
         raise UsageError(f"{row.name} is written as a folder", path=name or None, hint="pass the path of a new folder")
     with tempfile.TemporaryDirectory() as folder:
         written = os.path.join(folder, os.path.basename(name) or f"file{row.suffixes[0]}")
-        row.module.write(written, state, **options)
+        row.module.write(written, state, **_for_format(row, options))
         if os.listdir(folder) != [os.path.basename(written)]:
             raise UsageError("several files were to be written", path=name or None, hint="pass the path of a new file")
         with open(written, "rb") as whole, translated(name or f"<{type(file).__name__}>", "writing failed"):
@@ -392,7 +392,7 @@ class _Wrapped:
     def dtype_of(self, array: Any) -> np.dtype[Any]:
         """Return the type that an array will have."""
         dtype: np.dtype[Any] = array.dtype
-        return dtype if self._cast is None or not _is_floating(dtype) else self._cast
+        return dtype if self._cast is None or not is_floating(dtype) else self._cast
 
     def change_of(self, array: Any) -> str:
         """Return how the type of an array changes; empty text if it does not."""
@@ -408,7 +408,7 @@ class _Wrapped:
         return replaced(node, lambda leaf: self.array(leaf) if isinstance(leaf, LazyArray) else leaf)
 
     def _wrap(self, array: Any) -> Any:
-        cast = self._cast if self._cast is not None and _is_floating(array.dtype) else None
+        cast = self._cast if self._cast is not None and is_floating(array.dtype) else None
         if isinstance(array, Stored) and cast is None:
             self._count(array.entry.nbytes)
             return array
@@ -463,7 +463,7 @@ def _floating(dtype: Any) -> np.dtype[Any]:
         found: np.dtype[Any] | None = np.dtype(scalar)
     except (TypeError, ValueError):
         found = None
-    if found is None or not _is_floating(found):
+    if found is None or not is_floating(found):
         raise UnsupportedDtype(
             "only floating-point tensors can be converted, to a floating-point type",
             field="dtype",
@@ -471,7 +471,3 @@ def _floating(dtype: Any) -> np.dtype[Any]:
             expected="float16, bfloat16, float32, float64, or another such type of numpy or ml_dtypes",
         )
     return found
-
-
-def _is_floating(dtype: np.dtype[Any]) -> bool:
-    return dtype.kind == "f" or dtype.name.startswith(("float", "bfloat"))

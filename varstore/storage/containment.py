@@ -13,7 +13,7 @@ import stat
 
 from varstore.errors import UnsafeContent
 
-__all__ = ["inside", "is_hub_link"]
+__all__ = ["inside", "is_below", "is_hub_link"]
 
 _SNAPSHOT = re.compile(r"(.*/(?:models|datasets|spaces)--[^/]+)/snapshots/[^/]+(?:/.+)?", re.DOTALL)
 _BLOB = re.compile(r"(?:\.\./)+blobs/(?:[0-9a-f]{40}|[0-9a-f]{64})")
@@ -36,11 +36,11 @@ def inside(folder: str, *parts: str, stated_by: str | None = None, variable: str
     if "\0" not in stated and not os.path.isabs(stated):
         place = os.path.join(home, stated)
         real = os.path.realpath(place)
-        if _is_below(home, real):
+        if is_below(home, real):
             return real
         parent = os.path.realpath(os.path.dirname(place))
         link = os.path.join(parent, os.path.basename(place))
-        if (parent == home or _is_below(home, parent)) and is_hub_link(link):
+        if (parent == home or is_below(home, parent)) and is_hub_link(link):
             return real
     raise UnsafeContent(
         "a path or link leads out of the folder",
@@ -70,5 +70,6 @@ def is_hub_link(place: str) -> bool:
     )
 
 
-def _is_below(home: str, real: str) -> bool:
+def is_below(home: str, real: str) -> bool:
+    """Tell whether a path lies below a folder; both are resolved."""
     return real.startswith(home.rstrip(os.sep) + os.sep)

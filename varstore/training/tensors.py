@@ -18,6 +18,7 @@ from typing import Any, Literal, TypeAlias, get_args
 import numpy as np
 
 from varstore.errors import ManifestError, MissingDependency, UsageError
+from varstore.values.casting import is_floating
 from varstore.values.lazy import LazyArray
 
 __all__ = [
@@ -218,7 +219,7 @@ def to_torch(array: np.ndarray, leaf: Leaf, where: str | Callable[[Any, str], An
 
 def can_have_gradient(dtype: np.dtype[Any]) -> bool:
     """Tell whether torch lets tensors of this type require a gradient."""
-    return dtype.kind in "fc" or dtype.name.startswith(("float", "bfloat"))
+    return dtype.kind == "c" or is_floating(dtype)
 
 
 def as_saved(tensor: Any, leaf: Leaf) -> Any:

@@ -13,7 +13,7 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
-__all__ = ["cast_values"]
+__all__ = ["cast_values", "is_floating"]
 
 _SATURATED = {"float8_e4m3fn": 448.0}
 """The types whose largest value stands for all that lie beyond, and is not set by `ml_dtypes`."""
@@ -42,21 +42,22 @@ def cast_values(values: np.ndarray, dtype: np.dtype[Any]) -> tuple[np.ndarray, i
 
 def _can_exceed(source: np.dtype[Any], target: np.dtype[Any]) -> bool:
     """Tell whether a value of one type can be beyond what another, a floating type, can hold."""
-    if not _is_floating(target):
+    if not is_floating(target):
         return False
     if source.kind in "biu" or "int" in source.name:
         largest = 1.0 if source.kind == "b" else _largest(source)
-    elif _is_floating(source):
+    elif is_floating(source):
         largest = _largest(source)
     else:
         return False
     return largest > _largest(target) or target.name == _POWERS
 
 
-def _is_floating(dtype: np.dtype[Any]) -> bool:
+def is_floating(dtype: np.dtype[Any]) -> bool:
+    """Tell whether a type is a floating-point one, of numpy or of ml_dtypes."""
     return dtype.kind == "f" or dtype.name.startswith(("float", "bfloat"))
 
 
 def _largest(dtype: np.dtype[Any]) -> float:
-    limits: Any = ml_dtypes.finfo if _is_floating(dtype) else ml_dtypes.iinfo
+    limits: Any = ml_dtypes.finfo if is_floating(dtype) else ml_dtypes.iinfo
     return float(limits(dtype).max)

@@ -30,7 +30,7 @@ ARRAY = 2000
 class Budget:
     """The budget of a file of `size` bytes, or of a folder of `files` files; `limit` raises what its values may take.
 
-    A size is one of bytes on disk, as they are, compressed or not.
+    `size` counts the bytes on disk, whether they are compressed or not.
     """
 
     __slots__ = ("_absent", "_beside", "_memory", "_unpacked", "_values", "limit", "path", "size")

@@ -1,7 +1,7 @@
 """Walk a folder that a stranger may have made, before anything in it is opened.
 
 A folder consists of regular files and folders. Pipes and devices are refused, because opening one can block, and so are
-links, because they lead to other places. The exception are the links of a snapshot of the Hugging Face Hub: see
+links, because they lead to other places. The exception is the links of a snapshot of the Hugging Face Hub: see
 `varstore.storage.containment`.
 """
 
@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 from varstore.errors import FormatError, UnsafeContent
 from varstore.formats.binary.source import Source
-from varstore.storage.containment import inside, is_hub_link
+from varstore.storage.containment import inside, is_below, is_hub_link
 from varstore.storage.failures import translated
 from varstore.storage.looking import kind_of
 
@@ -102,7 +102,7 @@ class WalkedFolder:
         if is_hub_link(place):
             return os.stat(place)
         real = os.path.realpath(place)
-        leads_out = not real.startswith(self.root.rstrip(os.sep) + os.sep)
+        leads_out = not is_below(self.root, real)
         raise UnsafeContent(
             "a link leads out of the folder" if leads_out else "a link is not a file or folder",
             path=self.path,

@@ -47,7 +47,7 @@ def files_noted() -> Iterator[dict[str, tuple[int, ...]]]:
 
 
 def is_unchanged(path: str, identity: tuple[int, ...]) -> bool:
-    """Tell whether a file that was noted is still there."""
+    """Tell whether a file that was noted is still the same file."""
     try:
         return _identity(os.stat(path)) == identity
     except OSError:

@@ -113,7 +113,9 @@ class Wire:
             raise self.wrong(message, field.whole[0], "a string that is not UTF-8") from None
 
     def integers(self, field: Field, message: str, *, most: int) -> list[int]:
-        """Return the values of a repeated int64 field, which may be packed or not, at most `most` of them.
+        """Return the values of a repeated int64 field, which may be packed or not.
+
+        A field of more bytes than `most` values can have is refused before it is read; shorter ones may hold more.
 
         Raises:
             FormatError: the field does not contain integers.

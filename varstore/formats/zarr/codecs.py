@@ -350,6 +350,4 @@ _FILTERS: dict[str, Callable[[bytes, Mapping[str, Any]], bytes]] = {
 }
 
 KNOWN = {*_COMPRESSORS, *_CHECKSUMS, *_FILTERS, "bytes", "sharding_indexed", "transpose"}
-
-
 """The names of all codecs that are decoded."""

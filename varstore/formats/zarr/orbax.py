@@ -14,13 +14,13 @@ import os
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from varstore.errors import FormatError, MissingDependency, SizeMismatch
+from varstore.errors import FormatError, MissingDependency
 from varstore.formats.binary.budget import Budget
 from varstore.formats.binary.folder import WalkedFolder
 from varstore.formats.opened import ForeignCheckpoint
 from varstore.formats.pickles.tree import DEEPEST
 from varstore.formats.zarr.arrays import Layout, Place, lazy_array
-from varstore.formats.zarr.tree import V2_ARRAY, V3, array_in, check_key, parse_json
+from varstore.formats.zarr.tree import V2_ARRAY, V3, array_in, check_key, json_in, parse_json
 from varstore.storage.looking import kind_of
 from varstore.values.lazy import LazyArray
 
@@ -64,12 +64,10 @@ def read(path: str, *, limit: int | None = None) -> ForeignCheckpoint:
 
 
 def _metadata(folder: WalkedFolder, budget: Budget) -> dict[str, Any]:
-    source = folder.source(METADATA)
-    if source.size > _MOST_METADATA:
-        raise SizeMismatch("the metadata is too long", path=source.path, found=source.size, expected=_MOST_METADATA)
-    metadata = parse_json(source.bytes(0, source.size), budget, path=source.path)
+    metadata = json_in(folder, budget, METADATA, most=_MOST_METADATA)
     if not isinstance(metadata.get("tree_metadata"), dict):
-        raise FormatError("not the metadata of Orbax", path=source.path, expected="tree_metadata, an object")
+        path = os.path.join(folder.root, METADATA)
+        raise FormatError("not the metadata of Orbax", path=path, expected="tree_metadata, an object")
     return metadata
 
 
@@ -163,9 +161,12 @@ class _Database:
         def chunks() -> Iterator[Place]:
             return ((at, layout.key(at)) for at in itertools.product(*map(range, layout.grid)))
 
+        absent: set[str] = set()
+
         def read(key: str) -> bytes | None:
             raw = self.read(f"{place}/{key}", name)
-            if raw is None:
+            if raw is None and key not in absent:  # paid once, however often the array is read
+                absent.add(key)
                 budget.absent(1, variable=name)
             return raw
 

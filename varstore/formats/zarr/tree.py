@@ -30,12 +30,12 @@ from varstore.formats.binary.budget import Budget
 from varstore.formats.binary.folder import WalkedFolder
 from varstore.formats.opened import ForeignCheckpoint
 from varstore.formats.state.flat import fetch_plain, flat_arrays
-from varstore.formats.zarr.arrays import Layout, Place, lazy_array
+from varstore.formats.zarr.arrays import Layout, lazy_array
 from varstore.storage.appearing import new_folder
 from varstore.values.lazy import LazyArray
 from varstore.values.nodes import BARE
 
-__all__ = ["V2_ARRAY", "V3", "array_in", "check_key", "parse_json", "read", "write"]
+__all__ = ["V2_ARRAY", "V3", "array_in", "check_key", "json_in", "parse_json", "read", "write"]
 
 V3, V2_ARRAY, _V2_GROUP, _V2_ATTRIBUTES = "zarr.json", ".zarray", ".zgroup", ".zattrs"
 _DEEPEST = 32
@@ -171,19 +171,25 @@ def _nodes(folder: WalkedFolder, budget: Budget, place: str, depth: int) -> Iter
 def _record(folder: WalkedFolder, budget: Budget, place: str) -> _Record | None:
     for file in (V3, V2_ARRAY, _V2_GROUP):
         if _joined(place, file) in folder.files:
-            fields = _json(folder, budget, _joined(place, file))
+            fields = json_in(folder, budget, _joined(place, file))
             own: Any = fields.get("attributes")
             if file != V3:
                 has_own = _joined(place, _V2_ATTRIBUTES) in folder.files
-                own = _json(folder, budget, _joined(place, _V2_ATTRIBUTES)) if has_own else {}
+                own = json_in(folder, budget, _joined(place, _V2_ATTRIBUTES)) if has_own else {}
             return _Record(file=file, fields=fields, attributes=own if isinstance(own, dict) else {})
     return None
 
 
-def _json(folder: WalkedFolder, budget: Budget, file: str) -> dict[str, Any]:
+def json_in(folder: WalkedFolder, budget: Budget, file: str, *, most: int = _MOST_METADATA) -> dict[str, Any]:
+    """Return the JSON object in a file of a folder.
+
+    Raises:
+        SizeMismatch: the file is larger than `most` bytes.
+        FormatError: see `parse_json`.
+    """
     source = folder.source(file)
-    if source.size > _MOST_METADATA:
-        raise SizeMismatch("the metadata is too long", path=source.path, found=source.size, expected=_MOST_METADATA)
+    if source.size > most:
+        raise SizeMismatch("the metadata is too long", path=source.path, found=source.size, expected=most)
     return parse_json(source.bytes(0, source.size), budget, path=source.path)
 
 
@@ -212,14 +218,11 @@ def _array(folder: WalkedFolder, budget: Budget, place: str, name: str, record: 
     if padded > 0:
         budget.announce(padded, variable=name)
 
-    def chunks() -> list[Place]:
-        return places
-
     def read(key: str) -> bytes | None:
         source = folder.source(_joined(place, key))
         return source.bytes(0, source.size)
 
-    return lazy_array(layout, chunks, read, budget)
+    return lazy_array(layout, lambda: places, read, budget)
 
 
 def _joined(folder: str, name: str) -> str:
