@@ -1,4 +1,4 @@
-"""The verbs of the face that load: from checkpoints, and from every other path that `varstore.read` opens.
+"""The public functions that load, from checkpoints and from every other path that `varstore.read` opens.
 
 The folders below know checkpoints only. Here a path is looked at first: what is not a checkpoint directory is opened by
 the reader of its format, and its arrays take the place of a checkpoint's variables.

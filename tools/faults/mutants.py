@@ -93,11 +93,7 @@ def _damaged_file(format: str, damage: Damage, choice: random.Random, place: Pat
     data = file.read_bytes()
     file.write_bytes(_within(data, damage, choice))
     named = format if choice.random() < 0.8 else None
-    return f"{seed.name}/{file.name}", partial(_open, path, named)
-
-
-def _open(path: Path, format: str | None) -> None:
-    open_all(path, format)
+    return f"{seed.name}/{file.name}", partial(open_all, path, named)
 
 
 def _within(data: bytes, damage: Damage, choice: random.Random) -> bytes:
@@ -279,7 +275,7 @@ def _open_own(path: Path) -> None:
         vs.load_state,
         vs.verify,
         partial(vs.open, allow_incomplete=True),
-        partial(open_all, format=None),
+        open_all,
     ):
         try:
             str(act(path))

@@ -8,7 +8,6 @@ else: an error that speaks of damage is a loss, and so is a mixture of two check
 
 from __future__ import annotations
 
-import errno
 import os
 import pickle
 import shutil
@@ -25,6 +24,7 @@ import numpy as np
 import varstore as vs
 from tools.faults.jobs import FOREIGN, Job, Lost, Outcome
 from varstore.disk.read.checkpoint import Checkpoint
+from varstore.storage.directory import says_replaced
 
 __all__ = ["BY_PATH", "FILLINGS", "HANDLES", "filling_of", "jobs", "losses", "overwriting", "save", "values_of"]
 
@@ -71,7 +71,7 @@ def _may_be_old() -> Iterator[None]:
     try:
         yield
     except vs.errors.StorageError as error:
-        if error.errno != errno.ESTALE:
+        if not says_replaced(error):
             raise
 
 
@@ -221,7 +221,7 @@ def losses(use: Callable[[Path], int], path: Path) -> Iterator[tuple[str, str]]:
     except vs.errors.FormatError as error:
         yield "DAMAGE", str(error)
     except vs.VarstoreError as error:
-        if not (isinstance(error, vs.errors.StorageError) and error.errno == errno.ESTALE):  # it was replaced each time
+        if not says_replaced(error):  # it was replaced each time
             yield "ERROR", f"{type(error).__name__}: {error}"
     except Exception as error:
         yield FOREIGN, f"{type(error).__name__}: {error}"

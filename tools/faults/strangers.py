@@ -18,6 +18,7 @@ import signal
 import sys
 import warnings
 from collections.abc import Callable, Iterator
+from functools import cache
 from pathlib import Path
 from typing import Any, Final
 
@@ -59,6 +60,7 @@ def open_all(path: Path, format: str | None = None) -> None:
 
 def try_cases(make: Callable[[int, Path], Case], count: int, place: Path) -> Outcome:
     """Try the cases of the numbers below `count`, and return those at which something was lost."""
+    _import_all()
     lost: list[Lost] = []
     done = 0
     while done < count:
@@ -202,6 +204,7 @@ _MODULES: Final = {
 }
 
 
+@cache
 def _import_all() -> None:
     """Import what the library imports when it is first needed, so that only what a file causes is noted later."""
     for module in pkgutil.walk_packages(vs.__path__, "varstore."):
@@ -213,6 +216,3 @@ def _import_all() -> None:
             importlib.import_module(name)
     for name in vs.__all__:
         getattr(vs, name)
-
-
-_import_all()

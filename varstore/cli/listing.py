@@ -13,14 +13,12 @@ import click
 
 import varstore as vs
 from varstore.cli.output import allow_incomplete_option, is_terminal, open_path, with_flags
-from varstore.text.escape import one_line
+from varstore.text.escape import PROBLEM_LIMIT, one_line
 from varstore.text.hints import plural
 
 __all__ = ["ls", "print_listing"]
 
 _TABLE_ROWS = 500
-_SENTENCE = 4000
-"""Characters of a problem that are shown: it may name several values."""
 _HEADINGS = ("name", "shape", "type", "bytes", "")
 
 
@@ -58,7 +56,7 @@ def ls(ctx: click.Context, path: str, patterns: tuple[str, ...], as_json: bool, 
     else:
         print_listing(variables)
         for name, problem in damaged.items():
-            click.echo(f"damaged: {one_line(name)}: {one_line(with_flags(problem), _SENTENCE)}", err=True)
+            click.echo(f"damaged: {one_line(name)}: {one_line(with_flags(problem), PROBLEM_LIMIT)}", err=True)
     ctx.exit(1 if damaged else 0)
 
 

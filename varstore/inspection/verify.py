@@ -24,6 +24,7 @@ from varstore.layout.names import MARKER, Folder
 from varstore.layout.readable import readable
 from varstore.storage.directory import Directory, locate, says_replaced
 from varstore.storage.failures import translated
+from varstore.text.escape import PROBLEM_LIMIT
 from varstore.text.hints import plural
 from varstore.text.table import Table
 from varstore.values.arguments import checked
@@ -31,8 +32,6 @@ from varstore.values.arguments import checked
 __all__ = ["VerifyReport", "verify"]
 
 _BATCH = 64
-_SENTENCE = 4000
-"""Characters of a problem that are shown: it may name several values."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -71,7 +70,7 @@ class VerifyReport:
             head = f"{self.path}: ok: {size}; {len(self.unchecked)} without a digest (`varstore seal` adds them)"
         else:
             head = f"{self.path}: ok: {size}, every byte as it was saved"
-        return str(Table(title=head, rows=[[problem] for problem in self.problems], limit=_SENTENCE))
+        return str(Table(title=head, rows=[[problem] for problem in self.problems], limit=PROBLEM_LIMIT))
 
 
 @checked

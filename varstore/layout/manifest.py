@@ -45,6 +45,7 @@ __all__ = [
     "DIGEST_SIZE",
     "FORMAT_VERSION",
     "HEADER_SIZE",
+    "MANIFEST_LIMIT",
     "NO_ATTRIBUTES",
     "UPGRADE",
     "WITHOUT_MANIFEST",
@@ -63,6 +64,8 @@ FORMAT_VERSION = 1
 BLOCK = 16 << 20
 """The number of bytes of ``out`` that each digest covers."""
 DIGEST_SIZE = 16
+MANIFEST_LIMIT = 4 << 30
+"""The size of the largest manifest that is read, in bytes."""
 SKIPPED_FROM = 1000
 """The lowest number of the fields that a reader may skip if it does not know them."""
 UPGRADE = "a later version of varstore wrote it: upgrade varstore"

@@ -1,4 +1,4 @@
-"""The names that a save gives to what is temporary, by which others recognise it; `varstore.disk.save` says what is."""
+"""The names that a save gives to temporary folders, so that others recognise them; see `varstore.disk.save`."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ SAVING, REPLACED, REPLACING, FILLING = ".saving-", ".replaced-", ".replacing-", 
 STAGED = re.compile(r"\.(?P<target>.+)(?P<infix>\.saving-|\.replaced-)[0-9a-f]{8}", re.DOTALL)
 """Matches the name of a folder beside the target."""
 GIVING_WAY = re.compile(r"\.(?:replaced|replacing|filling)-[0-9a-f]{8}")
-"""Matches the name of a folder in a target that cannot be renamed, while it is replaced."""
+"""Matches the name of a note in a folder that is replaced where it lies, or in the one that replaces it."""
 
 
 def is_staging_name(name: str) -> bool:

@@ -6,7 +6,7 @@ import os
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 from types import MappingProxyType
-from typing import Any, get_args
+from typing import Any
 
 import numpy as np
 
@@ -124,13 +124,7 @@ def save(
             path=path,
             hint="leave out manifest=False, or save arrays without attributes",
         )
-    if foreign not in get_args(Foreign):
-        raise UsageError(
-            "unknown choice", field="foreign", found=repr(foreign), expected=" or ".join(get_args(Foreign))
-        )
     target = os.fspath(path)
-    if not target:
-        raise UsageError("the path to save to is empty")
     location = locate(target)
     opened: AbstractContextManager[Mapping[str, Variable]]
     if base is None or isinstance(base, Checkpoint):

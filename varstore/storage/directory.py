@@ -386,8 +386,7 @@ class Directory:
 
     def _open_at(self, relative: str, flags: int) -> int:
         path, dir_fd = self._at(relative)
-        (fd,) = map(partial(os.open, dir_fd=dir_fd), (path,), (flags,))
-        return fd
+        return syscalls.open_fd(path, flags, dir_fd=dir_fd)
 
     def check_identity(self) -> None:
         """Check that this is the checkpoint of the location, with the fewest calls that notice another one.

@@ -6,10 +6,12 @@ escape sequence would change what the terminal shows, and a name of a megabyte w
 
 from __future__ import annotations
 
-__all__ = ["LIMIT", "one_line"]
+__all__ = ["LIMIT", "PROBLEM_LIMIT", "one_line"]
 
 LIMIT = 200
 """Characters of a value that are shown."""
+PROBLEM_LIMIT = 4000
+"""Characters of a problem that are shown: it may name several values."""
 
 
 def one_line(value: object, limit: int = LIMIT) -> str:

@@ -82,7 +82,6 @@ def _own_lock() -> threading.Lock:
 class PendingSave:
     """A save that a background thread carries out; `save_async` returns it.
 
-
     Python does not exit before the save has ended, unless the process is killed. `path` is where the checkpoint will
     be.
 

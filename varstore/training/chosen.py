@@ -42,9 +42,13 @@ def choose(
     """
     if include is None and exclude is None and rename is None:
         return state
-    choosing = _Choosing(name_of)
     names: list[str] = []
-    choosing.walk(state, (), names.append)
+
+    def note(name: str, _leaf: Any) -> Any:
+        names.append(name)
+        return _NOTHING
+
+    _rebuilt(state, (), name_of, note)
     chosen = select(names, include=include, exclude=exclude, rename=rename, path=path)
     targets = {source: target for target, source in chosen.items()}
     moved: dict[str, Any] = {}
@@ -55,7 +59,7 @@ def choose(
             moved[target] = leaf
         return leaf if target == name else _NOTHING
 
-    rest = choosing.rebuilt(state, (), keep)
+    rest = _rebuilt(state, (), name_of, keep)
     if not moved:
         return {} if rest is _NOTHING else rest
     root = rest if isinstance(rest, dict) else {}
@@ -64,37 +68,22 @@ def choose(
     return root
 
 
-class _Choosing:
-    def __init__(self, name_of: Callable[[Any], str | None] | None) -> None:
-        self._name_of = name_of
-
-    def walk(self, node: Any, parts: tuple[str, ...], say: Callable[[str], None]) -> None:
-        """Call `say` with the name of each leaf."""
-        if isinstance(node, dict | list | tuple) and node:
-            for key, item in node.items() if isinstance(node, dict) else enumerate(node):
-                self.walk(item, (*parts, _part(key)), say)
-        else:
-            say(self._name(node, parts))
-
-    def rebuilt(self, node: Any, parts: tuple[str, ...], keep: Callable[[str, Any], Any]) -> Any:
-        """Return a copy of the node; `keep` returns what comes in the place of a leaf, or that nothing does."""
-        if not isinstance(node, dict | list | tuple) or not node:
-            return keep(self._name(node, parts), node)
-        if isinstance(node, dict):
-            items = {key: self.rebuilt(item, (*parts, _part(key)), keep) for key, item in node.items()}
-            left = [(key, item) for key, item in items.items() if item is not _NOTHING]
-            if not left:
-                return _NOTHING
-            return dict_like(node, left)
-        rows = [self.rebuilt(item, (*parts, str(index)), keep) for index, item in enumerate(node)]
-        if all(row is _NOTHING for row in rows):
-            return _NOTHING
-        rows = [None if row is _NOTHING else row for row in rows]
-        return type(node)(*rows) if hasattr(node, "_fields") else type(node)(rows)
-
-    def _name(self, leaf: Any, parts: tuple[str, ...]) -> str:
-        given = None if self._name_of is None else self._name_of(leaf)
-        return given or "/".join(parts) or BARE
+def _rebuilt(
+    node: Any, parts: tuple[str, ...], name_of: Callable[[Any], str | None] | None, keep: Callable[[str, Any], Any]
+) -> Any:
+    """Return a copy of the node; `keep` returns what comes in the place of a leaf, or that nothing does."""
+    if not isinstance(node, dict | list | tuple) or not node:
+        given = None if name_of is None else name_of(node)
+        return keep(given or "/".join(parts) or BARE, node)
+    if isinstance(node, dict):
+        items = {key: _rebuilt(item, (*parts, _part(key)), name_of, keep) for key, item in node.items()}
+        left = [(key, item) for key, item in items.items() if item is not _NOTHING]
+        return dict_like(node, left) if left else _NOTHING
+    rows = [_rebuilt(item, (*parts, str(index)), name_of, keep) for index, item in enumerate(node)]
+    if all(row is _NOTHING for row in rows):
+        return _NOTHING
+    rows = [None if row is _NOTHING else row for row in rows]
+    return type(node)(*rows) if hasattr(node, "_fields") else type(node)(rows)
 
 
 def _part(key: Any) -> str:

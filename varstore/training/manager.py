@@ -53,7 +53,7 @@ from varstore.training.policies import (
     policies_of,
     when_of,
 )
-from varstore.training.retention import Retention, decide, next_run, settled_run, unknown_metrics
+from varstore.training.retention import Retention, decide, last_run, next_run, settled_run, unknown_metrics
 from varstore.training.series import KEY, Member, Record, Series, check_files, open_step, require_manifest
 from varstore.training.state import load_state
 from varstore.training.tensors import MapLocation
@@ -498,7 +498,7 @@ class CheckpointManager:
 
     def _mark(self, stay: list[Member]) -> tuple[Member, Record] | None:
         """Return a step and its new record, which says that all runs are rewound; None if nothing is to be said."""
-        last = max((member.record.run for member in stay if member.record), default=0)
+        last = last_run(stay)
         if last <= settled_run(stay):
             return None
         recorded = [member for member in stay if member.record and member.record.is_given]

@@ -1,9 +1,9 @@
 """What retention keeps, deletes and trims: a pure decision by the records of the steps.
 
 What may be deleted is narrower than what the policies do not want. The highest step stays, because a run resumes there;
-so does the highest of which all files are there.
-The step that a save has just finished stays, because the caller counts on it. A step whose record cannot be read stays,
-and where a policy decides by metrics, a step without a record, because nobody knows its metrics.
+in `prune`, so does the highest of which all files are there. The step that a save has just finished stays, because the
+caller counts on it. A step whose record cannot be read stays, and where a policy decides by metrics, a step without a
+record, because nobody knows its metrics.
 
 When a save's step is lower than one that the directory holds, the training has stepped back, and numbers no longer tell
 old from new: `Latest` would delete the new steps and keep the old ones. From there on, each save is recorded as one of
@@ -25,7 +25,7 @@ from varstore.text.escape import one_line
 from varstore.training.policies import Best, Keep, looks_at_metrics, policies_of, retain
 from varstore.training.series import Member
 
-__all__ = ["Retention", "decide", "next_run", "settled_run", "unknown_metrics"]
+__all__ = ["Retention", "decide", "last_run", "next_run", "settled_run", "unknown_metrics"]
 
 NOTHING: Mapping[int, str] = MappingProxyType({})
 
@@ -126,10 +126,15 @@ def settled_run(members: Iterable[Member]) -> int:
     return max((member.record.rewound for member in members if member.record), default=0)
 
 
+def last_run(members: Sequence[Member]) -> int:
+    """Return the last run of which there is a step."""
+    return max((member.record.run for member in members if member.record), default=0)
+
+
 def next_run(members: Sequence[Member], step: int) -> int:
     """Return the run of the next save; it is later than `settled_run` if the training has stepped back."""
     settled = settled_run(members)
-    last = max((member.record.run for member in members if member.record), default=0)
+    last = last_run(members)
     is_back = any(member.saved.step > step for member in members)
     return last if last > settled else settled + is_back
 

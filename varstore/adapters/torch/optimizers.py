@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import inspect
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple, TypeAlias, Unpack
 
 import torch
@@ -21,6 +21,7 @@ from varstore.model.options import LoadOptions
 from varstore.model.report import LoadReport
 from varstore.text.hints import listed, shortened
 from varstore.training.state import restore
+from varstore.values.nodes import leaves
 
 __all__ = ["load_into_optimizer"]
 
@@ -48,7 +49,7 @@ def load_into_optimizer(
         state = read_state(_optimizer_state(given.tree, where), framework="torch")
     else:
         state = _optimizer_state(given, where)
-    loaded = tuple(_tensors(state))
+    loaded = tuple(name for name, leaf in leaves(state) if isinstance(leaf, torch.Tensor))
     if _loads_plainly(optimizer):
         _check(optimizer, state, where)
     try:
@@ -70,15 +71,6 @@ def _optimizer_state(state: Any, where: str) -> dict[str, Any]:
             hint="pass the right one: load_into(optimizer, load(path)['optimizer'])",
         )
     return found[0]
-
-
-def _tensors(state: Any, path: str = "") -> Iterator[str]:
-    """Yield the path of each tensor in a state, as its variable is named in a checkpoint."""
-    if isinstance(state, torch.Tensor):
-        yield path
-    pairs = state.items() if isinstance(state, Mapping) else enumerate(state) if isinstance(state, list | tuple) else ()
-    for key, item in pairs:
-        yield from _tensors(item, f"{path}/{key}" if path else str(key))
 
 
 def _loads_plainly(optimizer: torch.optim.Optimizer) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import os
+from collections.abc import Iterable
 
 from varstore.layout.names import MANIFEST, MARKER
 from varstore.layout.staged import REPLACED, SAVING, STAGED, is_giving_way
@@ -13,7 +14,6 @@ __all__ = ["FOREIGN_NAMES", "advice_on_absent", "advice_on_incomplete", "is_bein
 
 FOREIGN_NAMES = frozenset({"zarr.json", ".zgroup", ".zarray", "_METADATA", ".metadata", "pickled_data", "model.mlir"})
 """Files that other systems put into their folders, which `varstore.read` opens."""
-_FOREIGN = "another system wrote it: varstore.read opens it"
 _INDEX_SUFFIX = ".safetensors.index.json"
 _FOLDERS = 100
 """Folders that are looked into at most."""
@@ -22,7 +22,8 @@ _SIBLINGS = 10_000
 
 def is_being_replaced(path: str) -> bool:
     """Tell whether a save, running or interrupted, is between the steps that replace a checkpoint."""
-    return bool(_staged_beside(path, REPLACED)) or is_giving_way(_names_in(path))
+    parent, name = os.path.split(path.rstrip(os.sep))
+    return bool(_staged(_names_in(parent), name, REPLACED)) or is_giving_way(_names_in(path))
 
 
 def advice_on_absent(path: str) -> str | None:
@@ -30,11 +31,12 @@ def advice_on_absent(path: str) -> str | None:
     parent, name = os.path.split(path.rstrip(os.sep))
     if not os.path.isdir(parent):
         return f"the folder {parent!r} does not exist either"
-    for aside in _staged_beside(path, REPLACED):
+    names = _names_in(parent)
+    for aside in _staged(names, name, REPLACED):
         return f"a save was interrupted while it replaced it: `varstore clean {parent}` gives {aside!r} its name back"
-    for staged in _staged_beside(path, SAVING):
+    for staged in _staged(names, name, SAVING):
         return f"{staged!r} beside it is of a save that runs or was interrupted: `varstore clean {parent}` removes it"
-    near = [os.path.join(parent, other) for other in nearest(name, _names_in(parent))]
+    near = [os.path.join(parent, other) for other in nearest(name, names)]
     checkpoints = [repr(other) for other in near if os.path.lexists(os.path.join(other, MARKER))]
     return f"did you mean {' or '.join(checkpoints)}?" if checkpoints else None
 
@@ -44,7 +46,7 @@ def advice_on_incomplete(path: str) -> str | None:
     names = _names_in(path)
     indices = [os.path.join(path, name) for name in names if name.endswith(_INDEX_SUFFIX)]
     if indices or not FOREIGN_NAMES.isdisjoint(names):
-        return f"another system wrote it: varstore.read opens {indices[0]!r}" if indices else _FOREIGN
+        return f"another system wrote it: varstore.read opens {repr(indices[0]) if indices else 'it'}"
     for folder, _, files in itertools.islice(os.walk(path), _FOLDERS):
         if MARKER in files and folder != path:
             return f"it is a folder of checkpoints: open one of them, such as {folder!r}"
@@ -53,10 +55,10 @@ def advice_on_incomplete(path: str) -> str | None:
     return "check the path: no variable was found in it"
 
 
-def _staged_beside(path: str, infix: str) -> list[str]:
-    parent, name = os.path.split(path.rstrip(os.sep))
-    matches = filter(None, map(STAGED.fullmatch, _names_in(parent)))
-    return [match[0] for match in matches if match["target"] == name and match["infix"] == infix]
+def _staged(names: Iterable[str], target: str, infix: str) -> list[str]:
+    """Return those of the names that a save to a target gave to folders beside it."""
+    matches = filter(None, map(STAGED.fullmatch, names))
+    return [match[0] for match in matches if match["target"] == target and match["infix"] == infix]
 
 
 def _names_in(path: str) -> list[str]:

@@ -10,14 +10,12 @@ from typing import NamedTuple
 from varstore.disk.read.scan import WalkedEntries
 from varstore.errors import FormatError, IncompleteCheckpoint, VarstoreError
 from varstore.layout.location import Identity, Location
-from varstore.layout.manifest import Entry, Manifest, digest_in
+from varstore.layout.manifest import MANIFEST_LIMIT, Entry, Manifest, digest_in
 from varstore.layout.names import MANIFEST, MARKER
 from varstore.layout.readable import readable
 from varstore.storage.directory import Directory, marker_identity, replaced_error
 
 __all__ = ["Content", "incomplete_error", "read_content"]
-
-_MANIFEST_LIMIT = 4 << 30
 
 
 class Content(NamedTuple):
@@ -31,9 +29,9 @@ class Content(NamedTuple):
 def read_content(directory: Directory, *, allow_incomplete: bool) -> tuple[Location, Content]:
     """Return the directory's location with the identity of the checkpoint in it, and the checkpoint's content.
 
-    A save writes the manifest before the marker, and a removal takes the marker first. So a checkpoint without a
-    manifest is taken for one only if it has the marker before the manifest is looked for, and the same marker when
-    all folders have been listed.
+    A save writes the manifest before the marker, and a removal takes the marker first. So a directory without a
+    manifest counts as a checkpoint only if it has the marker before the manifest is looked for, and the same marker
+    after all folders have been listed.
 
     Raises:
         IncompleteCheckpoint: there is no marker, and `allow_incomplete` is False.
@@ -88,7 +86,7 @@ def _require_marker(directory: Directory) -> Identity | None:
 
 def _read_manifest(directory: Directory) -> tuple[Manifest | None, bytes | None]:
     """Return the manifest and the digest in its header; None where there is none."""
-    data = directory.read_if_there(MANIFEST, limit=_MANIFEST_LIMIT)
+    data = directory.read_if_there(MANIFEST, limit=MANIFEST_LIMIT)
     if data is None:
         return None, None
     return Manifest.decode(data, path=directory.place(MANIFEST)), digest_in(data)

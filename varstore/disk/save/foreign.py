@@ -18,8 +18,8 @@ from varstore.disk.save.leftovers import is_own_name
 from varstore.errors import CheckpointExists, VarstoreError
 from varstore.layout.encodings import is_plain
 from varstore.layout.location import Location
-from varstore.layout.manifest import Manifest
-from varstore.layout.names import MANIFEST, MARKER
+from varstore.layout.manifest import MANIFEST_LIMIT, Manifest
+from varstore.layout.names import MANIFEST, MARKER, parents_of
 from varstore.storage import syscalls
 from varstore.storage.directory import Directory
 
@@ -32,7 +32,6 @@ _DROPPED = re.compile(r"\.DS_Store|\._.*|\.nfs.*|Thumbs\.db|desktop\.ini|lost\+f
 """What systems leave in folders; nobody misses it."""
 _USUAL = frozenset({"out", "meta"})
 _ENCODED = re.compile(r"zarr\.json|c(\.\d+)*")
-_MANIFEST_LIMIT = 4 << 30
 
 
 def foreign_files(fd: int, path: str) -> list[str]:
@@ -61,7 +60,7 @@ class _Known:
 
 def _known_folders(fd: int, path: str) -> _Known | None:
     try:
-        data = Directory(Location(path, path), fd).read_small(MANIFEST, limit=_MANIFEST_LIMIT)
+        data = Directory(Location(path, path), fd).read_small(MANIFEST, limit=MANIFEST_LIMIT)
         variables = Manifest.decode(data, path=path).folders()
     except VarstoreError:
         return None
@@ -136,8 +135,7 @@ def carry(files: Iterable[str], old: str, fd: int, owner: int) -> tuple[list[str
 
 def _made(folder: str, fd: int) -> set[str]:
     """Make a folder and those above it, where they are missing, and return all of them."""
-    parts = folder.split("/") if folder else []
-    folders = ["/".join(parts[:depth]) for depth in range(1, len(parts) + 1)]
+    folders = [*parents_of(folder), folder] if folder else []
     for path in folders:
         with contextlib.suppress(FileExistsError):
             os.mkdir(path, dir_fd=fd)

@@ -421,6 +421,7 @@ def _remove_at_once(name: str, dir_fd: int) -> None:
 
 def discard(path: str) -> None:
     """Remove a checkpoint: first its name, in one step, then the rest."""
-    directory, name = os.path.split(os.path.abspath(path))
-    set_aside(os.path.join(directory, name))
+    path = os.path.abspath(path)
+    set_aside(path)
+    directory, name = os.path.split(path)
     clean_staging(directory, name=name)

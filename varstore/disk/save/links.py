@@ -208,10 +208,11 @@ class Links:
         try:
             with Directory(stored.location) as directory:
                 owner = self._copy_out(variable, directory, stored.entry)
-            self._digests[variable.name] = stored.entry.digests
-            if not stored.entry.digests or owner != self._owner:
+            known = stored.entry.digests
+            self._digests[variable.name] = known
+            if not known or owner != self._owner:
                 self._digest(variable)
-            if self._digests[variable.name] != (stored.entry.digests or self._digests[variable.name]):
+            if known and self._digests[variable.name] != known:
                 raise DigestMismatch(
                     "a file of another user is not what its checkpoint says",
                     path=directory.place(f"{stored.entry.folder}/out"),
