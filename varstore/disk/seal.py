@@ -7,6 +7,7 @@ import os
 import time
 from collections.abc import Collection, Mapping
 from functools import partial
+from pathlib import PurePosixPath
 
 from varstore.disk.progress import Progress, reporting
 from varstore.disk.read.checkpoint import Checkpoint, retry_if_replaced
@@ -18,7 +19,7 @@ from varstore.errors import InvalidName, ManifestError
 from varstore.layout.collector import collector_paused
 from varstore.layout.difference import DiffReport, compare
 from varstore.layout.manifest import UPGRADE, WITHOUT_MANIFEST, Entry, Manifest, digest_in
-from varstore.layout.names import MANIFEST, parents_of
+from varstore.layout.names import MANIFEST
 from varstore.layout.readable import readable
 from varstore.storage import syscalls
 from varstore.storage.directory import Directory, replaced_error
@@ -136,7 +137,7 @@ def _tied(entry: Entry, known: Entry | None, entries: Mapping[str, Entry]) -> En
 def _make_durable(directory: Directory, entries: Collection[Entry]) -> None:
     """Make durable what the manifest is about to vouch for: people change folders with tools that do not."""
     folders = [entry.folder for entry in entries]
-    above = {above for folder in folders for above in (".", *parents_of(folder))}
+    above = {str(parent) for folder in folders for parent in PurePosixPath(folder).parents}
     Durability(durable=True, each=False).sync_all(directory.fd, folders, sorted(above, reverse=True))
 
 

@@ -12,7 +12,7 @@ from typing import NewType, TypeGuard
 from varstore.errors import InvalidName
 from varstore.text.hints import plural
 
-__all__ = ["MARKER", "MANIFEST", "NAME_LIMIT", "Folder", "folder_of", "is_safe_folder", "name_of", "parents_of"]
+__all__ = ["MARKER", "MANIFEST", "NAME_LIMIT", "Folder", "folder_of", "is_safe_folder", "name_of"]
 
 MANIFEST = "manifest"
 MARKER = "snapshot_done"
@@ -79,12 +79,6 @@ def name_of(folder: Folder) -> str:
     """
     parts = ("" if part == _EMPTY_PART else _ESCAPE.sub(_unescape, part) for part in folder.split("/"))
     return "/".join(parts)
-
-
-def parents_of(folder: str) -> list[str]:
-    """Return the folders above a folder, from the top, as paths relative to the checkpoint."""
-    parts = folder.split("/")
-    return ["/".join(parts[:depth]) for depth in range(1, len(parts))]
 
 
 def is_safe_folder(folder: str) -> TypeGuard[Folder]:

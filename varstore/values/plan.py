@@ -16,7 +16,7 @@ from varstore.layout.dtypes import data_type_of
 from varstore.layout.encodings import RAW
 from varstore.layout.manifest import NO_ATTRIBUTES, Entry, kept_attributes
 from varstore.layout.meta import Meta
-from varstore.layout.names import Folder, folder_of, parents_of
+from varstore.layout.names import Folder, folder_of
 from varstore.layout.readable import readable
 from varstore.values.arrays import Source, Stored, as_source
 from varstore.values.lazy import LazyArray
@@ -115,7 +115,7 @@ def plan_save(
                 names, folders, types, forms, own, _aliases(names, sources), strict=True
             )
         ]
-        parents = {parent for folder in folders if "/" in folder for parent in parents_of(folder)}
+        parents = {parent for folder in folders if "/" in folder for parent in _parents(folder)}
     return SavePlan(variables=tuple(planned), parents=tuple(sorted(parents)), attributes=kept, tree=tree)
 
 
@@ -189,3 +189,8 @@ def _viewed(sources: list[Source]) -> set[int] | None:
             if owner is not source:
                 viewed.add(id(owner))
     return viewed
+
+
+def _parents(folder: Folder) -> list[str]:
+    parts = folder.split("/")
+    return ["/".join(parts[:depth]) for depth in range(1, len(parts))]

@@ -19,7 +19,7 @@ from varstore.errors import CheckpointExists, VarstoreError
 from varstore.layout.encodings import is_plain
 from varstore.layout.location import Location
 from varstore.layout.manifest import MANIFEST_LIMIT, Manifest
-from varstore.layout.names import MANIFEST, MARKER, parents_of
+from varstore.layout.names import MANIFEST, MARKER
 from varstore.storage import syscalls
 from varstore.storage.directory import Directory
 
@@ -135,7 +135,8 @@ def carry(files: Iterable[str], old: str, fd: int, owner: int) -> tuple[list[str
 
 def _made(folder: str, fd: int) -> set[str]:
     """Make a folder and those above it, where they are missing, and return all of them."""
-    folders = [*parents_of(folder), folder] if folder else []
+    parts = folder.split("/") if folder else []
+    folders = ["/".join(parts[:depth]) for depth in range(1, len(parts) + 1)]
     for path in folders:
         with contextlib.suppress(FileExistsError):
             os.mkdir(path, dir_fd=fd)

@@ -104,7 +104,7 @@ def _look(target: Target) -> Target:
     """Return what the target is now; while other writers replace it, what one of them put there."""
     for attempt in range(_ATTEMPTS):
         try:
-            fd = syscalls.open_fd(target.path, syscalls.READ_FOLDER_ITSELF)
+            (fd,) = map(os.open, (target.path,), (syscalls.READ_FOLDER_ITSELF,))  # not to be divided by Ctrl-C
         except FileNotFoundError:
             return replace(target, replaces=False, mode=None)
         except NotADirectoryError:
@@ -252,7 +252,7 @@ class Staging:
         path, missing = os.path.dirname(self.target.path), []
         while self._parent < 0:
             try:
-                self._parent = syscalls.open_fd(path, syscalls.READ_FOLDER)
+                (self._parent,) = map(os.open, (path,), (syscalls.READ_FOLDER,))
             except FileNotFoundError:
                 path, name = os.path.split(path)
                 missing.append(name)
