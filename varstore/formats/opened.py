@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from varstore.errors import FormatError, VariableNotFound
+from varstore.errors import VariableNotFound
 from varstore.formats.binary.budget import Budget
 from varstore.text.hints import plural
 from varstore.training.chosen import choose
@@ -26,7 +26,7 @@ from varstore.training.tensors import (
 )
 from varstore.values.arguments import described
 from varstore.values.lazy import LazyArray
-from varstore.values.nodes import leaves, replaced
+from varstore.values.nodes import Names, leaves, replaced
 from varstore.values.select import Patterns, Rename, select
 
 __all__ = ["ForeignCheckpoint", "LazyTable", "Origin", "read_state"]
@@ -93,7 +93,8 @@ class Origin:
 class ForeignCheckpoint(Mapping[str, LazyArray]):
     """The tensors in another system's file: a lazy mapping of names to arrays.
 
-    Names are the keys and indices that lead to a tensor, joined by ``/``. ``[]`` returns a `LazyArray`, which reads
+    Names are the keys and indices that lead to a tensor, joined by ``/``; if two tensors get one name so, the second
+    is called ``name~2``, as `varstore.save_state` does. ``[]`` returns a `LazyArray`, which reads
     its values when they are used. `state` reads the whole nested object, with its scalars; `attributes` is the metadata
     of the file. It can be pickled: another process on this machine reads the same file, or is told that the file was
     replaced.
@@ -115,6 +116,7 @@ class ForeignCheckpoint(Mapping[str, LazyArray]):
 
     def _named(self, tree: Any, budget: Budget) -> dict[str, LazyArray]:
         arrays: dict[str, LazyArray] = {}
+        names = Names()
         for name, array in leaves(tree):
             budget.charge(_NAME + sys.getsizeof(name), variable=name)
             if not isinstance(array, LazyArray):
@@ -123,14 +125,7 @@ class ForeignCheckpoint(Mapping[str, LazyArray]):
             for part in (array, *parts) if parts else (array,):
                 if not part.dtype.hasobject:  # reading it raises
                     budget.announce(part.nbytes, variable=name)
-            if name in arrays:
-                raise FormatError(
-                    "two tensors have the same name when their keys are joined by '/'",
-                    path=self.path,
-                    variable=name,
-                    hint="rename one of them with the framework that wrote the file",
-                )
-            arrays[name] = array
+            arrays[names.own(name)] = array
         return arrays
 
     __hash__ = object.__hash__

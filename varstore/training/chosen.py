@@ -6,7 +6,8 @@ from collections.abc import Callable
 from typing import Any, TypedDict
 
 from varstore.errors import UsageError
-from varstore.values.nodes import BARE, dict_like
+from varstore.values.lazy import LazyArray
+from varstore.values.nodes import BARE, Names, dict_like
 from varstore.values.select import Patterns, Rename, select
 
 __all__ = ["Choice", "choose"]
@@ -48,7 +49,7 @@ def choose(
         names.append(name)
         return _NOTHING
 
-    _rebuilt(state, (), name_of, note)
+    _rebuilt(state, (), name_of, _told_apart(note))
     chosen = select(names, include=include, exclude=exclude, rename=rename, path=path)
     targets = {source: target for target, source in chosen.items()}
     moved: dict[str, Any] = {}
@@ -59,13 +60,19 @@ def choose(
             moved[target] = leaf
         return leaf if target == name else _NOTHING
 
-    rest = _rebuilt(state, (), name_of, keep)
+    rest = _rebuilt(state, (), name_of, _told_apart(keep))
     if not moved:
         return {} if rest is _NOTHING else rest
     root = rest if isinstance(rest, dict) else {}
     for target, leaf in moved.items():
         _put(root, target.split("/"), leaf, path)
     return root
+
+
+def _told_apart(keep: Callable[[str, Any], Any]) -> Callable[[str, Any], Any]:
+    """Return `keep` with the names that the arrays of an opened file have, where their joined keys meet."""
+    names = Names()
+    return lambda name, leaf: keep(names.own(name) if isinstance(leaf, LazyArray) else name, leaf)
 
 
 def _rebuilt(

@@ -44,6 +44,7 @@ from varstore.layout.names import folder_of
 from varstore.text.hints import plural
 from varstore.training.tensors import Leaf, describe, find_views
 from varstore.values.arrays import as_source
+from varstore.values.nodes import Names
 
 __all__ = ["Flat", "entries", "flatten", "prune", "unflatten"]
 
@@ -88,6 +89,7 @@ def flatten(state: Any) -> Flat:
 class _Flattening:
     def __init__(self) -> None:
         self.variables: dict[str, Any] = {}
+        self._names = Names()
         self.arrays: dict[str, dict[str, Any]] = {}
         self._above: set[int] = set()
 
@@ -165,17 +167,14 @@ class _Flattening:
         return self.arrays[name]
 
     def _name(self, parts: tuple[str, ...]) -> str:
-        path = name = "/".join(parts) or _ROOT
-        count = 1
-        while name in self.variables:
-            count += 1
-            name = f"{path}~{count}"
+        name = self._names.own("/".join(parts) or _ROOT)
         try:
             folder_of(name)
         except InvalidName:
             count = len(self.variables)
             while (name := f"unnamed/{count}") in self.variables:
                 count += 1
+            self._names.own(name)
         return name
 
 

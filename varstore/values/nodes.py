@@ -6,7 +6,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
-__all__ = ["BARE", "dict_like", "leaves", "replaced"]
+__all__ = ["BARE", "Names", "dict_like", "leaves", "replaced"]
 
 BARE = "(array)"
 """The name of a leaf that is not in a container."""
@@ -42,3 +42,23 @@ def dict_like(node: dict[Any, Any], items: Iterable[tuple[Any, Any]]) -> dict[An
     if isinstance(node, OrderedDict) and hasattr(node, "_metadata"):
         vars(copy)["_metadata"] = vars(node)["_metadata"]
     return copy
+
+
+class Names:
+    """Give each array a name of its own: where keys that are joined by ``/`` meet, ``~2``, ``~3`` and so on follow."""
+
+    def __init__(self) -> None:
+        self._taken: set[str] = set()
+        self._counts: dict[str, int] = {}
+
+    def own(self, path: str) -> str:
+        """Return the name of the next array whose joined keys are `path`."""
+        name = path
+        count = self._counts.get(path, 1)
+        while name in self._taken:
+            count += 1
+            name = f"{path}~{count}"
+        self._taken.add(name)
+        if count > 1:
+            self._counts[path] = count  # so that many arrays of one path take linear time
+        return name
