@@ -1,8 +1,9 @@
 """Build the reference from the docstrings with pdoc, as static pages that work offline.
 
-There is a page for the public names, for the errors, for each adapter, and for each package whose docstring is a guide.
-Public names appear as in `varstore.save`, whatever their module is. A name that a docstring cites, but that is not in
-the reference, is an error. Frameworks need not be installed, because stand-ins replace them.
+There is a page for the public names, for the errors, for each adapter, for each package whose docstring is a guide, and
+for each system of ``tools/documents.py``. Public names appear as in `varstore.save`, whatever their module is. A name
+that a docstring cites, but that is not in the reference, is an error. Frameworks need not be installed, because
+stand-ins replace them.
 """
 
 from __future__ import annotations
@@ -25,6 +26,8 @@ import pdoc
 import pdoc.doc
 import pdoc.render
 
+from tools.documents import page_names as system_names, read_page
+
 ROOT = Path(__file__).resolve().parent.parent
 FRAMEWORKS = {
     "jax",
@@ -39,6 +42,9 @@ FRAMEWORKS = {
     "zarr",
 }
 NOT_IN_THE_REFERENCE = {"varstore._gen", "varstore.cli", "varstore.view"}
+
+STYLE = "<style>.sides {display: grid; grid-template-columns: 1fr 1fr; gap: 1em} .side {min-width: 0}</style>\n\n"
+"""Puts the document's snippets left and varstore's right."""
 
 _SEPARATOR = r"(?:\.|</span><span class=(?:\"|\\\")o(?:\"|\\\")>\.</span><span class=(?:\"|\\\")n(?:\"|\\\")>)"
 _CITED = re.compile(r"(?<!\">)<code>(varstore(?:\.\w+)+)(?:\(\))?</code>")
@@ -75,9 +81,9 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("target", type=Path, help="the folder for the pages; its contents are deleted")
     target: Path = parser.parse_args().target
-    sys.path.insert(0, str(ROOT))
     sys.meta_path.append(_StandIns())
     pages = {name: pdoc.doc.Module(_imported(name)) for name in page_names()}
+    pages |= {module.__name__: pdoc.doc.Module(module) for module in map(_of_a_system, system_names())}
     for page in pages.values():
         page.__dict__["submodules"] = [
             below for name, below in pages.items() if name.rpartition(".")[0] == page.fullname
@@ -101,6 +107,11 @@ def page_names() -> list[str]:
     guides = [name for name in sorted(packages - NOT_IN_THE_REFERENCE) if importlib.import_module(name).__doc__]
     adapters = [module.name for module in pkgutil.iter_modules([str(ROOT / "varstore/adapters")], "varstore.adapters.")]
     return sorted({"varstore", "varstore.errors", "varstore.adapters", *guides, *adapters})
+
+
+def _of_a_system(name: str) -> ModuleType:
+    """Return a module whose docstring is the guide for those who come from a system."""
+    return ModuleType(f"varstore.coming_from_{name}", STYLE + read_page(name).as_markdown())
 
 
 def _imported(name: str) -> ModuleType:

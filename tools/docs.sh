@@ -5,4 +5,4 @@ source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
 use_environment .envs/docs docs
 
 cd "$root"
-exec "$python" -W error tools/docs.py build/docs
+exec "$python" -W error -m tools.docs build/docs
