@@ -1,7 +1,10 @@
 """Files of torch.save that are brought over: what was a tensor is one again, and training resumes bit for bit."""
 
+import io
+
 import numpy as np
 import pytest
+from support.crafted import of_python_2
 
 torch = pytest.importorskip("torch")
 
@@ -17,6 +20,38 @@ KINDS = ("zip", "legacy")
 
 def save(state, path, kind):
     torch.save(state, path, _use_new_zipfile_serialization=kind == "zip")
+
+
+@pytest.mark.parametrize("encoding", [None, "ASCII", "utf-8", "latin-1", "bytes"])
+@pytest.mark.parametrize("note", ["plain", "caf\xe9", "\xe9" * 300])
+@pytest.mark.parametrize("written_in", ["latin-1", "utf-8"])
+def test_a_file_of_python_2_is_read_as_torch_reads_it(tmp_path, encoding, note, written_in):
+    state = {"weight": torch.arange(6.0).reshape(2, 3)[:, 1:], "note": note, note: [1], "device": torch.device("cpu")}
+    file = io.BytesIO()
+    torch.save(state, file, _use_new_zipfile_serialization=False)
+    path = tmp_path / "old.pth"
+    path.write_bytes(of_python_2(file.getvalue(), written_in))
+    options = {} if encoding is None else {"encoding": encoding}
+    try:
+        expected = torch.load(path, weights_only=False, **options)
+    except UnicodeError:
+        for read in (lambda: vs.read(path, **options), lambda: load(path, **options)):
+            with pytest.raises(vs.errors.FormatError, match="pass its encoding, such as encoding='latin-1'"):
+                read()
+        return
+    for found in (load(path, **options), vs.read(path, **options).state(framework="torch")):
+        weights = [found.pop(name) for name in (b"weight", "weight") if name in found]
+        assert [*found] == [name for name in expected if name not in (b"weight", "weight")]
+        assert found == {k: str(v) if "device" in str(k) else v for k, v in expected.items() if k in found}
+        assert torch.equal(*weights, state["weight"])
+
+
+def test_an_encoding_is_for_files_of_torch(tmp_path):
+    vs.save(tmp_path / "d", {"w": np.ones(2)})
+    vs.write(tmp_path / "x.npz", {"w": np.ones(2)})
+    for source in (tmp_path / "d", tmp_path / "x.npz", vs.open(tmp_path / "d"), vs.read(tmp_path / "x.npz")):
+        with pytest.raises(vs.errors.UsageError, match="encoding"):
+            load(source, encoding="latin-1")
 
 
 class Training:

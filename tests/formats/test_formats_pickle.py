@@ -18,9 +18,17 @@ import ml_dtypes
 import numpy as np
 import pytest
 from hypothesis import given, settings, strategies as st
-from support import FIXTURES, ROOT, arrays, assert_same, load_facts, load_truth, run_python
+from support import FIXTURES, ROOT, arrays, assert_same, crafted, load_facts, load_truth, run_python
 
-from varstore.errors import FormatError, SizeMismatch, UnsafeContent, UnsupportedDtype, UsageError, VarstoreError
+from varstore.errors import (
+    FormatError,
+    SizeMismatch,
+    UnsafeContent,
+    UnsupportedDtype,
+    UsageError,
+    VariableNotFound,
+    VarstoreError,
+)
 from varstore.formats import megengine, oneflow, torch
 from varstore.formats.binary.budget import Budget
 from varstore.formats.binary.source import Source
@@ -147,8 +155,8 @@ _plain = st.recursive(
 )  # fmt: skip
 
 
-def unpickled(data: bytes) -> Any:
-    machine = Machine(data, path="memory", table=PLAIN, budget=Budget("memory", len(data)))
+def unpickled(data: bytes, **options: Any) -> Any:
+    machine = Machine(data, path="memory", table=PLAIN, budget=Budget("memory", len(data)), **options)
     value = machine.run()
     assert machine.stop == len(data)
     return plain_tree(value, machine, lambda record: record.lazy(lambda at, n: np.frombuffer(data, np.uint8, n, at)))
@@ -189,6 +197,49 @@ def test_the_machine_reads_what_checkpoints_hold(value: Any, expected: Any, prot
     assert type(found) is type(expected)
 
 
+def of_python_2(value: Any, encoding: str) -> Any:
+    return crafted.of_python_2(pickle.dumps(value, 2), encoding)
+
+
+@given(
+    value=st.dictionaries(st.text(max_size=300), st.one_of(st.text(max_size=300), st.integers())),
+    encoding=st.sampled_from(["utf-8", "latin-1", "gbk"]),
+)
+def test_strings_of_python_2_are_text_in_the_given_encoding_or_refused(value: Any, encoding: str) -> None:
+    try:
+        data = of_python_2(value, encoding)
+    except UnicodeError:
+        return
+    assert unpickled(data, encoding=encoding) == value
+    raw = {k.encode(encoding): v.encode(encoding) if isinstance(v, str) else v for k, v in value.items()}
+    assert unpickled(data, encoding="bytes") == raw
+    for other in ("ascii", "utf-8"):
+        try:
+            expected = pickle.loads(data, encoding=other)
+        except UnicodeError:
+            with pytest.raises(FormatError, match="encoding='latin-1', or 'bytes'"):
+                unpickled(data, encoding=other)
+        else:
+            assert unpickled(data, encoding=other) == expected
+
+
+@given(values=st.binary(max_size=600), encoding=st.sampled_from(["ascii", "utf-8", "latin-1", "gbk", "bytes"]))
+def test_arrays_of_python_2_need_no_encoding(values: bytes, encoding: str) -> None:
+    size = struct.pack("<H", len(values))
+    string = b"U" + size[:1] if len(values) < 256 else b"T" + size + b"\0\0"
+    array = b"cnumpy.core.multiarray\n_reconstruct\ncnumpy\nndarray\nK\0\x85U\1b\x87R(K\1M" + size
+    dtype = b"\x85cnumpy\ndtype\nU\2u1K\0K\1\x87R(K\3U\1|NNNJ\xff\xff\xff\xffJ\xff\xff\xff\xffK\0tb\x89"
+    data = b"\x80\2" + array + dtype + string + values + b"tb."
+    found = unpickled(data, encoding=encoding)
+    assert (found.shape, found.dtype, found.read().tobytes()) == ((len(values),), np.uint8, values)
+
+
+@pytest.mark.parametrize("encoding", ["utf-16", "rot13", "none-such", "punycode", "\0"])
+def test_an_encoding_that_does_not_extend_ascii_is_refused(encoding: str) -> None:
+    with pytest.raises(UsageError, match="encoding"):
+        unpickled(pickle.dumps("a", 2), encoding=encoding)
+
+
 @pytest.mark.parametrize("wrap", [lambda inner: [inner], lambda inner: (inner,), lambda inner: {"a": inner}])
 def test_what_is_nested_as_deep_as_is_allowed(wrap: Any, tmp_path: Path) -> None:
     value: Any = np.float32(1)
@@ -204,6 +255,16 @@ def test_what_is_nested_as_deep_as_is_allowed(wrap: Any, tmp_path: Path) -> None
 
 def test_numbers_of_numpy_are_keys_as_well() -> None:
     assert unpickled(pickle.dumps({np.int64(3): 1, np.str_("a"): 2, (1, "b"): 3})) == {3: 1, "a": 2, (1, "b"): 3}
+
+
+def test_a_missing_name_is_an_error_with_the_nearest_names(tmp_path: Path) -> None:
+    torch.write(tmp_path / "a.pt", {"model": {"weight": np.ones(2)}, "epoch": 3})
+    file = torch.read(tmp_path / "a.pt")
+    with pytest.raises(VariableNotFound, match=r"'modle/weigth'.*[Dd]id you mean 'model/weight'\?"):
+        file["modle/weigth"]
+    with pytest.raises(VariableNotFound, match="nearest are 'model/\\*'"):
+        file.state(include="modle/*")
+    assert (file.get("modle/weigth"), file.get(3, 4)) == (None, 4)
 
 
 def test_shared_and_repeated_objects_stay_shared() -> None:

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import json
+import pickletools
 import struct
 import zipfile
 from collections.abc import Iterable, Mapping
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import xxhash
 
-__all__ = ["checkpoint", "colliding_pairs", "entry", "long1", "pickled", "torch_file"]
+__all__ = ["checkpoint", "colliding_pairs", "entry", "long1", "of_python_2", "pickled", "torch_file"]
 
 
 # --- checkpoints: proto/FORMAT.md, F5 ----------------------------------------------------------------------------
@@ -82,6 +84,22 @@ def torch_file(path: Path, code: bytes, *, storage: bytes = b"", deflate: str = 
             method = zipfile.ZIP_DEFLATED if name == deflate else zipfile.ZIP_STORED
             archive.writestr(f"a/{name}", content, method, 9)
     return path
+
+
+def of_python_2(data: bytes, encoding: str = "latin-1") -> bytes:
+    """Return a pickle of protocol 2, or several in a row and what follows them, with text as a str of Python 2."""
+    done, at = b"", 0
+    while data[at : at + 2] == b"\x80\2":
+        operations = [*pickletools.genops(data[at:])]
+        for (operation, text, start), (_, _, stop) in pairwise(operations):
+            if operation.name == "BINUNICODE":
+                raw = text.encode(encoding)
+                done += b"U" + bytes([len(raw)]) + raw if len(raw) < 256 else b"T" + struct.pack("<i", len(raw)) + raw
+            else:
+                done += data[at + start : at + stop]
+        done += b"."
+        at += operations[-1][2] + 1
+    return done + data[at:]
 
 
 def long1(number: int) -> bytes:

@@ -16,7 +16,7 @@ import jax
 import numpy as np
 
 from varstore.disk.read.checkpoint import Checkpoint, retry_if_replaced
-from varstore.errors import UnsupportedDtype, UsageError, VariableMismatch
+from varstore.errors import VariableMismatch
 from varstore.model.match import Spec, compare
 from varstore.model.options import Path, StateOptions
 from varstore.text.hints import listed
@@ -32,7 +32,8 @@ __all__ = ["load", "save", "state_of"]
 def save(path: Path, tree: Any, **save_options: Unpack[StateOptions]) -> Checkpoint:
     """Save a pytree; variables are named by their path, such as ``params/Dense_0/kernel``.
 
-    Arrays that are sharded over the devices of this process are saved whole.
+    Arrays that are sharded over the devices of this process are saved whole, and so are those that every process of a
+    program has whole.
 
     Args:
         path: a path that does not exist, or an empty directory; see `varstore.save`.
@@ -40,8 +41,9 @@ def save(path: Path, tree: Any, **save_options: Unpack[StateOptions]) -> Checkpo
         save_options: the options of `varstore.save`.
 
     Raises:
-        UsageError: a leaf is not data, or other processes have parts of an array.
-        UnsupportedDtype: an array contains typed random keys, or has another type that the format cannot store.
+        UsageError: a leaf is not data.
+        UnsupportedDtype: an array contains typed random keys, is spread over processes, or has another type that the
+            format cannot store.
         CheckpointExists, OutOfSpace, StorageError: see `varstore.save`.
 
     Example:
@@ -58,10 +60,6 @@ def state_of(tree: Any) -> Any:
 
     The result can be passed to `varstore.save_state` and `varstore.CheckpointManager`.
 
-    Raises:
-        UsageError: other processes have parts of an array.
-        UnsupportedDtype: an array contains typed random keys.
-
     Example:
         >>> import dataclasses
         >>> import jax
@@ -74,11 +72,8 @@ def state_of(tree: Any) -> Any:
         >>> state_of(Momentum(count=3, trace={"w": 0.5}))
         {'count': 3, 'trace': {'w': 0.5}}
     """
-    if isinstance(tree, jax.core.Tracer):
-        return tree  # refused by name when it is saved
     if isinstance(tree, jax.Array):
-        _check_array(tree)
-        return tree
+        return tree  # what cannot be saved is refused by name when it is saved
     if type(tree) in (dict, OrderedDict):
         return type(tree)((key, state_of(item)) for key, item in tree.items())
     if isinstance(tree, tuple) and hasattr(tree, "_fields"):
@@ -89,17 +84,6 @@ def state_of(tree: Any) -> Any:
     if tree is None or any(not path for path, _ in children):
         return tree
     return {_part(path[0]): state_of(child) for path, child in children}
-
-
-def _check_array(array: jax.Array) -> None:
-    if jax.numpy.issubdtype(array.dtype, jax.dtypes.extended):
-        raise UnsupportedDtype(
-            "a typed random key cannot be saved", found=str(array.dtype), hint="save jax.random.key_data(key) instead"
-        )
-    if not array.is_fully_addressable:
-        raise UsageError(
-            "other processes have parts of this array", found=str(array.sharding), hint="gather it in one process first"
-        )
 
 
 def _part(key: Any) -> Any:

@@ -10,7 +10,7 @@ import numpy as np
 
 from varstore.errors import VariableNotFound
 from varstore.formats.binary.budget import Budget
-from varstore.text.hints import plural
+from varstore.text.hints import nearest, plural
 from varstore.training.chosen import choose
 from varstore.training.tensors import (
     PARAMETER,
@@ -163,10 +163,20 @@ class ForeignCheckpoint(Mapping[str, LazyArray]):
         try:
             array = self._arrays[name]
         except KeyError:
-            raise VariableNotFound("there is no such tensor in this file", path=self.path, variable=name) from None
+            near = nearest(name, self._arrays)
+            raise VariableNotFound(
+                "there is no such tensor in this file",
+                path=self.path,
+                variable=name,
+                hint=f"did you mean {' or '.join(map(repr, near))}?" if near else "`varstore ls` lists the names",
+            ) from None
         if array.origin is None:
             array.name, array.origin = name, self.origin
         return array
+
+    def get(self, key: str, default: Any = None) -> Any:
+        """Return a tensor or the default, without the search for near names that an error would cost."""
+        return self[key] if isinstance(key, str) and key in self._arrays else default
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._arrays)

@@ -54,6 +54,8 @@ _SHORT = {
 class ReadOptions(TypedDict, total=False):
     """Options of `read` that a single format has."""
 
+    encoding: str
+    """torch: the encoding of strings that Python 2 pickled, or "bytes" to leave them as they are."""
     key: bytes | None
     """MindSpore: the key of an encrypted file, 16, 24 or 32 bytes."""
     crc_check: bool
@@ -116,9 +118,10 @@ def read(
     Args:
         path: the file or folder; or a file object, such as a BytesIO, which is read to its end and kept in memory.
         format: its format, by name; by default, it is detected from the content, and then from the suffix.
-        options: `key` and `crc_check`, for MindSpore; and `limit`. The arrays of a file may take at most 64 MiB plus
-            four times the size of the file in memory, so that a small file cannot exhaust it. For a file that is
-            compressed more than that, such as one of zeros, `limit` is the number of bytes to permit.
+        options: `key` and `crc_check`, for MindSpore; `encoding`, as for ``torch.load``, for files of torch from
+            Python 2: that of their strings, by default "utf-8", or "bytes"; and `limit`. The arrays of a file may take
+            at most 64 MiB plus four times the size of the file in memory, so that a small file cannot exhaust it. For a
+            file that is compressed more than that, such as one of zeros, `limit` is the number of bytes to permit.
 
     Returns:
         A `Checkpoint` for a checkpoint directory. For other formats, a mapping that also has `state()`, which reads

@@ -18,14 +18,15 @@ from varstore.disk.progress import Progress
 from varstore.disk.read.checkpoint import Checkpoint, retry_if_replaced
 from varstore.errors import UsageError
 from varstore.formats.opened import ForeignCheckpoint
-from varstore.formats.verbs import open_source
+from varstore.formats.registry import detect
+from varstore.formats.verbs import open_source, read
 from varstore.model.match import Missing, OnMismatch, OnTied, check_mode
 from varstore.model.options import LoadOptions, Path, StateOptions
 from varstore.model.report import LoadReport
 from varstore.training.chosen import Choice
 from varstore.training.state import load_state, save_state
 from varstore.training.tensors import Framework, MapLocation
-from varstore.values.arguments import check_names, checked
+from varstore.values.arguments import check_names, checked, described
 from varstore.values.select import Patterns, Rename
 
 __all__ = ["load", "load_into", "save", "state_of"]
@@ -92,6 +93,7 @@ def load(
     exclude: Patterns | None = None,
     rename: Rename | None = None,
     map_location: MapLocation = None,
+    encoding: str | None = None,
     verify: bool = True,
     threads: int | None = None,
     progress: Progress = None,
@@ -106,6 +108,7 @@ def load(
         map_location: a device, its name, a dict of names, or a function of (tensor on the CPU, name of the device
             that it was on). By default, tensors are loaded to the devices that they were on. See
             `varstore.load_state`.
+        encoding: of a file of torch, the encoding of strings that Python 2 pickled, or "bytes"; see `varstore.read`.
         verify: compare the digests of the values.
         threads: the number of threads; by default, it depends on the machine.
         progress: True for a progress bar, or a function of (bytes done, bytes in total).
@@ -124,7 +127,7 @@ def load(
         <All keys matched successfully>
     """
     choice: Choice = {"include": include, "exclude": exclude, "rename": rename}
-    source = open_source(path)
+    source = open_source(path) if encoding is None else _read(path, encoding)
     if isinstance(source, ForeignCheckpoint):
         return source.state(**choice, framework="torch", map_location=map_location)
     options: LoadOptions = {"verify": verify, "threads": threads, "progress": progress}
@@ -135,6 +138,20 @@ def load(
         return load_state(checkpoint, **choice, map_location=map_location, framework=framework, **options)
 
     return retry_if_replaced(load_from, source)
+
+
+def _read(path: Any, encoding: str) -> ForeignCheckpoint:
+    if isinstance(path, Mapping) or detect(path).name != "torch":
+        raise UsageError(
+            "an encoding is for files of torch",
+            field="encoding",
+            found=described(path),
+            expected="the path of such a file",
+            hint="leave it out",
+        )
+    opened = read(path, "torch", encoding=encoding)
+    assert isinstance(opened, ForeignCheckpoint)
+    return opened
 
 
 @checked

@@ -72,7 +72,7 @@ def read(path: str | os.PathLike[str], *, limit: int | None = None) -> ForeignCh
     if is_stream(source):
         return _read_streams(source, budget)
     data = source.map()
-    machine = Machine(data, path=source.path, table=_TABLE, budget=budget)
+    machine = Machine(data, path=source.path, table=_TABLE, budget=budget, encoding="latin-1")  # as in paddle.load
     value = machine.run()
     attributes: dict[str, Any] = {} if machine.stop == len(data) else {"bytes_behind": len(data) - machine.stop}
     if type(value) in (dict, OrderedDict):

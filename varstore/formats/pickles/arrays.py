@@ -19,7 +19,7 @@ from varstore.errors import FormatError, SizeMismatch, UnsupportedDtype
 from varstore.formats.binary.budget import ARRAY
 from varstore.formats.binary.source import count_elements
 from varstore.formats.pickles.machine import ITEM, NODE, Machine, Record
-from varstore.formats.pickles.names import Constructor, Global, Span, Table, show
+from varstore.formats.pickles.names import Constructor, Global, OldString, Span, Table, internal, show
 from varstore.layout.dtypes import TABLE
 from varstore.values.lazy import LazyArray, placed_array
 from varstore.values.parts import Read, in_c_order, in_fortran_order, read_all
@@ -42,8 +42,9 @@ class Dtype(Record):
         """Apply numpy's state of a type: (version, byte order, subtype, names, fields, …[, metadata])."""
         if type(state) is not tuple or len(state) < 5 or any(part is not None for part in state[2:5]):
             machine.fail("structured numpy types are not supported", found=show(state, most=9))
-        if state[1] in ("<", ">") and self.dtype.itemsize > 1:
-            self.dtype = self.dtype.newbyteorder(state[1])
+        order = internal(state[1])
+        if order in ("<", ">") and self.dtype.itemsize > 1:
+            self.dtype = self.dtype.newbyteorder(order)
         if len(state) > 8:
             self.metadata = state[8]
 
@@ -69,7 +70,7 @@ class Array(Record):
         """Set all parts of the array, and check that the number of its values matches its shape."""
         if type(dtype) is not Dtype or type(shape) is not tuple:
             machine.fail("a numpy array does not have a shape or a type", found=show((shape, dtype)))
-        if type(data) is str or (type(data) is Span and data.text == "latin-1"):  # as Python 2 wrote bytes
+        if type(data) in (str, OldString) or (type(data) is Span and data.old):  # as Python 2 wrote bytes
             data = _encode(machine, data, "latin-1")
         if type(data) is not bytes and (type(data) is not Span or (data.text and not data.recoded)):
             machine.fail("the values of a numpy array are not bytes", found=show(data))
@@ -127,6 +128,7 @@ def _recoded_reader(read: Read, span: Span, path: str) -> Read:
 def _dtype(machine: Machine, spec: Any, *_: Any) -> Dtype:
     if type(spec) is Global and isinstance(spec.entry, np.dtype):
         return Dtype(spec.entry)
+    spec = internal(spec)
     if type(spec) is not str or not _DTYPE.match(spec):
         raise UnsupportedDtype(
             "the pickle contains an array whose type is not one of plain values",
@@ -152,7 +154,7 @@ def _from_buffer(machine: Machine, data: Any, dtype: Any, shape: Any, order: Any
 
 
 def _scalar(machine: Machine, dtype: Any, data: Any = b"") -> Any:
-    if type(data) is str or (type(data) is Span and data.text is not None and not data.recoded):
+    if type(data) in (str, OldString) or (type(data) is Span and data.text is not None and not data.recoded):
         data = _encode(machine, data, "latin-1")
     data = machine.plain(data)
     if type(dtype) is not Dtype or type(data) is not bytes or len(data) != dtype.dtype.itemsize:
@@ -163,10 +165,12 @@ def _scalar(machine: Machine, dtype: Any, data: Any = b"") -> Any:
 def _encode(machine: Machine, text: Any, encoding: Any = "utf-8") -> Any:
     if encoding not in ("latin1", "latin-1"):
         machine.refuse(f"would encode text as {show(encoding)}")
+    if type(text) is OldString:
+        return text.raw
+    if type(text) is Span and text.old:
+        return Span(text.offset, text.size)
     if type(text) is Span and text.text == "utf-8" and not text.recoded:
         return Span(text.offset, text.size, "utf-8", recoded=True)
-    if type(text) is Span and text.text == "latin-1":
-        return Span(text.offset, text.size)
     if type(text) is not str:
         machine.fail("the argument to encode is not text", found=show(text))
     machine.charge(2 * len(text))

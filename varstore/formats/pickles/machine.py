@@ -17,6 +17,7 @@ https://github.com/python/cpython/blob/main/Lib/pickletools.py
 
 from __future__ import annotations
 
+import codecs
 import struct
 from collections import OrderedDict
 from collections.abc import Callable
@@ -24,10 +25,19 @@ from typing import Any, NoReturn
 
 import numpy as np
 
-from varstore.errors import FormatError, UnsafeContent, VarstoreError
+from varstore.errors import FormatError, UnsafeContent, UsageError, VarstoreError
 from varstore.formats.binary.budget import Budget
 from varstore.formats.binary.source import Mapped
-from varstore.formats.pickles.names import SPAN_FROM, Constructor, Global, Span, Table, shorten, show
+from varstore.formats.pickles.names import (
+    SPAN_FROM,
+    Constructor,
+    Global,
+    OldString,
+    Span,
+    Table,
+    shorten,
+    show,
+)
 from varstore.formats.pickles.tape import Tape
 from varstore.layout.keys import FEW, KEYED, KeyTable, are_far_apart, packed
 
@@ -40,6 +50,8 @@ _SET = 700
 _MARK = 100
 _COLLIDE = "has keys that were chosen to have the same hashes"
 
+_AS_BYTES = "bytes"
+_ASCII = bytes(range(128))
 _LONGEST_INT = 1024
 _KEY_LIMIT = 1 << 61
 _HINT = "varstore does not run code from files; if you trust its author, load the file with its own framework"
@@ -76,8 +88,9 @@ class Opaque(Record):
 class Machine(Tape):
     """Run the pickle at `start`; afterwards, `stop` is the byte after it, `foreign` the names not in the table.
 
-    `persistent` returns the values of persistent ids. With `opaque`, objects of unknown classes that are created
-    without arguments become `Opaque`, and the caller accounts for each of them.
+    `persistent` returns the values of persistent ids. `encoding` is that of a str of Python 2, or "bytes" to keep it as
+    bytes; the values of an array need none, because they are never decoded. With `opaque`, objects of unknown classes
+    that are created without arguments become `Opaque`, and the caller accounts for each of them.
     """
 
     def __init__(
@@ -89,9 +102,11 @@ class Machine(Tape):
         budget: Budget,
         persistent: Callable[[Any], Any] | None = None,
         opaque: bool = False,
+        encoding: str = "utf-8",
         start: int = 0,
     ) -> None:
         super().__init__(data, path, start)
+        self._encoding = _checked_encoding(encoding)
         self.foreign: list[Global] = []
         self._table = table
         self._persistent = persistent
@@ -156,14 +171,22 @@ class Machine(Tape):
                 self.refuse(f"would import {unknown}", offset=unknown.offset)
 
     def plain(self, value: Any) -> Any:
-        """Return the content of a `Span`, and any other value unchanged."""
-        if type(value) is not Span:
-            return value
-        self.charge(2 * value.size)
+        """Return the content of a `Span` or `OldString`, and any other value unchanged."""
         try:
+            if type(value) is OldString:
+                return value.raw.decode(value.encoding)
+            if type(value) is not Span:
+                return value
+            self.charge(2 * value.size)
             return value.value(self.data)
         except UnicodeError as error:
-            return self.fail("a string in the pickle is not text", found=shorten(str(error)))
+            if type(value) is not Span or value.old:
+                self.fail(
+                    f"a string of Python 2 is not text in {self._encoding}",
+                    found=shorten(str(error)),
+                    hint="in Python, pass its encoding, such as encoding='latin-1', or 'bytes' to leave it as it is",
+                )
+            self.fail("a string in the pickle is not text", found=shorten(str(error)))
 
     def key(self, value: Any) -> Any:
         """Return a value as a key of a dict or member of a set, if hashing it takes constant time."""
@@ -263,6 +286,22 @@ class Machine(Tape):
         start = self.skip(size)
         span = Span(start, size, text)
         self._push(span if size >= SPAN_FROM else span.value(self.data))
+
+    def _old_string(self, size: int) -> None:
+        start = self.skip(size)
+        if size < SPAN_FROM:
+            self._push_old(self.data[start : start + size])
+        elif self._encoding == _AS_BYTES:
+            self._push(Span(start, size))
+        else:
+            self._push(Span(start, size, self._encoding, old=True))
+
+    def _push_old(self, raw: bytes) -> None:
+        """Push a str of Python 2; only ASCII is text whatever it is for."""
+        if self._encoding == _AS_BYTES:
+            self._push(raw)
+        else:
+            self._push(raw.decode() if raw.isascii() else OldString(raw, self._encoding))
 
     def _set_items(self, items: list[Any]) -> None:
         target = self._stack[-1]
@@ -401,7 +440,23 @@ def _quoted(m: Machine) -> None:
     line = m.line().strip()
     if len(line) < 2 or line[:1] != line[-1:] or line[:1] not in (b"'", b'"'):
         m.fail("a string in the pickle does not have quotes")
-    m._push(line[1:-1].decode("unicode-escape"))
+    m._push_old(codecs.escape_decode(line[1:-1])[0])
+
+
+def _checked_encoding(encoding: str) -> str:
+    if encoding == _AS_BYTES:
+        return encoding
+    try:
+        if _ASCII.decode(encoding) == _ASCII.decode():
+            return encoding
+    except (LookupError, UnicodeError, ValueError):
+        pass
+    raise UsageError(
+        "not an encoding of text that extends ASCII",
+        field="encoding",
+        found=repr(encoding),
+        expected="such as 'utf-8', 'latin-1' or 'gbk', or 'bytes'",
+    )
 
 
 _HASHED_BY_IDENTITY = (Record, Global)
@@ -425,8 +480,8 @@ _OPERATIONS: dict[int, Callable[[Machine], None]] = {
     0x88: lambda m: m._push(True),
     0x89: lambda m: m._push(False),
     ord("S"): _quoted,
-    ord("T"): lambda m: m._string(m.number(4), "latin-1"),
-    ord("U"): lambda m: m._string(m.byte(), "latin-1"),
+    ord("T"): lambda m: m._old_string(m.number(4)),
+    ord("U"): lambda m: m._old_string(m.byte()),
     ord("V"): lambda m: m._push(m.line().decode("raw-unicode-escape")),
     ord("X"): lambda m: m._string(m.number(4), "utf-8"),
     0x8C: lambda m: m._string(m.byte(), "utf-8"),

@@ -9,7 +9,7 @@ from typing import Any
 
 from varstore.formats.binary.source import Mapped
 
-__all__ = ["SPAN_FROM", "Constructor", "Global", "Span", "Table", "shorten", "show"]
+__all__ = ["SPAN_FROM", "Constructor", "Global", "OldString", "Span", "Table", "internal", "shorten", "show"]
 
 SPAN_FROM = 256
 """The size in bytes from which strings are left in the file."""
@@ -53,14 +53,15 @@ class Global:
 class Span:
     """A long string left in the file: `size` bytes of the pickle at `offset`.
 
-    `text` is the encoding of a str ("utf-8" or "latin-1"), or None for bytes. `recoded` means that the value is bytes,
-    one per character of the text, as protocol 2 stores them.
+    `text` is the encoding of a str, or None for bytes. `recoded` means that the value is bytes, one per character of
+    the text, as protocol 2 stores them. `old` means a str of Python 2, which may be text or the values of an array.
     """
 
     offset: int
     size: int
     text: str | None = None
     recoded: bool = False
+    old: bool = False
 
     def __str__(self) -> str:
         return f"<{self.size} bytes>"
@@ -70,8 +71,24 @@ class Span:
         raw = data[self.offset : self.offset + self.size]
         if self.text is None:
             return raw
-        text = raw.decode(self.text, "surrogatepass" if self.text == "utf-8" else "strict")
+        text = raw.decode(self.text, "strict" if self.old else "surrogatepass")
         return text.encode("latin-1") if self.recoded else text
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class OldString:
+    """A short str of Python 2 that is not ASCII: text in the encoding that the caller named, or values of an array."""
+
+    raw: bytes
+    encoding: str
+
+    def __str__(self) -> str:
+        return shorten(repr(self.raw))
+
+
+def internal(value: Any) -> Any:
+    """Return what a framework itself wrote as text, such as the name of a device: bytes if all strings are to be."""
+    return value.decode() if type(value) is bytes and value.isascii() else value
 
 
 def show(value: Any, *, most: int = 2, depth: int = 2) -> str:

@@ -15,7 +15,7 @@ import numpy as np
 
 from varstore.errors import FormatError
 from varstore.formats.pickles.machine import Machine, Opaque, Record
-from varstore.formats.pickles.names import Global, Span, show
+from varstore.formats.pickles.names import Global, OldString, Span, show
 from varstore.values.lazy import LazyArray
 
 __all__ = ["DEEPEST", "Leaf", "module_state", "plain_tree"]
@@ -74,7 +74,7 @@ class _Walk:
     def _convert(self, value: Any, depth: int) -> tuple[Any, int, int]:
         if depth > DEEPEST:
             self._fail(f"the object is nested deeper than {DEEPEST}")
-        if isinstance(value, Span):
+        if isinstance(value, (Span, OldString)):
             return self._machine.plain(value), 1, 0
         if isinstance(value, dict):
             return self._dict(value, depth)

@@ -26,7 +26,7 @@ from varstore.storage.looking import kind_of
 __all__ = ["read", "write"]
 
 
-def read(path: str | os.PathLike[str], *, limit: int | None = None) -> ForeignCheckpoint:
+def read(path: str | os.PathLike[str], *, limit: int | None = None, encoding: str = "utf-8") -> ForeignCheckpoint:
     """Open a PyTorch file or distributed checkpoint folder; a whole module is read as its state dict.
 
     Raises:
@@ -41,11 +41,11 @@ def read(path: str | os.PathLike[str], *, limit: int | None = None) -> ForeignCh
         return read_distributed(os.fspath(path), limit=limit)
     source = Source(path)
     if is_zip(source):
-        return read_zip(source, Budget(source.path, source.size, limit=limit))
+        return read_zip(source, Budget(source.path, source.size, limit=limit), encoding=encoding)
     if is_tar(source.bytes(0, min(512, source.size))):
         raise FormatError(
             "PyTorch's tar format, used before version 0.1.10, is not supported",
             path=source.path,
             hint="load it with torch and save it again",
         )
-    return read_legacy(source, limit=limit)
+    return read_legacy(source, limit=limit, encoding=encoding)

@@ -14,7 +14,7 @@ from varstore.formats.binary.magic import TORCH_LEGACY
 from varstore.formats.binary.source import Source
 from varstore.formats.opened import ForeignCheckpoint
 from varstore.formats.pickles.machine import Machine
-from varstore.formats.pickles.names import show
+from varstore.formats.pickles.names import internal, show
 from varstore.formats.pickles.tree import plain_tree
 from varstore.formats.torch.names import storage_identity, torch_leaf, torch_table
 from varstore.formats.torch.tensors import Storage, Storages
@@ -25,7 +25,7 @@ __all__ = ["read_legacy"]
 _PROTOCOL = 1001
 
 
-def read_legacy(source: Source, *, limit: int | None = None) -> ForeignCheckpoint:
+def read_legacy(source: Source, *, limit: int | None = None, encoding: str = "utf-8") -> ForeignCheckpoint:
     """Open a file in the older format.
 
     Raises:
@@ -44,7 +44,7 @@ def read_legacy(source: Source, *, limit: int | None = None) -> ForeignCheckpoin
         storage = storages.find(kind, key, count)
         if view is None:
             return storage
-        view_key, offset, view_count = view
+        view_key, offset, view_count = map(internal, view)
         if type(view_key) is not str:
             raise FormatError("a view of a storage does not have a name", path=source.path, found=show(view_key))
         part = storages.find(kind, f"{key}/{view_key}", view_count)
@@ -69,7 +69,7 @@ def read_legacy(source: Source, *, limit: int | None = None) -> ForeignCheckpoin
     if magic != TORCH_LEGACY or protocol != _PROTOCOL:
         raise FormatError("not a file of torch.save", path=source.path, found=show((magic, protocol)))
     system = one(table={})[1]
-    machine, value = one(table=plain, persistent=persistent, opaque=True)
+    machine, value = one(table=plain, persistent=persistent, opaque=True, encoding=encoding)
     keys = one(table={})[1]
     swapped = isinstance(system, dict) and system.get("little_endian") is False
     whole = {storage.key: storage for storage in storages.found if id(storage) not in parents}

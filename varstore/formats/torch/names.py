@@ -14,7 +14,7 @@ from varstore.errors import UnsafeContent, UnsupportedDtype
 from varstore.formats.binary.budget import ARRAY
 from varstore.formats.pickles.arrays import PLAIN, Array
 from varstore.formats.pickles.machine import ITEM, NODE, Machine, Opaque
-from varstore.formats.pickles.names import Constructor, Global, Table, show
+from varstore.formats.pickles.names import Constructor, Global, Table, internal, show
 from varstore.formats.pickles.tree import module_state
 from varstore.formats.torch.tensors import DTYPES, STORAGES, Storage, StorageClass, Storages, whole_storage
 from varstore.training.tensors import NDARRAY, PARAMETER, TENSOR
@@ -42,9 +42,9 @@ def storage_identity(identity: Any, size: int, path: str) -> Any:
     Raises:
         UnsafeContent: it is something else.
     """
-    if type(identity) is not tuple or len(identity) != size or identity[0] != "storage":
+    if type(identity) is not tuple or len(identity) != size or internal(identity[0]) != "storage":
         raise UnsafeContent("a persistent id is not that of a storage", path=path, found=show(identity, most=6))
-    return identity
+    return tuple(map(internal, identity))
 
 
 def torch_leaf(machine: Machine, read: Read) -> Callable[[Any], Any]:
@@ -137,10 +137,12 @@ def _size(machine: Machine, extents: Any = ()) -> tuple[Any, ...]:
 
 
 def _device(_m: Machine, kind: Any, index: Any = None) -> str:
+    kind = internal(kind)
     return show(kind).strip("'") if index is None else f"{show(kind)}:{show(index)}".replace("'", "")
 
 
 def _layout(machine: Machine, name: Any) -> str:
+    name = internal(name)
     if type(name) is not str:
         machine.fail("a layout does not have a name", found=show(name))
     return name

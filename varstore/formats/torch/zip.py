@@ -28,7 +28,9 @@ _FREE, _MOST_EXPANSION = 1 << 20, 64
 """A pickle is a decompression bomb if it exceeds `_FREE` bytes plus `_MOST_EXPANSION` times its compressed size."""
 
 
-def read_zip(source: Source, budget: Budget, base: int = 0, size: int | None = None) -> ForeignCheckpoint:
+def read_zip(
+    source: Source, budget: Budget, base: int = 0, size: int | None = None, *, encoding: str = "utf-8"
+) -> ForeignCheckpoint:
     """Open a zip file that starts at byte `base` of `source` and is `size` bytes long.
 
     Raises:
@@ -62,7 +64,13 @@ def read_zip(source: Source, budget: Budget, base: int = 0, size: int | None = N
         return storages.find(kind, key, count)
 
     machine = Machine(
-        data, path=source.path, table=torch_table(storages), budget=budget, persistent=persistent, opaque=True
+        data,
+        path=source.path,
+        table=torch_table(storages),
+        budget=budget,
+        persistent=persistent,
+        opaque=True,
+        encoding=encoding,
     )
     root_object = machine.run()
     order = f"{root}byteorder"
