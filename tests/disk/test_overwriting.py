@@ -7,13 +7,16 @@ import shutil
 import stat
 import subprocess
 import sys
+import time
 
 import numpy as np
 import pytest
 from support import run_python
 
 import varstore as vs
-from varstore.errors import CheckpointExists, UsageError
+from varstore.disk.save import foreign, staging
+from varstore.errors import CheckpointExists, StorageError, UsageError
+from varstore.layout.names import MARKER
 from varstore.storage import syscalls
 
 OLD = {"w": np.zeros(4), "deep/v": np.ones(2), "deep/er/x": np.ones(2)}
@@ -133,6 +136,91 @@ def test_overwriters_take_turns(tmp_path, how):
     assert complaints == ["", "", ""]
     assert vs.verify(tmp_path / "c").ok
     assert os.listdir(tmp_path) == ["c"]
+
+
+def missing(*arguments):
+    raise OSError(errno.ENOSYS, "not here")
+
+
+def test_what_is_set_aside_is_not_given_back_while_it_is_removed(path, monkeypatch):
+    unlink, aside = os.unlink, path.with_name(".c.replaced-ffffffff")
+
+    def act_between(name, **options):
+        if name == MARKER and not aside.exists():
+            monkeypatch.setattr(os, "unlink", unlink)
+            path.rename(aside)  # another overwriter is between its two renames, as a third one cleans
+            vs.clean(path.parent)
+        unlink(name, **options)
+
+    monkeypatch.setattr(syscalls, "exchange", missing)
+    monkeypatch.setattr(os, "unlink", act_between)
+    vs.save(path, NEW, overwrite=True)
+    assert os.listdir(path.parent) == [aside.name]
+    vs.clean(path.parent)
+    assert vs.load(path)["w"].tolist() == [0, 1, 2, 3]
+    assert vs.verify(path).ok
+    assert os.listdir(path.parent) == ["c"]
+
+
+def test_of_two_that_were_set_aside_the_last_one_gets_its_name_back(path):
+    for name in ("ffffffff", "00000000", "88888888"):
+        vs.save(path.parent / name, {"who": np.array([int(name, 16)])})
+    shutil.rmtree(path)
+    for name in ("ffffffff", "00000000", "88888888"):  # its new one had the name, and went the same way
+        (path.parent / name).rename(path.with_name(f".c.replaced-{name}"))
+        time.sleep(0.02)
+    vs.clean(path.parent)
+    assert vs.load(path)["who"] == [0x88888888]
+    assert os.listdir(path.parent) == ["c"]
+
+
+def test_what_takes_the_path_while_it_is_looked_at_is_not_looked_at(path, monkeypatch):
+    other, known, files = path.with_name("other"), foreign._known_folders, staging.foreign_files
+    vs.save(other, NEW)
+
+    def swap(call, *arguments):
+        result = call(*arguments)
+        syscalls.exchange("c", "other", parent)
+        return result
+
+    parent = os.open(path.parent, os.O_RDONLY)
+    try:
+        monkeypatch.setattr(foreign, "_known_folders", lambda *arguments: swap(known, *arguments))
+        monkeypatch.setattr(staging, "foreign_files", lambda *arguments: swap(files, *arguments))
+        vs.save(path, NEW, overwrite=True)
+    finally:
+        os.close(parent)
+    assert sorted(vs.load(path)) == sorted(NEW)
+
+
+def test_a_target_that_is_away_for_a_moment_still_has_a_disk(path, monkeypatch):
+    statvfs, asked = syscalls.statvfs, []
+
+    def go_away_first(place):
+        if not asked:
+            path.rename(path.with_name(".c.replaced-ffffffff"))
+        asked.append(place)
+        return statvfs(place)
+
+    monkeypatch.setattr(syscalls, "statvfs", go_away_first)
+    vs.save(path, NEW, overwrite=True)
+    assert asked == [str(path), str(path.parent)]
+    assert sorted(vs.load(path)) == sorted(NEW)
+
+
+def test_a_manifest_that_cannot_be_read_is_not_one_that_says_nothing(path, monkeypatch):
+    beneath = syscalls.openat2_beneath
+
+    def fail(relative, *arguments, **options):
+        if relative == "manifest":
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        return beneath(relative, *arguments, **options)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(syscalls, "openat2_beneath", fail)
+        with pytest.raises(StorageError, match="manifest"):
+            vs.save(path, NEW, overwrite=True)
+    assert vs.load(path)["w"].tolist() == [0, 0, 0, 0]
 
 
 CTRL_C_AT_EACH_CALL = """

@@ -7,6 +7,7 @@ is written: in the root, in the folders of variables, and in any other folder, s
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import re
 import stat
@@ -15,7 +16,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from varstore.disk.save.leftovers import is_own_name
-from varstore.errors import CheckpointExists, VarstoreError
+from varstore.errors import CheckpointExists, FormatError
 from varstore.layout.encodings import is_plain
 from varstore.layout.location import Location
 from varstore.layout.manifest import MANIFEST_LIMIT, Manifest
@@ -31,6 +32,7 @@ Foreign = Literal["error", "delete", "keep"]
 _DROPPED = re.compile(r"\.DS_Store|\._.*|\.nfs.*|Thumbs\.db|desktop\.ini|lost\+found", re.DOTALL)
 """What systems leave in folders; nobody misses it."""
 _USUAL = frozenset({"out", "meta"})
+_NOT_A_FOLDER = {errno.ENOTDIR, errno.ELOOP}
 _ENCODED = re.compile(r"zarr\.json|c(\.\d+)*")
 
 
@@ -40,14 +42,16 @@ def foreign_files(fd: int, path: str) -> list[str]:
     What systems drop does not count, nor do temporary names of varstore, or empty folders. Without a manifest that can
     be read, each folder that holds an ``out`` is a variable.
 
+    All is looked at by descriptors: another checkpoint may take the path meanwhile.
+
     Args:
         fd: of its directory.
         path: of its directory.
 
     Raises:
-        OSError: a folder cannot be listed, or is being removed.
+        OSError: a folder cannot be listed, or the manifest cannot be read, or the checkpoint is being removed.
     """
-    return sorted(_foreign(path, "", _known_folders(fd, path), {MANIFEST, MARKER}))
+    return sorted(_foreign(fd, "", _known_folders(fd, path), {MANIFEST, MARKER}))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -62,7 +66,7 @@ def _known_folders(fd: int, path: str) -> _Known | None:
     try:
         data = Directory(Location(path, path), fd).read_small(MANIFEST, limit=MANIFEST_LIMIT)
         variables = Manifest.decode(data, path=path).folders()
-    except VarstoreError:
+    except FormatError:
         return None
     parents: set[str] = set()
     for folder in variables:
@@ -72,34 +76,37 @@ def _known_folders(fd: int, path: str) -> _Known | None:
     return _Known(variables=variables, parents=parents)
 
 
-def _foreign(root: str, below: str, known: _Known | None, usual: Collection[str]) -> Iterator[str]:
-    """Yield the foreign files in a folder and below it; `usual` are the names that are not foreign there."""
-    place = f"{root}/{below}/" if below else f"{root}/"
-    for name in os.listdir(place):
+def _foreign(folder: int, below: str, known: _Known | None, usual: Collection[str]) -> Iterator[str]:
+    """Yield the foreign files in an open folder and below it; `usual` are the names that are not foreign there."""
+    for name in os.listdir(folder):
         if name in usual or _DROPPED.fullmatch(name) or is_own_name(name):
             continue
         path = f"{below}/{name}" if below else name
-        if known is not None and path in known.variables and path not in known.parents:
-            if not _holds_only_usual(place + name):
-                yield from _foreign(root, path, known, _usual_of(known.variables[path], place + name))
-        elif stat.S_ISDIR(os.lstat(place + name).st_mode):
-            is_known = known is None or path in known.parents
-            yield from _foreign(root, path, known, _USUAL if is_known else ())
-        elif known is None or path not in known.parents:
-            yield path
+        is_parent = known is not None and path in known.parents
+        is_variable = known is not None and path in known.variables and not is_parent
+        if not (is_variable or stat.S_ISDIR(os.stat(name, dir_fd=folder, follow_symlinks=False).st_mode)):
+            if not is_parent:
+                yield path
+            continue
+        try:
+            fd = syscalls.open_fd(name, syscalls.READ_FOLDER_ITSELF, dir_fd=folder)
+        except OSError as error:
+            if is_variable and error.errno in _NOT_A_FOLDER:  # it is damaged
+                continue
+            raise
+        try:
+            if known is not None and is_variable:
+                names = os.listdir(fd)
+                if not _USUAL.issuperset(names):
+                    yield from _foreign(fd, path, known, _usual_of(known.variables[path], names))
+            else:
+                yield from _foreign(fd, path, known, _USUAL if is_parent or known is None else ())
+        finally:
+            os.close(fd)
 
 
-def _holds_only_usual(folder: str) -> bool:
-    try:
-        return _USUAL.issuperset(os.listdir(folder))
-    except NotADirectoryError:  # a damaged checkpoint: a file where a variable was
-        return True
-
-
-def _usual_of(encoding: str, folder: str) -> Collection[str]:
-    if is_plain(encoding):
-        return _USUAL
-    return {name for name in os.listdir(folder) if name in _USUAL or _ENCODED.fullmatch(name)}
+def _usual_of(encoding: str, names: Iterable[str]) -> Collection[str]:
+    return _USUAL if is_plain(encoding) else {name for name in names if name in _USUAL or _ENCODED.fullmatch(name)}
 
 
 def carry(files: Iterable[str], old: str, fd: int, owner: int) -> tuple[list[str], set[str]]:

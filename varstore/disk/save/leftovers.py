@@ -7,7 +7,8 @@ lives, so that whoever takes the lock may go on with it (see `varstore.storage.c
   and whose predecessor is being removed to make place for it, which a file ``.replacing-RANDOM`` in it says, gets the
   name (see `give_way`).
 - ``.NAME.replaced-RANDOM``, a checkpoint that was set aside for a new one. It gets its name back, unless the new one
-  has it.
+  has it. Whoever removes it renames it first, in one step, to what is only removed: somebody else may be giving it its
+  name back, and a visible checkpoint must not lose its files.
 - ``.saving-RANDOM``, a file in a mount point or working directory that is being filled in place: what the save wrote
   is removed.
 - ``.NAME.RANDOM.tmp`` and ``.manifest.RANDOM``, files and folders that had yet to get their names: they are removed.
@@ -21,6 +22,7 @@ import os
 import re
 import stat
 from collections.abc import Collection, Iterable, Iterator
+from functools import partial
 
 from varstore.disk.save.durability import sync_each
 from varstore.errors import CheckpointNotFound
@@ -43,6 +45,7 @@ __all__ = [
     "give_way",
     "is_of_another_user",
     "is_own_name",
+    "remove_old",
     "remove_old_manifests",
     "set_aside",
     "undo_in_place",
@@ -107,6 +110,7 @@ def clean_staging(directory: str | os.PathLike[str], *, name: str | None = None)
         try:
             if left:  # what had a name before is not to lose its files before it has durably lost that
                 syscalls.sync_names(fd)
+            left.sort(key=partial(_since_aside, dir_fd=fd))
             removed = [os.path.join(directory, path) for path in left if _end(path, fd)]
             if name is None:
                 removed += [os.path.join(directory, path) for path in clean_in_place(fd)]
@@ -132,6 +136,15 @@ def _left_of_all(directory: str, names: Iterable[str]) -> Iterator[str]:
                 yield from (f"{name}/{part}" for part in below if _MANIFEST.fullmatch(part))
 
 
+def _since_aside(path: str, dir_fd: int) -> int:
+    """Return what sorts leftovers so that, of checkpoints that were set aside, the last one may have its name first."""
+    match = STAGED.fullmatch(path)
+    if match is not None and match["infix"] == REPLACED:
+        with contextlib.suppress(OSError):
+            return -os.stat(path, dir_fd=dir_fd, follow_symlinks=False).st_ctime_ns
+    return 0
+
+
 def _end(path: str, dir_fd: int) -> bool:
     """Bring a leftover to its end; True if it was removed."""
     folder, _, name = path.rpartition("/")
@@ -152,15 +165,28 @@ def _end(path: str, dir_fd: int) -> bool:
     except OSError:
         return False
     try:
-        if match["infix"] == REPLACED and _renamed(name, match["target"], dir_fd):
+        if match["infix"] == REPLACED:
+            if _renamed(name, match["target"], dir_fd):
+                return False
+            syscalls.sync_names(dir_fd)  # what has the name is not to be lost in a power cut when this one is gone
+        elif give_way(name, match["target"], dir_fd):
             return False
-        if match["infix"] == SAVING and give_way(name, match["target"], dir_fd):
-            return False
-        return remove(name, dir_fd)
+        return remove_old(name, dir_fd)
     except OSError:
         return False
     finally:
         os.close(fd)
+
+
+def remove_old(name: str, dir_fd: int) -> bool:
+    """Remove a checkpoint that another one replaced; False if it is not gone, or somebody gave it its name back."""
+    match = STAGED.fullmatch(name)
+    if match is not None and match["infix"] == REPLACED:
+        doomed = beside(match["target"], SAVING)
+        if not _renamed(name, doomed, dir_fd):
+            return False
+        name = doomed
+    return remove(name, dir_fd)
 
 
 def _renamed(name: str, target: str, dir_fd: int) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+from collections.abc import Callable
 from typing import Any
 
 from varstore.errors import OutOfSpace
@@ -55,7 +56,7 @@ def _far(plan: SavePlan, target: str) -> list[PlannedVariable]:
     stored = [
         (v, v.source.location.absolute) for v in plan.variables if isinstance(v.source, Stored) and not v.alias_of
     ]
-    device = _device_of(_place_of(target))
+    device: int = _looked_up(os.stat, target).st_dev
     far = {root for root in {root for _, root in stored} if _device_of(root) not in (None, device)}
     return [v for v, root in stored if root in far]
 
@@ -94,13 +95,17 @@ def _free(status: Any) -> int:
 
 
 def _file_system_of(target: str) -> Any:
-    return syscalls.statvfs(_place_of(target))
+    return _looked_up(syscalls.statvfs, target)
 
 
-def _place_of(target: str) -> str:
-    place = target if os.path.isdir(target) else os.path.dirname(target)
-    while not os.path.isdir(place) and place != os.path.dirname(
-        place
-    ):  # which ends even where nothing can be looked at
-        place = os.path.dirname(place)
-    return place
+def _looked_up(look: Callable[[str], Any], target: str) -> Any:
+    """Return what a call says of the target or, while there is nothing, of the first folder above it that there is."""
+    place = target
+    while True:
+        try:
+            return look(place)
+        except (FileNotFoundError, NotADirectoryError):  # also while another writer replaces it
+            above = os.path.dirname(place)
+            if above == place:
+                raise
+            place = above

@@ -43,6 +43,7 @@ from varstore.disk.save.leftovers import (
     clean_in_place,
     clean_staging,
     give_way,
+    remove_old,
     undo_in_place,
 )
 from varstore.errors import CheckpointExists, InvalidName
@@ -54,7 +55,7 @@ from varstore.storage.appearing import target_of
 from varstore.storage.claims import claim_new, is_named, lock, mode_of_new_folder
 from varstore.storage.directory import Directory, closing
 from varstore.storage.forks import no_fork, tell_children
-from varstore.storage.removing import empty, remove
+from varstore.storage.removing import empty
 
 __all__ = ["Staging", "Target", "prepare_target"]
 
@@ -475,7 +476,7 @@ class Staging:
                 syscalls.sync_names(fd)
         for name in (self._name, *self._remains):
             if name:
-                remove(name, self._parent)
+                remove_old(name, self._parent)
         self._name = ""
 
 
