@@ -265,22 +265,31 @@ def test_a_directory_that_takes_the_place_of_the_staging_folder_is_not_used(ever
     assert not (everybody / "c").exists() or owner(everybody / "c") == 0
 
 
-def test_a_link_in_the_place_of_a_variable_is_not_written_through(place, everybody, monkeypatch):
-    made, elsewhere = os.mkdir, place / "elsewhere"
-    made(elsewhere)
-    swapped = []
+@pytest.mark.parametrize("where", ["beside the target", "where modes are not kept", "in place"])
+def test_a_link_in_the_place_of_a_variable_is_not_written_through(place, everybody, monkeypatch, where):
+    made, elsewhere, home = os.mkdir, place / "elsewhere", everybody / "home"
+    for folder in (elsewhere, home):
+        made(folder)
+        os.chmod(folder, 0o777)
+    os.umask(0)
+    tried, swapped = [], []
 
-    def mkdir(path, *arguments, dir_fd=None, **options):
-        made(path, *arguments, dir_fd=dir_fd, **options)
+    def mkdir(path, mode=0o777, *, dir_fd=None):
+        is_open_to_all = where == "where modes are not kept" and mode == 0o700
+        made(path, 0o777 if is_open_to_all else mode, dir_fd=dir_fd)
         if os.path.basename(path) == "conv":
-            swapped.append(path)
-            os.rename(path, f"{path}.moved", src_dir_fd=dir_fd, dst_dir_fd=dir_fd)
-            os.symlink(elsewhere, path, dir_fd=dir_fd)
+            tried.append(path)
+            with acting_as(ATTACKER), contextlib.suppress(PermissionError):
+                os.rename(path, f"{path}.moved", src_dir_fd=dir_fd, dst_dir_fd=dir_fd)
+                os.symlink(elsewhere, path, dir_fd=dir_fd)
+                swapped.append(path)
 
     monkeypatch.setattr(os, "mkdir", mkdir)
+    monkeypatch.chdir(home)
     with contextlib.suppress(vs.errors.StorageError):
-        vs.save(everybody / "c", {"conv/w": np.arange(3)})
-    assert swapped
+        vs.save("." if where == "in place" else "c", {"conv/w": np.arange(3)})
+    assert tried
+    assert bool(swapped) == (where != "beside the target")
     assert os.listdir(elsewhere) == []
 
 

@@ -44,8 +44,8 @@ def claim(name: str, dir_fd: int, *, folder: bool = True) -> int:
     return fd
 
 
-def claim_new(fd: int, name: str, dir_fd: int) -> int:
-    """Lock what was just made and opened, and see that it is what has this name; return whom it belongs to.
+def claim_new(fd: int, name: str, dir_fd: int) -> os.stat_result:
+    """Lock what was just made and opened, and see that it is what has this name; return its owner, mode and the rest.
 
     On a file system without locks, it is not locked.
 
@@ -59,7 +59,7 @@ def claim_new(fd: int, name: str, dir_fd: int) -> int:
         raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), name)
     if not is_ours(status, dir_fd):
         raise PermissionError(errno.EPERM, "another user put something in its place", name)
-    return status.st_uid
+    return status
 
 
 def lock(fd: int) -> None:

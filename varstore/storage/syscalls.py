@@ -17,7 +17,7 @@ import os
 import struct
 import sys
 import weakref
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -52,6 +52,7 @@ __all__ = [
     "SHARED_FILE_SYSTEMS",
     "copy_range",
     "create",
+    "create_each",
     "exchange",
     "file_system_type",
     "flock",
@@ -240,6 +241,18 @@ def create(path: str, dir_fd: int) -> int:
         if not is_missing(error):
             raise
     return open_fd(path, NEW, 0o444, dir_fd=dir_fd)
+
+
+def create_each(paths: Iterable[str], dir_fd: int, *, private: bool) -> Iterator[int]:
+    """Return an iterator that creates a file in each step, as `create` does, and gives its descriptor.
+
+    In a folder that is `private`, to which only this user has access, nobody else can plant a link, so it is enough not
+    to follow one in the last part of a path. Ctrl-C comes before a step of a ``for`` loop, or when the descriptor has a
+    name.
+    """
+    if private:
+        return map(partial(os.open, flags=NEW | _NOFOLLOW, mode=0o444, dir_fd=dir_fd), paths)
+    return map(partial(create, dir_fd=dir_fd), paths)
 
 
 def write_file(path: str, data: bytes, dir_fd: int, *, durable: bool) -> None:

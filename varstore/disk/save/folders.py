@@ -11,10 +11,12 @@ from varstore.storage import syscalls
 __all__ = ["make_folders"]
 
 
-def make_folders(names: Mapping[str, str], root: int) -> None:
-    """Make folders in an open one, in this order; the one that held the last stays open, as variables come in groups.
+def make_folders(names: Mapping[str, str], root: int, *, private: bool) -> None:
+    """Make folders in an open one, in this order.
 
-    `names` has, for each folder, what it is made for.
+    `names` has, for each folder, what it is made for. In a folder that is `private`, to which only this user has
+    access, a path is what it says. Elsewhere a part of it may become a link, so the folder that holds the next one is
+    opened; it stays open, as variables come in groups.
 
     Raises:
         InvalidName: something has the name of a folder.
@@ -23,7 +25,7 @@ def make_folders(names: Mapping[str, str], root: int) -> None:
     holder, fd = "", root
     try:
         for folder, name in names.items():
-            above, _, last = folder.rpartition("/")
+            above, _, last = ("", "", folder) if private else folder.rpartition("/")
             if above != holder:
                 last_fd, holder, fd = fd, "", root  # before it is closed, since Ctrl-C may come just after that
                 if last_fd != root:

@@ -40,6 +40,7 @@ class SmallFiles:
 
     def __init__(self, staging: Staging, digests: dict[str, bytes], advance: Callable[[int], None] | None) -> None:
         self._fd = staging.fd
+        self._create = partial(syscalls.create_each, dir_fd=staging.fd, private=staging.is_private)
         self._sync = staging.durability.each
         self._digests = digests
         self._advance = advance
@@ -74,11 +75,17 @@ class SmallFiles:
             self._calls_are_slow = time.perf_counter() - start > _QUICK * len(batch)
 
     def _write(self, batch: _Batch) -> None:
-        folder, durable = self._fd, self._sync
+        durable = self._sync
+        created = self._create([variable.folder + name for name in ("/meta", "/out") for variable, _ in batch])
+        for (variable, _), fd in zip(batch, created, strict=False):  # each meta, and then each out
+            try:
+                syscalls.write_all(fd, encode_meta(variable.meta))
+                if durable:
+                    syscalls.sync(fd)
+            finally:
+                os.close(fd)
         plain = [lies_as_out(array) for _, array in batch]
-        for (variable, array), is_plain in zip(batch, plain, strict=True):
-            syscalls.write_file(variable.folder + "/meta", encode_meta(variable.meta), folder, durable=durable)
-            fd = syscalls.create(variable.folder + "/out", folder)
+        for (variable, array), is_plain, fd in zip(batch, plain, created, strict=True):
             try:
                 values: Any = array  # numpy's types say that it is a buffer from Python 3.12 on
                 if not array.nbytes:

@@ -190,6 +190,8 @@ class Staging:
         self.fd = -1
         self.owner = -1
         """The user to whom files belong that are made here."""
+        self.is_private = False
+        """Whether only this user can make or replace anything in it, at any depth, until the save is complete."""
         self.is_visible = False
         """Whether the checkpoint has its final name; errors after that no longer undo the save."""
         self._tops = tops
@@ -237,7 +239,9 @@ class Staging:
                 with no_fork:
                     self.fd = syscalls.folder_in(self._name, self._parent)
                     self._opened.append(self.fd)
-                self.owner = claim_new(self.fd, self._name, self._parent)
+                claimed = claim_new(self.fd, self._name, self._parent)
+                self.owner, mode = claimed.st_uid, stat.S_IMODE(claimed.st_mode)
+                self.is_private = self.owner == syscalls.user() and not mode & (stat.S_IRWXG | stat.S_IRWXO)
             except (BlockingIOError, FileNotFoundError):  # a cleaner was faster: again
                 if self.fd >= 0:
                     self._opened.remove(self.fd)

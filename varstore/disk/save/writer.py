@@ -182,7 +182,7 @@ class _Writer:
         for at, variable in enumerate(variables):
             if at % _GROUP == 0:
                 group: dict[str, str] = {v.folder: v.name for v in variables[at : at + _GROUP] if v.folder not in made}
-                make_folders(group if at else made | group, folder_fd)
+                make_folders(group if at else made | group, folder_fd, private=self._staging.is_private)
             if variable.alias_of:
                 continue
             source = variable.source
