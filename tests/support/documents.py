@@ -7,6 +7,7 @@ on, in a process of its environment.
 from __future__ import annotations
 
 import json
+import linecache
 import os
 import select
 import subprocess
@@ -138,7 +139,9 @@ def run_row(page: Page, row: Row, framework: InThisProcess | InItsEnvironment) -
 
 
 def _run(page: Page, part: Part, names: dict[str, Any]) -> None:
-    exec(compile("\n" * (part.line - 1) + part.code, str(page.path), "exec"), names)
+    code, name = "\n" * (part.line - 1) + part.code, f"<{page.path.name}>"
+    linecache.cache[name] = len(code), None, code.splitlines(keepends=True), name  # what pytest shows of a failure
+    exec(compile(code, name, "exec"), names)
 
 
 def has_test(file: str, name: str) -> bool:
