@@ -41,7 +41,7 @@ from varstore.values.nodes import BARE
 
 ROOT = Path(__file__).resolve().parents[2]
 DATA = Path(__file__).resolve().parents[1] / "data" / "formats"
-SYSTEMS = ("mindspore", "numpy", "onnx", "orbax", "safetensors", "zarr")
+SYSTEMS = ("huggingface", "mindspore", "numpy", "onnx", "orbax", "safetensors", "zarr")
 FIXTURES = sorted(
     str(path.relative_to(DATA)).removesuffix(".expect.json")
     for system in SYSTEMS
@@ -110,7 +110,7 @@ def test_fixture_equals_its_truth(fixture):
 
 
 def test_every_fixture_is_listed():
-    assert len(FIXTURES) == 18
+    assert len(FIXTURES) == 28
 
 
 def test_ocdbt_reads_through_tensorstore():

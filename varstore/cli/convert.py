@@ -107,6 +107,9 @@ def convert(
     if done.saturated:
         counts = [f"{one_line(name)} ({plural(count, 'value')})" for name, count in done.saturated.items()]
         click.echo(f"beyond the range of {one_line(dtype)}: {listed(counts, _SHOWN)}")
+    if done.absent_chunks:
+        counts = [f"{one_line(name)} ({plural(count, 'chunk')})" for name, count in done.absent_chunks.items()]
+        click.echo(f"absent from the source, and taken for the fill value: {listed(counts, _SHOWN)}")
     if done.left_out:
         left_out = listed(list(map(one_line, done.left_out)), _SHOWN)
         click.echo(f"left out, because {done.format} does not hold it: {left_out}")

@@ -30,18 +30,26 @@ plain bytes, an index reads only what it needs. `state()` reads the whole nested
 
 | format | suffixes | read | written |
 |---|---|---|---|
-| varstore | none | checkpoint directories | checkpoint directories |
+| varstore | none | checkpoint directories, the latest step of a `CheckpointManager` | checkpoint directories |
+| huggingface | none | folders of `save_pretrained` and diffusers, the cache of the Hub | folders |
 | safetensors | `.safetensors`, `.safetensors.index.json` | files, and models in several files with an index | both |
 | torch | `.pt`, `.pth`, `.bin`, `.tar` | `torch.save` since 0.1.10, folders of `torch.distributed.checkpoint` | files |
 | numpy | `.npz`, `.npy` | files of `numpy.savez` and `numpy.save` | both |
 | oneflow | `.of` | folders and files of `flow.save`, folders of variables | folders |
 | oneflow-legacy | none | as varstore, without a manifest | folders that OneFlow 0.9 loads whole |
-| paddle | `.pdparams`, `.pdopt`, `.pdckpt`, `.pdiparams` | files of `paddle.save`, `jit.save` | not `.pdiparams` |
+| paddle | `.pdparams`, `.pdopt`, `.pdckpt`, `.pdiparams` | `paddle.save`, `jit.save`, `save_vars` | not `.pdiparams` |
 | megengine | `.mge`, `.pkl` | files of `megengine.save` | files |
 | mindspore | `.ckpt` | files of `mindspore.save_checkpoint`, also encrypted ones | files, not encrypted |
 | onnx | `.onnx` | the initializers of a model | a copy of a model with other initializers |
-| orbax | `.orbax` | folders of Orbax | no |
-| zarr | `.zarr` | trees of versions 2 and 3 | trees |
+| orbax | `.orbax` | folders of Orbax, steps with several items, the latest step of a manager | no |
+| zarr | `.zarr` | trees of versions 2 and 3, folders and zip archives | trees |
+
+A file or folder that is not a checkpoint is named in the error: a pointer of Git LFS, the page of a failed download, a
+compressed file, GGUF, HDF5, TensorFlow, or the folder of a run that accelerate or DeepSpeed saved in several files,
+whose parts can be opened.
+
+Zarr does not write chunks that are all fill value, and chunks that are absent are read as that. `absent_chunks` of the
+opened file counts them; `vs.read(path, absent="error")` refuses them.
 
 Writing Zarr requires the package `zarr`, reading chunks compressed with blosc, lz4 or zstd `numcodecs`, reading Orbax's
 databases `tensorstore`, and reading encrypted MindSpore files `cryptography`.

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import stat
 from dataclasses import dataclass
 
@@ -16,13 +17,18 @@ from varstore.formats.binary.slices import stream_of
 from varstore.formats.binary.source import Held, Source
 from varstore.formats.binary.wire import BYTES, VARINT, Wire
 from varstore.formats.binary.zip import archive_members, is_zip
+from varstore.formats.huggingface import holds_weights
 from varstore.formats.mindspore.cipher import is_encrypted
+from varstore.formats.paddle.program import is_beside_variables
+from varstore.formats.strangers import is_kit, refuse_strange_file, refuse_strange_folder
+from varstore.formats.zarr.orbax import METADATA, STEP_METADATA
 from varstore.layout.names import MANIFEST, MARKER
 from varstore.storage.failures import translated
 from varstore.storage.looking import kind_of
 
 __all__ = [
     "Probe",
+    "is_huggingface",
     "is_megengine",
     "is_mindspore",
     "is_native",
@@ -38,6 +44,13 @@ __all__ = [
 
 _SHOWN = 1 << 16
 _PADDLE_MARKS = (b"StructuredToParameterName@@", b"UnpackBigParamInfor@@")
+_ONE_TENSOR = re.compile(
+    rb"\x80.(?:\x95.{8})?(?:c(?:builtins|__builtin__)\ntuple\n|\x8c.(?:builtins|__builtin__)\x94\x8c\x05tuple\x94\x93)",
+    re.DOTALL,
+)
+"""A pickle whose value is what the call of `tuple` returns: how Paddle pickles a tensor that is not in a container."""
+_LOOKED_AT = 8
+"""Files of a folder that are looked at, to tell whether all of them are raw variables."""
 _ONNX_FIELDS = {*range(1, 9), 14, 20, 25, 26}
 _MOST_FIELDS = 1000
 _ATTEMPTS = 100
@@ -53,6 +66,8 @@ class Probe:
     head: bytes = b""
     tail: bytes = b""
     members: tuple[str, ...] = ()
+    damage: FormatError | None = None
+    """Why the members of a zip archive cannot be listed."""
     source: Source | None = None
 
     @classmethod
@@ -72,13 +87,20 @@ class Probe:
         source = Source(path)
         shown = min(_SHOWN, source.size)
         head = source.bytes(0, shown)
+        members, damage = _members(source) if is_zip(source) else ((), None)
         return cls(
             path=path,
             head=head,
             tail=source.bytes(source.size - shown, shown),
-            members=_members(source) if is_zip(source) else (),
+            members=members,
+            damage=damage,
             source=source,
         )
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether it is a file without a byte, or a folder with nothing in it."""
+        return not (self.head or self.entries)
 
     @property
     def is_pickle(self) -> bool:
@@ -89,22 +111,32 @@ class Probe:
         """Whether one of these is near the start or the end of the file."""
         return any(mark in self.head or mark in self.tail for mark in marks)
 
+    def refuse_stranger(self, *, unknown: bool = True) -> None:
+        """Raise FormatError if this is known not to be a checkpoint; see `varstore.formats.strangers`."""
+        if self.is_folder:
+            refuse_strange_folder(self.path, self.entries)
+        elif self.source is not None:
+            refuse_strange_file(self.path, self.head, self.tail, self.source.size, self.members, unknown=unknown)
+
     def ends(self, *suffixes: str) -> bool:
         """Whether the path has one of these suffixes."""
         return self.path.lower().endswith(suffixes)
 
 
 def is_native(probe: Probe) -> bool:
-    """Detect a folder with a marker or a manifest, or with a variable's ``meta``, unless it is that of an nn.Graph."""
+    """Detect a folder with a marker or a manifest, a variable's ``meta``, or steps; not that of an nn.Graph."""
     if "pickled_data" in probe.entries or "model.mlir" in probe.entries:
         return False
-    return MARKER in probe.entries or MANIFEST in probe.entries or _has_variable(probe)
+    return MARKER in probe.entries or MANIFEST in probe.entries or _has_variable(probe) or _has_step(probe)
+
+
+def is_huggingface(probe: Probe) -> bool:
+    """Detect a folder with weights in files, which is not one of several files of a run."""
+    return probe.is_folder and holds_weights(probe.entries) and not is_kit(probe.entries)
 
 
 def is_safetensors(probe: Probe) -> bool:
-    """Detect a length followed by ``{``, an index file, or a folder with one index file."""
-    if probe.is_folder:
-        return sum(name.endswith(".safetensors.index.json") for name in probe.entries) == 1
+    """Detect a length followed by ``{``, or an index file."""
     if probe.source is None or probe.ends(".safetensors.index.json"):
         return probe.source is not None and probe.head.lstrip()[:1] == b"{"
     return probe.head[8:9] == b"{" and int.from_bytes(probe.head[:8], "little") <= probe.source.size - 8
@@ -131,12 +163,15 @@ def is_oneflow(probe: Probe) -> bool:
 
 
 def is_paddle(probe: Probe) -> bool:
-    """Detect a pickle with Paddle's keys or suffix, a program, or raw variables: zeros, then a description's size."""
+    """Detect a pickle of Paddle or of one tensor, a program, raw variables, or a folder of these."""
+    if probe.is_folder:
+        return _is_of_variables(probe)
     if probe.is_pickle:
-        return probe.says(*_PADDLE_MARKS) or probe.ends(".pdparams", ".pdopt", ".pdckpt")
+        is_named = probe.ends(".pdparams", ".pdopt", ".pdckpt")
+        return is_named or probe.says(*_PADDLE_MARKS) or _ONE_TENSOR.match(probe.head) is not None
     if probe.ends(".pdmodel") or (probe.ends(".json") and b'"magic":"pir"' in probe.head.replace(b" ", b"")):
         return True
-    return len(probe.head) > 20 and not any(probe.head[:16]) and any(probe.head[16:20])
+    return _is_of_raw_variables(probe.head)
 
 
 def is_megengine(probe: Probe) -> bool:
@@ -182,13 +217,17 @@ def is_onnx(probe: Probe) -> bool:
 
 
 def is_orbax(probe: Probe) -> bool:
-    """Detect a folder with ``_METADATA``."""
-    return "_METADATA" in probe.entries
+    """Detect a folder with Orbax's metadata of a checkpoint or step, or with a folder of a step."""
+    if not probe.entries.isdisjoint({METADATA, STEP_METADATA}):
+        return True
+    names = sorted(name for name in probe.entries if name[-1:].isdigit())[:_MOST_FIELDS]
+    return any(kind_of(os.path.join(probe.path, name, STEP_METADATA)) == stat.S_IFREG for name in names)
 
 
 def is_zarr(probe: Probe) -> bool:
-    """Detect a folder with zarr's metadata."""
-    return not probe.entries.isdisjoint({"zarr.json", ".zgroup", ".zarray"})
+    """Detect a folder with zarr's metadata, or a zip archive of one."""
+    roots = probe.entries or {name.rpartition("/")[2] for name in probe.members}
+    return not roots.isdisjoint({"zarr.json", ".zgroup", ".zarray"})
 
 
 def _names_in(path: str) -> frozenset[str]:
@@ -202,13 +241,36 @@ def _names_in(path: str) -> frozenset[str]:
     return frozenset(os.listdir(path))
 
 
+def _is_of_raw_variables(head: bytes) -> bool:
+    """Tell whether a file begins like Paddle's raw variables: zeros, then the size of a description."""
+    return len(head) > 20 and not any(head[:16]) and any(head[16:20])
+
+
+def _is_of_variables(probe: Probe) -> bool:
+    names = [name for name in sorted(probe.entries) if not is_beside_variables(name)][:_LOOKED_AT]
+    places = [os.path.join(probe.path, name) for name in names]
+    return bool(names) and all(
+        kind_of(place) == stat.S_IFREG and _is_of_raw_variables(_head_of(place)) for place in places
+    )
+
+
+def _head_of(path: str) -> bytes:
+    source = Source(path)
+    return source.bytes(0, min(64, source.size))
+
+
 def _has_variable(probe: Probe) -> bool:
     folders = (os.path.join(probe.path, name) for name in sorted(probe.entries)[:_MOST_FIELDS])
     return any(kind_of(os.path.join(folder, "meta")) == stat.S_IFREG for folder in folders)
 
 
-def _members(source: Source) -> tuple[str, ...]:
+def _has_step(probe: Probe) -> bool:
+    names = sorted(name for name in probe.entries if name[-1:].isdigit())[:_MOST_FIELDS]
+    return any(kind_of(os.path.join(probe.path, name, MARKER)) == stat.S_IFREG for name in names)
+
+
+def _members(source: Source) -> tuple[tuple[str, ...], FormatError | None]:
     try:
-        return tuple(archive_members(source))
-    except FormatError:  # the reader of the format says what is wrong with it
-        return ()
+        return tuple(archive_members(source)), None
+    except FormatError as error:  # the reader of the format says it, if the suffix tells the format
+        return (), error

@@ -2,21 +2,32 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
+import re
 from collections.abc import Mapping
 from typing import Any, Unpack
 
 from varstore.disk.read.checkpoint import Checkpoint, open_checkpoint
 from varstore.disk.read.variable import Variable
+from varstore.errors import FormatError, VarstoreError
 from varstore.formats.state.flat import flat_leaves
+from varstore.layout.names import MANIFEST, MARKER
 from varstore.model.options import SaveOptions
 from varstore.model.store import save
+from varstore.storage.failures import translated
+from varstore.text.hints import listed
+from varstore.training.series import Series, check_files
 from varstore.training.state import load_state
 from varstore.training.tensors import Framework, Leaf, MapLocation
 from varstore.training.tree import flatten, unflatten
 from varstore.values.lazy import LazyArray
 from varstore.values.select import Patterns, Rename
 
-__all__ = ["OpenedCheckpoint", "nested", "read", "write"]
+__all__ = ["OpenedCheckpoint", "nested", "read", "step_in", "write"]
+
+_STEP = re.compile(r"(.*?)(?:0|[1-9][0-9]*)", re.DOTALL)
+_SHOWN = 5
 
 
 class OpenedCheckpoint(Checkpoint):
@@ -48,9 +59,40 @@ class OpenedCheckpoint(Checkpoint):
 
 
 def read(path: str, *, limit: int | None = None) -> OpenedCheckpoint:  # noqa: ARG001
-    """Open a checkpoint directory; see `varstore.open`. The files have the size of their values, without a limit."""
-    opened = open_checkpoint(path)
+    """Open a checkpoint directory, see `varstore.open`, or the latest step in the directory of a `CheckpointManager`.
+
+    The files have the size of their values, without a limit.
+    """
+    opened = open_checkpoint(step_in(path))
     return OpenedCheckpoint(opened.location, opened.content)
+
+
+def step_in(path: str) -> str:
+    """Return the latest whole step in the directory of a run, or the path itself if it is not one.
+
+    Raises:
+        FormatError: there are the steps of several runs, whose names begin differently.
+    """
+    if any(os.path.lexists(os.path.join(path, name)) for name in (MARKER, MANIFEST)):
+        return path
+    with translated(path, "reading failed"):
+        names = os.listdir(path) if os.path.isdir(path) else []
+    numbered = {match[1] for name in names if (match := _STEP.fullmatch(name))}
+    found: dict[str, str] = {}
+    for prefix in numbered:
+        for member in reversed(Series(path, prefix).members()):
+            with contextlib.suppress(VarstoreError):  # passed over, as by CheckpointManager.latest
+                check_files(member.saved)
+                found[prefix] = member.saved.path
+                break
+    if len(found) > 1:
+        raise FormatError(
+            "there are the steps of several runs in this directory",
+            path=path,
+            found=listed(sorted(map(os.path.basename, found.values())), _SHOWN),
+            hint="open one of them",
+        )
+    return next(iter(found.values()), path)
 
 
 def nested(checkpoint: Checkpoint) -> Any:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Hashable, Iterator, Mapping
+from types import MappingProxyType
 from typing import Any, TypeVar
 
 import numpy as np
@@ -111,6 +112,7 @@ class ForeignCheckpoint(Mapping[str, LazyArray]):
         self.attributes = dict(attributes or {})
         self.origin = Origin()
         self._tree = tree
+        self._absent_chunks: Mapping[str, int] = budget.absent_chunks
         is_table = isinstance(tree, LazyTable)
         self._table: Mapping[str, LazyArray] | None = tree if is_table else self._named(tree, budget)
 
@@ -147,8 +149,19 @@ class ForeignCheckpoint(Mapping[str, LazyArray]):
         if self._table is None:  # made by pickle
             opened = self.origin.checkpoint()
             self._table, self._tree = opened._table, opened._tree
+            self._absent_chunks = opened._absent_chunks
             assert self._table is not None
         return self._table
+
+    @property
+    def absent_chunks(self) -> Mapping[str, int]:
+        """How many chunks of an array are not in the file, of each array of Zarr or Orbax that lacks some.
+
+        They are read as the fill value, which is Zarr's rule: it does not write chunks that have no other value. In a
+        database of Orbax, those of an array are known once it was read.
+        """
+        arrays = self._arrays
+        return MappingProxyType({name: count for name, count in self._absent_chunks.items() if name in arrays})
 
     @property
     def tree(self) -> Any:

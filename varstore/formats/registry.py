@@ -8,16 +8,19 @@ from __future__ import annotations
 
 import importlib
 import os
+import stat
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
 
 from varstore.errors import UsageError
 from varstore.formats import detect as recognise
+from varstore.formats.binary.source import Held
 from varstore.formats.detect import Probe
 from varstore.formats.paddle.program import is_prefix
+from varstore.storage.looking import kind_of
 
-__all__ = ["FORMATS", "Format", "detect", "named", "target_format"]
+__all__ = ["FORMATS", "Format", "detect", "named", "refuse_stranger", "target_format"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -72,7 +75,8 @@ FORMATS: tuple[Format, ...] = (
     Format(name="mindspore", suffixes=(".ckpt",), recognises=recognise.is_mindspore),
     Format(name="onnx", suffixes=(".onnx",), recognises=recognise.is_onnx),
     Format(name="orbax", suffixes=(".orbax",), recognises=recognise.is_orbax, writes=False, folder="always"),
-    Format(name="zarr", suffixes=(".zarr",), recognises=recognise.is_zarr, folder="always"),
+    Format(name="huggingface", suffixes=(), recognises=recognise.is_huggingface, folder="always"),
+    Format(name="zarr", suffixes=(".zarr",), recognises=recognise.is_zarr, folder="written"),
 )
 """The formats, in the order in which they are tried on a file."""
 
@@ -80,11 +84,14 @@ _MODULES = {"varstore": "native", "oneflow-legacy": "oneflow_legacy", "orbax": "
 _BY_NAME = {format.name: format for format in FORMATS}
 
 
-def detect(path: str | os.PathLike[str]) -> Format:
+def detect(path: str | os.PathLike[str], *, allow_empty: bool = False) -> Format:
     """Return the format of a file or folder, by its content, or by its suffix if the content is not sufficient.
+
+    With `allow_empty`, an empty file or folder has the format of its suffix.
 
     Raises:
         CheckpointNotFound: there is nothing at the path.
+        FormatError: it is known not to be a checkpoint.
         UsageError: the format is unknown.
     """
     if is_prefix(os.fspath(path)):
@@ -93,7 +100,11 @@ def detect(path: str | os.PathLike[str]) -> Format:
     for format in FORMATS:
         if format.recognises(probe):
             return format
+    if not (allow_empty and probe.is_empty):
+        probe.refuse_stranger()
     by_suffix = _by_suffix(probe.path)
+    if by_suffix is None and probe.damage is not None:
+        raise probe.damage
     if by_suffix is None or (by_suffix.name == "varstore" and not probe.is_folder):
         raise UsageError(
             "the format is unknown",
@@ -119,6 +130,12 @@ def named(name: str) -> Format:
         raise UsageError(
             "there is no such format", found=repr(name), expected=f"one of {', '.join(_BY_NAME)}"
         ) from None
+
+
+def refuse_stranger(path: str) -> None:
+    """Raise FormatError if what its reader refused is known not to be a checkpoint at all."""
+    if kind_of(path) == stat.S_IFREG or isinstance(path, Held):
+        Probe.of(path).refuse_stranger(unknown=False)
 
 
 def _by_suffix(path: str) -> Format | None:

@@ -32,7 +32,7 @@ from varstore.storage.appearing import replacing, replacing_set
 from varstore.storage.containment import inside
 from varstore.values.lazy import LazyArray
 
-__all__ = ["INDEX_SUFFIX", "read", "write"]
+__all__ = ["INDEX_SUFFIX", "opened", "parts_of", "read", "write"]
 
 INDEX_SUFFIX = ".safetensors.index.json"
 
@@ -83,23 +83,29 @@ def read(path: str, *, limit: int | None = None) -> ForeignCheckpoint:
         UnsupportedDtype: the type of a tensor is unknown.
         CheckpointNotFound: there is nothing at the path, or a file that the index names is missing.
     """
-    if path.endswith(".json"):
-        tensors, metadata, budget = _read_index(path, limit)
-    else:
-        source = Source(path)
-        budget = Budget(path, source.size, limit=limit)
-        tensors, metadata = _read_file(source, budget)
+    return opened(Source(path), limit=limit)
+
+
+def opened(source: Source, *, limit: int | None = None, folder: Budget | None = None) -> ForeignCheckpoint:
+    """Open a file or an index file, as `read` does; `folder` is the budget of the folder that it is opened with."""
+    budget = Budget.of(source, limit=limit, folder=folder)
+    tensors, metadata = (_read_index if source.path.endswith(".json") else _read_file)(source, budget)
     tied = {
         name: tensors[other]
         for name, other in metadata.items()
         if name != "format" and name not in tensors and isinstance(other, str) and other in tensors
     }
     budget.announce(sum(place[5] for places in (tensors, tied) for place in places.values()))
-    return ForeignCheckpoint(path, "safetensors", LazyTable(tensors | tied, _array), metadata, budget=budget)
+    return ForeignCheckpoint(source.path, "safetensors", LazyTable(tensors | tied, _array), metadata, budget=budget)
 
 
 def write(
-    path: str, state: Any, *, metadata: Mapping[str, str] | None = None, shard_bytes: int = 5_000_000_000
+    path: str,
+    state: Any,
+    *,
+    metadata: Mapping[str, str] | None = None,
+    shard_bytes: int = 5_000_000_000,
+    shards: bool = False,
 ) -> None:
     """Write tensors to one file, or to an index and several files if `path` ends in ``.safetensors.index.json``.
 
@@ -110,6 +116,7 @@ def write(
         state: names and arrays, or nested state of arrays and numbers. Tied arrays are written once per name.
         metadata: the metadata of the file; `transformers` requires the default, ``{"format": "pt"}``.
         shard_bytes: the maximum size of the tensors in each of several files. A larger tensor has a file of its own.
+        shards: write several files and their index beside `path` instead, if the tensors do not fit into one.
 
     Raises:
         UnsupportedDtype: the format does not have a type.
@@ -124,14 +131,22 @@ def write(
         raise UsageError("metadata of a safetensors file must be text", path=path, found=metadata)
     for name, array in arrays.items():
         _check_writable(path, name, array)
-    if not path.endswith(INDEX_SUFFIX):
+    parts = list(_shards(arrays, shard_bytes)) if shards or path.endswith(INDEX_SUFFIX) else [arrays]
+    if path.endswith(INDEX_SUFFIX) or len(parts) > 1:
+        _write_shards(path.removesuffix(INDEX_SUFFIX).removesuffix(".safetensors") + INDEX_SUFFIX, parts, metadata)
+    else:
         _write_file(path, arrays, metadata)
-        return
-    _write_shards(path, list(_shards(arrays, shard_bytes)), metadata)
 
 
-def _read_index(path: str, limit: int | None) -> tuple[dict[str, Place], dict[str, Any], Budget]:
-    source = Source(path)
+def parts_of(source: Source) -> tuple[dict[str, str], dict[str, Source], dict[str, Any]]:
+    """Return what an index file says: the file of each tensor by name, the files, and the metadata.
+
+    Raises:
+        FormatError: it is not an index.
+        UnsafeContent: it names a file outside its folder.
+        CheckpointNotFound: a file is missing.
+    """
+    path = source.path
     index = _json(source, source.bytes(0, source.size), "the index")
     weight_map, metadata = index.get("weight_map"), index.get("metadata", {})
     if not isinstance(weight_map, dict) or not isinstance(metadata, dict):
@@ -139,19 +154,27 @@ def _read_index(path: str, limit: int | None) -> tuple[dict[str, Place], dict[st
     for name, part in weight_map.items():
         if not isinstance(part, str) or os.path.basename(part) != part or part in ("", ".", ".."):
             raise UnsafeContent("the index names a file outside its folder", path=path, variable=name, found=repr(part))
+    folder = os.path.dirname(path)
+    files = {
+        part: Source(inside(folder or ".", part, stated_by=path), shown=os.path.join(folder, part))
+        for part in dict.fromkeys(weight_map.values())
+    }
+    return weight_map, files, metadata
+
+
+def _read_index(source: Source, budget: Budget) -> tuple[dict[str, Place], dict[str, Any]]:
+    weight_map, files, metadata = parts_of(source)
     tensors: dict[str, Place] = {}
-    folder = os.path.dirname(path) or "."
-    budget = Budget(path, source.size, limit=limit)
-    for part in dict.fromkeys(weight_map.values()):
-        shown = os.path.join(os.path.dirname(path), part)
-        file = Source(inside(folder, part, stated_by=path), shown=shown)
+    for part, file in files.items():
         budget.include(file)
         own, own_metadata = _read_file(file, budget)
         metadata = {**own_metadata, **metadata}
         tensors.update((name, place) for name, place in own.items() if weight_map.get(name, part) == part)
     if missing := weight_map.keys() - tensors.keys():
-        raise FormatError("the index names tensors that are not in their files", path=path, found=sorted(missing)[:5])
-    return tensors, metadata, budget
+        raise FormatError(
+            "the index names tensors that are not in their files", path=source.path, found=sorted(missing)[:5]
+        )
+    return tensors, metadata
 
 
 def _read_file(source: Source, budget: Budget) -> tuple[dict[str, Place], dict[str, Any]]:

@@ -16,9 +16,9 @@ import numpy as np
 
 from varstore.disk.progress import Progress, reporting
 from varstore.disk.read.checkpoint import Checkpoint, retry_if_replaced
-from varstore.errors import CheckpointNotFound, StorageError, UnsupportedDtype, UsageError
+from varstore.errors import CheckpointNotFound, FormatError, StorageError, UnsupportedDtype, UsageError
 from varstore.formats.binary.source import Held, files_noted, is_unchanged, name_of
-from varstore.formats.native import OpenedCheckpoint, nested
+from varstore.formats.native import OpenedCheckpoint, nested, step_in
 from varstore.formats.opened import ForeignCheckpoint
 from varstore.layout.names import MARKER
 from varstore.model.match import is_same_type
@@ -33,6 +33,7 @@ from varstore.values.select import Patterns, Rename, select
 
 if TYPE_CHECKING:
     from varstore.formats.registry import Format
+    from varstore.formats.zarr.tree import Absent
 
 __all__ = ["ConvertOptions", "Converted", "ReadOptions", "WriteOptions", "convert", "open_source", "read", "write"]
 
@@ -62,6 +63,8 @@ class ReadOptions(TypedDict, total=False):
     """MindSpore: compare the checksum at the end of the file, if there is one."""
     limit: int | None
     """All formats but varstore's own: how many bytes the values may take in memory, if that is more than usual."""
+    absent: Absent
+    """Zarr and Orbax: "error" refuses chunks that are absent; by default, they are the fill value."""
 
 
 class ConvertOptions(StoreOptions, total=False):
@@ -96,6 +99,8 @@ class Converted:
     - `changed`: what has another type in the target, by name: ``"float32 -> float16"``, ``"Counter -> dict"``.
     - `saturated`: how many values of a tensor were beyond the range of its new type, by name. They became the largest
       value of ``float8_e4m3fn``; in other types an infinity, or NaN if the type has none.
+    - `absent_chunks`: how many chunks of a tensor were not in a source of Zarr or Orbax, by name, and are the fill
+      value in the target.
     """
 
     source_format: str
@@ -105,6 +110,7 @@ class Converted:
     left_out: tuple[str, ...]
     changed: Mapping[str, str]
     saturated: Mapping[str, int]
+    absent_chunks: Mapping[str, int]
 
 
 @checked
@@ -118,10 +124,12 @@ def read(
     Args:
         path: the file or folder; or a file object, such as a BytesIO, which is read to its end and kept in memory.
         format: its format, by name; by default, it is detected from the content, and then from the suffix.
-        options: `key` and `crc_check`, for MindSpore; `encoding`, as for ``torch.load``, for files of torch from
-            Python 2: that of their strings, by default "utf-8", or "bytes"; and `limit`. The arrays of a file may take
-            at most 64 MiB plus four times the size of the file in memory, so that a small file cannot exhaust it. For a
-            file that is compressed more than that, such as one of zeros, `limit` is the number of bytes to permit.
+        options: `key` and `crc_check`, for MindSpore; `absent`, for Zarr and Orbax: "error" refuses absent chunks,
+            which are the fill value by default, see `absent_chunks`; `encoding`, as for ``torch.load``, for files
+            of torch from Python 2: that of their strings, by default "utf-8", or "bytes"; and `limit`. The arrays of a
+            file may take at most 64 MiB plus four times the size of the file in memory, so that a small file cannot
+            exhaust it. For a file that is compressed more than that, such as one of zeros, `limit` is the number of
+            bytes to permit.
 
     Returns:
         A `Checkpoint` for a checkpoint directory. For other formats, a mapping that also has `state()`, which reads
@@ -148,14 +156,18 @@ def read(
         >>> file.state()["epoch"]
         3
     """
-    from varstore.formats.registry import detect, named
+    from varstore.formats.registry import detect, named, refuse_stranger
 
     path = os.fspath(path) if isinstance(path, str | os.PathLike) else Held.of(path)
     row = detect(path) if format is None else named(format)
     if row.folder == "always" and isinstance(path, Held):
         raise UsageError(f"{row.name} is the format of a folder", path=path, hint="pass the path of the folder")
-    with files_noted() as files:
-        opened: OpenedCheckpoint | ForeignCheckpoint = row.module.read(path, **options)
+    try:
+        with files_noted() as files:
+            opened: OpenedCheckpoint | ForeignCheckpoint = row.module.read(path, **options)
+    except FormatError:
+        refuse_stranger(path)
+        raise
     if isinstance(opened, ForeignCheckpoint):
         place = path if isinstance(path, Held) else os.path.abspath(path)
         opened.origin.reopen = partial(_reopen, place, row.name, options, files)
@@ -181,7 +193,7 @@ def open_source(source: Any) -> Any:
     from varstore.formats.registry import detect
 
     try:
-        format = detect(path).name
+        format = detect(path, allow_empty=True).name
     except (UsageError, CheckpointNotFound):
         return source
     return source if format == "varstore" else read(path, format)
@@ -351,6 +363,7 @@ def convert(
         if row.name != "varstore":
             left_out += [f"{name}: {said}" for name, array in arrays.items() for said in _attributes_of(array)]
             changed |= _plain_types(tree) if keeps_tree else {}
+        absent = opened.absent_chunks if isinstance(opened, ForeignCheckpoint) else {}
         return Converted(
             source_format=source_row.name,
             format=row.name,
@@ -359,10 +372,13 @@ def convert(
             left_out=tuple(left_out),
             changed={name: change for name, change in changed.items() if change},
             saturated={name: count for name in arrays if (count := wrapped.saturated.get(chosen[name]))},
+            absent_chunks={name: absent[origin] for name, origin in chosen.items() if origin in absent},
         )
 
     if source_row.name == "varstore":
-        return retry_if_replaced(lambda found: write_from(OpenedCheckpoint(found.location, found.content)), source)
+        return retry_if_replaced(
+            lambda found: write_from(OpenedCheckpoint(found.location, found.content)), step_in(source)
+        )
     return write_from(read(source, source_row.name, limit=limit))
 
 

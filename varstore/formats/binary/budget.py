@@ -12,7 +12,7 @@ file of compressed zeros may not be, and its owner can raise the limit.
 
 from __future__ import annotations
 
-from varstore.errors import UnsafeContent
+from varstore.errors import FormatError, UnsafeContent
 from varstore.formats.binary.source import Source
 from varstore.text.hints import plural
 
@@ -33,16 +33,36 @@ class Budget:
     `size` counts the bytes on disk, whether they are compressed or not.
     """
 
-    __slots__ = ("_absent", "_beside", "_memory", "_unpacked", "_values", "limit", "path", "size")
+    __slots__ = (
+        *("_absent", "_beside", "_memory", "_unpacked", "_values"),
+        *("absent_chunks", "limit", "path", "refuses_absent", "size"),
+    )
 
-    def __init__(self, path: str, size: int, *, files: int = 1, limit: int | None = None) -> None:
+    def __init__(
+        self, path: str, size: int, *, files: int = 1, limit: int | None = None, refuses_absent: bool = False
+    ) -> None:
         self.path = path
         self.size = size
         self._beside: set[str] = set()
         self.limit = max(_FREE + _VALUES * size, limit or 0)
         self._memory = max(_FREE + _MEMORY * size, limit or 0)
         self._values = self._unpacked = self.limit
+        self.refuses_absent = refuses_absent
+        self.absent_chunks: dict[str, int] = {}
+        """How many chunks are absent, of each array that has such chunks."""
+        self.allow_absent(files)
+
+    def allow_absent(self, files: int) -> None:
+        """Set how many chunks may be absent, by the number of files."""
         self._absent = max(_FEWEST_ABSENT, _ABSENT * files)
+
+    @classmethod
+    def of(cls, source: Source, *, limit: int | None = None, folder: Budget | None = None) -> Budget:
+        """Return the budget of a file: its own, or that of the folder that it is opened with, which grows by it."""
+        if folder is None:
+            return cls(source.path, source.size, limit=limit)
+        folder.include(source)
+        return folder
 
     def include(self, file: Source) -> None:
         """Count the size of another file that this one refers to, once."""
@@ -105,7 +125,19 @@ class Budget:
 
         Raises:
             UnsafeContent: too many chunks are absent.
+            FormatError: chunks are absent, which the caller does not accept.
         """
+        if not chunks:
+            return
+        if self.refuses_absent:
+            raise FormatError(
+                "chunks of the array are absent",
+                path=self.path,
+                variable=variable[:_SHOWN],
+                found=plural(chunks, "absent chunk"),
+                hint='they are lost, or all fill value, which zarr does not write; absent="fill" takes them for that',
+            )
+        self.absent_chunks[variable] = self.absent_chunks.get(variable, 0) + chunks
         self._absent -= chunks
         if self._absent < 0:
             raise UnsafeContent(

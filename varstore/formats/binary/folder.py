@@ -12,15 +12,15 @@ import stat
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from varstore.errors import FormatError, UnsafeContent
+from varstore.errors import FormatError, SizeMismatch, UnsafeContent
 from varstore.formats.binary.source import Source
 from varstore.storage.containment import inside, is_below, is_hub_link
 from varstore.storage.failures import translated
 from varstore.storage.looking import kind_of
 
-__all__ = ["WalkedFolder"]
+__all__ = ["DEEPEST", "WalkedFolder"]
 
-_DEEPEST = 64
+DEEPEST = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,11 +77,28 @@ class WalkedFolder:
         """
         return Source(inside(self.root, name, stated_by=self.path))
 
+    def content(self, name: str, *, most: int | None = None) -> bytes:
+        """Return the content of one of the files.
+
+        Raises:
+            SizeMismatch: it is longer than `most` bytes.
+            UnsafeContent, CheckpointNotFound: see `source`.
+        """
+        source = self.source(name)
+        self._check_length(name, source.size, most)
+        return source.bytes(0, source.size)
+
+    def _check_length(self, name: str, size: int, most: int | None) -> None:
+        if most is not None and size > most:
+            raise SizeMismatch(
+                "the metadata is too long", path=os.path.join(self.path, name), found=size, expected=f"at most {most}"
+            )
+
     def _look(self, folder: str) -> list[str]:
         folders = self.folders[folder] = []
         files = self.names[folder] = []
-        if folder.count("/") >= _DEEPEST:
-            raise FormatError("folders are nested too deeply", path=self.path, found=f"more than {_DEEPEST}")
+        if folder.count("/") >= DEEPEST:
+            raise FormatError("folders are nested too deeply", path=self.path, found=f"more than {DEEPEST}")
         with os.scandir(os.path.join(self.root, folder)) as entries:
             for entry in sorted(entries, key=lambda entry: entry.name):
                 name = f"{folder}/{entry.name}" if folder else entry.name

@@ -216,6 +216,16 @@ class Member:
                 break
         return values
 
+    def content(self) -> bytes:
+        """Return the whole content.
+
+        Raises:
+            DigestMismatch: it does not match the checksum in the archive.
+            FormatError: the member is damaged.
+        """
+        with self.open() as file:
+            return file.read()
+
     def open(self) -> io.BufferedReader:
         """Return the decompressed content as a file that can be read once, from the start.
 

@@ -28,7 +28,7 @@ from varstore.storage.containment import inside
 from varstore.values.lazy import LazyArray, placed_array
 from varstore.values.parts import in_c_order
 
-__all__ = ["companion", "files_of", "is_prefix", "is_stream", "parameter_names", "read_streams"]
+__all__ = ["companion", "files_of", "is_beside_variables", "is_prefix", "is_stream", "parameter_names", "read_streams"]
 
 _DTYPES: dict[int, np.dtype[Any]] = {
     0: np.dtype(np.bool_),
@@ -87,6 +87,12 @@ def files_of(path: str) -> list[str]:
             hint="bring the file along; a program without parameters has none to read",
         )
     return found[:1] or [path]
+
+
+def is_beside_variables(name: str) -> bool:
+    """Tell whether a file in a folder of variables is the program that they belong to, or is hidden."""
+    name = name.rpartition("/")[2]
+    return name == "__model__" or name.startswith(".") or name.endswith(_PROGRAMS)
 
 
 def is_stream(source: Source) -> bool:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import math
 import os
+import stat
 from collections import OrderedDict
 from collections.abc import Mapping
 from typing import Any
@@ -20,9 +21,17 @@ import numpy as np
 
 from varstore.errors import FormatError, SizeMismatch, UsageError
 from varstore.formats.binary.budget import Budget
-from varstore.formats.binary.source import Source, count_elements
+from varstore.formats.binary.folder import WalkedFolder
+from varstore.formats.binary.source import Held, Source, count_elements
 from varstore.formats.opened import ForeignCheckpoint
-from varstore.formats.paddle.program import companion, files_of, is_stream, parameter_names, read_streams
+from varstore.formats.paddle.program import (
+    companion,
+    files_of,
+    is_beside_variables,
+    is_stream,
+    parameter_names,
+    read_streams,
+)
 from varstore.formats.pickles.arrays import PLAIN, Array
 from varstore.formats.pickles.emit import Emitter, Named
 from varstore.formats.pickles.machine import ITEM, NODE, Machine, Record
@@ -30,6 +39,7 @@ from varstore.formats.pickles.names import Constructor, show
 from varstore.formats.pickles.tree import plain_tree
 from varstore.formats.state.nested import SCALARS, nested_state
 from varstore.storage.appearing import replacing
+from varstore.storage.looking import kind_of
 from varstore.text.hints import plural
 from varstore.values.lazy import LazyArray
 from varstore.values.nodes import leaves
@@ -51,6 +61,8 @@ def read(path: str | os.PathLike[str], *, limit: int | None = None) -> ForeignCh
     The path may be Paddle's prefix: that of the files of a program, or of those of `paddle.Model.save`, which become
     ``model`` and ``optimizer``. A program, ``.json`` or ``.pdmodel``, stands for the parameters beside it.
 
+    A folder is one of ``static.save_vars``, with a file of raw values for each variable.
+
     A ``.pdiparams`` file does not contain names. They are read from the ``.json`` or ``.pdmodel`` file beside it, and
     structured names from ``.pdiparams.info`` if that exists. Without these files, the tensors are numbered.
 
@@ -61,6 +73,8 @@ def read(path: str | os.PathLike[str], *, limit: int | None = None) -> ForeignCh
         CheckpointNotFound: there is nothing at the path.
     """
     place = os.fspath(path)
+    if not isinstance(path, Held) and kind_of(place) == stat.S_IFDIR:
+        return _read_folder(place, limit)
     file, *other = files_of(place)
     if other:
         model, optimizer = (read(part, limit=limit) for part in (file, *other))
@@ -222,6 +236,27 @@ def _read_streams(source: Source, budget: Budget) -> ForeignCheckpoint:
     tree = {structured.get(name, name): array for name, array in zip(names, arrays, strict=True)}
     about = {"parameter_names": dict(zip(tree, names, strict=True))}
     return ForeignCheckpoint(source.path, "paddle", tree, about, budget=budget)
+
+
+def _read_folder(path: str, limit: int | None) -> ForeignCheckpoint:
+    """Open a folder with a file for each variable, which is called like it."""
+    folder = WalkedFolder.walked(path)
+    budget = Budget(path, folder.size, files=len(folder.files), limit=limit)
+    tree = {}
+    for name in sorted(folder.files):
+        if is_beside_variables(name):
+            continue
+        source = folder.source(name)
+        arrays = read_streams(source, budget) if is_stream(source) else []
+        if len(arrays) != 1:
+            raise FormatError(
+                "a file in a folder of variables does not hold one variable",
+                path=os.path.join(path, name),
+                found=plural(len(arrays), "variable") if arrays else "none",
+                hint="remove it from the folder, or open the other files one by one",
+            )
+        tree[name] = arrays[0]
+    return ForeignCheckpoint(path, "paddle", tree, budget=budget)
 
 
 def _structured_names(source: Source) -> dict[str, str]:

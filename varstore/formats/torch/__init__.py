@@ -23,7 +23,7 @@ from varstore.formats.torch.write import write
 from varstore.formats.torch.zip import read_zip
 from varstore.storage.looking import kind_of
 
-__all__ = ["read", "write"]
+__all__ = ["opened", "read", "write"]
 
 
 def read(path: str | os.PathLike[str], *, limit: int | None = None, encoding: str = "utf-8") -> ForeignCheckpoint:
@@ -39,13 +39,20 @@ def read(path: str | os.PathLike[str], *, limit: int | None = None, encoding: st
     """
     if kind_of(path) == stat.S_IFDIR:
         return read_distributed(os.fspath(path), limit=limit)
-    source = Source(path)
+    return opened(Source(path), limit=limit, encoding=encoding)
+
+
+def opened(
+    source: Source, *, limit: int | None = None, folder: Budget | None = None, encoding: str = "utf-8"
+) -> ForeignCheckpoint:
+    """Open a file, as `read` does; `folder` is the budget of the folder that it is opened with."""
+    budget = Budget.of(source, limit=limit, folder=folder)
     if is_zip(source):
-        return read_zip(source, Budget(source.path, source.size, limit=limit), encoding=encoding)
+        return read_zip(source, budget, encoding=encoding)
     if is_tar(source.bytes(0, min(512, source.size))):
         raise FormatError(
             "PyTorch's tar format, used before version 0.1.10, is not supported",
             path=source.path,
             hint="load it with torch and save it again",
         )
-    return read_legacy(source, limit=limit, encoding=encoding)
+    return read_legacy(source, budget, encoding=encoding)

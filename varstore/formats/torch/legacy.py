@@ -25,7 +25,7 @@ __all__ = ["read_legacy"]
 _PROTOCOL = 1001
 
 
-def read_legacy(source: Source, *, limit: int | None = None, encoding: str = "utf-8") -> ForeignCheckpoint:
+def read_legacy(source: Source, budget: Budget, *, encoding: str = "utf-8") -> ForeignCheckpoint:
     """Open a file in the older format.
 
     Raises:
@@ -33,7 +33,6 @@ def read_legacy(source: Source, *, limit: int | None = None, encoding: str = "ut
         FormatError: the file is truncated or damaged, or not a PyTorch file.
     """
     data = source.map()
-    budget = Budget(source.path, source.size, limit=limit)
     storages = Storages(budget)
     parents: dict[int, tuple[Storage, int]] = {}
 

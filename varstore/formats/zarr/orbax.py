@@ -1,5 +1,7 @@
 """Orbax checkpoints of JAX: names and structure in ``_METADATA``, and a zarr array for each leaf.
 
+A `CheckpointManager` keeps a folder for each step, and in it a folder for each item; a single item is ``default``.
+
 Leaves are in folders named by their keys, joined by ``.``, or all in one OCDBT database, which only the tensorstore
 library can read. It is asked for the bytes of one key at a time; the metadata in them is checked and the chunks are
 decoded here, as in any zarr tree. Orbax stores Python numbers as 0-d arrays, and they are read as arrays.
@@ -11,6 +13,7 @@ from __future__ import annotations
 
 import itertools
 import os
+import re
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -20,23 +23,29 @@ from varstore.formats.binary.folder import WalkedFolder
 from varstore.formats.opened import ForeignCheckpoint
 from varstore.formats.pickles.tree import DEEPEST
 from varstore.formats.zarr.arrays import Layout, Place, lazy_array
-from varstore.formats.zarr.tree import V2_ARRAY, V3, array_in, check_key, json_in, parse_json
+from varstore.formats.zarr.tree import V2_ARRAY, V3, Absent, array_in, check_key, json_in, parse_json
+from varstore.storage.failures import translated
 from varstore.storage.looking import kind_of
 from varstore.values.lazy import LazyArray
 
-__all__ = ["read"]
+__all__ = ["METADATA", "STEP_METADATA", "read"]
 
 METADATA = "_METADATA"
+STEP_METADATA = "_CHECKPOINT_METADATA"
+_JSON_ITEM, _DEFAULT_ITEM = "metadata", "default"
+_STEP = re.compile(r"(?:.+_)?([0-9]{1,18})", re.DOTALL)
 _OCDBT = "manifest.ocdbt"
 _SEQUENCE = 1
 _MOST_METADATA = 1 << 28
 _NO_ARRAY = {"None", "string", "Dict", "List", "NamedTuple", "Tuple"}
 
 
-def read(path: str, *, limit: int | None = None) -> ForeignCheckpoint:
-    """Open a checkpoint: the folder that contains ``_METADATA``.
+def read(path: str, *, limit: int | None = None, absent: Absent = "fill") -> ForeignCheckpoint:
+    """Open a checkpoint, a step with several items, or the latest step in the directory of a `CheckpointManager`.
 
-    Leaves without an array (None, text, empty containers) are None in `state`.
+    A checkpoint is a folder with ``_METADATA``. Leaves without an array (None, text, empty containers) are None in
+    `state`. The names of several items begin with that of the item; one that is JSON data is in `state`. With
+    ``absent="error"``, chunks that were not written are refused; in a database, when the array is read.
 
     Raises:
         FormatError: the metadata is not Orbax's, a leaf is missing, or a file is not a regular one.
@@ -44,23 +53,62 @@ def read(path: str, *, limit: int | None = None) -> ForeignCheckpoint:
         UnsupportedDtype: a leaf is an array of text.
         MissingDependency: tensorstore is not installed, which an OCDBT database requires.
     """
-    if not kind_of(os.path.join(path, METADATA)):
-        items = [name for name in sorted(os.listdir(path)) if kind_of(os.path.join(path, name, METADATA))]
-        hint = f"open {os.path.join(path, items[0])!r}" if items else None
-        raise FormatError(f"there is no {METADATA} in this folder", path=path, hint=hint)
-    folder = WalkedFolder.walked(path)
-    budget = Budget(path, folder.size, files=len(folder.files), limit=limit)
+    step = _step(path)
+    items = {name: WalkedFolder.walked(os.path.join(step, name)) for name in _items(step)}
+    size, files = sum(folder.size for folder in items.values()), sum(len(folder.files) for folder in items.values())
+    budget = Budget(path, size, files=files, limit=limit, refuses_absent=absent == "error")
+    trees: dict[str, Any] = {}
+    attributes: dict[str, Any] = {}
+    for name, folder in items.items():
+        if METADATA in folder.files:
+            prefix = f"{name}/" if len(items) > 1 else ""
+            trees[name], attributes = _tree(folder, budget, prefix)
+        elif _JSON_ITEM in folder.files:
+            trees[name] = json_in(folder, budget, _JSON_ITEM)
+    is_one = len(trees) == 1 and not trees.keys() - {"", _DEFAULT_ITEM}
+    tree = next(iter(trees.values())) if is_one else trees
+    return ForeignCheckpoint(path, "orbax", tree, attributes if is_one else {}, budget=budget)
+
+
+def _step(path: str) -> str:
+    """Return the path of a checkpoint or step: the path itself, or the latest step in it that was committed."""
+    with translated(path, "reading failed"):
+        names = os.listdir(path)
+    if METADATA in names or STEP_METADATA in names:
+        return path
+    numbers = {name: int(match[1]) for name in names if (match := _STEP.fullmatch(name))}
+    for name in sorted(numbers, key=numbers.__getitem__, reverse=True):
+        step = os.path.join(path, name)
+        if kind_of(os.path.join(step, STEP_METADATA)) and _items(step) and not os.path.islink(step):
+            return step
+    return path
+
+
+def _items(step: str) -> list[str]:
+    """Return the folders of the items of a step, ``""`` for a checkpoint that is not in several items."""
+    if kind_of(os.path.join(step, METADATA)):
+        return [""]
+    with translated(step, "reading failed"):
+        names = sorted(os.listdir(step))
+    kept = [name for name in names if any(kind_of(os.path.join(step, name, file)) for file in (METADATA, _JSON_ITEM))]
+    if not any(kind_of(os.path.join(step, name, METADATA)) for name in kept):
+        raise FormatError(f"there is no {METADATA} in this folder, nor in one below it", path=step)
+    return [name for name in kept if not os.path.islink(os.path.join(step, name))]
+
+
+def _tree(folder: WalkedFolder, budget: Budget, prefix: str) -> tuple[Any, dict[str, Any]]:
+    """Return the tree of one item, and its metadata; `prefix` begins the names of its arrays."""
     metadata = _metadata(folder, budget)
     is_v3 = bool(metadata.get("use_zarr3", False))
     find = _finder(folder, budget, is_v3=is_v3, is_ocdbt=bool(metadata.get("use_ocdbt", _OCDBT in folder.files)))
     tree = _Node()
     for label, leaf in metadata["tree_metadata"].items():
-        keys, kind = _keys(path, label, leaf)
+        keys, kind = _keys(folder.path, label, leaf)
         name, place = "/".join(key for key, _ in keys), ".".join(key for key, _ in keys)
         if kind not in _NO_ARRAY:
-            check_key(path, place, name)
-        tree.put(path, keys, None if kind in _NO_ARRAY else find(place, name))
-    return ForeignCheckpoint(path, "orbax", tree.plain(), {"custom": metadata.get("custom_metadata")}, budget=budget)
+            check_key(folder.path, place, name)
+        tree.put(folder.path, keys, None if kind in _NO_ARRAY else find(place, prefix + name))
+    return tree.plain(), {"custom": metadata.get("custom_metadata")}
 
 
 def _metadata(folder: WalkedFolder, budget: Budget) -> dict[str, Any]:

@@ -1,9 +1,9 @@
 """Zarr trees of versions 2 and 3; the root may be a group or an array. The zarr library is only used to write them.
 
-The tree is walked before anything in it is opened. Metadata is checked and chunks are decoded here: see
-`varstore.formats.zarr.arrays` and `varstore.formats.zarr.codecs`. These are refused: codecs that are not in the table
-(numcodecs has one that unpickles), links, names that zarr itself reads as others, and arrays that are out of proportion
-to the files.
+A tree is a folder, or a zip archive of one. It is walked before anything in it is opened. Metadata is checked and
+chunks are decoded here: see `varstore.formats.zarr.arrays` and `varstore.formats.zarr.codecs`. These are refused:
+codecs that are not in the table (numcodecs has one that unpickles), links, names that zarr itself reads as others, and
+arrays that are out of proportion to the files.
 
 Format: https://zarr-specs.readthedocs.io
 """
@@ -13,39 +13,46 @@ from __future__ import annotations
 import json
 import math
 import os
+import stat
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from varstore.errors import (
     FormatError,
     InvalidName,
     MissingDependency,
-    SizeMismatch,
     UnsafeContent,
     UnsupportedDtype,
     UsageError,
 )
 from varstore.formats.binary.budget import Budget
 from varstore.formats.binary.folder import WalkedFolder
+from varstore.formats.binary.source import Held, Source
+from varstore.formats.binary.zipped import ZippedFolder
 from varstore.formats.opened import ForeignCheckpoint
 from varstore.formats.state.flat import fetch_plain, flat_arrays
 from varstore.formats.zarr.arrays import Layout, lazy_array
 from varstore.storage.appearing import new_folder
+from varstore.storage.looking import kind_of
 from varstore.values.lazy import LazyArray
 from varstore.values.nodes import BARE
 
-__all__ = ["V2_ARRAY", "V3", "array_in", "check_key", "json_in", "parse_json", "read", "write"]
+__all__ = ["V2_ARRAY", "V3", "Absent", "array_in", "check_key", "json_in", "parse_json", "read", "write"]
 
 V3, V2_ARRAY, _V2_GROUP, _V2_ATTRIBUTES = "zarr.json", ".zarray", ".zgroup", ".zattrs"
 _DEEPEST = 32
+Absent = Literal["fill", "error"]
+"""What chunks that are absent are: the fill value, or an error."""
 _MOST_METADATA = 1 << 24
 _JSON = 24
 """The bytes of memory that a byte of JSON takes at most, once it is parsed."""
 
 
-def read(path: str, *, limit: int | None = None) -> ForeignCheckpoint:
-    """Open a tree; chunks that were never written have the fill value of the array.
+def read(path: str, *, limit: int | None = None, absent: Absent = "fill") -> ForeignCheckpoint:
+    """Open a tree, a folder or a zip archive; chunks that were never written have the fill value of the array.
+
+    With ``absent="error"``, they are refused: a tree is whole if zarr wrote it with ``write_empty_chunks``.
 
     Raises:
         FormatError: the metadata is not zarr's, or a file is not a regular one.
@@ -53,8 +60,15 @@ def read(path: str, *, limit: int | None = None) -> ForeignCheckpoint:
             than their files.
         UnsupportedDtype: an array contains objects.
     """
-    folder = WalkedFolder.walked(path)
-    budget = Budget(path, folder.size, files=len(folder.files), limit=limit)
+    if isinstance(path, Held) or kind_of(path) == stat.S_IFREG:
+        source = Source(path)
+        budget = Budget(path, source.size, limit=limit, refuses_absent=absent == "error")
+        folder: WalkedFolder = ZippedFolder.opened(source, budget)
+        budget.allow_absent(len(folder.files))
+    else:
+        folder = WalkedFolder.walked(path)
+        files = len(folder.files)
+        budget = Budget(path, folder.size, files=files, limit=limit, refuses_absent=absent == "error")
     attributes: dict[str, Any] = {}
     arrays: dict[str, LazyArray] = {}
     nodes = 0
@@ -187,10 +201,7 @@ def json_in(folder: WalkedFolder, budget: Budget, file: str, *, most: int = _MOS
         SizeMismatch: the file is larger than `most` bytes.
         FormatError: see `parse_json`.
     """
-    source = folder.source(file)
-    if source.size > most:
-        raise SizeMismatch("the metadata is too long", path=source.path, found=source.size, expected=most)
-    return parse_json(source.bytes(0, source.size), budget, path=source.path)
+    return parse_json(folder.content(file, most=most), budget, path=os.path.join(folder.path, file))
 
 
 def parse_json(text: bytes, budget: Budget, *, path: str) -> dict[str, Any]:
@@ -219,8 +230,7 @@ def _array(folder: WalkedFolder, budget: Budget, place: str, name: str, record: 
         budget.announce(padded, variable=name)
 
     def read(key: str) -> bytes | None:
-        source = folder.source(_joined(place, key))
-        return source.bytes(0, source.size)
+        return folder.content(_joined(place, key))
 
     return lazy_array(layout, lambda: places, read, budget)
 
