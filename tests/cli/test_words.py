@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 from hypothesis import given, strategies as st
+from support.crafted import torch_file
 
 import varstore as vs
 from varstore.cli import main
@@ -126,12 +127,14 @@ def test_other_text_stays(text):
         (["convert", "{there}/c", "{there}/x.npz", "--dtype", "int8"], "--dtype: only floating"),
         (["convert", "{there}/c", "{there}/x.h5"], "--format varstore is a checkpoint directory"),
         (["convert", "{there}/c", "{there}/torn"], "Choose a new path"),
+        (["convert", "{there}/old.pt", "{there}/d"], "to read or convert, such as --encoding latin-1, or 'bytes'"),
     ],
 )
 def test_real_errors(tmp_path, arguments, said):
     vs.save(tmp_path / "c", {"v": np.zeros(2)})
     vs.save(tmp_path / "torn", {"v": np.zeros(2)})
     (tmp_path / "torn" / "snapshot_done").unlink()
+    torch_file(tmp_path / "old.pt", b"U\1\xe9")
     result = CliRunner().invoke(main, [argument.format(there=tmp_path) for argument in arguments])
     assert result.exit_code in (1, 3)
     printed = result.output.replace(str(tmp_path), "")

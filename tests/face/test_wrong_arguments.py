@@ -100,6 +100,7 @@ CALLS = {
     "diff": (vs.diff, lambda: {"a": "c", "b": "s"}),
     "read": (vs.read, lambda: {"path": "m.npz", "format": None}),
     "read mindspore": (vs.read, lambda: {"path": "m.ckpt", "format": "mindspore", "key": None, "crc_check": True}),
+    "read torch": (vs.read, lambda: {"path": "m.pt", "format": "torch", "encoding": "latin-1"}),
     "convert": (
         vs.convert,
         lambda: (
@@ -107,6 +108,7 @@ CALLS = {
             | {
                 "dtype": "float16",
                 "limit": 1 << 30,
+                "encoding": None,
                 "ignore_extra": False,
                 "progress": None,
                 "overwrite": True,
@@ -227,7 +229,7 @@ def folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     vs.save("c", values(), durable=False)
     vs.save_state("s", {"m": values(), "n": 3}, durable=False)
-    for name in ("m.npz", "m.ckpt"):
+    for name in ("m.npz", "m.ckpt", "m.pt"):
         vs.write(name, values())
     Path("file").touch()
     return tmp_path

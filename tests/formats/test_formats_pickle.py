@@ -20,6 +20,7 @@ import pytest
 from hypothesis import given, settings, strategies as st
 from support import FIXTURES, ROOT, arrays, assert_same, crafted, load_facts, load_truth, run_python
 
+import varstore as vs
 from varstore.errors import (
     FormatError,
     SizeMismatch,
@@ -217,10 +218,18 @@ def test_strings_of_python_2_are_text_in_the_given_encoding_or_refused(value: An
         try:
             expected = pickle.loads(data, encoding=other)
         except UnicodeError:
-            with pytest.raises(FormatError, match="encoding='latin-1', or 'bytes'"):
+            with pytest.raises(FormatError, match="such as encoding='latin-1', or 'bytes'"):
                 unpickled(data, encoding=other)
         else:
             assert unpickled(data, encoding=other) == expected
+
+
+def test_a_file_of_python_2_is_converted_with_its_encoding(tmp_path: Path) -> None:
+    path = crafted.torch_file(tmp_path / "old.pt", b"}U\4noteU\1\xe9s")
+    with pytest.raises(FormatError, match="to read or convert, such as encoding='latin-1'"):
+        vs.convert(path, tmp_path / "d")
+    vs.convert(path, tmp_path / "d", encoding="latin-1")
+    assert vs.load_state(tmp_path / "d") == vs.load_state(vs.read(path, encoding="latin-1")) == {"note": "é"}
 
 
 @given(values=st.binary(max_size=600), encoding=st.sampled_from(["ascii", "utf-8", "latin-1", "gbk", "bytes"]))

@@ -41,6 +41,7 @@ def _renames(_: click.Context, __: click.Parameter, given: tuple[str, ...]) -> d
 @click.option(
     "--limit", type=int, metavar="BYTES", help="How large the values may be, if the file is compressed a lot."
 )
+@click.option("--encoding", metavar="NAME", help="torch: the encoding of strings that Python 2 pickled, or bytes.")
 @click.option("--model", metavar="MODEL", help="ONNX: the model of which TARGET is a copy, with the values of SOURCE.")
 @click.option("--ignore-extra", is_flag=True, help="Leave out what MODEL does not have.")
 @click.option("--separator", metavar="TEXT", help="oneflow-legacy: what replaces each / in a name.")
@@ -55,6 +56,7 @@ def convert(
     rename: dict[str, str | None] | None,
     dtype: str | None,
     limit: int | None,
+    encoding: str | None,
     model: str | None,
     ignore_extra: bool,
     separator: str | None,
@@ -92,6 +94,7 @@ def convert(
         rename=rename,
         dtype=dtype,
         limit=limit,
+        encoding=encoding,
         ignore_extra=ignore_extra,
         progress=progress(),
         **options,

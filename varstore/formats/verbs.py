@@ -282,6 +282,7 @@ def convert(
     rename: Rename | None = None,
     dtype: Any = None,
     limit: int | None = None,
+    encoding: str | None = None,
     ignore_extra: bool = False,
     progress: Progress = None,
     **options: Unpack[ConvertOptions],
@@ -303,6 +304,7 @@ def convert(
         dtype: the type to which all floating-point tensors are converted, such as "bfloat16". Values beyond its range
             are counted; those of ``float8_e4m3fn`` become its largest value, as in torch.
         limit: how many bytes the values may take in memory; see `varstore.read`.
+        encoding: that of strings of Python 2 in a file of torch; see `varstore.read`.
         ignore_extra: leave out, with `model`, what the model does not have; otherwise that is an error.
         progress: True for a progress bar, or a function of (bytes done, bytes in total).
         options: see `varstore.write`. `overwrite` replaces a folder of the same format; a file is replaced in any case.
@@ -379,7 +381,8 @@ def convert(
         return retry_if_replaced(
             lambda found: write_from(OpenedCheckpoint(found.location, found.content)), step_in(source)
         )
-    return write_from(read(source, source_row.name, limit=limit))
+    opening: ReadOptions = {"limit": limit} if encoding is None else {"limit": limit, "encoding": encoding}
+    return write_from(read(source, source_row.name, **opening))
 
 
 def _parameter_names(opened: Any, chosen: Mapping[str, str], format: str, options: Mapping[str, Any]) -> dict[str, Any]:

@@ -184,7 +184,7 @@ class Machine(Tape):
                 self.fail(
                     f"a string of Python 2 is not text in {self._encoding}",
                     found=shorten(str(error)),
-                    hint="in Python, pass its encoding, such as encoding='latin-1', or 'bytes' to leave it as it is",
+                    hint="pass its encoding to read or convert, such as encoding='latin-1', or 'bytes' to leave it so",
                 )
             self.fail("a string in the pickle is not text", found=shorten(str(error)))
 
