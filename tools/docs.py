@@ -35,6 +35,7 @@ FRAMEWORKS = {
     "mindspore",
     "onnx",
     "onnxruntime",
+    "paddle",
     "safetensors",
     "tensorstore",
     "torch",

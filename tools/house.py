@@ -22,6 +22,7 @@ FLOORS: dict[str, int] = {
     "interfaces": 7,
     "formats": 7,
     "inspection": 8,
+    "live": 8,
     "loading": 8,
     "adapters": 9,
     "__init__": 10,
@@ -109,7 +110,7 @@ ORDER: dict[str, tuple[str, ...]] = {
     "formats/onnx": ("tensors", "model"),
     "formats/zarr": ("codecs", "arrays", "tree", "orbax"),
     "inspection": ("verify", "diff"),
-    "adapters": ("torch", "jax", "lightning", "transformers", "mindspore"),
+    "adapters": ("torch", "jax", "lightning", "transformers", "mindspore", "paddle"),
     "adapters/torch": ("survey", "modules", "optimizers"),
     "cli": ("output", "statistics", "listing", "show", "check", "repair", "convert", "demo"),
 }

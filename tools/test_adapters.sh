@@ -13,8 +13,8 @@ torch     | test_torch_values test_torch_files test_torch_adapter test_torch_mod
 jax       | test_jax_adapter test_v0_1_0 test_readme_frameworks test_docstrings
 lightning | test_lightning_adapter test_lightning_runs test_transformers_adapter test_readme_frameworks test_docstrings
 mindspore | test_model_checkpoint test_mindspore_adapter test_docstrings test_readme_frameworks test_from_mindspore
-paddle    | test_paddle_values test_readme_frameworks test_from_paddle
-paddle2   | test_paddle_values test_readme_frameworks test_from_paddle
+paddle    | test_paddle_values test_paddle_adapter test_readme_frameworks test_docstrings test_from_paddle
+paddle2   | test_paddle_values test_paddle_adapter test_readme_frameworks test_docstrings test_from_paddle
 zarr      | test_strangers_ocdbt_folders
 '
 

@@ -34,6 +34,8 @@ __all__ = ["load", "load_checkpoint", "load_into", "load_state"]
 _ADAPTERS = {
     ("torch.nn", "Module"): "varstore.adapters.torch",
     ("torch.optim", "Optimizer"): "varstore.adapters.torch",
+    ("paddle.nn", "Layer"): "varstore.adapters.paddle",
+    ("paddle.optimizer", "Optimizer"): "varstore.adapters.paddle",
 }
 """Classes of frameworks whose instances `load_into` fills, and the modules that do it."""
 
@@ -125,15 +127,15 @@ def load_into(
     threads: int | None = None,
     progress: Progress = None,
 ) -> LoadReport:
-    """Fill existing arrays, or a module or optimizer of torch, with the variables of the same names, in place.
+    """Fill existing arrays, or a module or optimizer of torch or Paddle, with variables of the same names, in place.
 
     Names, shapes, types, file sizes, and the values for arrays that share memory are compared before the first array
     changes. A digest can be compared only after its bytes have been read into the array: after `DigestMismatch`, the
     arrays hold a mixture.
 
     Args:
-        targets: writeable arrays by name, in any layout; or a module or an optimizer of torch, which is loaded by
-            `varstore.adapters.torch.load_into`.
+        targets: writeable arrays by name, in any layout; or a module or an optimizer of torch, or a layer or an
+            optimizer of Paddle, which the adapter's own `load_into` fills.
         source: a checkpoint, any path that `varstore.read` opens, or a mapping of names to arrays or to variables of
             checkpoints.
         include: as for `load`, on the source's names.

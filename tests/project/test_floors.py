@@ -31,6 +31,7 @@ ALLOWED: dict[str, set[str]] = {
     "formats": {"ml_dtypes", "numpy"},
     "inspection": {"numpy"},
     "adapters": {"ml_dtypes", "numpy"},
+    "live": set(),
     "loading": {"numpy"},
     "__init__": set(),
     "__main__": set(),

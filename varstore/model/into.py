@@ -18,8 +18,8 @@ from varstore.disk.read.whole import read_into
 from varstore.errors import UsageError
 from varstore.layout.location import Location
 from varstore.layout.readable import Readable
-from varstore.model.match import Missing, OnMismatch, OnTied, check_mode, compare, spec_of
-from varstore.model.moves import Move, OnDisk, Place, fill, move_of, nbytes_of
+from varstore.model.match import Missing, OnMismatch, OnTied, Spec, check_mode, compare, spec_of
+from varstore.model.moves import LateTarget, Move, OnDisk, Place, fill, move_of, nbytes_of
 from varstore.model.options import Path
 from varstore.model.report import LoadReport, make_report, with_saturated
 from varstore.model.ties import Settled, settle
@@ -27,7 +27,7 @@ from varstore.values.arguments import check_names
 from varstore.values.arrays import as_source
 from varstore.values.select import Patterns, Rename, select
 
-__all__ = ["carry_out", "check_targets", "load_into", "prepare"]
+__all__ = ["carry_out", "check_targets", "fill_targets", "load_into", "prepare"]
 
 
 def load_into(
@@ -51,12 +51,12 @@ def load_into(
     check_mode("on_tied", on_tied, get_args(OnTied))
 
     def load_from(given: Mapping[str, Any]) -> LoadReport:
-        return _load_into(
+        return fill_targets(
             targets,
             given,
             select(tuple(given), include=include, exclude=exclude, rename=rename),
             {"on_mismatch": on_mismatch, "cast": cast},
-            missing=missing,
+            refused=("kept",) if missing else (),
             on_tied=on_tied,
             verify=verify,
             threads=threads,
@@ -69,36 +69,47 @@ def load_into(
     return retry_if_replaced(load_from, source)
 
 
-def _load_into(
-    targets: Mapping[str, np.ndarray],
+def fill_targets(
+    targets: Mapping[str, np.ndarray | LateTarget],
     given: Mapping[str, Any],
     selected: Mapping[str, str],
     modes: Mapping[str, Any],
     *,
-    missing: Missing,
+    refused: tuple[str, ...],
     on_tied: OnTied,
     verify: bool,
     threads: int | None,
     progress: Progress,
+    target: str = "targets",
 ) -> LoadReport:
+    """Fill targets from an open checkpoint, file or mapping; `selected` are the names in it, by the targets' names.
+
+    `modes` are `on_mismatch` and `cast`, `refused` the categories of the report that are an error, before anything
+    changes; `target` is the name of the targets in the report.
+    """
     path = getattr(given, "path", None)  # of a checkpoint or a file
     where = path or type(given).__name__
     sources = {name: as_source(given[name], variable=name) for name in selected.values()}
     match = compare(
-        {name: (array.shape, array.dtype) for name, array in targets.items()},
+        {name: _spec_of_target(held) for name, held in targets.items()},
         {name: spec_of(value) for name, value in sources.items()},
         selected,
         path=path,
         **modes,
     )
-    report = make_report(match, source=where, target="targets")
-    if missing == "error":
-        report.raise_for("kept")
+    report = make_report(match, source=where, target=target)
+    if refused:
+        report.raise_for(*refused)
     moves = [move_of(pair, targets[pair.target], sources[pair.source]) for pair in match.pairs]
     settled = prepare(moves, names=targets, on_tied=on_tied, verify=verify, path=path)
     with reporting(progress, settled.nbytes, f"loading {where}") as advance:
         beyond = carry_out(settled, verify=verify, threads=threads, advance=advance)
     return with_saturated(report, beyond)
+
+
+def _spec_of_target(target: np.ndarray | LateTarget) -> Spec:
+    held = target.place if isinstance(target, LateTarget) else target
+    return held.shape, held.dtype
 
 
 def prepare(

@@ -6,12 +6,12 @@ devices are copied one at a time, in both directions. Nothing is pickled.
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Mapping
 from typing import Any, Unpack, get_args
 
 import torch
 
+from varstore import live
 from varstore.adapters.torch.modules import ModuleOptions, load_into_module
 from varstore.adapters.torch.optimizers import load_into_optimizer
 from varstore.disk.progress import Progress
@@ -69,20 +69,7 @@ def state_of(state: Any) -> Any:
         >>> state_of({"model": torch.nn.Linear(2, 3), "epoch": 3})["model"].keys()
         odict_keys(['weight', 'bias'])
     """
-    if isinstance(state, torch.Tensor):
-        return state
-    if callable(getattr(state, "state_dict", None)) and not isinstance(state, type):
-        return _without_factories(state.state_dict())
-    if type(state) is dict:
-        return {key: state_of(item) for key, item in state.items()}
-    return [state_of(item) for item in state] if type(state) is list else state
-
-
-def _without_factories(state: Any) -> Any:
-    """Return a state dict with a dict in place of each defaultdict, as some optimizers have: its factory is code."""
-    if type(state) in (dict, defaultdict):
-        return {key: _without_factories(item) for key, item in state.items()}
-    return state
+    return live.state_of(state)
 
 
 @checked

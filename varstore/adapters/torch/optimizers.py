@@ -14,13 +14,11 @@ from typing import Any, NamedTuple, TypeAlias, Unpack
 
 import torch
 
-from varstore.disk.read.checkpoint import Checkpoint
-from varstore.errors import UsageError, VariableMismatch
-from varstore.formats.opened import ForeignCheckpoint, read_state
+from varstore.errors import VariableMismatch
+from varstore.live import optimizer_state
 from varstore.model.options import LoadOptions
 from varstore.model.report import LoadReport
 from varstore.text.hints import listed, shortened
-from varstore.training.state import restore
 from varstore.values.nodes import leaves
 
 __all__ = ["load_into_optimizer"]
@@ -43,12 +41,7 @@ def load_into_optimizer(
     """Load the only optimizer's state of a checkpoint or of nested state; see `varstore.adapters.torch.load_into`."""
     path = getattr(given, "path", None)  # of a checkpoint or a file
     where = path or type(given).__name__
-    if isinstance(given, Checkpoint):
-        state = restore(given, _optimizer_state(given.tree, where), map_location="cpu", **load_options)
-    elif isinstance(given, ForeignCheckpoint):
-        state = read_state(_optimizer_state(given.tree, where), framework="torch")
-    else:
-        state = _optimizer_state(given, where)
+    state = optimizer_state(given, {"state", "param_groups"}.issubset, framework="torch", **load_options)
     loaded = tuple(name for name, leaf in leaves(state) if isinstance(leaf, torch.Tensor))
     if _loads_plainly(optimizer):
         _check(optimizer, state, where)
@@ -57,20 +50,6 @@ def load_into_optimizer(
     except (ValueError, KeyError) as error:
         raise _refusal(f": {error}", where) from error
     return LoadReport(source=where, target=type(optimizer).__name__, loaded=loaded)
-
-
-def _optimizer_state(state: Any, where: str) -> dict[str, Any]:
-    """Return the only optimizer state in nested state; the tree of a manifest has the same form."""
-    candidates = [state, *(state.values() if isinstance(state, Mapping) else ())]
-    found = [item for item in candidates if isinstance(item, dict) and {"state", "param_groups"} <= item.keys()]
-    if len(found) != 1:
-        raise UsageError(
-            "not the state of one optimizer",
-            path=where,
-            found=f"{len(found)} of them",
-            hint="pass the right one: load_into(optimizer, load(path)['optimizer'])",
-        )
-    return found[0]
 
 
 def _loads_plainly(optimizer: torch.optim.Optimizer) -> bool:

@@ -79,8 +79,14 @@ def read(path: str | os.PathLike[str], *, limit: int | None = None) -> ForeignCh
     if other:
         model, optimizer = (read(part, limit=limit) for part in (file, *other))
         budget = Budget(place, sum(os.stat(part).st_size for part in (file, *other)), limit=limit)
-        tree = {"model": model.tree, "optimizer": optimizer.tree}
-        return ForeignCheckpoint(place, "paddle", tree, model.attributes, budget=budget)
+        parts = {"model": model, "optimizer": optimizer}
+        names = {
+            f"{part}/{name}": own
+            for part, opened in parts.items()
+            for name, own in opened.attributes.get("parameter_names", {}).items()
+        }
+        tree = {part: opened.tree for part, opened in parts.items()}
+        return ForeignCheckpoint(place, "paddle", tree, {"parameter_names": names} if names else {}, budget=budget)
     source = Source(file)
     budget = Budget(source.path, source.size, limit=limit)
     if is_stream(source):
@@ -88,30 +94,43 @@ def read(path: str | os.PathLike[str], *, limit: int | None = None) -> ForeignCh
     data = source.map()
     machine = Machine(data, path=source.path, table=_TABLE, budget=budget, encoding="latin-1")  # as in paddle.load
     value = machine.run()
-    attributes: dict[str, Any] = {} if machine.stop == len(data) else {"bytes_behind": len(data) - machine.stop}
+    named: dict[str, str] = {}
     if type(value) in (dict, OrderedDict):
         value = _join_slices(value, source)
         names = value.pop(_NAMES, None)
         if isinstance(names, dict):
             plain = {str(key): machine.plain(name) for key, name in names.items()}
-            attributes["parameter_names"] = {key: name for key, name in plain.items() if isinstance(name, str)}
+            named |= {key: name for key, name in plain.items() if isinstance(name, str)}
             tensors = {id(value[key]): _Tensor(value[key]) for key in names if isinstance(value.get(key), Array)}
             value.update((key, tensors[id(value[key])]) for key in names if id(value.get(key)) in tensors)
 
+    own: dict[int, str] = {}
+
     def leaf(record: Any) -> Any:
         if isinstance(record, _Tensor):
-            return record.array.lazy(source.read, _meaning(record.array))
+            array = record.array.lazy(source.read, _meaning(record.array))
+            if record.name:
+                own[id(array)] = record.name
+            return array
         if isinstance(record, _Joined):
             return record.lazy(source)
         return record.lazy(source.read) if isinstance(record, Array) else NotImplemented
 
-    return ForeignCheckpoint(source.path, "paddle", plain_tree(value, machine, leaf), attributes, budget=budget)
+    tree = plain_tree(value, machine, leaf)
+    for name, array in leaves(tree) if own else ():
+        if own.get(id(array), name) != name:
+            budget.charge(NODE + len(name), variable=name)
+            named[name] = own[id(array)]
+    attributes: dict[str, Any] = {} if machine.stop == len(data) else {"bytes_behind": len(data) - machine.stop}
+    if named:
+        attributes["parameter_names"] = named
+    return ForeignCheckpoint(source.path, "paddle", tree, attributes, budget=budget)
 
 
 def write(path: str | os.PathLike[str], state: Any, *, parameter_names: Mapping[str, str] | None = None) -> None:
     """Write a mapping or nested state like `paddle.save`, for `paddle.load` and `set_state_dict`.
 
-    `parameter_names` are those of Paddle's own, by the names in a flat state; the default is the name itself.
+    `parameter_names` are those of Paddle's own, by the names in the state; the default is the name itself.
 
     Raises:
         UsageError: a value is not a tensor, a scalar or a container of them, or the path ends in ``.pdiparams``.
@@ -127,20 +146,18 @@ def write(path: str | os.PathLike[str], state: Any, *, parameter_names: Mapping[
     tree = nested_state(state, format="paddle", accept=_accept, scalars=_SCALARS)
     is_flat = isinstance(tree, dict) and any(isinstance(value, LazyArray) for value in tree.values())
     is_flat = is_flat and not any(_holds_array(value) for value in tree.values() if not isinstance(value, LazyArray))
+    names = parameter_names or {}
     if is_flat:
-        names = parameter_names or {}
         tensors = [key for key, value in tree.items() if isinstance(value, LazyArray)]
         tree = tree | {_NAMES: {key: names.get(str(key), str(key)) for key in tensors}}
-    count = 0
+    own = {id(value): names.get(name, name) for name, value in leaves(tree)} if not is_flat else {}
 
     def array(emitter: Emitter, array: LazyArray) -> None:
-        nonlocal count
-        count += 1
         view = np.dtype(np.uint16) if array.dtype == _BFLOAT16 else array.dtype
         if is_flat:
             emitter.numpy(array, view)
         else:
-            emitter.pair(Named("builtins", "tuple"), f"varstore_{count}", lambda: emitter.numpy(array, view))
+            emitter.pair(Named("builtins", "tuple"), own[id(array)], lambda: emitter.numpy(array, view))
 
     with replacing(os.fspath(path)) as file:
         Emitter(file, 4, array).pickle(tree)
@@ -157,10 +174,11 @@ def _holds_array(node: Any) -> bool:
 class _Tensor(Record):
     """An array that represents a tensor."""
 
-    __slots__ = ("array",)
+    __slots__ = ("array", "name")
 
-    def __init__(self, array: Array) -> None:
+    def __init__(self, array: Array, name: str = "") -> None:
         self.array = array
+        self.name = name
 
 
 class _Joined(Record):
@@ -275,7 +293,7 @@ def _structured_names(source: Source) -> dict[str, str]:
 
 def _tuple(machine: Machine, items: Any = ()) -> Any:
     if type(items) in (tuple, list) and len(items) == 2 and type(items[0]) is str and isinstance(items[1], Array):
-        return _Tensor(items[1])
+        return _Tensor(items[1], items[0])
     machine.charge(NODE + ITEM * len(items))
     return tuple(items)
 
