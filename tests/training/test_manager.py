@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import random
 import shutil
@@ -19,9 +20,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings, strategies as st
 
 from varstore.disk.read.checkpoint import open_checkpoint
-from varstore.errors import CheckpointExists, CheckpointNotFound, UnsupportedDtype, UsageError
+from varstore.errors import CheckpointExists, CheckpointNotFound, StorageError, UnsupportedDtype, UsageError
 from varstore.inspection.verify import verify
 from varstore.model.store import load, save
+from varstore.training import series
 from varstore.training.manager import CheckpointManager
 from varstore.training.policies import (
     Best,
@@ -255,6 +257,28 @@ def test_a_dry_run_says_what_would_go_and_why(tmp_path: Path) -> None:
     assert strict.prune() == report
     strict.wait()
     assert sorted(os.listdir(tmp_path)) == ["step-1", "step-4", "step-5"]
+
+
+def test_a_step_that_cannot_be_looked_at_is_kept_and_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    for step in range(1, 5):
+        CheckpointManager(tmp_path).save(step, {"w": np.zeros(3)})
+
+    def refuse(path: Any, **options: Any) -> Any:
+        if path.endswith("step-1"):
+            raise StorageError("no", number=errno.EIO, path=path)
+        return open_checkpoint(path, **options)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(series, "open_checkpoint", refuse)
+        manager = CheckpointManager(tmp_path, keep=Latest(1))
+        done = manager.prune()
+    assert list(done.kept) == [1, 4]
+    assert "cannot be looked at" in done.kept[1]
+    assert list(done.deleted) == [2, 3]
+    assert any("step 1 is kept" in record.message for record in caplog.records)
+    assert list(manager.prune().deleted) == [1]
 
 
 def test_parts_are_kept_for_as_long_as_their_own_policy_says(tmp_path: Path) -> None:

@@ -38,8 +38,11 @@ _UNSYNCED = {"EIO", "ENOSPC", "EDQUOT"}
 PART: Final = {
     "new, durable": {"SIGKILL", "torn", "short", "EIO"},
     "overwrite, durable": {"SIGKILL", "SIGINT", "EIO", "ENOSPC"},
+    "base, durable": {"EIO"},
     "seal": {"SIGKILL", "EIO"},
     "manager": {"EMFILE", "EACCES"},
+    "manager in background": {"SIGINT"},
+    "trim": {"EMFILE"},
     "write torch": {"SIGKILL", "EIO"},
     "convert from numpy": {"EIO", "EINTR"},
     "convert from oneflow": {"EIO"},
@@ -180,6 +183,7 @@ class _Visit:
         self._child = Child(injector, partial(scenario.act, place / _HOME))
         self._home = contextlib.ExitStack()
         self._is_ready = False
+        self._unsynced: frozenset[str] = frozenset()
         self._consequences: dict[object, Mapping[Loss, str]] = {}
 
     def __enter__(self) -> _Visit:
@@ -198,7 +202,9 @@ class _Visit:
         met = self._child.run(at=number, fault=fault)
         seen = observe(home)
         self._is_ready = seen == self._expected.before and not seen.leftovers
-        losses = dict(_judge(self._scenario, fault, met, seen, self._expected, home))
+        if fault.action is Action.COUNT:
+            self._unsynced = _unsynced(met, seen, self._expected, home)
+        losses = dict(_judge(self._scenario, fault, met, seen, self._expected, home, self._unsynced))
         key = (repr(seen.units), bool(met.said and met.said.left_open), *sorted(_anonymous(home, seen.leftovers)))
         if key not in self._consequences:
             self._consequences[key] = dict(_judge_consequences(self._scenario, seen, self._expected, home))
@@ -220,7 +226,16 @@ def _anonymous(home: Path, leftovers: Collection[str]) -> Iterator[str]:
                 yield f"{name} {os.path.relpath(path, home / leftover)} {os.lstat(path).st_size}"
 
 
-def _judge(scenario: Scenario, fault: Fault, met: Run, seen: Seen, expected: _Expected, home: Path) -> Judgement:
+def _judge(
+    scenario: Scenario,
+    fault: Fault,
+    met: Run,
+    seen: Seen,
+    expected: _Expected,
+    home: Path,
+    unsynced: frozenset[str],
+) -> Judgement:
+    """Judge the state and what was said; `unsynced` is what is not synced without a fault either."""
     if not met.hit and not fault.is_partial and fault.action is not Action.COUNT:
         yield Loss.UNREACHED, f"{len(met.calls)} calls were made"
     if met.killed_by == signal.SIGALRM:
@@ -232,7 +247,11 @@ def _judge(scenario: Scenario, fault: Fault, met: Run, seen: Seen, expected: _Ex
     if len(seen.leftovers) > allowed:
         yield Loss.STRAY, ", ".join(sorted(seen.leftovers))
     if met.said is not None:
-        yield from _judge_words(scenario, fault, met, met.said, is_new=seen == expected.after, is_known=is_known)
+        yield from _judge_words(scenario, fault, met.said, is_new=seen == expected.after, is_known=is_known)
+        if not met.said.error and fault.name in _UNSYNCED and met.call in _SYNCS:
+            left = _unsynced(met, seen, expected, home) - unsynced
+            if left or met.call == "syncfs":
+                yield Loss.UNSYNCED, ", ".join(sorted(left)) or "no error"
     elif met.killed_by != signal.SIGALRM and not (fault.kills and met.killed_by == signal.SIGKILL):
         yield Loss.FOREIGN, f"ended by signal {met.killed_by}"
 
@@ -249,7 +268,7 @@ def _lacks_markers(home: Path) -> bool:
     return not any(home.rglob("snapshot_done"))
 
 
-def _judge_words(scenario: Scenario, fault: Fault, met: Run, said: Said, *, is_new: bool, is_known: bool) -> Judgement:
+def _judge_words(scenario: Scenario, fault: Fault, said: Said, *, is_new: bool, is_known: bool) -> Judgement:
     if said.in_threads:
         yield Loss.UNTOLD, "; ".join(said.in_threads)
     if said.left_open:
@@ -261,10 +280,18 @@ def _judge_words(scenario: Scenario, fault: Fault, met: Run, said: Said, *, is_n
         yield Loss.WRONG_ERROR, error
     if not said.error and not is_new and not (fault.action is Action.FAIL and is_known and scenario.stages):
         yield Loss.SILENT, "no error"
-    if not said.error and fault.name in _UNSYNCED and met.call in _SYNCS:
-        yield Loss.UNSYNCED, "no error"
     if is_new and "undone" in said.message:
         yield Loss.UNTRUE, said.message
+
+
+def _unsynced(met: Run, seen: Seen, expected: _Expected, home: Path) -> frozenset[str]:
+    """Return the new files and folders that were not synced one by one, with the folders that hold them.
+
+    Where the sync of one fails, its data may be written to another, which takes its place.
+    """
+    places = [home / path for path, unit in seen.units.items() if unit != expected.before.units.get(path)]
+    found = {file for place in places for file in (place.parent, place, *place.rglob("*"))}
+    return frozenset(str(file.relative_to(home)) for file in found if file.lstat().st_ino not in met.synced)
 
 
 def _is_deserved(fault: Fault, said: Said) -> bool:

@@ -11,12 +11,14 @@ A fork copies only the thread that calls it, so the parent must not have others.
 
 from __future__ import annotations
 
+import _thread
 import gc
 import logging
 import os
 import pickle
 import signal
 import threading
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from types import TracebackType
@@ -58,6 +60,8 @@ class Run:
     """The call at which the fault was injected; empty if it was not reached."""
     where: str
     """Its file."""
+    synced: frozenset[int]
+    """The inodes of the files and folders that were synced one by one."""
     killed_by: int
     """The signal that ended the child, or 0."""
     said: Said | None
@@ -106,6 +110,7 @@ class Child:
             hit=self._injector.hit,
             call=calls[at - 1] if 0 < at <= len(calls) else "",
             where=self._injector.where,
+            synced=self._injector.synced,
             killed_by=killed_by,
             said=said,
         )
@@ -169,9 +174,8 @@ def _work(injector: Injector, work: Callable[[], object]) -> Said:
     except BaseException as error:  # Ctrl-C, too; its traceback would keep descriptors open
         name, message = type(error).__name__, str(error)
         is_ours, is_storage_error = isinstance(error, VarstoreError), isinstance(error, StorageError)
-    for thread in threading.enumerate():
-        if thread is not threading.current_thread():
-            thread.join()
+    while _thread._count():  # one may begin another, at any moment; SIGALRM comes if they do not end
+        time.sleep(0.001)
     injector.disarm()
     gc.collect()
     return Said(

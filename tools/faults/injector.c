@@ -25,6 +25,7 @@
 #include <stdio.h>
 #include <string.h>
 #include <sys/prctl.h>
+#include <sys/stat.h>
 #include <sys/syscall.h>
 #include <sys/uio.h>
 #include <ucontext.h>
@@ -42,7 +43,7 @@
 
 /* Shared with the parent, which reads what happened even if the child was killed. injector.py has the same fields. */
 enum { COUNT, KILL, FAIL, SHORT, TORN, INTERRUPT };
-enum { LOGGED = 4096, WHERE = 256 };
+enum { LOGGED = 4096, WHERE = 256, SYNCED = 512 };
 
 struct plan {
     int64_t at;             /* the call to meet, from 1; 0: none */
@@ -53,6 +54,8 @@ struct plan {
     int64_t count;          /* calls made so far */
     int16_t calls[LOGGED];  /* which ones: places in the table */
     char where[WHERE];      /* the file of the call that was met */
+    int64_t syncs;          /* files and folders that were synced */
+    int64_t synced[SYNCED]; /* their inodes */
 };
 
 /* How a call names its file, and which argument is the length of what it moves; VECTOR: arguments 1 and 2 are iovecs. */
@@ -123,6 +126,16 @@ static struct plan *plan;
 
 static long make(const struct call *call, const long *a) {
     return pass(call->number, a[0], a[1], a[2], a[3], a[4], a[5]);
+}
+
+static void note_sync(const struct call *call, const long *a, long result) {
+    struct stat status;
+    if (result == 0 && (call->number == SYS_fsync || call->number == SYS_fdatasync) &&
+        pass(SYS_fstat, a[0], (long)&status, 0, 0, 0, 0) == 0) {
+        int64_t place = __atomic_fetch_add(&plan->syncs, 1, __ATOMIC_SEQ_CST);
+        if (place < SYNCED)
+            plan->synced[place] = status.st_ino;
+    }
 }
 
 static void note_file(const struct call *call, const long *a) {
@@ -199,6 +212,7 @@ static void on_call(int signal, siginfo_t *info, void *interrupted) {
         if (number <= LOGGED)
             plan->calls[number - 1] = call - table;
         RESULT(context) = number == plan->at ? inject(call, a) : make(call, a);
+        note_sync(call, a, RESULT(context));
     } else {
         RESULT(context) = make(call, a);
     }

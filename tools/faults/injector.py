@@ -35,6 +35,7 @@ _SOURCE: Final = Path(__file__).with_name("injector.c")
 _MACHINES: Final = ("x86_64", "aarch64")
 _LOGGED: Final = 4096
 _WHERE: Final = 256
+_SYNCED: Final = 512
 
 
 class Action(enum.IntEnum):
@@ -144,6 +145,8 @@ class Plan(ctypes.Structure):
         ("count", ctypes.c_int64),
         ("calls", ctypes.c_int16 * _LOGGED),
         ("where", ctypes.c_char * _WHERE),
+        ("syncs", ctypes.c_int64),
+        ("synced", ctypes.c_int64 * _SYNCED),
     )
 
 
@@ -185,6 +188,13 @@ class Injector:
         if self._plan.count > _LOGGED:
             raise OverflowError(f"{self._plan.count} calls were made, and {_LOGGED} can be told apart")
         return [self.names[place] for place in self._plan.calls[: self._plan.count]]
+
+    @property
+    def synced(self) -> frozenset[int]:
+        """The inodes of the files and folders that were synced one by one."""
+        if self._plan.syncs > _SYNCED:
+            raise OverflowError(f"{self._plan.syncs} files were synced, and {_SYNCED} can be told apart")
+        return frozenset(self._plan.synced[: self._plan.syncs])
 
     @property
     def hit(self) -> bool:

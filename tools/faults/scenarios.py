@@ -186,14 +186,7 @@ def _save_steps(
     keep_parts: bool = False,
     background: bool = False,
 ) -> None:
-    manager = vs.CheckpointManager(
-        home / _RUN,
-        keep=None if keep is None else vs.Latest(keep),
-        keep_parts={"head/*": vs.Latest(1)} if keep_parts else None,
-        background=background,
-        clock=lambda: 1_000_000.0,
-        threads=1,
-    )
+    manager = _manager(home, keep=keep, keep_parts=keep_parts, background=background)
     try:
         for step, arrays in steps.items():
             manager.save(step, arrays, metrics={"loss": 1 / step})
@@ -201,12 +194,38 @@ def _save_steps(
         manager.wait()
 
 
+def _manager(
+    home: Path, *, keep: int | None = None, keep_parts: bool = False, background: bool = False
+) -> vs.CheckpointManager:
+    return vs.CheckpointManager(
+        home / _RUN,
+        keep=None if keep is None else vs.Latest(keep),
+        keep_parts={"head/*": vs.Latest(1)} if keep_parts else None,
+        background=background,
+        clock=lambda: 1_000_000.0,
+        threads=1,
+    )
+
+
+def _prune_without(unseen: int, home: Path, **options: Any) -> None:
+    """Save step 3, and have one step stay as it is, which is not to be looked at, as the others are pruned."""
+    _save_steps({3: NEW}, home)
+    step, aside = home / _RUN / f"step-{unseen}", home / _RUN / "aside"
+    step.rename(aside)
+    _manager(home, **options).prune()
+    aside.rename(step)
+
+
 def _managing(name: str, **options: Any) -> Scenario:
     return Scenario(
         name=name,
         prepare=partial(_save_steps, {1: OLD, 2: EARLIER}),
         act=partial(_save_steps, {3: NEW}, **options),
-        stages=[partial(_save_steps, {3: NEW}), partial(_save_steps, {3: NEW}, keep=2)],
+        stages=[
+            partial(_save_steps, {3: NEW}),
+            partial(_save_steps, {3: NEW}, keep=2),
+            *(partial(_prune_without, step, **options) for step in (1, 2, 3)),
+        ],
         new={f"{_RUN}/step-3": contents_of(NEW)},
         again=partial(_save_steps, {4: NEXT}, **options),
         leftovers=2,  # a step that is being made smaller, and one that a thread removes meanwhile

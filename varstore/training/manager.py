@@ -54,7 +54,7 @@ from varstore.training.policies import (
     when_of,
 )
 from varstore.training.retention import Retention, decide, last_run, next_run, settled_run, unknown_metrics
-from varstore.training.series import KEY, Member, Record, Series, check_files, open_step, require_manifest
+from varstore.training.series import KEY, Member, Record, Series, Taken, check_files, open_step, require_manifest
 from varstore.training.state import load_state
 from varstore.training.tensors import MapLocation
 from varstore.training.tree import flatten, prune
@@ -432,13 +432,18 @@ class CheckpointManager:
         if is_interrupting() and self._pruning.locked():
             return Retention(kept={}, deleted={}, held={}, trimmed={})  # the next save prunes
         with calling(), self._pruning:
-            members = self._series.members()
+            taken = self._series.taken()
+            members = [one.found for one in taken if isinstance(one.found, Member)]
             stay = {}
             if saved is None and (whole := self._latest(members)) is not None:
                 stay[whole.step] = "the latest of which all files are there"
             if (last := saved or self._last) is not None:
                 stay[last.step] = "just saved"
             retention = decide(members, self._keep, self._keep_parts, stay=stay)
+            unseen = {one.step: f"it cannot be looked at: {one.found}" for one in taken if _is_refused(one)}
+            retention = replace(retention, kept=dict(sorted({**retention.kept, **unseen}.items())))
+            for step, why in unseen.items():
+                self._warn(f"refused {step}", f"step {step} is kept: {why}")
             for metric in unknown_metrics(members, [self._keep, *self._keep_parts.values()]):
                 text = f"no step has the metric {metric!r}, so Best({metric!r}) keeps every step"
                 self._warn(f"metric {metric}", text)
@@ -565,6 +570,11 @@ class CheckpointManager:
                 foreign="keep",
                 durable=durable,
             )
+
+
+def _is_refused(taken: Taken) -> bool:
+    """Tell whether the system refused to show a step, so that it may be whole."""
+    return isinstance(taken.found, StorageError)
 
 
 def _restored(path: str, map_location: MapLocation, options: LoadOptions) -> Any:
