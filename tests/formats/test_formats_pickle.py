@@ -22,6 +22,7 @@ from support import FIXTURES, ROOT, arrays, assert_same, crafted, load_facts, lo
 
 import varstore as vs
 from varstore.errors import (
+    DigestMismatch,
     FormatError,
     SizeMismatch,
     UnsafeContent,
@@ -352,13 +353,36 @@ def test_a_range_of_a_zip_member(content: bytes, method: int, data: st.DataObjec
         archive_members(Source(path))["a/data.pkl"].read(start, len(content) + 1)
 
 
-def test_wrong_checksums_are_torchs_own_business(tmp_path: Path) -> None:
-    torch.write(tmp_path / "a.pt", {"w": np.arange(5.0)})
-    raw = (tmp_path / "a.pt").read_bytes()
-    wrong = raw.replace(struct.pack("<I", zlib.crc32(np.arange(5.0).tobytes())), b"\1\2\3\4")
-    assert wrong != raw
-    (tmp_path / "a.pt").write_bytes(wrong)
-    assert torch.read(tmp_path / "a.pt")["w"].tolist() == [0, 1, 2, 3, 4]
+@pytest.mark.parametrize("method", [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED])
+def test_a_storage_that_is_read_whole_is_compared_with_its_checksum(tmp_path: Path, method: int) -> None:
+    torch.write(tmp_path / "a.pt", {"w": np.arange(5.0), "v": np.arange(3.0)})
+    with zipfile.ZipFile(tmp_path / "a.pt") as old, zipfile.ZipFile(tmp_path / "b.pt", "w", method) as new:
+        for name in old.namelist():
+            new.writestr(name, old.read(name))
+    raw, crc = (tmp_path / "b.pt").read_bytes(), struct.pack("<I", zlib.crc32(np.arange(5.0).tobytes()))
+    assert raw.count(crc) == 2
+    (tmp_path / "b.pt").write_bytes(raw.replace(crc, b"\1\2\3\4"))
+    opened = torch.read(tmp_path / "b.pt")
+    assert opened["v"].tolist() == [0, 1, 2]
+    with pytest.raises(DigestMismatch, match="CRC-32"):
+        opened["w"].numpy()
+    with pytest.raises(DigestMismatch):
+        opened.state()
+    if method == zipfile.ZIP_STORED:
+        assert opened["w"][1:3].tolist() == [1, 2]
+
+
+def test_an_archive_that_ends_early_says_how_long_it_should_be(tmp_path: Path) -> None:
+    whole = (FIXTURES / "formats/torch/the_model_state_dict.pt").read_bytes()
+    for size in (len(whole) // 10, len(whole) - 5000):
+        (tmp_path / "a.pt").write_bytes(whole[:size])
+        with pytest.raises(SizeMismatch, match=f"found {size:,} bytes, expected more than 248,024 bytes"):
+            torch.read(tmp_path / "a.pt")
+    np.savez(tmp_path / "a.npz", a=np.zeros(100), b=np.zeros(100))
+    whole = (tmp_path / "a.npz").read_bytes()
+    (tmp_path / "a.npz").write_bytes(whole[:1500])
+    with pytest.raises(SizeMismatch, match="found 1,500 bytes, expected more than 1,9"):
+        vs.read(tmp_path / "a.npz")
 
 
 def torch_pickle(value: Any, storages: dict[str, tuple[Any, ...]], monkeypatch: pytest.MonkeyPatch) -> bytes:

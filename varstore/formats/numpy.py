@@ -18,7 +18,6 @@ from typing import IO, Any, BinaryIO
 import numpy as np
 
 from varstore.errors import (
-    DigestMismatch,
     FormatError,
     InvalidName,
     SizeMismatch,
@@ -147,15 +146,7 @@ def _member_array(source: Source, member: Member) -> LazyArray | None:
 def _check_crc(member: Member, head: np.ndarray, values: np.ndarray, stored: np.dtype[Any]) -> None:
     raw = values if values.dtype == stored else values.astype(stored)
     crc = zlib.crc32(np.ascontiguousarray(raw).reshape(-1).view(np.uint8).data, zlib.crc32(head.data))
-    if crc != member.crc:
-        raise DigestMismatch(
-            "the bytes are not those that were written",
-            path=member.path,
-            variable=member.name,
-            found=f"CRC-32 {crc:08x}",
-            expected=f"{member.crc:08x}",
-            hint="the file is damaged",
-        )
+    member.check(crc)
 
 
 def _compressed_array(member: Member, name: str, header: Header, start: int) -> LazyArray:

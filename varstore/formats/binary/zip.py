@@ -17,7 +17,7 @@ import struct
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any, BinaryIO, NoReturn
 
 import numpy as np
@@ -27,13 +27,17 @@ from varstore.formats.binary.slices import stream_of
 from varstore.formats.binary.source import Source
 from varstore.storage.appearing import replacing
 
-__all__ = ["MAGIC", "Member", "archive_members", "is_zip", "leads_out", "new_archive"]
+__all__ = ["LOCAL", "MAGIC", "Member", "archive_members", "is_zip", "leads_out", "new_archive"]
 
 MAGIC = b"PK\3\4"
 _EMPTY = b"PK\5\6"
-_LOCAL = struct.Struct("<4s5H3I2H")
+LOCAL = struct.Struct("<4s5H3I2H")
 _DRIVE = re.compile(r"[A-Za-z]:\Z")
-_ENCRYPTED = 1
+_ENCRYPTED, _SIZE_FOLLOWS = 1, 8
+_ZIP64 = 0xFFFFFFFF
+_NO_END = "File is not a zip file"
+"""What `zipfile` says of a file without the record at the end."""
+_MOST_LOCAL = 10_000
 _MOST_EXPANSION = {
     zipfile.ZIP_STORED: 1,
     zipfile.ZIP_DEFLATED: 1032,  # the limit of the format: 258 bytes from two bits
@@ -95,12 +99,17 @@ def leads_out(name: str) -> bool:
     return not parts[0] or _DRIVE.match(parts[0]) is not None or ".." in parts or "\0" in name
 
 
-def archive_members(source: Source, base: int = 0, size: int | None = None) -> dict[str, Member]:
+def archive_members(
+    source: Source, base: int = 0, size: int | None = None, *, least: Callable[[], int] | None = None
+) -> dict[str, Member]:
     """Return the files of an archive by name; it starts at byte `base` of `source` and is `size` bytes long.
+
+    `least` returns how long the archive is at least by what else is known of its content; it is called if the archive
+    ends early.
 
     Raises:
         FormatError: it is not a zip archive, or a member is encrypted or compressed with an unsupported method.
-        SizeMismatch: a member claims to be larger than its compressed bytes can be.
+        SizeMismatch: it ends early; a member claims to be larger than its compressed bytes can be.
         UnsafeContent: a name leads out of the archive, or two members overlap or have the same name.
     """
     window = _Window(source, base, source.size - base if size is None else size)
@@ -112,18 +121,54 @@ def archive_members(source: Source, base: int = 0, size: int | None = None) -> d
     except (zipfile.BadZipFile, NotImplementedError, ValueError, struct.error, OverflowError, OSError) as error:
         if window.refusal is not None:  # which zipfile takes for a sign that this is not a zip archive
             raise window.refusal from None
+        if window.read(0, min(len(MAGIC), window.size)).tobytes() == MAGIC and _NO_END in str(error):
+            raise _ends_early(window, least) from None
         raise FormatError("not a zip archive, or a truncated one", path=source.path, found=str(error)) from error
     members: dict[str, Member] = {}
     for info in sorted(infos, key=lambda info: info.header_offset, reverse=True):
         _check(info, source.path)
         if info.filename in members:
             raise UnsafeContent("two members of the archive have the same name", path=source.path, field=_short(info))
-        if info.header_offset < 0 or info.header_offset + _LOCAL.size + info.compress_size > limit:
+        if info.header_offset < 0 or info.header_offset + LOCAL.size + info.compress_size > limit:
             raise UnsafeContent("members overlap or lie outside the archive", path=source.path, field=_short(info))
         if not info.is_dir():
             members[info.filename] = Member(window, info, limit)
         limit = info.header_offset
     return {info.filename: members[info.filename] for info in infos if info.filename in members}
+
+
+def _ends_early(window: _Window, least: Callable[[], int] | None) -> SizeMismatch:
+    """Return the error for an archive that begins like one, and does not have the directory at its end."""
+    known = _stated_size(window)
+    if least is not None:
+        with suppress(FormatError):  # it may end before what is known
+            known = max(known, least())
+    return SizeMismatch(
+        "the zip archive ends early, because its directory, which comes last, is missing",
+        path=window.path,
+        found=f"{window.size:,} bytes",
+        expected=f"more than {known:,} bytes" if known >= window.size else None,
+        hint="copy or download it again",
+    )
+
+
+def _stated_size(window: _Window) -> int:
+    """Return where the last member begins or ends of which a local header states the size."""
+    at = 0
+    for _ in range(_MOST_LOCAL):
+        if at + LOCAL.size > window.size:
+            break
+        magic, _, flags, *_, packed, _, name, extra = LOCAL.unpack(window.read(at, LOCAL.size).tobytes())
+        start = at + LOCAL.size + name + extra
+        if magic != MAGIC or flags & _SIZE_FOLLOWS or start > window.size:
+            break
+        if packed == _ZIP64:  # the field of the ZIP64 extension: tag, length, size, packed size
+            field = window.read(start - extra, extra).tobytes()[:20]
+            if len(field) < 20 or field[:2] != b"\1\0":
+                break
+            packed = int.from_bytes(field[12:20], "little")
+        at = start + packed
+    return at
 
 
 class _Window:
@@ -182,12 +227,12 @@ class Member:
         start, is_content = self._place
         if is_content:
             return start
-        header = _LOCAL.unpack(self._window.read(start, _LOCAL.size).tobytes())
+        header = LOCAL.unpack(self._window.read(start, LOCAL.size).tobytes())
         if header[0] != MAGIC:
             self._fail(
                 "a member of the archive does not have a local header", found=repr(header[0]), expected=repr(MAGIC)
             )
-        start += _LOCAL.size + int(header[-2]) + int(header[-1])
+        start += LOCAL.size + int(header[-2]) + int(header[-1])
         if start + self.packed > self._limit:
             self._fail("a member of the archive overlaps with what follows it")
         self._place = (start, True)
@@ -216,6 +261,18 @@ class Member:
                 break
         return values
 
+    def read_checked(self, offset: int, size: int) -> np.ndarray:
+        """Return a range as `read` does; if it is the whole content, it is compared with its checksum.
+
+        Raises:
+            DigestMismatch: it does not match the checksum in the archive.
+            FormatError: see `read`.
+        """
+        values = self.read(offset, size)
+        if size == self.size:
+            self.check(zlib.crc32(values.data))
+        return values
+
     def content(self) -> bytes:
         """Return the whole content.
 
@@ -238,6 +295,14 @@ class Member:
         for piece in self._pieces():
             crc = zlib.crc32(piece, crc)
             yield piece
+        self.check(crc)
+
+    def check(self, crc: int) -> None:
+        """Compare the checksum of the whole content with that in the archive.
+
+        Raises:
+            DigestMismatch: it is another one.
+        """
         if crc != self.crc:
             raise DigestMismatch(
                 "the bytes are not those that were written",

@@ -1,6 +1,7 @@
 """PyTorch's zip format: ``data.pkl`` and a member for each storage, in one folder of any name.
 
-Members may be compressed and their checksums wrong, because `torch.load` accepts such files.
+Members may be compressed, because `torch.load` accepts such files. Where all of a storage is read, it is compared with
+its checksum, unless the file has none: with ``set_crc32_options(False)``, torch writes zeros.
 
 Source: `_load` in https://github.com/pytorch/pytorch/blob/v2.13.0/torch/serialization.py
 """
@@ -14,7 +15,7 @@ import numpy as np
 from varstore.errors import FormatError, UnsafeContent
 from varstore.formats.binary.budget import Budget
 from varstore.formats.binary.source import Source
-from varstore.formats.binary.zip import Member, archive_members
+from varstore.formats.binary.zip import LOCAL, Member, archive_members
 from varstore.formats.opened import ForeignCheckpoint
 from varstore.formats.pickles.machine import Machine
 from varstore.formats.pickles.tree import plain_tree
@@ -37,7 +38,8 @@ def read_zip(
         UnsafeContent: the pickle asks to run code, or is a decompression bomb, or the file is out of proportion.
         FormatError: it is truncated or damaged, not a PyTorch file, or a TorchScript program.
     """
-    members = archive_members(source, base, size)
+    members = archive_members(source, base, size, least=lambda: _least_size(source, base, budget))
+    is_checked = any(member.crc for member in members.values())
     roots = [name[: -len("data.pkl")] for name in members if name.count("/") == 1 and name.endswith("/data.pkl")]
     if len(roots) != 1:
         raise FormatError(
@@ -76,12 +78,29 @@ def read_zip(
     order = f"{root}byteorder"
     swapped = order in members and members[order].read(0, min(3, members[order].size)).tobytes() == b"big"
     for storage in storages.found:
-        _locate(storage, members.get(f"{root}data/{storage.key}"), swapped, budget)
+        _locate(storage, members.get(f"{root}data/{storage.key}"), swapped, budget, is_checked=is_checked)
     tree = plain_tree(root_object, machine, torch_leaf(machine, _reader(data)))
     return ForeignCheckpoint(source.path, "torch", tree, budget=budget)
 
 
-def _locate(storage: Storage, member: Member | None, swapped: bool, budget: Budget) -> None:
+def _least_size(source: Source, base: int, budget: Budget) -> int:
+    """Return the bytes of all storages that the pickle names, which is the first member of what torch writes."""
+    data = source.map()
+    header = data[base : base + LOCAL.size]
+    *_, name, extra = LOCAL.unpack(header) if len(header) == LOCAL.size else (0, 0)
+    storages = Storages(budget)
+
+    def persistent(identity: Any) -> Storage:
+        _kind, kind, key, _location, count = storage_identity(identity, 5, source.path)
+        return storages.find(kind, key, count)
+
+    start = base + LOCAL.size + name + extra
+    table = torch_table(storages)
+    Machine(data, path=source.path, table=table, budget=budget, persistent=persistent, opaque=True, start=start).run()
+    return sum(storage.size for storage in storages.found)
+
+
+def _locate(storage: Storage, member: Member | None, swapped: bool, budget: Budget, *, is_checked: bool) -> None:
     if member is None or member.size != storage.size:
         raise FormatError(
             "a storage does not have the size that its tensors state",
@@ -91,26 +110,26 @@ def _locate(storage: Storage, member: Member | None, swapped: bool, budget: Budg
             expected=f"{storage.size} bytes",
         )
     storage.swapped = swapped
-    storage.read = member.read
+    storage.read = member.read_checked if is_checked else member.read
     storage.is_plain = member.is_plain
     if not member.is_plain:
         budget.unpack(member.size)
-        storage.read = _Unpacked(storage, member)
+        storage.read = _Unpacked(storage, storage.read)
 
 
 class _Unpacked:
     """Read a compressed storage, which is kept in memory once it is unpacked if several tensors are views of it."""
 
-    def __init__(self, storage: Storage, member: Member) -> None:
+    def __init__(self, storage: Storage, read: Read) -> None:
         self._storage = storage
-        self._member = member
+        self._read = read
         self._kept: np.ndarray | None = None
 
     def __call__(self, offset: int, size: int) -> np.ndarray:
         if self._storage.views < 2:
-            return self._member.read(offset, size)
+            return self._read(offset, size)
         if self._kept is None:
-            self._kept = self._member.read(0, self._member.size)
+            self._kept = self._read(0, self._storage.size)
         return self._kept[offset : offset + size].copy()
 
 
