@@ -6,7 +6,10 @@ importing it takes longer than opening a checkpoint, and a table of 10,000 rows 
 
 from __future__ import annotations
 
+import functools
 import json
+from collections.abc import Callable
+from operator import attrgetter
 from typing import Any
 
 import click
@@ -85,7 +88,10 @@ def _dtype(variable: vs.Variable) -> str | None:
     if not variable.has_meta:
         return None
     row = variable.meta.data_type
-    return row.name if row.dtype is None else row.dtype.name
+    return _name_of(row if row.dtype is None else row.dtype)
+
+
+_name_of: Callable[[Any], str] = functools.cache(attrgetter("name"))  # numpy makes it anew each time
 
 
 def _total(variables: list[vs.Variable]) -> int:

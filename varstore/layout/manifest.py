@@ -311,8 +311,7 @@ class _LazyEntries(Mapping[str, Entry]):
         if len(self._messages) != len(messages):
             (twice, _), *_ = Counter(message.name for message in messages).most_common(1)
             raise ManifestError("a variable is listed twice", path=path, variable=twice)
-        longest = max(self._messages, key=len, default="")
-        if len(longest) > NAME_LIMIT // 4:  # in characters, of which each has up to 4 bytes
+        if max(map(len, self._messages), default=0) > NAME_LIMIT // 4:  # in characters, of which each has up to 4 bytes
             _check_lengths(self._messages, path)
 
     def __getitem__(self, name: str) -> Entry:

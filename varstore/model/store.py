@@ -15,7 +15,7 @@ from varstore.disk.read.checkpoint import Checkpoint, attempts, entries_of, open
 from varstore.disk.read.checks import check_files
 from varstore.disk.read.content import Content
 from varstore.disk.read.variable import Variable
-from varstore.disk.read.whole import read_new
+from varstore.disk.read.whole import map_values, read_new
 from varstore.disk.save.foreign import Foreign
 from varstore.disk.save.writer import write_checkpoint
 from varstore.errors import UsageError
@@ -40,7 +40,7 @@ class CheckpointVariables(dict[str, Any]):
     """
 
     def __init__(self, checkpoint: Checkpoint) -> None:
-        super().__init__(checkpoint)
+        super().__init__(checkpoint.select())
         self.checkpoint = checkpoint
 
     @property
@@ -179,10 +179,11 @@ def _load(
     threads: int | None,
     progress: Progress,
 ) -> dict[str, np.ndarray]:
-    if mmap:
-        return {name: checkpoint[source].numpy(mmap=True) for name, source in chosen.items()}
     location = checkpoint.location
     entries = dict(zip(chosen, entries_of(checkpoint, chosen.values()), strict=True))
+    if mmap:
+        mapped = map_values(location, [readable(entry, path=location.path) for entry in entries.values()])
+        return dict(zip(entries, mapped, strict=True))
     first_of: dict[str, str] = {}
     wanted: list[Readable] = []
     tied: list[tuple[Location, Entry]] = []

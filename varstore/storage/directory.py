@@ -11,7 +11,8 @@ does) those of the new one. Each error that leaves the ``with`` block is therefo
 by now, the error is that the checkpoint was replaced, and its number is ESTALE. Where a block ends well and no digest
 vouches for what was read, the checkpoint must still be the same one.
 
-The marker is opened, not looked up: a mount may remember the name of a file that another machine removed.
+On a shared file system, the marker is opened, not looked up: a mount may remember the name of a file that another
+machine removed.
 """
 
 from __future__ import annotations
@@ -198,8 +199,10 @@ class Directory:
         """Return what tells the checkpoint from another at this path; None without manifest and marker."""
         return self._manifest_digest() or marker_identity(self.marker())
 
-    def marker(self) -> syscalls.Status | None:
+    def marker(self) -> os.stat_result | None:
         """Return what the marker is, None where there is none."""
+        if not _known_to_be_shared(self.location.absolute):
+            return self._marker_at_a_glance()
         try:
             fd = self._open_at(MARKER, syscalls.READ_FILE)
         except FileNotFoundError:
@@ -401,8 +404,7 @@ class Directory:
         if isinstance(expected, bytes):
             found: Identity | None = self._manifest_digest()
         else:
-            shared = _known_to_be_shared(self.location.absolute)
-            found = marker_identity(self.marker() if shared else self._marker_at_a_glance())
+            found = marker_identity(self.marker())
         if not self._is(found):
             raise replaced_error(self.path)
 
@@ -471,12 +473,11 @@ class Directory:
         finally:
             os.close(fd)
 
-    def _marker_at_a_glance(self) -> syscalls.Status | None:
+    def _marker_at_a_glance(self) -> os.stat_result | None:
         try:
-            found = self.status(MARKER)
+            return self.status(MARKER)
         except FileNotFoundError:
             return None
-        return syscalls.Status(found.st_mode, found.st_ino, found.st_size, found.st_mtime_ns)
 
     def _has(self, relative: str) -> bool:
         try:
@@ -524,7 +525,7 @@ def _folders_in(folder: int | str) -> list[str]:
         return [entry.name for entry in entries if entry.is_symlink() or entry.is_dir()]
 
 
-def marker_identity(marker: syscalls.Status | None) -> Identity | None:
+def marker_identity(marker: os.stat_result | None) -> Identity | None:
     """Return what tells a marker from that of another checkpoint at the same path."""
     return None if marker is None else (marker.st_ino, marker.st_mtime_ns)
 

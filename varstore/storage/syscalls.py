@@ -19,7 +19,7 @@ import sys
 import weakref
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 from varstore.errors import StorageError
 
@@ -43,7 +43,6 @@ __all__ = [
     "READ_FOLDER",
     "READ_ONLY",
     "READ_FOLDER_ITSELF",
-    "Status",
     "address_space",
     "at_fork",
     "change_mode",
@@ -455,25 +454,19 @@ def address_space() -> int | None:
     return None if limit == resource.RLIM_INFINITY else int(limit)
 
 
-class Status(NamedTuple):
-    """What a file is now: its mode, number, size in bytes, and the time of its last change in nanoseconds."""
+def fresh_status(fd: int) -> os.stat_result:
+    """Return what an open file is now, on a shared file system as its server says it (Linux: statx with a flag).
 
-    st_mode: int
-    st_ino: int
-    st_size: int
-    st_mtime_ns: int
-
-
-def fresh_status(fd: int) -> Status:
-    """Return what an open file is now, on a shared file system as its server says it (Linux: statx with a flag)."""
+    There, only its mode, number, size and the time of its last change are known.
+    """
     buffer = ctypes.create_string_buffer(_STATX_SIZE)
     if _IS_LINUX and hasattr(_libc, "statx"):
         with contextlib.suppress(OSError):
             _called(None, _libc.statx, fd, b"", _AT_EMPTY_PATH | _STATX_FORCE_SYNC, _STATX_BASIC, buffer)
             mode, number, size, seconds, nanoseconds = _STATX.unpack_from(buffer)
-            return Status(mode, number, size, seconds * 10**9 + nanoseconds)
-    found = os.fstat(fd)
-    return Status(found.st_mode, found.st_ino, found.st_size, found.st_mtime_ns)
+            changed = seconds * 10**9 + nanoseconds
+            return os.stat_result((mode, number, 0, 0, 0, 0, size, 0, seconds, 0), {"st_mtime_ns": changed})
+    return os.fstat(fd)
 
 
 def file_system_type(place: str | int) -> int:

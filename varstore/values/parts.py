@@ -94,7 +94,7 @@ def read_indexed(
     """
     if placed.dtype.fields:
         return taken(whole(), index)
-    np.broadcast_to(np.False_, placed.shape)[index]
+    np.ndarray(placed.shape, np.bool_, b"\0", 0, (0,) * len(placed.shape))[index]
     needed = _needed(index, placed)
     if needed is None:
         return taken(whole(), index)

@@ -228,7 +228,7 @@ class Checkpoint(Mapping[str, Variable]):
             VariableNotFound, VariableMismatch, UsageError: see `varstore.load`.
         """
         chosen = select(self.names, include=include, exclude=exclude, rename=rename)
-        return {target: self[source] for target, source in chosen.items()}
+        return dict(zip(chosen, map(partial(Variable, self._location), entries_of(self, chosen.values())), strict=True))
 
     def __repr__(self) -> str:
         kind = "" if self.manifest else ", no manifest"

@@ -10,15 +10,12 @@ import numpy as np
 
 from varstore.disk.read.checks import check_files
 from varstore.disk.read.parts import read_index
-from varstore.disk.read.whole import read_values
+from varstore.disk.read.whole import map_values, read_values
 from varstore.layout.dtypes import data_type_of, dtype_of
 from varstore.layout.location import Location
 from varstore.layout.manifest import Entry, known_meta
 from varstore.layout.meta import Meta
-from varstore.layout.readable import Readable, readable
-from varstore.storage import syscalls
-from varstore.storage.directory import Directory
-from varstore.storage.failures import translated
+from varstore.layout.readable import readable
 from varstore.text.hints import plural
 from varstore.values.arguments import checked
 from varstore.values.arrays import Stored
@@ -124,7 +121,8 @@ class Variable(Stored):
             SizeMismatch: ``out`` is longer or shorter than shape and type say.
         """
         variable = readable(self.entry, path=self.location.path)
-        return self._map(variable) if mmap else read_values(self.location, variable)
+        (values,) = map_values(self.location, [variable]) if mmap else [read_values(self.location, variable)]
+        return values
 
     def known_as(self, shape: tuple[int, ...], dtype: Any) -> Variable:
         """Return this variable with the shape and type that its missing ``meta`` would say."""
@@ -140,17 +138,6 @@ class Variable(Stored):
         """
         readable(self.entry, path=self.location.path)
         check_files([(self.location, self.entry)])
-
-    def _map(self, variable: Readable) -> np.ndarray:
-        if not variable.encoding.is_plain or variable.stored != variable.dtype or variable.nbytes == 0:
-            return read_values(self.location, variable)
-        with (
-            translated(self.location.path, "mapping failed"),
-            Directory(self.location) as directory,
-            directory.out(self.entry) as fd,
-        ):
-            mapped = syscalls.map_file(fd, self.entry.nbytes)
-        return np.frombuffer(mapped, variable.dtype).reshape(variable.shape)
 
     def __getitem__(self, index: Any) -> Any:
         return read_index(self.location, readable(self.entry, path=self.location.path), index)

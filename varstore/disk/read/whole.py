@@ -17,10 +17,11 @@ from varstore.disk.threads import Job, Lane, do_here_until_slow, in_lanes, run, 
 from varstore.layout.location import Location
 from varstore.layout.manifest import BLOCK
 from varstore.layout.readable import Readable
+from varstore.storage import syscalls
 from varstore.storage.directory import Directory
 from varstore.storage.failures import translated
 
-__all__ = ["read_into", "read_new", "read_values"]
+__all__ = ["map_values", "read_into", "read_new", "read_values"]
 
 Advance = Callable[[int], None] | None
 
@@ -62,6 +63,24 @@ def read_values(location: Location, variable: Readable) -> np.ndarray:
     """Read one variable into a new array."""
     (values,) = read_new(location, [variable], verify=True, threads=None)
     return values
+
+
+def map_values(location: Location, variables: Sequence[Readable]) -> list[np.ndarray]:
+    """Map variables read-only, unchecked; those whose file is not what lies in memory are read.
+
+    Raises:
+        FormatError: a file is missing, of another size, or not a file at all.
+    """
+    with translated(location.path, "mapping failed"), Directory(location) as directory:
+        return [_mapped(directory, variable) for variable in variables]
+
+
+def _mapped(directory: Directory, variable: Readable) -> np.ndarray:
+    if not variable.encoding.is_plain or variable.stored != variable.dtype or variable.nbytes == 0:
+        return read_values(directory.location, variable)
+    with directory.out(variable.entry) as fd:
+        mapped = syscalls.map_file(fd, variable.nbytes)
+    return np.frombuffer(mapped, variable.dtype).reshape(variable.shape)
 
 
 class _Destination(ABC):
