@@ -47,7 +47,7 @@ ORDER: dict[str, tuple[str, ...]] = {
         "readable",
         "difference",
     ),
-    "values": ("nodes", "arguments", "select", "methods", "parts", "lazy", "arrays", "casting", "plan"),
+    "values": ("nodes", "opaque", "arguments", "select", "methods", "parts", "lazy", "arrays", "casting", "plan"),
     "storage": (
         "syscalls",
         "forks",
@@ -102,7 +102,7 @@ ORDER: dict[str, tuple[str, ...]] = {
         *("detect", "registry", "verbs"),
     ),
     "formats/binary": ("magic", "source", "budget", "folder", "packing", "slices", "wire", "zip", "zipped"),
-    "formats/pickles": ("names", "tape", "machine", "arrays", "tree", "emit"),
+    "formats/pickles": ("code", "names", "tape", "machine", "arrays", "tree", "emit"),
     "formats/state": ("flat", "nested"),
     "formats/torch": ("tensors", "names", "legacy", "zip", "distributed", "write"),
     "formats/paddle": ("program", "states"),

@@ -57,7 +57,7 @@ _PROTOCOLS: Final = (b"", b"\x80\2", b"\x80\3", b"\x80\4", b"\x80\5")
 
 
 def jobs(*, whole: bool) -> Iterator[Job]:
-    """Yield a job for a few thousand pickles of each kind."""
+    """Yield a job for a few thousand pickles of each kind, which are opened with unknown names refused and not."""
     for fault, make in (("calls", _call), ("random", _random)):
         count = (_WHOLE if whole else _PART) // 2
         for start in range(0, count, _AT_ONCE):
@@ -66,15 +66,15 @@ def jobs(*, whole: bool) -> Iterator[Job]:
 
 
 def _try(make: Callable[[random.Random], bytes], start: int, count: int, place: Path) -> Outcome:
-    return try_cases(partial(_case, make, start), count, place)
+    return try_cases(partial(_case, make, start), 2 * count, place)
 
 
 def _case(make: Callable[[random.Random], bytes], start: int, number: int, place: Path) -> Case:
-    seed = start + number
+    seed, mode = start + number // 2, ("error", "opaque")[number % 2]
     choice = random.Random(f"{make.__name__} {seed}")
     wrap = choice.choice(_WRAPPINGS)
     path, format = wrap(make(choice), place)
-    return f"{make.__name__} {seed} as {wrap.__name__}", partial(open_all, path, format)
+    return f"{make.__name__} {seed} as {wrap.__name__}, {mode}", partial(open_all, path, format, unknown=mode)
 
 
 # --- pickles that call -----------------------------------------------------------------------------------------------

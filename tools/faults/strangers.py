@@ -9,9 +9,11 @@ time. A case that ends the child is a loss, and the next case gets a new child.
 from __future__ import annotations
 
 import contextlib
+import copy
 import importlib
 import json
 import os
+import pickle
 import pkgutil
 import resource
 import signal
@@ -25,6 +27,8 @@ from typing import Any, Final
 import varstore as vs
 from tools.faults.jobs import FOREIGN, Lost, Outcome
 from varstore.errors import VarstoreError
+from varstore.values.nodes import leaves
+from varstore.values.opaque import Opaque
 
 __all__ = ["SECONDS", "open_all", "try_cases"]
 
@@ -43,9 +47,9 @@ class _TooSlow(BaseException):
     """The processor time of a case is used up."""
 
 
-def open_all(path: Path, format: str | None = None) -> None:
+def open_all(path: Path, format: str | None = None, **options: Any) -> None:
     """Open a file or folder and read everything in it, as `state`, `convert` and printing do."""
-    opened = vs.read(path, format)
+    opened = vs.read(path, format, **options)
     repr(opened)
     total = 0
     for name in opened:
@@ -55,7 +59,9 @@ def open_all(path: Path, format: str | None = None) -> None:
             if total < _MEMORY // 4:
                 array.numpy()
     if total < _MEMORY // 4:
-        opened.state()
+        leaves_of = [leaf for _, leaf in leaves(opened.state()) if isinstance(leaf, Opaque)]
+        assert len(repr(leaves_of)) <= 300 * (len(leaves_of) + 1)
+        pickle.dumps(copy.deepcopy(leaves_of))
 
 
 def try_cases(make: Callable[[int, Path], Case], count: int, place: Path) -> Outcome:

@@ -113,6 +113,9 @@ def convert(
     if done.absent_chunks:
         counts = [f"{one_line(name)} ({plural(count, 'chunk')})" for name, count in done.absent_chunks.items()]
         click.echo(f"absent from the source, and taken for the fill value: {listed(counts, _SHOWN)}")
+    if done.unknown:
+        names = [f"{one_line(f'{module}.{name}')} ({count})" for module, name, count in done.unknown]
+        click.echo(f"unknown to varstore, and not imported: {listed(names, _SHOWN)}")
     if done.left_out:
         left_out = listed(list(map(one_line, done.left_out)), _SHOWN)
         click.echo(f"left out, because {done.format} does not hold it: {left_out}")

@@ -2,10 +2,11 @@
 
 `varstore.read` opens a file or folder of another system as a lazy mapping of names to arrays, `varstore.write` writes
 one, and `varstore.convert` converts one to another, one tensor at a time. The system itself need not be installed.
-Code that a file asks for is never run: varstore reads pickles itself, and refuses everything that is not data.
+Code that a file asks for is never run: varstore reads pickles itself, and takes nothing but data from them.
 
     >>> model = {"w": np.ones((2, 3), np.float32), "b": np.zeros(3, np.float32)}
     >>> vs.write("model.pt", {"model": model, "epoch": 3})
+    <Written 'model.pt': torch>
     >>> file = vs.read("model.pt")
     >>> file
     <torch file 'model.pt': 2 tensors>
@@ -70,12 +71,17 @@ databases `tensorstore`, and reading encrypted MindSpore files `cryptography`.
 | orbax | nested state; custom metadata | text |
 | zarr | attributes of the root group | attributes of other groups and arrays |
 
+An object of a class that varstore does not know, such as the arguments of a script, is an `Opaque` leaf of `state()`: a
+record of the class's name and of what the object would be made of. `file.unknown` lists these names. The guide on files
+from strangers is `varstore.formats.binary`.
+
 A module that was pickled as a whole is read as its state dict. A sparse tensor of PyTorch is read as a dict of its
 parts, and a quantised one as integers with the scale in `attributes`.
 
 ## Converting
 
 A target that can store nested state gets it. Any other target gets the arrays, and the result names what was left out.
+`Opaque` objects are never written.
 
     >>> done = vs.convert("model.pt", "model.safetensors")
     >>> done.names, done.left_out
@@ -109,6 +115,7 @@ loads whole, write the format `oneflow-legacy`. It replaces `/` in names, and sa
 
     >>> vs.write("for-oneflow", {"net/w": np.ones(3, np.float32), "net/n": np.ones(1, np.uint16)},
     ...          format="oneflow-legacy", separator="-", dtype={"uint16": "int32"})
+    <Written 'for-oneflow': oneflow-legacy>
     >>> list(vs.open("for-oneflow"))
     ['net-n', 'net-w']
 """

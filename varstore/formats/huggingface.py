@@ -25,6 +25,7 @@ from varstore.formats import safetensors, torch
 from varstore.formats.binary.budget import Budget
 from varstore.formats.binary.source import Source
 from varstore.formats.opened import ForeignCheckpoint
+from varstore.formats.pickles.machine import Unknown
 from varstore.storage.appearing import new_folder
 from varstore.storage.containment import inside
 from varstore.storage.failures import translated
@@ -60,8 +61,10 @@ def holds_weights(names: Iterable[str]) -> bool:
     return {"blobs", "snapshots"} <= names or _PIPELINE in names or bool(_candidates(names))
 
 
-def read(path: str, *, limit: int | None = None) -> ForeignCheckpoint:
+def read(path: str, *, limit: int | None = None, unknown: Unknown = "opaque") -> ForeignCheckpoint:
     """Open a folder; if it has weights in several formats, those of safetensors.
+
+    `unknown` says what becomes of names in files of PyTorch that varstore does not know: see `varstore.read`.
 
     Raises:
         FormatError: there are no weights in it, or several files of them without an index; see `safetensors.read` and
@@ -72,16 +75,16 @@ def read(path: str, *, limit: int | None = None) -> ForeignCheckpoint:
     folder = _snapshot(path)
     names = _names_in(folder)
     if _PIPELINE not in names:
-        return _model(folder, names, budget, shown=path)
+        return _model(folder, names, budget, unknown, shown=path)
     parts = {}
     for name in sorted(names):
         if (place := _real_folder(folder, name)) and _candidates(inner := _names_in(place)):
-            parts[name] = _model(place, inner, budget, shown=place)
+            parts[name] = _model(place, inner, budget, unknown, shown=place)
     if not parts:
         raise FormatError("no folder of this pipeline holds weights", path=path, found=listed(sorted(names), _SHOWN))
     tree = {name: part.tree for name, part in parts.items()}
     whole = Budget(path, budget.size, limit=limit)
-    return ForeignCheckpoint(path, "huggingface", tree, budget=whole)
+    return ForeignCheckpoint(path, "huggingface", tree, budget=whole, unknown=_all_unknown(parts))
 
 
 def write(
@@ -118,7 +121,7 @@ def write(
                 file.write(text)
 
 
-def _model(folder: str, names: set[str], budget: Budget, *, shown: str) -> ForeignCheckpoint:
+def _model(folder: str, names: set[str], budget: Budget, unknown: Unknown, *, shown: str) -> ForeignCheckpoint:
     chosen = _candidates(names)
     if len(chosen) != 1:
         raise FormatError(
@@ -132,20 +135,26 @@ def _model(folder: str, names: set[str], budget: Budget, *, shown: str) -> Forei
     name = chosen[0]
     source = Source(inside(folder, name), shown=os.path.join(folder, name))
     if not name.endswith(f".bin{_INDEX}"):
-        open_file = torch.opened if name.endswith(".bin") else safetensors.opened
-        opened = open_file(source, folder=budget)
+        if name.endswith(".bin"):
+            opened = torch.opened(source, folder=budget, unknown=unknown)
+        else:
+            opened = safetensors.opened(source, folder=budget)
         opened.path, opened.format = shown, "huggingface"
         return opened
     weight_map, files, metadata = safetensors.parts_of(source)
     budget.include(source)
-    parts = {part: torch.opened(file, folder=budget) for part, file in files.items()}
+    parts = {part: torch.opened(file, folder=budget, unknown=unknown) for part, file in files.items()}
     if missing := [name for name, part in weight_map.items() if name not in parts[part]]:
         raise FormatError(
             "the index names tensors that are not in their files", path=source.path, found=missing[:_SHOWN]
         )
     arrays: dict[str, LazyArray] = {name: parts[part][name] for name, part in weight_map.items()}
     whole = Budget(shown, budget.size, limit=budget.limit)
-    return ForeignCheckpoint(shown, "huggingface", arrays, metadata, budget=whole)
+    return ForeignCheckpoint(shown, "huggingface", arrays, metadata, budget=whole, unknown=_all_unknown(parts))
+
+
+def _all_unknown(parts: Mapping[str, ForeignCheckpoint]) -> tuple[tuple[str, str, int], ...]:
+    return tuple(row for part in parts.values() for row in part.unknown)
 
 
 def _candidates(names: set[str]) -> list[str]:

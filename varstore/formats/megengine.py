@@ -25,7 +25,7 @@ from varstore.formats.binary.source import Source
 from varstore.formats.opened import ForeignCheckpoint
 from varstore.formats.pickles.arrays import PLAIN, Array
 from varstore.formats.pickles.emit import Emitter, Named
-from varstore.formats.pickles.machine import Machine, Opaque
+from varstore.formats.pickles.machine import Instance, Machine, Unknown
 from varstore.formats.pickles.names import Constructor
 from varstore.formats.pickles.tree import DEEPEST, plain_tree
 from varstore.formats.state.nested import nested_state
@@ -42,8 +42,10 @@ _CLASSES = {f"megengine.{name}": Named("megengine.tensor", name) for name in ("T
 _DEVICE = "xpux:0"  # whichever there is, as MegEngine writes it
 
 
-def read(path: str | os.PathLike[str], *, limit: int | None = None) -> ForeignCheckpoint:
+def read(path: str | os.PathLike[str], *, limit: int | None = None, unknown: Unknown = "opaque") -> ForeignCheckpoint:
     """Open a file that `megengine.save` wrote; a whole module is read as its state dict.
+
+    `unknown` says what becomes of names that varstore does not know: see `varstore.read`.
 
     Raises:
         UnsafeContent: the file asks to run code, or is out of proportion to its size.
@@ -59,7 +61,7 @@ def read(path: str | os.PathLike[str], *, limit: int | None = None) -> ForeignCh
         )
     data = source.map()
     budget = Budget(source.path, source.size, limit=limit)
-    machine = Machine(data, path=source.path, table=_TABLE, budget=budget, opaque=True)
+    machine = Machine(data, path=source.path, table=_TABLE, budget=budget, modules=True, unknown=unknown)
     value = machine.run()
 
     def leaf(record: Any) -> Any:
@@ -75,7 +77,7 @@ def read(path: str | os.PathLike[str], *, limit: int | None = None) -> ForeignCh
 
     attributes = {} if machine.stop == len(data) else {"bytes_behind": len(data) - machine.stop}
     tree = plain_tree(value, machine, leaf)
-    return ForeignCheckpoint(source.path, "megengine", tree, attributes, budget=budget)
+    return ForeignCheckpoint(source.path, "megengine", tree, attributes, budget=budget, unknown=machine.unknown())
 
 
 def _accept(dtype: np.dtype[Any]) -> bool:
@@ -113,7 +115,7 @@ def write(path: str | os.PathLike[str], state: Any) -> None:
         Emitter(file, 4, array).pickle(tree)
 
 
-class _Tensor(Opaque):
+class _Tensor(Instance):
     """A tensor; its array is an argument of the class since version 1, and was part of the state before."""
 
     __slots__ = ("array", "type_name")
@@ -148,10 +150,12 @@ def _lazy(array: Array, source: Source) -> LazyArray:
 
 
 def _is_module(value: Any) -> bool:
-    return isinstance(value, Opaque) and isinstance(value.state, dict) and isinstance(value.state.get("_modules"), list)
+    return (
+        isinstance(value, Instance) and isinstance(value.state, dict) and isinstance(value.state.get("_modules"), list)
+    )
 
 
-def _variables(module: Opaque, prefix: str, machine: Machine, depth: int) -> Iterator[tuple[str, Any]]:
+def _variables(module: Instance, prefix: str, machine: Machine, depth: int) -> Iterator[tuple[str, Any]]:
     """Yield the items of `Module.state_dict`: the tensors among the attributes, in the order of their names."""
     is_norm = (
         module.type and (module.type.module, module.type.name) in _NORMS
@@ -180,7 +184,7 @@ def _expand(value: Any, name: str, machine: Machine, depth: int) -> Iterator[tup
 
 def _flat(tensor: _Tensor, machine: Machine) -> _Tensor:
     """Return a tensor of a normalisation layer, which has four dimensions, in one dimension like its state dict."""
-    if not isinstance(tensor.array, Array):
+    if not isinstance(tensor.array, Array) or tensor.array.foreign is not None:
         return tensor
     machine.charge(ARRAY)
     array = Array()

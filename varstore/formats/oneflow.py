@@ -24,7 +24,7 @@ from varstore.formats.binary.source import Source
 from varstore.formats.opened import ForeignCheckpoint
 from varstore.formats.pickles.arrays import PLAIN, Array
 from varstore.formats.pickles.emit import Emitter, Named
-from varstore.formats.pickles.machine import NODE, Machine, Opaque, Record
+from varstore.formats.pickles.machine import NODE, Instance, Machine, Record, Unknown
 from varstore.formats.pickles.names import Constructor, show
 from varstore.formats.pickles.tree import module_state, plain_tree
 from varstore.formats.state.flat import fetch_plain
@@ -49,8 +49,10 @@ _WRITTEN = frozenset(
 )
 
 
-def read(path: str | os.PathLike[str], *, limit: int | None = None) -> ForeignCheckpoint:
+def read(path: str | os.PathLike[str], *, limit: int | None = None, unknown: Unknown = "opaque") -> ForeignCheckpoint:
     """Open what `flow.save` wrote: a file, a directory with ``pickled_data``, or a folder of variables.
+
+    `unknown` says what becomes of names that varstore does not know: see `varstore.read`.
 
     Raises:
         UnsafeContent: the pickle asks to run code, a path leads out of the directory, or the file is out of
@@ -62,11 +64,11 @@ def read(path: str | os.PathLike[str], *, limit: int | None = None) -> ForeignCh
     root = os.fspath(path)
     if kind_of(root) != stat.S_IFDIR:
         source = Source(root)
-        return _read_pickle(source, None, Budget(root, source.size, limit=limit))
+        return _read_pickle(source, None, Budget(root, source.size, limit=limit), unknown)
     folder = WalkedFolder.walked(root)
     budget = Budget(root, folder.size, files=len(folder.files), limit=limit)
     if PICKLE in folder.files:
-        return _read_pickle(folder.source(PICKLE), root, budget)
+        return _read_pickle(folder.source(PICKLE), root, budget, unknown)
     return _read_folders(root, budget)
 
 
@@ -114,7 +116,7 @@ def _write_tensor(folder: str, array: LazyArray) -> None:
             file.write(data)
 
 
-class _Tensor(Opaque):
+class _Tensor(Instance):
     """A tensor; its state says where the values are."""
 
     __slots__ = ()
@@ -134,8 +136,8 @@ class _Dtype(Record):
         self.number = state
 
 
-def _read_pickle(source: Source, root: str | None, budget: Budget) -> ForeignCheckpoint:
-    machine = Machine(source.map(), path=source.path, table=_TABLE, budget=budget, opaque=True)
+def _read_pickle(source: Source, root: str | None, budget: Budget, unknown: Unknown) -> ForeignCheckpoint:
+    machine = Machine(source.map(), path=source.path, table=_TABLE, budget=budget, modules=True, unknown=unknown)
     value = machine.run()
     if not isinstance(value, dict) or value.get("protocol_version") != 1 or "data" not in value:
         raise FormatError(
@@ -151,12 +153,13 @@ def _read_pickle(source: Source, root: str | None, budget: Budget) -> ForeignChe
         if isinstance(record, _Dtype):
             row = BY_NUMBER.get(record.number)
             return f"oneflow.{record.number if row is None or row.dtype is None else row.dtype.name}"
-        if isinstance(record, Opaque) and (state := module_state(record, machine)) is not None:
+        if isinstance(record, Instance) and (state := module_state(record, machine)) is not None:
             return state
         return NotImplemented
 
     tree = plain_tree(value["data"], machine, leaf)
-    return ForeignCheckpoint(source.path if root is None else root, "oneflow", tree, budget=budget)
+    place = source.path if root is None else root
+    return ForeignCheckpoint(place, "oneflow", tree, budget=budget, unknown=machine.unknown())
 
 
 def _values(tensor: _Tensor, source: Source, root: str | None) -> LazyArray:

@@ -28,11 +28,13 @@ from varstore.training.tensors import (
 from varstore.values.arguments import described
 from varstore.values.lazy import LazyArray
 from varstore.values.nodes import Names, leaves, replaced
+from varstore.values.opaque import Opaque, inner_leaves, replaced_inside
 from varstore.values.select import Patterns, Rename, select
 
 __all__ = ["ForeignCheckpoint", "LazyTable", "Origin", "read_state"]
 
 Record = TypeVar("Record")
+Unknown = tuple[tuple[str, str, int], ...]
 
 _NAME = 150
 """The bytes of memory that a name takes beside its text."""
@@ -100,12 +102,22 @@ class ForeignCheckpoint(Mapping[str, LazyArray]):
     of the file. It can be pickled: another process on this machine reads the same file, or is told that the file was
     replaced.
 
+    `unknown` lists the names in a pickle that varstore does not know, as (module, name, how often). They are not
+    imported; what they stand for is an `Opaque` leaf of the state.
+
     The names and values of the arrays are paid for from `budget`: the values once per name, because other formats
     store them so.
     """
 
     def __init__(
-        self, path: str, format: str, tree: Any, attributes: Mapping[str, Any] | None = None, *, budget: Budget
+        self,
+        path: str,
+        format: str,
+        tree: Any,
+        attributes: Mapping[str, Any] | None = None,
+        *,
+        budget: Budget,
+        unknown: Unknown = (),
     ) -> None:
         self.path = path
         self.format = format
@@ -113,20 +125,22 @@ class ForeignCheckpoint(Mapping[str, LazyArray]):
         self.origin = Origin()
         self._tree = tree
         self._absent_chunks: Mapping[str, int] = budget.absent_chunks
+        self._unknown = unknown
         is_table = isinstance(tree, LazyTable)
         self._table: Mapping[str, LazyArray] | None = tree if is_table else self._named(tree, budget)
 
     def _named(self, tree: Any, budget: Budget) -> dict[str, LazyArray]:
         arrays: dict[str, LazyArray] = {}
         names = Names()
+        inside: set[int] = set()
         for name, array in leaves(tree):
             budget.charge(_NAME + sys.getsizeof(name), variable=name)
+            if isinstance(array, Opaque):
+                for leaf in inner_leaves(array, inside):
+                    _announce(leaf, name, budget)
             if not isinstance(array, LazyArray):
                 continue
-            parts = [part for part in array.attributes.values() if isinstance(part, LazyArray)]
-            for part in (array, *parts) if parts else (array,):
-                if not part.dtype.hasobject:  # reading it raises
-                    budget.announce(part.nbytes, variable=name)
+            _announce(array, name, budget)
             arrays[names.own(name)] = array
         return arrays
 
@@ -150,6 +164,7 @@ class ForeignCheckpoint(Mapping[str, LazyArray]):
             opened = self.origin.checkpoint()
             self._table, self._tree = opened._table, opened._tree
             self._absent_chunks = opened._absent_chunks
+            self._unknown = opened._unknown
             assert self._table is not None
         return self._table
 
@@ -162,6 +177,11 @@ class ForeignCheckpoint(Mapping[str, LazyArray]):
         """
         arrays = self._arrays
         return MappingProxyType({name: count for name, count in self._absent_chunks.items() if name in arrays})
+
+    @property
+    def unknown(self) -> Unknown:
+        """The names in the file that varstore does not know: (module, name, how often)."""
+        return self._unknown if self._arrays is not None else ()
 
     @property
     def tree(self) -> Any:
@@ -263,8 +283,11 @@ def read_state(
     read: dict[Hashable, np.ndarray] = {}
     moved: dict[Hashable, Any] = {}
     made: dict[tuple[Hashable, str, bool], Any] = {}
+    inside: dict[int, Any] = {}
 
     def value(leaf: Any) -> Any:
+        if isinstance(leaf, Opaque):
+            return replaced_inside(leaf, value, inside)
         if not isinstance(leaf, LazyArray):
             return leaf
         if (memory := leaf.identity) not in read:
@@ -279,6 +302,14 @@ def read_state(
         return made.setdefault((memory, about.type, about.requires_grad), as_saved(moved[memory], about))
 
     return replaced(tree, value)
+
+
+def _announce(leaf: Any, name: str, budget: Budget) -> None:
+    """Pay for the values of an array and of the arrays that are its attributes."""
+    if isinstance(leaf, LazyArray):
+        for part in (leaf, *leaf.attributes.values()):
+            if isinstance(part, LazyArray) and not part.dtype.hasobject:  # reading it raises
+                budget.announce(part.nbytes, variable=name)
 
 
 def _unopened(path: str, format: str, attributes: Mapping[str, Any], origin: Origin) -> ForeignCheckpoint:

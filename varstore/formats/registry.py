@@ -25,7 +25,8 @@ __all__ = ["FORMATS", "Format", "detect", "named", "refuse_stranger", "target_fo
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Format:
-    """One row of the table; formats with `is_nested` keep scalars and the structure of nested state.
+    """One row of the table; formats with `is_nested` keep scalars and the structure of nested state, and files of
+    those with `is_pickle` can name what varstore does not know.
 
     `folder` says which of its checkpoints are folders, which no file object can hold: those that are written, or all.
     """
@@ -35,6 +36,7 @@ class Format:
     recognises: Callable[[Probe], bool]
     writes: bool = True
     is_nested: bool = False
+    is_pickle: bool = False
     folder: Literal["", "written", "always"] = ""
 
     @property
@@ -55,6 +57,7 @@ FORMATS: tuple[Format, ...] = (
         suffixes=(".pt", ".pth", ".bin", ".tar"),
         recognises=recognise.is_torch,
         is_nested=True,
+        is_pickle=True,
     ),
     Format(name="numpy", suffixes=(".npz", ".npy"), recognises=recognise.is_numpy),
     Format(
@@ -62,6 +65,7 @@ FORMATS: tuple[Format, ...] = (
         suffixes=(".of",),
         recognises=recognise.is_oneflow,
         is_nested=True,
+        is_pickle=True,
         folder="written",
     ),
     Format(name="oneflow-legacy", suffixes=(), recognises=lambda _: False, folder="always"),
@@ -70,12 +74,15 @@ FORMATS: tuple[Format, ...] = (
         suffixes=(".pdparams", ".pdopt", ".pdckpt", ".pdiparams"),
         recognises=recognise.is_paddle,
         is_nested=True,
+        is_pickle=True,
     ),
-    Format(name="megengine", suffixes=(".mge", ".pkl"), recognises=recognise.is_megengine, is_nested=True),
+    Format(
+        name="megengine", suffixes=(".mge", ".pkl"), recognises=recognise.is_megengine, is_nested=True, is_pickle=True
+    ),
     Format(name="mindspore", suffixes=(".ckpt",), recognises=recognise.is_mindspore),
     Format(name="onnx", suffixes=(".onnx",), recognises=recognise.is_onnx),
     Format(name="orbax", suffixes=(".orbax",), recognises=recognise.is_orbax, writes=False, folder="always"),
-    Format(name="huggingface", suffixes=(), recognises=recognise.is_huggingface, folder="always"),
+    Format(name="huggingface", suffixes=(), recognises=recognise.is_huggingface, is_pickle=True, folder="always"),
     Format(name="zarr", suffixes=(".zarr",), recognises=recognise.is_zarr, folder="written"),
 )
 """The formats, in the order in which they are tried on a file."""

@@ -20,22 +20,35 @@ from varstore.errors import CheckpointNotFound, FormatError, StorageError, Unsup
 from varstore.formats.binary.source import Held, files_noted, is_unchanged, name_of
 from varstore.formats.native import OpenedCheckpoint, nested, step_in
 from varstore.formats.opened import ForeignCheckpoint
+from varstore.formats.pickles.machine import Unknown
 from varstore.layout.names import MARKER
 from varstore.model.match import is_same_type
 from varstore.model.options import Path, StoreOptions
 from varstore.storage.failures import translated
+from varstore.text.hints import plural
 from varstore.values.arguments import checked
 from varstore.values.arrays import Stored
 from varstore.values.casting import cast_values, is_floating
 from varstore.values.lazy import LazyArray, retyped
 from varstore.values.nodes import BARE, leaves, replaced
+from varstore.values.opaque import without_opaque
 from varstore.values.select import Patterns, Rename, select
 
 if TYPE_CHECKING:
     from varstore.formats.registry import Format
     from varstore.formats.zarr.tree import Absent
 
-__all__ = ["ConvertOptions", "Converted", "ReadOptions", "WriteOptions", "convert", "open_source", "read", "write"]
+__all__ = [
+    "ConvertOptions",
+    "Converted",
+    "ReadOptions",
+    "WriteOptions",
+    "Written",
+    "convert",
+    "open_source",
+    "read",
+    "write",
+]
 
 Opened = TypeVar("Opened", bound=Mapping[str, Any])
 
@@ -65,6 +78,8 @@ class ReadOptions(TypedDict, total=False):
     """All formats but varstore's own: how many bytes the values may take in memory, if that is more than usual."""
     absent: Absent
     """Zarr and Orbax: "error" refuses chunks that are absent; by default, they are the fill value."""
+    unknown: Unknown
+    """Pickles: whether names that varstore does not know make an `Opaque` leaf, or are an error."""
 
 
 class ConvertOptions(StoreOptions, total=False):
@@ -95,7 +110,9 @@ class Converted:
     """The result of `convert`: the names of the tensors in the target, and the bytes of their values.
 
     - `left_out`: what the target format cannot store: the names of values that are not arrays, and what the source says
-      of an array besides its values, such as ``"w: scale"`` of a quantised one.
+      of an array besides its values, such as ``"w: scale"`` of a quantised one. Objects of classes that varstore does
+      not know are never stored.
+    - `unknown`: the names of those classes, as (module, name, how often).
     - `changed`: what has another type in the target, by name: ``"float32 -> float16"``, ``"Counter -> dict"``.
     - `saturated`: how many values of a tensor were beyond the range of its new type, by name. They became the largest
       value of ``float8_e4m3fn``; in other types an infinity, or NaN if the type has none.
@@ -111,6 +128,20 @@ class Converted:
     changed: Mapping[str, str]
     saturated: Mapping[str, int]
     absent_chunks: Mapping[str, int]
+    unknown: tuple[tuple[str, str, int], ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Written:
+    """The result of `write`; `left_out` names the objects that are not data, and that were not written."""
+
+    path: str
+    format: str
+    left_out: tuple[str, ...]
+
+    def __repr__(self) -> str:
+        rest = f", without {plural(len(self.left_out), 'object')}" if self.left_out else ""
+        return f"<Written {self.path!r}: {self.format}{rest}>"
 
 
 @checked
@@ -129,7 +160,10 @@ def read(
             of torch from Python 2: that of their strings, by default "utf-8", or "bytes"; and `limit`. The arrays of a
             file may take at most 64 MiB plus four times the size of the file in memory, so that a small file cannot
             exhaust it. For a file that is compressed more than that, such as one of zeros, `limit` is the number of
-            bytes to permit.
+            bytes to permit. A pickle can name classes and functions that varstore does not know. They are never
+            imported or called: an object of such a class is an `Opaque` leaf of the state, which records what the file
+            says of it. `unknown="error"` refuses such files. Names that have no use but to run code are refused in any
+            case.
 
     Returns:
         A `Checkpoint` for a checkpoint directory. For other formats, a mapping that also has `state()`, which reads
@@ -146,6 +180,7 @@ def read(
 
     Example:
         >>> vs.write("model.pt", {"model": {"w": np.ones((2, 3))}, "epoch": 3})
+        <Written 'model.pt': torch>
         >>> file = vs.read("model.pt")
         >>> file
         <torch file 'model.pt': 1 tensor>
@@ -162,9 +197,10 @@ def read(
     row = detect(path) if format is None else named(format)
     if row.folder == "always" and isinstance(path, Held):
         raise UsageError(f"{row.name} is the format of a folder", path=path, hint="pass the path of the folder")
+    chosen = {name: value for name, value in options.items() if name != "unknown" or row.is_pickle}
     try:
         with files_noted() as files:
-            opened: OpenedCheckpoint | ForeignCheckpoint = row.module.read(path, **options)
+            opened: OpenedCheckpoint | ForeignCheckpoint = row.module.read(path, **chosen)
     except FormatError:
         refuse_stranger(path)
         raise
@@ -215,7 +251,7 @@ def write(
     variables_or_state: Any,
     format: str | None = None,
     **options: Unpack[WriteOptions],
-) -> None:
+) -> Written:
     """Write names and arrays, or nested state, to a file or folder.
 
     A file appears complete or not at all; an existing one is replaced. So is a folder, in one step, if `overwrite` is
@@ -229,6 +265,10 @@ def write(
         options: `model` for ONNX, `metadata` and `shard_bytes` for safetensors, `zarr_format` for Zarr,
             `separator` and `dtype` for oneflow-legacy, and for a checkpoint directory those of `varstore.save`.
 
+    Returns:
+        The format, and in `left_out` the names of the `Opaque` leaves of the state, which are never written: a dict
+        does not have them, and a list or tuple has None in their places.
+
     Raises:
         UsageError: the format is unknown or can only be read, or it cannot store a value.
         UnsupportedDtype: the format does not have a type.
@@ -239,19 +279,30 @@ def write(
 
     Example:
         >>> vs.write("model.npz", {"w": np.ones(3), "b": np.zeros(3)})
+        <Written 'model.npz': numpy>
         >>> sorted(np.load("model.npz"))
         ['b', 'w']
     """
     from varstore.formats.registry import target_format
 
     if not isinstance(path, str | os.PathLike):
-        _write_to(path, variables_or_state, format, options)
-        return
+        return _write_to(path, variables_or_state, format, options)
     row = target_format(os.fspath(path), format)
-    row.module.write(os.fspath(path), variables_or_state, **_for_format(row, options))
+    state, left_out = _data_of(variables_or_state, row)
+    row.module.write(os.fspath(path), state, **_for_format(row, options))
+    return Written(path=os.fspath(path), format=row.name, left_out=left_out)
 
 
-def _write_to(file: BinaryIO, state: Any, format: str | None, options: Any) -> None:
+def _data_of(state: Any, row: Format) -> tuple[Any, tuple[str, ...]]:
+    """Return a state without what is not data, and the names of that."""
+    opened = state if isinstance(state, ForeignCheckpoint) else None
+    rest, left_out = without_opaque(state if opened is None else opened.tree)
+    if rest is None and left_out:
+        raise UsageError("there is nothing to write: the state is an object of a class that varstore does not know")
+    return (rest if opened is None or (left_out and row.is_nested) else opened), left_out
+
+
+def _write_to(file: BinaryIO, state: Any, format: str | None, options: Any) -> Written:
     """Write to a file object, by way of a temporary file, because formats are written at places of their choice."""
     from varstore.formats.registry import target_format
 
@@ -261,6 +312,7 @@ def _write_to(file: BinaryIO, state: Any, format: str | None, options: Any) -> N
     row = target_format(name, format)
     if row.folder:
         raise UsageError(f"{row.name} is written as a folder", path=name or None, hint="pass the path of a new folder")
+    state, left_out = _data_of(state, row)
     with tempfile.TemporaryDirectory() as folder:
         written = os.path.join(folder, os.path.basename(name) or f"file{row.suffixes[0]}")
         row.module.write(written, state, **_for_format(row, options))
@@ -268,6 +320,7 @@ def _write_to(file: BinaryIO, state: Any, format: str | None, options: Any) -> N
             raise UsageError("several files were to be written", path=name or None, hint="pass the path of a new file")
         with open(written, "rb") as whole, translated(name or f"<{type(file).__name__}>", "writing failed"):
             shutil.copyfileobj(whole, file)
+    return Written(path=name, format=row.name, left_out=left_out)
 
 
 @checked
@@ -318,7 +371,7 @@ def convert(
         VariableMismatch: two tensors would get the same name.
 
     Example:
-        >>> vs.write("model.pt", {"model": {"w": np.ones(3), "b": np.zeros(3)}, "epoch": 3})
+        >>> _ = vs.write("model.pt", {"model": {"w": np.ones(3), "b": np.zeros(3)}, "epoch": 3})
         >>> done = vs.convert("model.pt", "model.safetensors", dtype="float16", rename={"model": ""})
         >>> done.names, done.left_out
         (('w', 'b'), ('epoch',))
@@ -351,6 +404,9 @@ def convert(
             tree = nested(opened) or {}
             if is_linked and is_whole and opened.manifest is not None:
                 kept = {"tree": opened.manifest.tree}  # the nested state, which refers to the variables by name
+        tree, opaque = without_opaque(tree)
+        if keeps_tree and opaque and tree is None:
+            raise UsageError("there is nothing to write: the file is an object of an unknown class", path=source)
         with reporting(progress, total, f"writing {target}") as advance:
             wrapped = _Wrapped(cast, advance)
             if keeps_tree and tree and not is_linked:
@@ -359,7 +415,9 @@ def convert(
                 state = {name: wrapped.array(array) for name, array in arrays.items()}
             kept |= _parameter_names(opened, chosen, row.name, options)
             row.module.write(target, state, **{**_for_format(row, options), **kept})
-        left_out = [] if keeps_tree else [name for name, leaf in leaves(tree) if not isinstance(leaf, LazyArray)]
+        left_out = list(opaque)
+        if not keeps_tree:
+            left_out += [name for name, leaf in leaves(tree) if not isinstance(leaf, LazyArray)]
         left_out += [f"{name}: not in the model" for name in extra]
         changed = {name: wrapped.change_of(array) for name, array in arrays.items()}
         if row.name != "varstore":
@@ -372,6 +430,7 @@ def convert(
             names=tuple(arrays),
             nbytes=sum(array.size * wrapped.dtype_of(array).itemsize for array in arrays.values()),
             left_out=tuple(left_out),
+            unknown=opened.unknown if isinstance(opened, ForeignCheckpoint) else (),
             changed={name: change for name, change in changed.items() if change},
             saturated={name: count for name in arrays if (count := wrapped.saturated.get(chosen[name]))},
             absent_chunks={name: absent[origin] for name, origin in chosen.items() if origin in absent},

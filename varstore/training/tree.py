@@ -27,6 +27,7 @@ code. No code is stored, and reading a tree runs none.
 from __future__ import annotations
 
 import json
+import logging
 import struct
 import unicodedata
 from collections import Counter, OrderedDict, namedtuple
@@ -41,13 +42,17 @@ from varstore.errors import InvalidName, ManifestError, UnsupportedDtype, UsageE
 from varstore.layout.dtypes import TABLE, data_type_of
 from varstore.layout.keys import are_far_apart
 from varstore.layout.names import folder_of
-from varstore.text.hints import plural
+from varstore.text.escape import one_line
+from varstore.text.hints import listed, plural
 from varstore.training.tensors import Leaf, describe, find_views
 from varstore.values.arrays import as_source
 from varstore.values.nodes import Names
+from varstore.values.opaque import without_opaque
 
 __all__ = ["Flat", "entries", "flatten", "prune", "unflatten"]
 
+_log = logging.getLogger("varstore")
+_NAMED = 20
 _DEEPEST = 100
 _MOST_TUPLES = 64
 _MOST_FIELDS = 256
@@ -61,29 +66,35 @@ _SCALARS = {row.dtype.name: row.dtype for row in TABLE if row.dtype is not None}
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Flat:
-    """Flattened state: `variables` as `varstore.save` takes them, and the text of the tree."""
+    """Flattened state: `variables` as `varstore.save` takes them, the text of the tree, and what it does not hold."""
 
     variables: dict[str, Any]
     tree: str
+    left_out: tuple[str, ...] = ()
 
 
 def flatten(state: Any) -> Flat:
     """Flatten a nested state; no array is copied.
 
     A variable's name is the path to the array, its keys joined by ``/``. If the name is taken, ``~2``, ``~3`` and so on
-    are appended; if it cannot be a folder, the name is ``unnamed/N``. Equal states get equal names.
+    are appended; if it cannot be a folder, the name is ``unnamed/N``. Equal states get equal names. What another file
+    holds instead of data, an `Opaque`, is left out, and a warning names it: lists and tuples have None in its place.
 
     Raises:
         UsageError: a value is not data, or a container contains itself or is nested deeper than 100. The message says
             where, as in ``state['sched'].lr_lambda: function``.
         UnsupportedDtype: the type of an array cannot be stored.
     """
+    state, left_out = without_opaque(state)
+    if left_out:
+        names = listed(list(map(one_line, left_out)), _NAMED)
+        _log.warning("left out, because an object of a class that varstore does not know is not data: %s", names)
     work = _Flattening()
     node = work.node(state, "state", ())
     for name, view in find_views(work.variables).items():
         work.arrays[name]["view"] = view
     text = json.dumps(node, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
-    return Flat(variables=work.variables, tree=text)
+    return Flat(variables=work.variables, tree=text, left_out=left_out)
 
 
 class _Flattening:

@@ -72,6 +72,9 @@ class Checkpoint(Mapping[str, Variable]):
         ['stem/bias', 'stem/weight']
     """
 
+    left_out: tuple[str, ...] = ()
+    """What `varstore.save_state` did not save, by name, because it is not data; for the handle that it returned."""
+
     def __init__(self, location: Location, content: Content | None, *, allow_incomplete: bool = False) -> None:
         """Make a handle of the checkpoint; without `content` it is read at the first use."""
         self._location = location

@@ -4,19 +4,32 @@ Anyone can make a checkpoint and call it a model. varstore opens such files and 
 for `varstore.open`, `varstore.read`, `varstore.load_state`, `varstore.convert`, `varstore.verify` and the command line.
 
 **No code runs.** A pickle is a program, and PyTorch's files contain one. varstore has an interpreter of its own for
-them, which imports nothing and calls nothing but constructors of plain data. A file that asks for anything else is an
-`varstore.errors.UnsafeContent`.
+them, which imports nothing and calls nothing but constructors of plain data. A file that asks for what has no use but
+to run code is an `varstore.errors.UnsafeContent`.
 
     >>> import pickle
     >>> class Payload:
     ...     def __reduce__(self):
-    ...         return print, ("this runs when the file is loaded",)
+    ...         return exec, ("print('this runs when the file is loaded')",)
     >>> with open("payload.mge", "wb") as file:
     ...     pickle.dump({"w": Payload()}, file)
     >>> vs.read("payload.mge")  # doctest: +ELLIPSIS
     Traceback (most recent call last):
         ...
-    varstore.errors.UnsafeContent: payload.mge: byte ...: this pickle would call builtins.print('this runs when ...
+    varstore.errors.UnsafeContent: payload.mge: byte ...: this pickle would call builtins.exec("print('this runs ...
+
+Other names that varstore does not know, such as the class of the arguments of a script, are not imported either. The
+object becomes an `Opaque`: a record of the name, the arguments and the state that the file gives for it, which can do
+nothing. `vs.read(path, unknown="error")` refuses such files too.
+
+    >>> import argparse
+    >>> with open("arguments.mge", "wb") as file:
+    ...     pickle.dump({"w": np.ones(3), "args": argparse.Namespace(lr=0.1)}, file)
+    >>> file = vs.read("arguments.mge")
+    >>> file.unknown
+    (('argparse', 'Namespace', 1),)
+    >>> file.state()["args"], file.state()["args"].state
+    (<Opaque argparse.Namespace>, {'lr': 0.1})
 
 **It stays in its place.** Names and links in a file do not lead out of the folder that was opened. A folder of another
 system is walked first: links, pipes and devices are refused. The links of a snapshot in the cache of the Hugging Face

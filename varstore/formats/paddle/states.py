@@ -34,7 +34,7 @@ from varstore.formats.paddle.program import (
 )
 from varstore.formats.pickles.arrays import PLAIN, Array
 from varstore.formats.pickles.emit import Emitter, Named
-from varstore.formats.pickles.machine import ITEM, NODE, Machine, Record
+from varstore.formats.pickles.machine import ITEM, NODE, Machine, Record, Unknown
 from varstore.formats.pickles.names import Constructor, show
 from varstore.formats.pickles.tree import plain_tree
 from varstore.formats.state.nested import SCALARS, nested_state
@@ -55,7 +55,7 @@ _WRITTEN = frozenset(
 ) | {np.dtype(np.complex64), np.dtype(np.complex128), _BFLOAT16}
 
 
-def read(path: str | os.PathLike[str], *, limit: int | None = None) -> ForeignCheckpoint:
+def read(path: str | os.PathLike[str], *, limit: int | None = None, unknown: Unknown = "opaque") -> ForeignCheckpoint:
     """Open a file that `paddle.save` or `paddle.jit.save` (``.pdiparams``) wrote, or one of raw variables.
 
     The path may be Paddle's prefix: that of the files of a program, or of those of `paddle.Model.save`, which become
@@ -65,6 +65,8 @@ def read(path: str | os.PathLike[str], *, limit: int | None = None) -> ForeignCh
 
     A ``.pdiparams`` file does not contain names. They are read from the ``.json`` or ``.pdmodel`` file beside it, and
     structured names from ``.pdiparams.info`` if that exists. Without these files, the tensors are numbered.
+
+    `unknown` says what becomes of names that varstore does not know: see `varstore.read`.
 
     Raises:
         UnsafeContent: the file asks to run code, or is out of proportion to its size.
@@ -77,7 +79,7 @@ def read(path: str | os.PathLike[str], *, limit: int | None = None) -> ForeignCh
         return _read_folder(place, limit)
     file, *other = files_of(place)
     if other:
-        model, optimizer = (read(part, limit=limit) for part in (file, *other))
+        model, optimizer = (read(part, limit=limit, unknown=unknown) for part in (file, *other))
         budget = Budget(place, sum(os.stat(part).st_size for part in (file, *other)), limit=limit)
         parts = {"model": model, "optimizer": optimizer}
         names = {
@@ -86,13 +88,17 @@ def read(path: str | os.PathLike[str], *, limit: int | None = None) -> ForeignCh
             for name, own in opened.attributes.get("parameter_names", {}).items()
         }
         tree = {part: opened.tree for part, opened in parts.items()}
-        return ForeignCheckpoint(place, "paddle", tree, {"parameter_names": names} if names else {}, budget=budget)
+        about = {"parameter_names": names} if names else {}
+        both = model.unknown + optimizer.unknown
+        return ForeignCheckpoint(place, "paddle", tree, about, budget=budget, unknown=both)
     source = Source(file)
     budget = Budget(source.path, source.size, limit=limit)
     if is_stream(source):
         return _read_streams(source, budget)
     data = source.map()
-    machine = Machine(data, path=source.path, table=_TABLE, budget=budget, encoding="latin-1")  # as in paddle.load
+    machine = Machine(
+        data, path=source.path, table=_TABLE, budget=budget, encoding="latin-1", unknown=unknown
+    )  # as in paddle.load
     value = machine.run()
     named: dict[str, str] = {}
     if type(value) in (dict, OrderedDict):
@@ -124,7 +130,7 @@ def read(path: str | os.PathLike[str], *, limit: int | None = None) -> ForeignCh
     attributes: dict[str, Any] = {} if machine.stop == len(data) else {"bytes_behind": len(data) - machine.stop}
     if named:
         attributes["parameter_names"] = named
-    return ForeignCheckpoint(source.path, "paddle", tree, attributes, budget=budget)
+    return ForeignCheckpoint(source.path, "paddle", tree, attributes, budget=budget, unknown=machine.unknown())
 
 
 def write(path: str | os.PathLike[str], state: Any, *, parameter_names: Mapping[str, str] | None = None) -> None:

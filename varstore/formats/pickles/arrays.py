@@ -18,7 +18,7 @@ import numpy as np
 from varstore.errors import FormatError, SizeMismatch, UnsupportedDtype
 from varstore.formats.binary.budget import ARRAY
 from varstore.formats.binary.source import count_elements
-from varstore.formats.pickles.machine import ITEM, NODE, Machine, Record
+from varstore.formats.pickles.machine import ITEM, NODE, Instance, Machine, Record
 from varstore.formats.pickles.names import Constructor, Global, OldString, Span, Table, internal, show
 from varstore.layout.dtypes import TABLE
 from varstore.values.lazy import LazyArray, placed_array
@@ -30,17 +30,21 @@ _DTYPE = re.compile(r"[<>|=]?(?:\?|b1|[iu][1248]|f(?:2|4|8|16)|c(?:8|16|32)|[SUV
 
 
 class Dtype(Record):
-    """A numpy type; `metadata` is the metadata that a framework attached to it."""
+    """A numpy type; `metadata` is what a framework attached to it, `foreign` the state of one that has fields."""
 
-    __slots__ = ("dtype", "metadata")
+    __slots__ = ("dtype", "foreign", "metadata")
 
     def __init__(self, dtype: np.dtype[Any]) -> None:
         self.dtype = dtype
+        self.foreign: Any = None
         self.metadata: Any = None
 
     def build(self, machine: Machine, state: Any) -> None:
         """Apply numpy's state of a type: (version, byte order, subtype, names, fields, …[, metadata])."""
         if type(state) is not tuple or len(state) < 5 or any(part is not None for part in state[2:5]):
+            if machine.is_lenient:
+                self.foreign = state
+                return
             machine.fail("structured numpy types are not supported", found=show(state, most=9))
         order = internal(state[1])
         if order in ("<", ">") and self.dtype.itemsize > 1:
@@ -52,7 +56,7 @@ class Dtype(Record):
 class Array(Record):
     """A numpy array in the pickle, whose values have not been read."""
 
-    __slots__ = ("data", "dtype", "fortran", "path", "shape")
+    __slots__ = ("data", "dtype", "foreign", "fortran", "path", "shape")
 
     def __init__(self) -> None:
         self.shape: tuple[int, ...] = (0,)
@@ -60,11 +64,16 @@ class Array(Record):
         self.fortran = False
         self.data: Any = b""
         self.path = ""
+        self.foreign: Any = None
+        """The state, if the type is not one of plain values."""
 
     def build(self, machine: Machine, state: Any) -> None:
         """Apply numpy's state of an array: ([version,] shape, type, Fortran order, values)."""
         shape, dtype, fortran, data = state[-4:]
-        self.fill(machine, shape, dtype, fortran, data)
+        if _is_foreign(dtype):
+            self.foreign = state
+        else:
+            self.fill(machine, shape, dtype, fortran, data)
 
     def fill(self, machine: Machine, shape: Any, dtype: Any, fortran: Any, data: Any) -> None:
         """Set all parts of the array, and check that the number of its values matches its shape."""
@@ -88,6 +97,8 @@ class Array(Record):
 
     def lazy(self, read: Read, dtype: np.dtype[Any] | None = None) -> LazyArray:
         """Return the array; `read` reads ranges of the pickle, and `dtype` replaces the type that the pickle states."""
+        if self.foreign is not None:
+            raise UnsupportedDtype("the values of an array are objects", path=self.path or None)
         data, kind = self.data, dtype or self.dtype.dtype
         placed = (in_fortran_order if self.fortran else in_c_order)(self.shape, kind)
         if type(data) is not Span:
@@ -125,11 +136,13 @@ def _recoded_reader(read: Read, span: Span, path: str) -> Read:
     return fetch
 
 
-def _dtype(machine: Machine, spec: Any, *_: Any) -> Dtype:
+def _dtype(machine: Machine, spec: Any, *rest: Any) -> Dtype | Instance:
     if type(spec) is Global and isinstance(spec.entry, np.dtype):
         return Dtype(spec.entry)
     spec = internal(spec)
     if type(spec) is not str or not _DTYPE.match(spec):
+        if machine.is_lenient:
+            return _inert(machine, "dtype", (spec, *rest))
         raise UnsupportedDtype(
             "the pickle contains an array whose type is not one of plain values",
             path=machine.path,
@@ -146,14 +159,29 @@ def _reconstruct(machine: Machine, kind: Any, *_: Any) -> Array:
     return Array()
 
 
+def _is_foreign(dtype: Any) -> bool:
+    return type(dtype) is Instance or (type(dtype) is Dtype and dtype.foreign is not None)
+
+
+def _inert(machine: Machine, name: str, arguments: tuple[Any, ...]) -> Instance:
+    """Return what stands for an object of numpy whose type is not one of plain values."""
+    machine.charge(NODE)
+    return Instance(Global("numpy", name, None, machine.at), machine.at, arguments)
+
+
 def _from_buffer(machine: Machine, data: Any, dtype: Any, shape: Any, order: Any) -> Array:
     machine.charge(ARRAY)
     array = Array()
+    if _is_foreign(dtype):
+        array.foreign = (shape, dtype, order == "F", data)
+        return array
     array.fill(machine, shape, dtype, order == "F", data)
     return array
 
 
 def _scalar(machine: Machine, dtype: Any, data: Any = b"") -> Any:
+    if _is_foreign(dtype):
+        return _inert(machine, "generic", (dtype, data))
     if type(data) in (str, OldString) or (type(data) is Span and data.text is not None and not data.recoded):
         data = _encode(machine, data, "latin-1")
     data = machine.plain(data)
@@ -231,9 +259,10 @@ def _slice(machine: Machine, start: Any, stop: Any, step: Any = None) -> slice:
 
 def _reconstructor(machine: Machine, kind: Any, base: Any, state: Any) -> Any:
     """Create an object as pickles of protocols 0 and 1 do."""
-    if type(base) is not Global or base.entry != "builtins.object" or state is not None:
+    is_object = type(base) is Global and base.entry == "builtins.object" and state is None
+    if not is_object and not machine.is_lenient:
         machine.refuse(f"would create an object by copyreg._reconstructor{show((kind, base, state), most=3)}")
-    return machine.opaque(kind)
+    return machine.created(kind, () if is_object else (state,))
 
 
 _BUILTINS: dict[str, Any] = {

@@ -3,8 +3,10 @@
 A pickle is a program for a small stack machine. Python's own machine can import any module and call any function.
 This one cannot: names in the file are looked up only in the table of the format, nothing is imported, no attributes are
 accessed, and only the constructors in the table are called, which turn data into data. A name that is not in the table
-becomes an inert `Global`. Calling it raises `UnsafeContent`; so does leaving it unclaimed, that is, without any code of
-the format that has accounted for it.
+becomes an inert `Global`. With `unknown="error"`, calling it raises `UnsafeContent`; so does leaving it unclaimed, that
+is, without any code of the format that has accounted for it. With `unknown="opaque"`, calling it makes an `Instance`,
+which only keeps the arguments and the state that the object would have got. Nothing can run either way. A name that has
+no use but to run code is refused in both modes.
 
 Memory and time are bounded by the size of the file, so that a small file cannot exhaust the machine. Long strings stay
 in the file, as a `Span`. Keys of dicts are plain values, whose hash takes constant time, and are refused if they were
@@ -21,13 +23,14 @@ import codecs
 import struct
 from collections import OrderedDict
 from collections.abc import Callable
-from typing import Any, NoReturn
+from typing import Any, Literal, NoReturn
 
 import numpy as np
 
 from varstore.errors import FormatError, UnsafeContent, UsageError, VarstoreError
 from varstore.formats.binary.budget import Budget
 from varstore.formats.binary.source import Mapped
+from varstore.formats.pickles.code import runs_code
 from varstore.formats.pickles.names import (
     SPAN_FROM,
     Constructor,
@@ -41,7 +44,10 @@ from varstore.formats.pickles.names import (
 from varstore.formats.pickles.tape import Tape
 from varstore.layout.keys import FEW, KEYED, KeyTable, are_far_apart, packed
 
-__all__ = ["ITEM", "NODE", "Machine", "Opaque", "Record"]
+__all__ = ["ITEM", "NODE", "Instance", "Machine", "Record", "Unknown"]
+
+Unknown = Literal["error", "opaque"]
+"""What becomes of names that are not in the table."""
 
 NODE, ITEM = 400, 16
 """The bytes of memory that a container and an item of it take, in the pickle and again in the tree made of it."""
@@ -67,15 +73,18 @@ class Record:
         machine.fail("an object that does not take a state is given one", found=show(state))
 
 
-class Opaque(Record):
-    """An object of an unknown class: only its name and its state, inert."""
+class Instance(Record):
+    """An object of an unknown class: its name, and what it would have been made of, inert."""
 
-    __slots__ = ("offset", "state", "type")
+    __slots__ = ("arguments", "items", "keywords", "offset", "state", "type")
 
-    def __init__(self, type: Global | None, offset: int) -> None:
+    def __init__(self, type: Global | None, offset: int, arguments: tuple[Any, ...] = (), keywords: Any = None) -> None:
         self.type = type
         self.offset = offset
+        self.arguments = arguments
+        self.keywords = keywords
         self.state: Any = None
+        self.items: list[Any] | dict[Any, Any] | None = None
 
     def __str__(self) -> str:
         return f"an object of {self.type}"
@@ -84,13 +93,21 @@ class Opaque(Record):
         """Keep the state."""
         self.state = state
 
+    def filled(self, machine: Machine, kind: type[list[Any]] | type[dict[Any, Any]]) -> Any:
+        """Return the list or dict of the items that the pickle gives to the object."""
+        if self.items is None and machine.is_lenient:
+            machine.charge(NODE)
+            self.items = kind()
+        return self.items if type(self.items) is kind else self
+
 
 class Machine(Tape):
     """Run the pickle at `start`; afterwards, `stop` is the byte after it, `foreign` the names not in the table.
 
     `persistent` returns the values of persistent ids. `encoding` is that of a str of Python 2, or "bytes" to keep it as
-    bytes; the values of an array need none, because they are never decoded. With `opaque`, objects of unknown classes
-    that are created without arguments become `Opaque`, and the caller accounts for each of them.
+    bytes; the values of an array need none, because they are never decoded. With `modules`, objects of
+    unknown classes that are created without arguments become `Instance`, and the caller accounts for each of them; so
+    do all others with `unknown="opaque"`, which need not be accounted for.
     """
 
     def __init__(
@@ -101,7 +118,8 @@ class Machine(Tape):
         table: Table,
         budget: Budget,
         persistent: Callable[[Any], Any] | None = None,
-        opaque: bool = False,
+        modules: bool = False,
+        unknown: Unknown = "error",
         encoding: str = "utf-8",
         start: int = 0,
     ) -> None:
@@ -110,7 +128,8 @@ class Machine(Tape):
         self.foreign: list[Global] = []
         self._table = table
         self._persistent = persistent
-        self._opaque = opaque
+        self._modules = modules
+        self.is_lenient = unknown == "opaque"
         self._stack: list[Any] = []
         self._below: list[list[Any]] = []
         self._memo: list[Any] = []
@@ -157,18 +176,31 @@ class Machine(Tape):
         byte = self.at if offset is None else offset
         raise UnsafeContent(f"this pickle {deed}", path=self.path, field=f"byte {byte}", hint=_HINT)
 
-    def opaque(self, kind: Any) -> Opaque:
-        """Return an inert object for one of an unknown class, if the format allows that."""
-        if not self._opaque or type(kind) is not Global or kind.entry is not None:
-            self.refuse(f"would create an object by {show(kind)}()")
+    def instance(self, kind: Any, arguments: tuple[Any, ...] = (), keywords: Any = None) -> Instance | None:
+        """Return an inert object for one of an unknown class, or None if there must not be one."""
+        is_known = type(kind) is not Global or not (kind.entry is None or (self.is_lenient and type(kind.entry) is str))
+        if is_known or not (self.is_lenient or (self._modules and arguments == () and not keywords)):
+            return None
+        if self.is_lenient and runs_code(kind.module, kind.name):
+            return None
         self.charge(NODE)
-        return Opaque(kind, self.at)
+        kind.made += 1
+        return Instance(kind, self.at, arguments, keywords or None)
 
     def refuse_unclaimed(self) -> None:
         """Raise UnsafeContent if the pickle uses an unknown name that no code has accounted for."""
         for unknown in self.foreign:
-            if not unknown.claimed:
+            if not unknown.claimed and not (self.is_lenient and not runs_code(unknown.module, unknown.name)):
                 self.refuse(f"would import {unknown}", offset=unknown.offset)
+
+    def unknown(self) -> tuple[tuple[str, str, int], ...]:
+        """Return the unknown names that no code has accounted for, and how many objects each stands for."""
+        counts: dict[tuple[str, str], int] = {}
+        for name in self.foreign:
+            if not name.claimed:
+                key = (name.module, name.name)
+                counts[key] = counts.get(key, 0) + max(name.made, 1)
+        return tuple((*key, count) for key, count in counts.items())
 
     def plain(self, value: Any) -> Any:
         """Return the content of a `Span` or `OldString`, and any other value unchanged."""
@@ -304,7 +336,7 @@ class Machine(Tape):
             self._push(raw.decode() if raw.isascii() else OldString(raw, self._encoding))
 
     def _set_items(self, items: list[Any]) -> None:
-        target = self._stack[-1]
+        target = self._target(dict)
         if type(target) not in (dict, OrderedDict):
             self.refuse(f"would set items of {show(target)}")
         if len(items) % 2:
@@ -323,8 +355,13 @@ class Machine(Tape):
         self._push_new({})
         self._set_items(items)
 
-    def _append(self, items: list[Any]) -> None:
+    def _target(self, kind: type[list[Any]] | type[dict[Any, Any]]) -> Any:
+        """Return what gets items: the top of the stack, or the items of an object of an unknown class."""
         target = self._stack[-1]
+        return target.filled(self, kind) if type(target) is Instance else target
+
+    def _append(self, items: list[Any]) -> None:
+        target = self._target(list)
         if type(target) is not list:
             self.refuse(f"would append to {show(target)}")
         target.extend(items)
@@ -365,13 +402,14 @@ class Machine(Tape):
         self._push(self._global(self._stack.pop(), name))
 
     def call(self, function: Any, arguments: Any) -> Any:
-        """Call a constructor of the table."""
+        """Call a constructor of the table; what is not in it is not called, and becomes an `Instance`."""
         if type(arguments) is not tuple:
             self.fail("the arguments of a call are not a tuple", found=show(arguments))
         entry = function.entry if type(function) is Global else None
-        if type(entry) is not Constructor or entry.call is None:
-            self.refuse(f"would call {show(function)}{show(arguments, most=4)}")
-        return entry.call(self, *arguments)
+        if type(entry) is Constructor and entry.call is not None:
+            return entry.call(self, *arguments)
+        made = self.instance(function, arguments) if self.is_lenient else None
+        return made or self.refuse(f"would call {show(function)}{show(arguments, most=4)}")
 
     def _reduce(self) -> None:
         arguments = self._stack.pop()
@@ -393,10 +431,13 @@ class Machine(Tape):
         entry = kind.entry if type(kind) is Global else None
         if type(entry) is Constructor and entry.new is not None and not keywords:
             self._push(entry.new(self, *arguments))
-        elif arguments == () and not keywords:
-            self._push(self.opaque(kind))
         else:
-            self.refuse(f"would create an object by {show(kind)}{show(arguments, most=4)}")
+            self._push(self.created(kind, arguments, keywords))
+
+    def created(self, kind: Any, arguments: tuple[Any, ...] = (), keywords: Any = None) -> Instance:
+        """Return an inert object for one of an unknown class, or raise UnsafeContent."""
+        made = self.instance(kind, arguments, keywords)
+        return made or self.refuse(f"would create an object by {show(kind)}{show(arguments, most=4)}")
 
     def _new_object_with_keywords(self) -> None:
         self._new_object(self._stack.pop())

@@ -34,9 +34,9 @@ Table = Mapping[tuple[str, str], Any]
 
 
 class Global:
-    """A name in the file; `entry` is its entry in the table, or None."""
+    """A name in the file; `entry` is its entry in the table, or None; `made` counts the inert objects by this name."""
 
-    __slots__ = ("claimed", "entry", "module", "name", "offset")
+    __slots__ = ("claimed", "entry", "made", "module", "name", "offset")
 
     def __init__(self, module: str, name: str, entry: Any, offset: int) -> None:
         self.module = module
@@ -44,6 +44,7 @@ class Global:
         self.entry = entry
         self.offset = offset
         self.claimed = entry is not None
+        self.made = 0
 
     def __str__(self) -> str:
         return shorten(repr(f"{self.module}.{self.name}")[1:-1])

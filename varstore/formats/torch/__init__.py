@@ -17,6 +17,7 @@ from varstore.formats.binary.magic import is_tar
 from varstore.formats.binary.source import Source
 from varstore.formats.binary.zip import is_zip
 from varstore.formats.opened import ForeignCheckpoint
+from varstore.formats.pickles.machine import Unknown
 from varstore.formats.torch.distributed import read_distributed
 from varstore.formats.torch.legacy import read_legacy
 from varstore.formats.torch.write import write
@@ -26,8 +27,12 @@ from varstore.storage.looking import kind_of
 __all__ = ["opened", "read", "write"]
 
 
-def read(path: str | os.PathLike[str], *, limit: int | None = None, encoding: str = "utf-8") -> ForeignCheckpoint:
+def read(
+    path: str | os.PathLike[str], *, limit: int | None = None, encoding: str = "utf-8", unknown: Unknown = "opaque"
+) -> ForeignCheckpoint:
     """Open a PyTorch file or distributed checkpoint folder; a whole module is read as its state dict.
+
+    `unknown` says what becomes of names that varstore does not know: see `varstore.read`.
 
     Raises:
         UnsafeContent: the file asks to run code, or grows out of proportion to its size.
@@ -38,21 +43,26 @@ def read(path: str | os.PathLike[str], *, limit: int | None = None, encoding: st
         StorageError: the operating system refused.
     """
     if kind_of(path) == stat.S_IFDIR:
-        return read_distributed(os.fspath(path), limit=limit)
-    return opened(Source(path), limit=limit, encoding=encoding)
+        return read_distributed(os.fspath(path), limit=limit, unknown=unknown)
+    return opened(Source(path), limit=limit, encoding=encoding, unknown=unknown)
 
 
 def opened(
-    source: Source, *, limit: int | None = None, folder: Budget | None = None, encoding: str = "utf-8"
+    source: Source,
+    *,
+    limit: int | None = None,
+    folder: Budget | None = None,
+    encoding: str = "utf-8",
+    unknown: Unknown = "opaque",
 ) -> ForeignCheckpoint:
     """Open a file, as `read` does; `folder` is the budget of the folder that it is opened with."""
     budget = Budget.of(source, limit=limit, folder=folder)
     if is_zip(source):
-        return read_zip(source, budget, encoding=encoding)
+        return read_zip(source, budget, encoding=encoding, unknown=unknown)
     if is_tar(source.bytes(0, min(512, source.size))):
         raise FormatError(
             "PyTorch's tar format, used before version 0.1.10, is not supported",
             path=source.path,
             hint="load it with torch and save it again",
         )
-    return read_legacy(source, budget, encoding=encoding)
+    return read_legacy(source, budget, encoding=encoding, unknown=unknown)

@@ -21,7 +21,7 @@ from varstore.formats.binary.budget import ARRAY, Budget
 from varstore.formats.binary.folder import WalkedFolder
 from varstore.formats.binary.source import Source, count_elements
 from varstore.formats.opened import ForeignCheckpoint
-from varstore.formats.pickles.machine import NODE, Machine, Opaque
+from varstore.formats.pickles.machine import NODE, Instance, Machine, Unknown
 from varstore.formats.pickles.names import Constructor, Global, show
 from varstore.formats.pickles.tree import DEEPEST
 from varstore.formats.torch.names import torch_table
@@ -39,8 +39,10 @@ _MOST_EXPANSION = 1032  # the limit of deflate
 _KEY_LIMIT = 1 << 61  # integers below it are their own hash
 
 
-def read_distributed(root: str, *, limit: int | None = None) -> ForeignCheckpoint:
+def read_distributed(root: str, *, limit: int | None = None, unknown: Unknown = "error") -> ForeignCheckpoint:
     """Open a folder that `torch.distributed.checkpoint.save` wrote, nested like the saved state.
+
+    `unknown` is for the values that are not tensors, see `read`; the metadata contains no objects of others.
 
     Raises:
         UnsafeContent: the metadata asks to run code, a path leads out of the folder, there is a link in it, or the
@@ -56,18 +58,21 @@ def read_distributed(root: str, *, limit: int | None = None) -> ForeignCheckpoin
     )
     metadata = machine.run()
     machine.refuse_unclaimed()
-    reader = _Reader(root, source.path, _fields(metadata, "Metadata", source.path), budget)
-    return ForeignCheckpoint(root, "torch", reader.tree(), {"distributed": True}, budget=budget)
+    reader = _Reader(root, source.path, _fields(metadata, "Metadata", source.path), budget, unknown)
+    tree = reader.tree()
+    return ForeignCheckpoint(root, "torch", tree, {"distributed": True}, budget=budget, unknown=tuple(reader.unknown))
 
 
-class _Object(Opaque):
+class _Object(Instance):
     """A record of the metadata."""
 
     __slots__ = ()
 
 
 class _Reader:
-    def __init__(self, root: str, path: str, fields: dict[str, Any], budget: Budget) -> None:
+    def __init__(self, root: str, path: str, fields: dict[str, Any], budget: Budget, unknown: Unknown) -> None:
+        self._mode: Unknown = unknown
+        self.unknown: list[tuple[str, str, int]] = []
         self._root = root
         self._budget = budget
         self._path = path
@@ -110,7 +115,9 @@ class _Reader:
             self._taken[source.path] = self._taken.get(source.path, 0) + size
             if self._taken[source.path] > source.size:
                 self._fail("the place of a variable", name, "the place of other variables")
-            return _Value(read_zip(source, self._budget, start, size).tree)
+            opened = read_zip(source, self._budget, start, size, unknown=self._mode)
+            self.unknown += opened.unknown
+            return _Value(opened.tree)
         fields = _fields(about, "TensorStorageMetadata", self._path)
         properties = fields.get("properties")
         state = properties.state if isinstance(properties, _Object) else None

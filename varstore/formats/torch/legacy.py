@@ -13,7 +13,7 @@ from varstore.formats.binary.budget import Budget
 from varstore.formats.binary.magic import TORCH_LEGACY
 from varstore.formats.binary.source import Source
 from varstore.formats.opened import ForeignCheckpoint
-from varstore.formats.pickles.machine import Machine
+from varstore.formats.pickles.machine import Machine, Unknown
 from varstore.formats.pickles.names import internal, show
 from varstore.formats.pickles.tree import plain_tree
 from varstore.formats.torch.names import storage_identity, torch_leaf, torch_table
@@ -25,8 +25,10 @@ __all__ = ["read_legacy"]
 _PROTOCOL = 1001
 
 
-def read_legacy(source: Source, budget: Budget, *, encoding: str = "utf-8") -> ForeignCheckpoint:
-    """Open a file in the older format.
+def read_legacy(
+    source: Source, budget: Budget, *, encoding: str = "utf-8", unknown: Unknown = "error"
+) -> ForeignCheckpoint:
+    """Open a file in the older format; see `read` for `encoding` and `unknown`.
 
     Raises:
         UnsafeContent: a pickle asks to run code, or the file is out of proportion to its size.
@@ -68,7 +70,7 @@ def read_legacy(source: Source, budget: Budget, *, encoding: str = "utf-8") -> F
     if magic != TORCH_LEGACY or protocol != _PROTOCOL:
         raise FormatError("not a file of torch.save", path=source.path, found=show((magic, protocol)))
     system = one(table={})[1]
-    machine, value = one(table=plain, persistent=persistent, opaque=True, encoding=encoding)
+    machine, value = one(table=plain, persistent=persistent, modules=True, encoding=encoding, unknown=unknown)
     keys = one(table={})[1]
     swapped = isinstance(system, dict) and system.get("little_endian") is False
     whole = {storage.key: storage for storage in storages.found if id(storage) not in parents}
@@ -77,7 +79,7 @@ def read_legacy(source: Source, budget: Budget, *, encoding: str = "utf-8") -> F
         if id(part) in parents:
             _attach(part, *parents[id(part)])
     tree = plain_tree(value, machine, torch_leaf(machine, source.read))
-    return ForeignCheckpoint(source.path, "torch", tree, budget=budget)
+    return ForeignCheckpoint(source.path, "torch", tree, budget=budget, unknown=machine.unknown())
 
 
 def _place(whole: dict[str, Storage], keys: Any, source: Source, position: int, swapped: bool) -> None:

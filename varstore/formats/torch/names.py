@@ -13,7 +13,7 @@ import numpy as np
 from varstore.errors import UnsafeContent, UnsupportedDtype
 from varstore.formats.binary.budget import ARRAY
 from varstore.formats.pickles.arrays import PLAIN, Array
-from varstore.formats.pickles.machine import ITEM, NODE, Machine, Opaque
+from varstore.formats.pickles.machine import ITEM, NODE, Instance, Machine
 from varstore.formats.pickles.names import Constructor, Global, Table, internal, show
 from varstore.formats.pickles.tree import module_state
 from varstore.formats.torch.tensors import DTYPES, STORAGES, Storage, StorageClass, Storages, whole_storage
@@ -55,7 +55,7 @@ def torch_leaf(machine: Machine, read: Read) -> Callable[[Any], Any]:
             return whole_storage(value)
         if type(value) is Array:
             return retyped(value.lazy(read), NDARRAY)
-        if type(value) is Opaque and (state := module_state(value, machine)) is not None:
+        if type(value) is Instance and (state := module_state(value, machine)) is not None:
             return state
         return NotImplemented
 

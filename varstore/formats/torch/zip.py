@@ -17,7 +17,7 @@ from varstore.formats.binary.budget import Budget
 from varstore.formats.binary.source import Source
 from varstore.formats.binary.zip import LOCAL, Member, archive_members
 from varstore.formats.opened import ForeignCheckpoint
-from varstore.formats.pickles.machine import Machine
+from varstore.formats.pickles.machine import Machine, Unknown
 from varstore.formats.pickles.tree import plain_tree
 from varstore.formats.torch.names import storage_identity, torch_leaf, torch_table
 from varstore.formats.torch.tensors import Storage, Storages
@@ -30,9 +30,15 @@ _FREE, _MOST_EXPANSION = 1 << 20, 64
 
 
 def read_zip(
-    source: Source, budget: Budget, base: int = 0, size: int | None = None, *, encoding: str = "utf-8"
+    source: Source,
+    budget: Budget,
+    base: int = 0,
+    size: int | None = None,
+    *,
+    encoding: str = "utf-8",
+    unknown: Unknown = "error",
 ) -> ForeignCheckpoint:
-    """Open a zip file that starts at byte `base` of `source` and is `size` bytes long.
+    """Open a zip file that starts at byte `base` of `source` and is `size` bytes long; see `read` for the options.
 
     Raises:
         UnsafeContent: the pickle asks to run code, or is a decompression bomb, or the file is out of proportion.
@@ -71,8 +77,9 @@ def read_zip(
         table=torch_table(storages),
         budget=budget,
         persistent=persistent,
-        opaque=True,
+        modules=True,
         encoding=encoding,
+        unknown=unknown,
     )
     root_object = machine.run()
     order = f"{root}byteorder"
@@ -80,7 +87,7 @@ def read_zip(
     for storage in storages.found:
         _locate(storage, members.get(f"{root}data/{storage.key}"), swapped, budget, is_checked=is_checked)
     tree = plain_tree(root_object, machine, torch_leaf(machine, _reader(data)))
-    return ForeignCheckpoint(source.path, "torch", tree, budget=budget)
+    return ForeignCheckpoint(source.path, "torch", tree, budget=budget, unknown=machine.unknown())
 
 
 def _least_size(source: Source, base: int, budget: Budget) -> int:
