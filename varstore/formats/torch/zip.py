@@ -102,8 +102,15 @@ def _least_size(source: Source, base: int, budget: Budget) -> int:
         return storages.find(kind, key, count)
 
     start = base + LOCAL.size + name + extra
-    table = torch_table(storages)
-    Machine(data, path=source.path, table=table, budget=budget, persistent=persistent, opaque=True, start=start).run()
+    Machine(
+        data,
+        path=source.path,
+        table=torch_table(storages),
+        budget=budget,
+        persistent=persistent,
+        unknown="opaque",
+        start=start,
+    ).run()
     return sum(storage.size for storage in storages.found)
 
 
