@@ -55,7 +55,7 @@ def _state(path):
 @pytest.fixture
 def disk(monkeypatch):
     disk = Disk(monkeypatch)
-    write_file, take_name, remove = syscalls.write_file, staging.Staging._take_name, staging.remove
+    write_file, take_name, remove = syscalls.write_file, staging.Staging._take_name, staging.remove_old
 
     def writing(name, data, dir_fd, *, durable):
         root = os.path.realpath(f"/proc/self/fd/{dir_fd}")
@@ -79,7 +79,7 @@ def disk(monkeypatch):
 
     monkeypatch.setattr(syscalls, "write_file", writing)
     monkeypatch.setattr(staging.Staging, "_take_name", taking)
-    monkeypatch.setattr(staging, "remove", removing)
+    monkeypatch.setattr(staging, "remove_old", removing)
     return disk
 
 
@@ -147,13 +147,13 @@ def test_an_error_once_the_checkpoint_has_its_name_does_not_say_that_it_was_undo
 
 def test_ctrl_c_once_the_checkpoint_has_its_name_finishes_the_rest(tmp_path, monkeypatch):
     vs.save(tmp_path / "c", {"old": np.ones(2)})
-    remove = staging.remove
+    remove = staging.remove_old
 
     def pressed(name, dir_fd):
-        monkeypatch.setattr(staging, "remove", remove)
+        monkeypatch.setattr(staging, "remove_old", remove)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(staging, "remove", pressed)
+    monkeypatch.setattr(staging, "remove_old", pressed)
     with pytest.raises(KeyboardInterrupt):
         vs.save(tmp_path / "c", FEW, overwrite=True)
     assert sorted(vs.load(tmp_path / "c")) == sorted(FEW)

@@ -69,6 +69,43 @@ def test_other_peoples_files_are_kept_by_request(path, monkeypatch, durable, lin
     assert os.listdir(path.parent) == ["c"]
 
 
+@pytest.mark.parametrize("name", ["notes.txt", "w/notes.txt", "logs/tb/events"])
+def test_a_file_that_appears_during_the_save_is_not_lost(path, name):
+    def put(done, total):
+        (path / name).parent.mkdir(parents=True, exist_ok=True)
+        (path / name).write_text("mine")
+
+    with pytest.raises(CheckpointExists, match=name):
+        vs.save(path, NEW, overwrite=True, progress=put)
+    assert (path / name).read_text() == "mine"
+    assert vs.load(path)["w"].tolist() == [0, 0, 0, 0]
+    (path / name).unlink()
+    vs.save(path, NEW, overwrite=True, progress=put, foreign="keep")
+    assert (path / name).read_text() == "mine"
+    assert vs.load(path)["w"].tolist() == [0, 1, 2, 3]
+    assert os.listdir(path.parent) == ["c"]
+
+
+def test_files_are_kept_as_they_are_at_the_end_of_the_save(path, monkeypatch):
+    for name in ("replaced", "appended", "removed"):
+        (path / name).write_text("old")
+    commit = staging.Staging.commit
+
+    def change(*arguments):
+        (path / "other").write_text("new")
+        os.replace(path / "other", path / "replaced")
+        with open(path / "appended", "a") as file:
+            file.write(", more")
+        (path / "removed").unlink()
+        return commit(*arguments)
+
+    monkeypatch.setattr(staging.Staging, "commit", change)
+    vs.save(path, {"w": np.arange(4.0)}, overwrite=True, foreign="keep")
+    assert (path / "replaced").read_text() == "new"
+    assert (path / "appended").read_text() == "old, more"
+    assert not (path / "removed").exists()
+
+
 def test_a_file_where_the_new_checkpoint_has_its_own_is_not_kept(path):
     (path / "other").write_text("mine")
     with pytest.raises(CheckpointExists, match="other"):

@@ -24,10 +24,12 @@ from varstore.layout.names import MANIFEST, MARKER
 from varstore.storage import syscalls
 from varstore.storage.directory import Directory
 
-__all__ = ["Foreign", "carry", "foreign_files"]
+__all__ = ["Foreign", "Stamp", "carry", "foreign_files"]
 
 Foreign = Literal["error", "delete", "keep"]
 """What becomes of other people's files in a checkpoint that is overwritten."""
+Stamp = tuple[int, int, int]
+"""Inode, size and time of a file, which tell whether it changed."""
 
 _DROPPED = re.compile(r"\.DS_Store|\._.*|\.nfs.*|Thumbs\.db|desktop\.ini|lost\+found", re.DOTALL)
 """What systems leave in folders; nobody misses it."""
@@ -109,24 +111,37 @@ def _usual_of(encoding: str, names: Iterable[str]) -> Collection[str]:
     return _USUAL if is_plain(encoding) else {name for name in names if name in _USUAL or _ENCODED.fullmatch(name)}
 
 
-def carry(files: Iterable[str], old: str, fd: int, owner: int) -> tuple[list[str], set[str]]:
+def carry(files: Iterable[str], old: str, fd: int, owner: int, carried: dict[str, Stamp]) -> tuple[list[str], set[str]]:
     """Give other people's files to the checkpoint that replaces theirs; return those files and their folders.
 
     They are linked if they belong to the user `owner`, and copied otherwise, so that nobody can change them later.
+    `carried` says which files were given to it before, and is brought up to date: a file that changed since then is
+    given again, and one that went is taken away.
 
     Raises:
         CheckpointExists: a file would lie where the new checkpoint has one.
     """
-    carried: list[str] = []
+    files = list(files)
+    for path in [path for path in carried if path not in files]:
+        _take_back(path, fd, carried)
+    given: list[str] = []
     folders: set[str] = set()
-    old_fd = syscalls.open_fd(old, syscalls.READ_FOLDER_ITSELF)
+    try:
+        old_fd = syscalls.open_fd(old, syscalls.READ_FOLDER_ITSELF)
+    except FileNotFoundError:  # another overwriter is between two renames; what it leaves is looked at again
+        return given, folders
     try:
         for path in files:
-            folder = os.path.dirname(path)
-            folders |= _made(folder, fd)
             try:
-                if _carry(path, old_fd, fd, owner):
-                    carried.append(path)
+                status = os.stat(path, dir_fd=old_fd, follow_symlinks=False)
+                stamp = status.st_ino, status.st_size, status.st_mtime_ns
+                if carried.get(path) == stamp:
+                    continue
+                _take_back(path, fd, carried)
+                folders |= _made(os.path.dirname(path), fd)
+                if _carry(path, status, old_fd, fd, owner):
+                    given.append(path)
+                carried[path] = stamp
             except FileNotFoundError:  # its owner took it away meanwhile
                 continue
             except FileExistsError as error:
@@ -137,7 +152,12 @@ def carry(files: Iterable[str], old: str, fd: int, owner: int) -> tuple[list[str
                 ) from error
     finally:
         os.close(old_fd)
-    return carried, folders
+    return given, folders
+
+
+def _take_back(path: str, fd: int, carried: dict[str, Stamp]) -> None:
+    if carried.pop(path, None):
+        os.unlink(path, dir_fd=fd)
 
 
 def _made(folder: str, fd: int) -> set[str]:
@@ -150,9 +170,8 @@ def _made(folder: str, fd: int) -> set[str]:
     return set(folders)
 
 
-def _carry(path: str, old_fd: int, fd: int, owner: int) -> bool:
+def _carry(path: str, status: os.stat_result, old_fd: int, fd: int, owner: int) -> bool:
     """Carry one file, and tell whether it is a regular one."""
-    status = os.stat(path, dir_fd=old_fd, follow_symlinks=False)
     if stat.S_ISLNK(status.st_mode):
         os.symlink(os.readlink(path, dir_fd=old_fd), path, dir_fd=fd)
         return False

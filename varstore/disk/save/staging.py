@@ -35,7 +35,7 @@ from dataclasses import dataclass, replace
 from types import TracebackType
 
 from varstore.disk.save.durability import Durability, sync_each
-from varstore.disk.save.foreign import Foreign, carry, foreign_files
+from varstore.disk.save.foreign import Foreign, Stamp, carry, foreign_files
 from varstore.disk.save.leftovers import (
     NAME_LIMIT,
     begin_in_place,
@@ -199,6 +199,7 @@ class Staging:
         self._parent = -1
         self._opened: list[int] = []
         self._closing = closing(self._opened)
+        self._carried: dict[str, Stamp] = {}
         self._made: list[tuple[int, str]] = []
         """Folders above the target that the save made, each with the descriptor of the one that holds it."""
         self._final = os.path.basename(target.path)
@@ -339,11 +340,12 @@ class Staging:
             return False
         return is_named(self.fd, self._final, self._parent)
 
-    def carry(self) -> None:
-        """Give the new checkpoint the other people's files that it is to keep."""
-        files, folders = carry(self.target.kept, self.target.path, self.fd, self.owner)
+    def carry(self) -> bool:
+        """Give the new checkpoint the other people's files that it is to keep, as they are now; tell whether any is."""
+        files, folders = carry(self.target.kept, self.target.path, self.fd, self.owner, self._carried)
         if self.durability.durable:
             sync_each(self.fd, files, folders)
+        return bool(files or folders)
 
     def commit(self, manifest: bytes | None) -> Identity | None:
         """Write the manifest and the marker, and give the folder its name: steps 2 to 5 of the law of durability.
@@ -385,7 +387,9 @@ class Staging:
 
     def _take_name(self) -> None:
         """Rename the folder to its target; an overwriter takes turns with others that do the same."""
-        for _ in range(_ATTEMPTS):
+        for attempt in range(_ATTEMPTS):
+            if self.target.replaces or attempt:
+                self._look_again()
             try:
                 if self.target.replaces:
                     self._replace()
@@ -394,17 +398,21 @@ class Staging:
             except FileNotFoundError:  # another program removed the old one
                 if not self.target.replaces:
                     raise
-                self.target = replace(self.target, replaces=False)
             except OSError as error:
                 if error.errno not in _TAKEN:
                     raise
                 self._gives_way = False
                 if not self.target.overwrite:
                     raise self._taken("another writer saved here meanwhile") from error
-                self.target = _look(self.target)
             else:
                 return
         raise self._taken("other writers replace the checkpoint all the time")
+
+    def _look_again(self) -> None:
+        """See what the target is now, so that no file is lost that somebody put there during the save."""
+        self.target = _look(self.target)
+        if (self.target.kept or self._carried) and self.carry() and self.durability.durable:
+            syscalls.sync_names(self.fd)
 
     def _take_free_name(self) -> None:
         try:
