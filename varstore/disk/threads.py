@@ -15,7 +15,19 @@ from typing import TypeVar
 from varstore.errors import UsageError
 from varstore.storage import syscalls
 
-__all__ = ["Ending", "Job", "Lane", "in_lanes", "run", "do_here_until_slow", "start", "thread_count"]
+__all__ = [
+    "SLOW",
+    "Ending",
+    "Job",
+    "Lane",
+    "do_here_until_slow",
+    "for_each",
+    "in_lanes",
+    "piece",
+    "run",
+    "start",
+    "thread_count",
+]
 
 Item = TypeVar("Item")
 
@@ -23,21 +35,36 @@ Job = Callable[[], bool | None]
 """A piece of work. It returns True if more of it is left; the same thread then calls it again."""
 
 _DEFAULT_LIMIT = 8
+_MOST = 32
+"""Threads where calls wait for a server: it answers many in the time of one."""
+_WAIT = 1e-3
+"""Seconds that a few calls wait, for which one more thread is of use."""
 _QUICK = 100e-6
 """Seconds for the files of one small variable; of calls that take longer, the disk or a server does most."""
+SLOW = 2e-3
+"""Seconds for a few calls, as to open or to make a folder; those that take longer wait for a server."""
 
 
-def thread_count(threads: int | None) -> int:
+def thread_count(threads: int | None, seconds: float = 0.0) -> int:
     """Return the number of threads asked for, or one for each processor up to eight.
+
+    Where the first calls, a few, took more `seconds` than `SLOW`, they wait for a server, and there is a thread for
+    each millisecond, up to 32.
 
     Raises:
         UsageError: not a positive number.
     """
     if threads is None:
-        return min(_DEFAULT_LIMIT, len(syscalls.processors(0)))
+        usual = min(_DEFAULT_LIMIT, len(syscalls.processors(0)))
+        return max(usual, min(_MOST, int(seconds / _WAIT) if seconds > SLOW else 0))
     if not isinstance(threads, int) or threads < 1:
         raise UsageError("threads must be at least 1", found=threads)
     return threads
+
+
+def piece(items: int) -> int:
+    """Return how many of these items one thread does at a time where calls wait: so few that many threads wait."""
+    return max(1, items // _MOST)
 
 
 def run(jobs: Iterable[Job], threads: int, *, on_failure: Callable[[], None] | None = None) -> None:
@@ -195,19 +222,46 @@ def in_lanes(work: Iterable[Lane | Job]) -> Iterator[Job]:
         yield lane.step
 
 
-def do_here_until_slow(groups: Iterable[Sequence[Item]], do: Callable[[Sequence[Item]], None]) -> Iterator[Job]:
+def do_here_until_slow(
+    groups: Iterable[Sequence[Item]], do: Callable[[Sequence[Item]], None], *, calls_wait: bool = False
+) -> Iterator[Job]:
     """Do groups of small things here while that is quick, and yield them where threads would help: they wait.
 
-    Threads that make quick calls wait for the interpreter longer than they save.
+    Threads that make quick calls wait for the interpreter longer than they save. Where `calls_wait`, as far as is
+    known, the first group says whether it was but a busy machine.
     """
     calls_are_slow = False
+    quick = SLOW if calls_wait else _QUICK
     for group in groups:
         if calls_are_slow:
             yield partial(do, group)
             continue
         start = time.perf_counter()
         do(group)
-        calls_are_slow = time.perf_counter() - start > _QUICK * len(group)
+        calls_are_slow = time.perf_counter() - start > quick * len(group)
+
+
+def for_each(items: Iterable[Item], do: Callable[[Item], object], *, threads: int = 1) -> None:
+    """Do something with each item, in any order: here while that is quick, on many threads once two wait in a row.
+
+    With more `threads`, it is known that calls wait, and as many are used from the first.
+    """
+    left = iter(items)
+    last = 0.0
+    if threads == 1:
+        for item in left:
+            start = time.perf_counter()
+            do(item)
+            seconds = time.perf_counter() - start
+            if min(last, seconds) > SLOW:
+                threads = thread_count(None, seconds)
+                break
+            last = seconds
+    run((partial(_ignoring, do, item) for item in left), threads)
+
+
+def _ignoring(do: Callable[[Item], object], item: Item) -> None:
+    do(item)  # what it returns does not say that there is more
 
 
 class _Crew:

@@ -7,6 +7,7 @@ import itertools
 import os
 import stat
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -17,7 +18,7 @@ from varstore.disk.read.checkpoint import Checkpoint, retry_if_replaced
 from varstore.disk.read.checks import check_digest, check_meta
 from varstore.disk.read.digests import all_digests
 from varstore.disk.read.scan import variable_folders
-from varstore.disk.threads import Lane, do_here_until_slow, in_lanes, run, thread_count
+from varstore.disk.threads import SLOW, Lane, do_here_until_slow, in_lanes, piece, run, thread_count
 from varstore.errors import FormatError, IncompleteCheckpoint, ManifestError, VarstoreError
 from varstore.layout.manifest import BLOCK, Entry, block_count
 from varstore.layout.names import MARKER, Folder
@@ -107,17 +108,19 @@ def _verified(checkpoint: Checkpoint, *, threads: int | None, progress: Progress
     problems = _tree_problems(checkpoint)
     entries = _decodable_entries(checkpoint, problems)
     total = sum(entry.nbytes for entry in entries)
+    start = time.perf_counter()
     with (
         translated(checkpoint.path, "verifying failed"),
         Directory(checkpoint.location) as directory,
         reporting(progress, total, f"verifying {checkpoint.path}") as advance,
     ):
+        seconds = time.perf_counter() - start
         problems += _marker_problems(directory)
         if checkpoint.manifest is not None:
             listed = {entry.folder for entry in entries}
             problems += _unlisted_problems(directory, listed)
         work = _Verification(directory, advance)
-        work.run(entries, thread_count(threads))
+        work.run(entries, thread_count(threads, seconds), calls_wait=seconds > SLOW)
         problems += [work.problems[entry.name] for entry in entries if entry.name in work.problems]
         if problems:
             directory.check_still_there()
@@ -181,13 +184,15 @@ class _Verification:
         self._blocks_left: dict[int, int] = {}
         self.problems: dict[str, str] = {}
 
-    def run(self, entries: Sequence[Entry], threads: int) -> None:
+    def run(self, entries: Sequence[Entry], threads: int, *, calls_wait: bool) -> None:
         """Check all of these."""
         small = [entry for entry in entries if entry.nbytes < SMALL]
-        groups = (small[start : start + _BATCH] for start in range(0, len(small), _BATCH))
+        size = min(_BATCH, piece(len(small))) if calls_wait else _BATCH
+        groups = (small[start : start + size] for start in range(0, len(small), size))
+        checks = do_here_until_slow(groups, self._check_small, calls_wait=calls_wait)
         lanes = self._lanes([entry for entry in entries if entry.nbytes >= SMALL])
         try:
-            run(in_lanes(itertools.chain(lanes, do_here_until_slow(groups, self._check_small))), threads)
+            run(in_lanes(itertools.chain(lanes, checks)), threads)
         finally:
             for fd in self._blocks_left:
                 os.close(fd)

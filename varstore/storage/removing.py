@@ -8,22 +8,34 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Collection
+from collections.abc import Callable, Collection, Iterable
+from functools import partial
+from typing import Any
 
 from varstore.layout.names import MANIFEST, MARKER
 from varstore.storage import syscalls
 from varstore.storage.claims import is_named
 
-__all__ = ["empty", "remove", "remove_file", "remove_written"]
+__all__ = ["Each", "empty", "remove", "remove_file", "remove_written"]
+
+Each = Callable[[Iterable[Any], Callable[[Any], object]], None]
+"""A function that does something with each of several things, in any order."""
 
 _USUAL = ("out", "meta")
 """What a save writes into a variable's folder."""
+_FEW = 3
+"""Folders; where there are no more, those in them are removed by the function that is given."""
 
 
-def remove(name: str, dir_fd: int) -> bool:
+def _in_turn(things: Iterable[Any], do: Callable[[Any], object]) -> None:
+    for thing in things:
+        do(thing)
+
+
+def remove(name: str, dir_fd: int, *, each: Each = _in_turn) -> bool:
     """Remove a folder, its marker first: whoever still reads from it sees that it is going. Tell whether it is gone.
 
-    What cannot be removed stays, and so do the folders above it.
+    What cannot be removed stays, and so do the folders above it. The folders in it are removed with `each`.
     """
     try:
         fd = syscalls.folder_in(name, dir_fd, same_mount=True)
@@ -31,7 +43,7 @@ def remove(name: str, dir_fd: int) -> bool:
         return False
     try:
         remove_file(MARKER, fd)
-        empty(fd)
+        empty(fd, each=each)
         if not is_named(fd, name, dir_fd):
             return False
     finally:
@@ -39,21 +51,24 @@ def remove(name: str, dir_fd: int) -> bool:
     return _rmdir(name, dir_fd)
 
 
-def empty(fd: int, *, but: Collection[str] = ()) -> None:
-    """Remove all that can be removed from an open folder, except what has one of these names."""
+def empty(fd: int, *, but: Collection[str] = (), each: Each = _in_turn) -> None:
+    """Remove all that can be removed from an open folder, except what has one of these names; see `remove`."""
     try:
         with os.scandir(fd) as entries:
             found = [(entry.name, entry.is_dir(follow_symlinks=False)) for entry in entries if entry.name not in but]
     except OSError:
         return
+    folders = [name for name, is_folder in found if is_folder]
     for name, is_folder in found:
-        if is_folder:
-            _remove_below(name, fd)
-        else:
+        if not is_folder:
             remove_file(name, fd)
+    if len(folders) > _FEW:
+        each(folders, partial(_remove_below, dir_fd=fd))
+    else:
+        _in_turn(folders, partial(_remove_below, dir_fd=fd, each=each))
 
 
-def _remove_below(name: str, dir_fd: int) -> None:
+def _remove_below(name: str, dir_fd: int, *, each: Each = _in_turn) -> None:
     try:
         fd = syscalls.folder_in(name, dir_fd, same_mount=True)
     except OSError:
@@ -61,7 +76,7 @@ def _remove_below(name: str, dir_fd: int) -> None:
     try:
         is_usual = remove_file("out", fd) and remove_file("meta", fd)
         if not (is_usual and _rmdir(name, dir_fd)):  # there is more than in most folders of a checkpoint
-            empty(fd)
+            empty(fd, each=each)
             _rmdir(name, dir_fd)
     finally:
         os.close(fd)

@@ -74,6 +74,7 @@ __all__ = [
     "sync_file_system",
     "sync_folder",
     "sync_names",
+    "syncs_whole",
     "turn_direct",
     "write_all",
     "write_file",
@@ -425,13 +426,18 @@ def preallocate(fd: int, nbytes: int) -> None:
     raise _missing(None)
 
 
+def syncs_whole(fd: int) -> bool:
+    """Tell whether the file system of this descriptor can be made durable in one call that reaches the store."""
+    return hasattr(_libc, "syncfs") and file_system_type(fd) not in _SYNCED_BY_FILE
+
+
 def sync_file_system(fd: int) -> None:
     """Make all that was written to the file system of this descriptor durable (syncfs).
 
     Raises:
         OSError: `is_missing`, also where the call succeeds and does not reach the store.
     """
-    if not hasattr(_libc, "syncfs") or file_system_type(fd) in _SYNCED_BY_FILE:
+    if not syncs_whole(fd):
         raise _missing(None)
     _called(None, _libc.syncfs, fd)
 

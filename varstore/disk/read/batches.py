@@ -15,19 +15,20 @@ from varstore.layout.readable import Readable
 from varstore.storage import syscalls
 from varstore.storage.directory import Directory
 
-__all__ = ["batches", "read_batch"]
+__all__ = ["BATCH_FILES", "batches", "read_batch"]
 
+BATCH_FILES = 256
+"""Files of a batch at most."""
 _BATCH_BYTES = 1 << 20
-_BATCH_FILES = 256
 _ALIGNMENT = 64
 
 
-def batches(variables: Sequence[Readable]) -> Iterator[range]:
-    """Yield runs of neighbours that are read together: few enough to share a buffer of about a MiB."""
+def batches(variables: Sequence[Readable], files: int) -> Iterator[range]:
+    """Yield runs of neighbours that are read together: so many, or few enough to share a buffer of about a MiB."""
     first = nbytes = 0
     for index, variable in enumerate(variables):
         size = variable.entry.nbytes
-        if index > first and (nbytes + size > _BATCH_BYTES or index - first == _BATCH_FILES):
+        if index > first and (nbytes + size > _BATCH_BYTES or index - first == files):
             yield range(first, index)
             first, nbytes = index, 0
         nbytes += size

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
@@ -11,9 +12,9 @@ import numpy as np
 
 from varstore.disk.blocks import SMALL, spans
 from varstore.disk.encodings.table import read_part
-from varstore.disk.read.batches import batches, read_batch
+from varstore.disk.read.batches import BATCH_FILES, batches, read_batch
 from varstore.disk.read.checks import check_digest
-from varstore.disk.threads import Job, Lane, do_here_until_slow, in_lanes, run, thread_count
+from varstore.disk.threads import SLOW, Job, Lane, do_here_until_slow, in_lanes, piece, run, thread_count
 from varstore.layout.location import Location
 from varstore.layout.manifest import BLOCK
 from varstore.layout.readable import Readable
@@ -143,9 +144,11 @@ def _read(
     threads: int | None,
     advance: Advance,
 ) -> None:
+    start = time.perf_counter()
     with translated(location.path, "reading failed"), Directory(location) as directory:
+        seconds = time.perf_counter() - start
         work = _Work(directory, variables, destination, verify, advance)
-        run(work.jobs(), thread_count(threads))
+        run(work.jobs(calls_wait=seconds > SLOW), thread_count(threads, seconds))
 
 
 class _Work:
@@ -165,16 +168,18 @@ class _Work:
         self._verify = verify
         self._advance = advance
 
-    def jobs(self) -> Iterator[Job]:
+    def jobs(self, *, calls_wait: bool) -> Iterator[Job]:
         """Return the jobs of large variables, then those of small ones, a batch at a time."""
         small: list[int] = []
         large: list[int] = []
         for index, variable in enumerate(self._variables):
             is_small = variable.entry.nbytes < SMALL and variable.encoding.is_plain
             (small if is_small else large).append(index)
-        parts = batches([self._variables[index] for index in small])
+        at_once = min(BATCH_FILES, piece(len(small))) if calls_wait else BATCH_FILES
+        parts = batches([self._variables[index] for index in small], at_once)
         groups = (small[part.start : part.stop] for part in parts)
-        return in_lanes(itertools.chain(self._lanes(large), do_here_until_slow(groups, self._read_batch)))
+        reading = do_here_until_slow(groups, self._read_batch, calls_wait=calls_wait)
+        return in_lanes(itertools.chain(self._lanes(large), reading))
 
     def _lanes(self, indices: list[int]) -> Iterator[Lane]:
         for index in indices:

@@ -21,7 +21,9 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass
+from functools import partial
 
+from varstore.disk.threads import for_each
 from varstore.storage import syscalls
 
 __all__ = ["SYNC_EACH", "Durability", "sync_each"]
@@ -40,8 +42,10 @@ class Durability:
     durable: bool
     each: bool
 
-    def sync_all(self, dir_fd: int, variables: Collection[str], parents: Collection[str]) -> None:
+    def sync_all(self, dir_fd: int, variables: Collection[str], parents: Collection[str], *, threads: int = 1) -> None:
         """Make durable what was written below a folder: those of variables with their files, and their parents.
+
+        More `threads` are for file systems whose calls wait for a server.
 
         Raises:
             OSError: the disk refused, and what was written may be lost.
@@ -57,7 +61,13 @@ class Durability:
             else:
                 return
         files = [f"{folder}/{name}" for folder in variables for name in ("meta", "out")]
-        sync_each(dir_fd, [] if self.each else files, {*parents, *variables})
+        if self.each:
+            files = []
+        if threads == 1:
+            sync_each(dir_fd, files, {*parents, *variables})
+            return
+        for_each(files, partial(syscalls.sync_file, dir_fd=dir_fd), threads=threads)
+        for_each({*parents, *variables}, partial(syscalls.sync_folder, dir_fd=dir_fd), threads=threads)
 
 
 def sync_each(dir_fd: int, files: Iterable[str], folders: Iterable[str]) -> None:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from functools import partial
 
+from varstore.disk.threads import for_each
 from varstore.errors import InvalidName
 from varstore.storage import syscalls
 
-__all__ = ["make_folders"]
+__all__ = ["make_folders", "make_folders_by_level"]
 
 
 def make_folders(names: Mapping[str, str], root: int, *, private: bool) -> None:
@@ -44,3 +46,15 @@ def make_folders(names: Mapping[str, str], root: int, *, private: bool) -> None:
     finally:
         if fd != root:
             os.close(fd)
+
+
+def make_folders_by_level(names: Mapping[str, str], root: int, *, private: bool, threads: int) -> None:
+    """Make folders as `make_folders` does, those of one depth at the same time, for file systems whose calls wait.
+
+    The kernel makes one folder at a time in each that holds some.
+    """
+    levels: dict[int, list[dict[str, str]]] = {}
+    for folder, name in names.items():
+        levels.setdefault(folder.count("/"), []).append({folder: name})
+    for _, level in sorted(levels.items()):
+        for_each(level, partial(make_folders, root=root, private=private), threads=threads)

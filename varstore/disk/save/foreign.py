@@ -13,9 +13,11 @@ import re
 import stat
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal
 
 from varstore.disk.save.leftovers import is_own_name
+from varstore.disk.threads import for_each
 from varstore.errors import CheckpointExists, FormatError
 from varstore.layout.encodings import is_plain
 from varstore.layout.location import Location
@@ -80,31 +82,45 @@ def _known_folders(fd: int, path: str) -> _Known | None:
 
 def _foreign(folder: int, below: str, known: _Known | None, usual: Collection[str]) -> Iterator[str]:
     """Yield the foreign files in an open folder and below it; `usual` are the names that are not foreign there."""
-    for name in os.listdir(folder):
-        if name in usual or _DROPPED.fullmatch(name) or is_own_name(name):
-            continue
-        path = f"{below}/{name}" if below else name
+    inside = f"{below}/" if below else ""
+    left = [n for n in os.listdir(folder) if n not in usual and not _DROPPED.fullmatch(n) and not is_own_name(n)]
+    variables = {n for n in left if known and inside + n in known.variables and inside + n not in known.parents}
+    unusual: dict[str, list[str]] = {}
+    for_each(variables, partial(_look, folder=folder, unusual=unusual))
+    for name in left:
+        path = inside + name
         is_parent = known is not None and path in known.parents
-        is_variable = known is not None and path in known.variables and not is_parent
-        if not (is_variable or stat.S_ISDIR(os.stat(name, dir_fd=folder, follow_symlinks=False).st_mode)):
+        if name in variables:
+            if name not in unusual or known is None:
+                continue
+            usual_there = _usual_of(known.variables[path], unusual[name])
+        elif stat.S_ISDIR(os.stat(name, dir_fd=folder, follow_symlinks=False).st_mode):
+            usual_there = _USUAL if is_parent or known is None else ()
+        else:
             if not is_parent:
                 yield path
             continue
+        fd = syscalls.open_fd(name, syscalls.READ_FOLDER_ITSELF, dir_fd=folder)
         try:
-            fd = syscalls.open_fd(name, syscalls.READ_FOLDER_ITSELF, dir_fd=folder)
-        except OSError as error:
-            if is_variable and error.errno in _NOT_A_FOLDER:  # it is damaged
-                continue
-            raise
-        try:
-            if known is not None and is_variable:
-                names = os.listdir(fd)
-                if not _USUAL.issuperset(names):
-                    yield from _foreign(fd, path, known, _usual_of(known.variables[path], names))
-            else:
-                yield from _foreign(fd, path, known, _USUAL if is_parent or known is None else ())
+            yield from _foreign(fd, path, known, usual_there)
         finally:
             os.close(fd)
+
+
+def _look(variable: str, *, folder: int, unusual: dict[str, list[str]]) -> None:
+    """Note what is in the folder of a variable if it is more than usual."""
+    try:
+        fd = syscalls.open_fd(variable, syscalls.READ_FOLDER_ITSELF, dir_fd=folder)
+    except OSError as error:
+        if error.errno in _NOT_A_FOLDER:  # it is damaged
+            return
+        raise
+    try:
+        names = os.listdir(fd)
+    finally:
+        os.close(fd)
+    if not _USUAL.issuperset(names):
+        unusual[variable] = names
 
 
 def _usual_of(encoding: str, names: Iterable[str]) -> Collection[str]:

@@ -25,6 +25,7 @@ from collections.abc import Collection, Iterable, Iterator
 from functools import partial
 
 from varstore.disk.save.durability import sync_each
+from varstore.disk.threads import for_each
 from varstore.errors import CheckpointNotFound
 from varstore.layout.names import MANIFEST, MARKER
 from varstore.layout.staged import FILLING, GIVING_WAY, REPLACED, REPLACING, SAVING, STAGED, is_staging_name
@@ -186,7 +187,7 @@ def remove_old(name: str, dir_fd: int) -> bool:
         if not _renamed(name, doomed, dir_fd):
             return False
         name = doomed
-    return remove(name, dir_fd)
+    return remove(name, dir_fd, each=for_each)
 
 
 def _renamed(name: str, target: str, dir_fd: int) -> bool:
@@ -288,12 +289,12 @@ def give_way(
         if os.listdir(waiting) == [waits]:
             with contextlib.suppress(OSError):  # some overlays cannot remove a folder of a lower layer
                 os.rmdir(target, dir_fd=dir_fd)
-            remove(name, dir_fd)
+            remove(name, dir_fd, each=for_each)
         elif _renamed(name, target, dir_fd):
             os.unlink(waits, dir_fd=waiting)
         else:
             _fill(target, dir_fd, waiting, filling, waits, sync=sync)
-            remove(name, dir_fd)
+            remove(name, dir_fd, each=for_each)
     finally:
         os.close(waiting)
     return True
@@ -314,7 +315,7 @@ def _empty_target(target: str, dir_fd: int, emptying: str, filling: str, *, sync
         elif emptying not in names:
             return False
         remove_file(MARKER, fd)
-        empty(fd, but={emptying})
+        empty(fd, but={emptying}, each=for_each)
         if sync:
             syscalls.sync_names(fd)
         with contextlib.suppress(FileNotFoundError):  # another overwriter does the same

@@ -8,7 +8,8 @@ symbolic link, a file of another size than its checkpoint promises, a ``meta`` t
 at the new name, and taken away again.
 
 Links are made by the thread that makes the jobs, one after the other: threads that make them wait for each other in
-the kernel. What takes longer (copies between file systems, digests that are not known yet) becomes a job.
+the kernel. What takes longer (copies between file systems, digests that are not known yet, and all links where calls
+wait for a server) becomes a job.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ import os
 import stat
 import threading
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 
 import numpy as np
@@ -40,7 +41,6 @@ from varstore.values.plan import PlannedVariable
 
 __all__ = ["Links"]
 
-_BATCH = 64
 _GONE = (VarstoreError, OSError)
 """What reading from another checkpoint raises; an error of our own disk comes again when values are written."""
 _NOT_COPIED = {errno.ENOSPC, errno.EDQUOT, errno.EEXIST, errno.EMFILE, errno.ENFILE}
@@ -58,7 +58,10 @@ class Links:
         small: SmallFiles,
         digests: dict[str, bytes],
         values: Mapping[str, np.ndarray | LazyArray],
+        batch: int,
+        make: Callable[[Iterable[PlannedVariable]], None] | None,
     ) -> None:
+        """Prepare to link variables, so many in one batch; `make` is as for `SmallFiles`."""
         self._fd = staging.fd
         self._place = Location(staging.path, staging.path)
         self._owner = staging.owner
@@ -67,6 +70,8 @@ class Links:
         self._small = small
         self._digests = digests
         self.batches: defaultdict[Location, list[tuple[PlannedVariable, Stored]]] = defaultdict(list)
+        self._limit = batch
+        self._make = make
         self._lock = threading.Lock()
         self.copied = 0
         """Bytes of variables that were to be linked and had to be copied."""
@@ -83,12 +88,12 @@ class Links:
         """
         batch = self.batches[stored.location]
         batch.append((variable, stored))
-        return self._link(self.batches.pop(stored.location)) if len(batch) == _BATCH else ()
+        return self._linking(self.batches.pop(stored.location)) if len(batch) == self._limit else ()
 
     def add_rest(self) -> Iterable[Job]:
         """Link the variables that were noted and are not linked yet; returns and raises what `add` does."""
         for batch in self.batches.values():
-            yield from self._link(batch)
+            yield from self._linking(batch)
 
     def tie(self, variables: Iterable[PlannedVariable]) -> None:
         """Link those that share memory with another of these, whose files must be written by now."""
@@ -105,6 +110,16 @@ class Links:
     def _here(self) -> Directory:
         """The staging folder."""
         return Directory(self._place, self._fd)
+
+    def _linking(self, batch: list[tuple[PlannedVariable, Stored]]) -> Iterable[Job]:
+        """Link a batch, or return the job that does."""
+        return (partial(self._make_and_link, batch),) if self._make else self._link(batch)
+
+    def _make_and_link(self, batch: list[tuple[PlannedVariable, Stored]]) -> None:
+        assert self._make is not None
+        self._make(variable for variable, _ in batch)
+        for job in self._link(batch):
+            job()
 
     def _link(self, batch: list[tuple[PlannedVariable, Stored]]) -> list[Job]:
         later: list[Job] = []

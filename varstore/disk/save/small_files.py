@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from typing import Any
 
@@ -27,7 +27,6 @@ from varstore.values.plan import PlannedVariable
 
 __all__ = ["SmallFiles"]
 
-_BATCH = 64
 _BATCH_BYTES = 8 << 20
 _QUICK = 100e-6
 """Seconds for the files of one variable; of calls that take longer, the kernel or a server does most."""
@@ -38,7 +37,18 @@ _Batch = list[tuple[PlannedVariable, np.ndarray]]
 class SmallFiles:
     """Writes ``meta`` files at once and small ``out`` files in batches; their digests go to `digests`, by name."""
 
-    def __init__(self, staging: Staging, digests: dict[str, bytes], advance: Callable[[int], None] | None) -> None:
+    def __init__(
+        self,
+        staging: Staging,
+        digests: dict[str, bytes],
+        advance: Callable[[int], None] | None,
+        batch: int,
+        make: Callable[[Iterable[PlannedVariable]], None] | None,
+    ) -> None:
+        """Prepare to write variables, so many in one batch.
+
+        Where calls wait for a server, `make` makes the folders of a batch, and all is done by the jobs.
+        """
         self._fd = staging.fd
         self._create = partial(syscalls.create_each, dir_fd=staging.fd, private=staging.is_private)
         self._sync = staging.durability.each
@@ -46,7 +56,9 @@ class SmallFiles:
         self._advance = advance
         self._batch: _Batch = []
         self._nbytes = 0
-        self._calls_are_slow = False
+        self._limit = batch
+        self._calls_are_slow = make is not None
+        self._make = make
 
     def write_meta(self, variable: PlannedVariable) -> None:
         """Write what says the variable's shape and type."""
@@ -56,7 +68,7 @@ class SmallFiles:
         """Note a variable to be written; True where that makes a batch, and `jobs` is to be called."""
         self._batch.append((variable, array))
         self._nbytes += variable.nbytes
-        return len(self._batch) == _BATCH or self._nbytes >= _BATCH_BYTES
+        return len(self._batch) == self._limit or self._nbytes >= _BATCH_BYTES
 
     def jobs(self, *, threads_take: bool) -> Iterator[Job]:
         """Write what was added since the last call, or yield the job that does.
@@ -68,11 +80,16 @@ class SmallFiles:
         if not batch:
             return
         if self._calls_are_slow or threads_take:
-            yield partial(self._write, batch)
+            yield partial(self._make_and_write if self._make else self._write, batch)
         else:
             start = time.perf_counter()
             self._write(batch)
             self._calls_are_slow = time.perf_counter() - start > _QUICK * len(batch)
+
+    def _make_and_write(self, batch: _Batch) -> None:
+        assert self._make is not None
+        self._make(variable for variable, _ in batch)
+        self._write(batch)
 
     def _write(self, batch: _Batch) -> None:
         durable = self._sync

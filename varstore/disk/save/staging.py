@@ -30,6 +30,7 @@ import contextlib
 import errno
 import os
 import stat
+import time
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from types import TracebackType
@@ -46,6 +47,7 @@ from varstore.disk.save.leftovers import (
     remove_old,
     undo_in_place,
 )
+from varstore.disk.threads import for_each
 from varstore.errors import CheckpointExists, InvalidName
 from varstore.layout.location import Identity, Location
 from varstore.layout.names import MANIFEST, MARKER
@@ -192,6 +194,8 @@ class Staging:
         """The user to whom files belong that are made here."""
         self.is_private = False
         """Whether only this user can make or replace anything in it, at any depth, until the save is complete."""
+        self.seconds = 0.0
+        """How long it took to make the folder and to lock it: a few calls, which tell of those to come."""
         self.is_visible = False
         """Whether the checkpoint has its final name; errors after that no longer undo the save."""
         self._tops = tops
@@ -219,8 +223,10 @@ class Staging:
         self._closing.close()
 
     def __enter__(self) -> Staging:
+        start = time.perf_counter()
         try:
             self._open()
+            self.seconds = time.perf_counter() - start
         except BaseException:  # Ctrl-C among others
             self._undo()
             raise
@@ -320,7 +326,7 @@ class Staging:
             self._undo_in_place()
             if self._name:
                 if self.owner >= 0:
-                    empty(self.fd)
+                    empty(self.fd, each=for_each)
                 with contextlib.suppress(OSError):
                     os.rmdir(self._name, dir_fd=self._parent)
             for fd, name in reversed(self._made):

@@ -13,7 +13,9 @@ import errno
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import replace
+from functools import partial
 from operator import attrgetter
 from typing import NamedTuple
 
@@ -22,7 +24,7 @@ import numpy as np
 from varstore.disk.blocks import SMALL
 from varstore.disk.progress import Progress, reporting
 from varstore.disk.save.durability import SYNC_EACH, Durability
-from varstore.disk.save.folders import make_folders
+from varstore.disk.save.folders import make_folders, make_folders_by_level
 from varstore.disk.save.foreign import Foreign
 from varstore.disk.save.incremental import equals_stored, link_unchanged
 from varstore.disk.save.large_file import LargeFiles
@@ -30,7 +32,7 @@ from varstore.disk.save.links import Links
 from varstore.disk.save.small_files import SmallFiles
 from varstore.disk.save.space import check_space, disk_became_full
 from varstore.disk.save.staging import Staging, prepare_target
-from varstore.disk.threads import Job, Lane, in_lanes, run, thread_count
+from varstore.disk.threads import SLOW, Job, Lane, in_lanes, piece, run, thread_count
 from varstore.errors import UsageError, VariableMismatch, VarstoreError
 from varstore.layout.collector import collector_paused
 from varstore.layout.location import Identity
@@ -44,7 +46,7 @@ from varstore.values.plan import PlannedVariable, SavePlan
 __all__ = ["Saved", "write_checkpoint"]
 
 _GROUP = 64
-"""Variables whose folders are made one after the other, before their files."""
+"""Variables whose folders are made one after the other, then their files, and those that are written in one job."""
 _WAITING = 2
 """Threads for each processor in a durable save, where half of them wait for the disk."""
 
@@ -92,7 +94,9 @@ def write_checkpoint(
     staging: Staging | None = None
     work: _Writer | None = None
     try:
+        start = time.perf_counter()
         target = prepare_target(path, overwrite=overwrite, foreign=foreign)
+        looking = time.perf_counter() - start
         values: Mapping[str, np.ndarray | LazyArray] = {}
         if base:
             values = {v.name: v.source for v in plan.variables if not isinstance(v.source, Stored)}
@@ -101,9 +105,17 @@ def write_checkpoint(
         nbytes = plan.nbytes
         durability = Durability(durable=durable, each=durable and len(plan.variables) <= SYNC_EACH)
         with Staging(target, durability, plan.tops) as staging:
+            seconds = min(looking, staging.seconds)
+            calls_wait = seconds > SLOW
+            if durable and not threads:
+                workers *= _WAITING
+            if calls_wait:
+                workers = max(workers, thread_count(threads, seconds))
+                if durable and not syscalls.syncs_whole(staging.fd):
+                    staging.durability = replace(durability, each=True)
             with reporting(progress, nbytes, f"saving {path}") as advance:
-                work = _Writer(plan, staging, base, values, advance)
-                work.write(workers if threads or not durable else _WAITING * workers)
+                work = _Writer(plan, staging, base, values, advance, workers, calls_wait)
+                work.write()
             with collector_paused():
                 entries = plan.entries(work.digests) if manifest else _walked(plan)
                 record = encoded = identity = None
@@ -142,24 +154,33 @@ class _Writer:
         base: Mapping[str, Stored],
         values: Mapping[str, np.ndarray | LazyArray],
         advance: Callable[[int], None] | None,
+        threads: int,
+        calls_wait: bool,
     ) -> None:
         self.digests: dict[str, bytes] = {}
         self._plan = plan
         self._staging = staging
         self._base = base
-        self._small = SmallFiles(staging, self.digests, advance)
+        self._threads = threads
+        self._calls_wait = calls_wait
+        self._made: dict[str, str] = dict(zip(plan.parents, plan.parents, strict=True))
+        make = self._make if calls_wait else None
+        batch = min(_GROUP, piece(len(plan.variables))) if calls_wait else _GROUP
+        self._small = SmallFiles(staging, self.digests, advance, batch, make)
         self._large = LargeFiles(staging, self.digests, advance)
-        self._links = Links(staging, self._small, self.digests, values)
+        self._links = Links(staging, self._small, self.digests, values, batch, make)
 
     @property
     def copied(self) -> int:
         """Bytes of variables that were to be linked and had to be copied."""
         return self._links.copied
 
-    def write(self, threads: int) -> None:
+    def write(self) -> None:
         """Write all variables; make them durable where that was asked for."""
+        if self._calls_wait:
+            make_folders_by_level(self._made, self._staging.fd, private=self._staging.is_private, threads=self._threads)
         try:
-            run(in_lanes(self._jobs()), threads, on_failure=self._large.fail)
+            run(in_lanes(self._jobs()), self._threads, on_failure=self._large.fail)
         finally:
             self._large.close()
         if any(map(attrgetter("alias_of"), self._plan.variables)):
@@ -167,20 +188,30 @@ class _Writer:
         if self._staging.target.kept:
             self._staging.carry()
         folders = list(map(attrgetter("folder"), self._plan.variables))
-        self._staging.durability.sync_all(self._staging.fd, folders, self._plan.parents)
+        sync_all = self._staging.durability.sync_all
+        sync_all(self._staging.fd, folders, self._plan.parents, threads=self._threads if self._calls_wait else 1)
+
+    def _make(self, variables: Iterable[PlannedVariable]) -> None:
+        folders: dict[str, str] = {v.folder: v.name for v in variables if v.folder not in self._made}
+        make_folders(folders, self._staging.fd, private=self._staging.is_private)
+        self._made |= folders
 
     def _jobs(self) -> Iterator[Lane | Job]:
         """Make folders and links, and yield small variables a batch at a time and large ones one by one.
 
         Threads that create folders inside the same parent block each other in the kernel, as do threads that write to
         one file (see `in_lanes`). Threads that create links block each other on the interpreter lock. So both are
-        made here, by one thread.
+        made here, by one thread. Where calls wait for a server, all that counts is how many wait at the same time: the
+        parents are made already, and the jobs make folders and links too.
         """
         small, large, links = self._small, self._large, self._links
-        variables, parents, folder_fd = self._plan.variables, self._plan.parents, self._staging.fd
-        made: dict[str, str] = dict(zip(parents, parents, strict=True))
+        variables, folder_fd = self._plan.variables, self._staging.fd
+        made = self._made
         for at, variable in enumerate(variables):
-            if at % _GROUP == 0:
+            if self._calls_wait:
+                if variable.alias_of or (variable.nbytes >= SMALL and not isinstance(variable.source, Stored)):
+                    self._make((variable,))
+            elif at % _GROUP == 0:
                 group: dict[str, str] = {v.folder: v.name for v in variables[at : at + _GROUP] if v.folder not in made}
                 make_folders(group if at else made | group, folder_fd, private=self._staging.is_private)
             if variable.alias_of:
@@ -194,7 +225,10 @@ class _Writer:
             if isinstance(source, Stored):
                 yield from links.add(variable, source)
             elif variable.nbytes >= SMALL:
-                small.write_meta(variable)
+                if self._calls_wait:
+                    yield partial(small.write_meta, variable)
+                else:
+                    small.write_meta(variable)
                 yield from large.jobs(variable, source, fetched=source is not variable.source)
             elif small.add(variable, source):
                 yield from small.jobs(threads_take=bool(large.open_files) or large.failed)
