@@ -530,7 +530,7 @@ def test_convert_goes_through_other_formats_and_back(tmp_path, model):
     there = shell("convert", model, tmp_path / "m.safetensors")
     assert there.returncode == 0, there.stderr
     assert there.stdout == f"{model} (varstore) -> {tmp_path}/m.safetensors (safetensors): 3 tensors, 48 bytes\n" + (
-        "left out, because safetensors does not hold it: step: unit\n"
+        "left out, because safetensors holds nothing of an array but its values: step: unit\n"
     )
     back = run("convert", tmp_path / "m.safetensors", tmp_path / "back", "--include", "enc*", "--rename", "encoder=e")
     assert back.exit_code == 0
@@ -543,7 +543,7 @@ def test_convert_says_what_was_left_out(tmp_path):
     result = run("convert", tmp_path / "m.pt", tmp_path / "m.npz", "--dtype", "float16")
     assert result.exit_code == 0
     assert result.stdout.endswith(
-        "1 tensor, 4 bytes\nchanged type, float32 -> float16: w\nleft out, because numpy does not hold it: epoch\n"
+        "1 tensor, 4 bytes\nchanged type, float32 -> float16: w\nleft out, because numpy holds only arrays: epoch\n"
     )
     assert vs.read(tmp_path / "m.npz")["w"].dtype == np.float16
 

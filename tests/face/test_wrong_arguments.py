@@ -110,6 +110,7 @@ CALLS = {
                 "limit": 1 << 30,
                 "encoding": None,
                 "ignore_extra": False,
+                "dry_run": False,
                 "progress": None,
                 "overwrite": True,
                 "durable": False,

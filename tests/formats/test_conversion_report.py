@@ -110,7 +110,7 @@ def test_the_command_prints_what_changed(tmp_path):
             f"{tmp_path / 'c'} (varstore) -> {target} (safetensors){replaced}: 2 tensors, 18 bytes",
             "changed type, float32 -> float8_e4m3fn: w, b",
             "beyond the range of fp8: w (5 values), b (5 values)",
-            "left out, because safetensors does not hold it: w: scale",
+            "left out, because safetensors holds nothing of an array but its values: w: scale",
         ]
 
 
@@ -126,3 +126,111 @@ def test_a_checkpoint_is_replaced_if_asked(tmp_path):
     assert (result.exit_code, ", replaced: 1 tensor, 16 bytes" in result.output) == (0, True)
     assert vs.load(tmp_path / "old")["w"].tolist() == [1, 1]
     vs.convert(tmp_path / "m.npz", tmp_path / "m.pt", overwrite=True)
+
+
+NESTED = {"model": {"w": np.ones((2, 3), np.float32), "b": np.zeros(3)}, "epoch": 3}
+
+
+@pytest.fixture
+def source(tmp_path):
+    state = {**NESTED, "tied": NESTED["model"]["w"]}
+    vs.write(tmp_path / "m.pt", state)
+    return tmp_path / "m.pt"
+
+
+def run(*arguments):
+    return CliRunner().invoke(main, ["convert", *map(str, arguments)])
+
+
+@pytest.mark.parametrize(
+    ("target", "nbytes"), [("c", 48), ("c.pt", 48), ("c.mge", 48), ("c.npz", 72), ("c.safetensors", 72)]
+)
+def test_the_bytes_are_those_that_are_written(source, tmp_path, target, nbytes):
+    done = vs.convert(source, tmp_path / target)
+    assert done.nbytes == nbytes
+    assert vs.convert(tmp_path / target, tmp_path / "again").nbytes == nbytes
+
+
+def test_packed_values_take_half_a_byte(tmp_path):
+    vs.save(tmp_path / "c", {"w": np.ones(8, ml_dtypes.float4_e2m1fn)})
+    assert vs.convert(tmp_path / "c", tmp_path / "c.safetensors").nbytes == 4
+    assert vs.convert(tmp_path / "c.safetensors", tmp_path / "d").nbytes == 8
+
+
+def test_the_reasons_for_what_is_left_out_are_true(source, tmp_path):
+    assert vs.convert(source, tmp_path / "a.npz").reasons == {"epoch": "numpy holds only arrays"}
+    done = vs.convert(source, tmp_path / "a.mge", include="model/*")
+    assert done.reasons == {"epoch": "only arrays are taken by chosen names"}
+    assert done.left_out == ("epoch",)
+    printed = run(source, tmp_path / "b.mge", "--include", "model/*").stdout
+    assert "left out, because only arrays are taken by chosen names: epoch" in printed
+
+
+@pytest.mark.parametrize(
+    ("choice", "field"),
+    [
+        ({"include": ["model/*", "head*"]}, "include"),
+        ({"exclude": "optimizer*"}, "exclude"),
+        ({"rename": {"module": ""}}, "rename"),
+        ({"rename": {"model": "m", "models": ""}}, "rename"),
+        ({"rename": [("^module", "")]}, "rename"),
+        ({"include": "tied", "rename": {"model": ""}}, "rename"),
+    ],
+)
+def test_what_matches_nothing_is_an_error(source, tmp_path, choice, field):
+    with pytest.raises(vs.errors.VariableNotFound) as caught:
+        vs.convert(source, tmp_path / "c", **choice)
+    assert caught.value.field == field
+    assert not (tmp_path / "c").exists()
+    vs.load(source, exclude="optimizer*", rename={"module": ""})  # elsewhere, one rule serves many files
+
+
+def test_directories_are_replaced_where_that_is_asked_for(source, tmp_path):
+    target = tmp_path / "resnet-1.5"
+    assert ", replaced" not in run(source, target).stdout
+    refused = run(source, target)
+    assert refused.exit_code == 3
+    assert "--overwrite" in refused.stderr
+    done = run(source, target, "--overwrite", "--include", "tied")
+    assert "(varstore), replaced: 1 tensor, 24 bytes" in done.stdout
+    assert list(vs.open(target)) == ["tied"]
+    run(source, tmp_path / "a.npz")
+    assert "(numpy), replaced: 3 tensors" in run(source, tmp_path / "a.npz").stdout
+
+
+@pytest.mark.parametrize("name", ["llama-3.1-8b", "run.v2", "v1.0", "with.dot/", "1e-3.5"])
+def test_directories_may_have_dots_in_their_names(source, tmp_path, name):
+    assert vs.convert(source, f"{tmp_path}/{name}").format == "varstore"
+    assert vs.convert(source, f"{tmp_path}/{name.rstrip('/')}", overwrite=True).format == "varstore"
+    assert vs.convert(f"{tmp_path}/{name}", tmp_path / "back.pt").source_format == "varstore"
+
+
+@pytest.mark.parametrize(
+    ("dtype", "name"),
+    [("bf16", "bfloat16"), ("fp16", "float16"), ("fp8", "float8_e4m3fn"), ("fp8_e5m2", "float8_e5m2")],
+)
+def test_short_names_of_types(source, tmp_path, dtype, name):
+    assert run(source, tmp_path / "c", "--dtype", dtype).exit_code == 0
+    assert {str(variable.dtype) for variable in vs.open(tmp_path / "c").values()} == {name}
+
+
+@pytest.mark.parametrize("target", ["c", "c.pt", "c.npz", "c.zarr", "c.safetensors.index.json", "c.ckpt", "c.of"])
+def test_a_dry_run_says_what_would_be_done(source, tmp_path, target):
+    before = sorted(tmp_path.rglob("*"))
+    there = vs.convert(source, tmp_path / target, dtype="fp32", dry_run=True)
+    assert sorted(tmp_path.rglob("*")) == before
+    assert vs.convert(source, tmp_path / target, dtype="fp32") == there
+    printed = run(source, tmp_path / target, "--dry-run", "--overwrite").stdout
+    assert ", replaced, not written: 3 tensors" in printed
+
+
+def test_a_dry_run_refuses_what_the_conversion_would(source, tmp_path):
+    vs.save(tmp_path / "c", {"w": np.ones(3, ml_dtypes.bfloat16)})
+    with pytest.raises(vs.errors.UnsupportedDtype):
+        vs.convert(tmp_path / "c", tmp_path / "c.npz", dry_run=True)
+    with pytest.raises(CheckpointExists):
+        vs.convert(source, tmp_path / "c", dry_run=True)
+    assert vs.convert(source, tmp_path / "c", dry_run=True, overwrite=True).names == ("model/w", "model/b", "tied")
+    assert list(vs.open(tmp_path / "c")) == ["w"]
+    vs.convert(tmp_path / "c", tmp_path / "linked", dry_run=True)
+    assert not (tmp_path / "linked").exists()

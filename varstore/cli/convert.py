@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from typing import Any
 
 import click
@@ -46,6 +47,7 @@ def _renames(_: click.Context, __: click.Parameter, given: tuple[str, ...]) -> d
 @click.option("--ignore-extra", is_flag=True, help="Leave out what MODEL does not have.")
 @click.option("--separator", metavar="TEXT", help="oneflow-legacy: what replaces each / in a name.")
 @click.option("--overwrite", is_flag=True, help="Replace TARGET if it is a folder of the format.")
+@click.option("--dry-run", is_flag=True, help="Print what would be done, and write nothing.")
 def convert(
     source: str,
     target: str,
@@ -61,6 +63,7 @@ def convert(
     ignore_extra: bool,
     separator: str | None,
     overwrite: bool,
+    dry_run: bool,
 ) -> None:
     """Read SOURCE in any format and write it to TARGET, a directory or a file.
 
@@ -96,16 +99,16 @@ def convert(
         limit=limit,
         encoding=encoding,
         ignore_extra=ignore_extra,
+        dry_run=dry_run,
         progress=progress(),
         **options,
     )
-    done_to = f"{one_line(target)} ({done.format}){', replaced' if is_replaced else ''}"
+    done_to = (
+        f"{one_line(target)} ({done.format}){', replaced' if is_replaced else ''}{', not written' if dry_run else ''}"
+    )
     count = f"{plural(len(done.names), 'tensor')}, {plural(done.nbytes, 'byte')}"
     click.echo(f"{one_line(source)} ({done.source_format}) -> {done_to}: {count}")
-    alike: dict[str, list[str]] = {}
-    for name, change in done.changed.items():
-        alike.setdefault(change, []).append(one_line(name))
-    for change, names in alike.items():
+    for change, names in _by_value(done.changed).items():
         click.echo(f"changed type, {one_line(change)}: {listed(names, _SHOWN)}")
     if done.saturated:
         counts = [f"{one_line(name)} ({plural(count, 'value')})" for name, count in done.saturated.items()]
@@ -116,6 +119,13 @@ def convert(
     if done.unknown:
         names = [f"{one_line(f'{module}.{name}')} ({count})" for module, name, count in done.unknown]
         click.echo(f"unknown to varstore, and not imported: {listed(names, _SHOWN)}")
-    if done.left_out:
-        left_out = listed(list(map(one_line, done.left_out)), _SHOWN)
-        click.echo(f"left out, because {done.format} does not hold it: {left_out}")
+    for reason, left_out in _by_value(done.reasons).items():
+        click.echo(f"left out, because {one_line(reason)}: {listed(left_out, _SHOWN)}")
+
+
+def _by_value(of: Mapping[str, str]) -> dict[str, list[str]]:
+    """Return the names that have a value, for each value."""
+    alike: dict[str, list[str]] = {}
+    for name, value in of.items():
+        alike.setdefault(value, []).append(one_line(name))
+    return alike

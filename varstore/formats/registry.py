@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib
 import os
+import re
 import stat
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -25,8 +26,10 @@ __all__ = ["FORMATS", "Format", "detect", "named", "refuse_stranger", "target_fo
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Format:
-    """One row of the table; formats with `is_nested` keep scalars and the structure of nested state, and files of
-    those with `is_pickle` can name what varstore does not know.
+    """One row of the table; formats with `is_nested` keep scalars and the structure of nested state, and ties.
+
+    Files of those with `is_pickle` can name what varstore does not know. Formats with `packs` store values of less than
+    a byte packed.
 
     `folder` says which of its checkpoints are folders, which no file object can hold: those that are written, or all.
     """
@@ -37,6 +40,7 @@ class Format:
     writes: bool = True
     is_nested: bool = False
     is_pickle: bool = False
+    packs: bool = False
     folder: Literal["", "written", "always"] = ""
 
     @property
@@ -51,6 +55,7 @@ FORMATS: tuple[Format, ...] = (
         name="safetensors",
         suffixes=(".safetensors", ".safetensors.index.json"),
         recognises=recognise.is_safetensors,
+        packs=True,
     ),
     Format(
         name="torch",
@@ -80,13 +85,22 @@ FORMATS: tuple[Format, ...] = (
         name="megengine", suffixes=(".mge", ".pkl"), recognises=recognise.is_megengine, is_nested=True, is_pickle=True
     ),
     Format(name="mindspore", suffixes=(".ckpt",), recognises=recognise.is_mindspore),
-    Format(name="onnx", suffixes=(".onnx",), recognises=recognise.is_onnx),
+    Format(name="onnx", suffixes=(".onnx",), recognises=recognise.is_onnx, packs=True),
     Format(name="orbax", suffixes=(".orbax",), recognises=recognise.is_orbax, writes=False, folder="always"),
-    Format(name="huggingface", suffixes=(), recognises=recognise.is_huggingface, is_pickle=True, folder="always"),
+    Format(
+        name="huggingface",
+        suffixes=(),
+        recognises=recognise.is_huggingface,
+        is_pickle=True,
+        packs=True,
+        folder="always",
+    ),
     Format(name="zarr", suffixes=(".zarr",), recognises=recognise.is_zarr, folder="written"),
 )
 """The formats, in the order in which they are tried on a file."""
 
+_VERSION = re.compile(r"\.v?[0-9].*")
+"""What looks like a suffix in the name of a directory, as in ``llama-3.1`` and ``run.v2``."""
 _MODULES = {"varstore": "native", "oneflow-legacy": "oneflow_legacy", "orbax": "zarr.orbax"}
 _BY_NAME = {format.name: format for format in FORMATS}
 
@@ -152,7 +166,9 @@ def _by_suffix(path: str) -> Format | None:
     ]
     if fitting:
         return max(fitting, key=lambda item: item[0])[1]
-    return None if os.path.splitext(name)[1] and not path.endswith("/") else _BY_NAME["varstore"]
+    suffix = os.path.splitext(name)[1]
+    is_file = suffix and not _VERSION.fullmatch(suffix) and not path.endswith("/")
+    return None if is_file else _BY_NAME["varstore"]
 
 
 def target_format(path: str, format: str | None) -> Format:
@@ -162,6 +178,8 @@ def target_format(path: str, format: str | None) -> Format:
         UsageError: the format is unknown, or can only be read.
     """
     row = _by_suffix(path) if format is None else named(format)
+    if row is None and os.path.isdir(path):
+        return _BY_NAME["varstore"]
     if row is None:
         known = [suffix for format in FORMATS if format.writes for suffix in format.suffixes if suffix]
         raise UsageError(

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import tempfile
 from collections import OrderedDict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any, BinaryIO, TypedDict, TypeVar, Unpack, overload
@@ -16,7 +17,16 @@ import numpy as np
 
 from varstore.disk.progress import Progress, reporting
 from varstore.disk.read.checkpoint import Checkpoint, retry_if_replaced
-from varstore.errors import CheckpointNotFound, FormatError, StorageError, UnsupportedDtype, UsageError
+from varstore.errors import (
+    CheckpointExists,
+    CheckpointNotFound,
+    FormatError,
+    OutOfSpace,
+    StorageError,
+    UnsupportedDtype,
+    UsageError,
+)
+from varstore.formats.binary.packing import packed_size
 from varstore.formats.binary.source import Held, files_noted, is_unchanged, name_of
 from varstore.formats.native import OpenedCheckpoint, nested, step_in
 from varstore.formats.opened import ForeignCheckpoint
@@ -109,9 +119,10 @@ class WriteOptions(ConvertOptions, total=False):
 class Converted:
     """The result of `convert`: the names of the tensors in the target, and the bytes of their values.
 
-    - `left_out`: what the target format cannot store: the names of values that are not arrays, and what the source says
-      of an array besides its values, such as ``"w: scale"`` of a quantised one. Objects of classes that varstore does
-      not know are never stored.
+    - `nbytes`: as they are in the target, before compression: of tied tensors once, if the format keeps them tied.
+    - `left_out`: what is not in the target: the names of values that are not arrays, and what the source says of an
+      array besides its values, such as ``"w: scale"`` of a quantised one. Objects of classes that are not known
+      are never stored. `reasons` says why, for each of them.
     - `unknown`: the names of those classes, as (module, name, how often).
     - `changed`: what has another type in the target, by name: ``"float32 -> float16"``, ``"Counter -> dict"``.
     - `saturated`: how many values of a tensor were beyond the range of its new type, by name. They became the largest
@@ -128,6 +139,7 @@ class Converted:
     changed: Mapping[str, str]
     saturated: Mapping[str, int]
     absent_chunks: Mapping[str, int]
+    reasons: Mapping[str, str]
     unknown: tuple[tuple[str, str, int], ...] = ()
 
 
@@ -337,6 +349,7 @@ def convert(
     limit: int | None = None,
     encoding: str | None = None,
     ignore_extra: bool = False,
+    dry_run: bool = False,
     progress: Progress = None,
     **options: Unpack[ConvertOptions],
 ) -> Converted:
@@ -352,13 +365,15 @@ def convert(
         format: the format of the target, by name, if its suffix does not determine it.
         source_format: the format of the source, by name, if it cannot be detected.
         include: patterns of names to convert; see `varstore.load`.
-        exclude: patterns of names to leave out.
-        rename: how to change names; see `varstore.load`.
+        exclude: patterns of names to leave out; each must match a name.
+        rename: how to change names; see `varstore.load`. Each prefix or regex must change a name.
         dtype: the type to which all floating-point tensors are converted, such as "bfloat16". Values beyond its range
             are counted; those of ``float8_e4m3fn`` become its largest value, as in torch.
         limit: how many bytes the values may take in memory; see `varstore.read`.
         encoding: that of strings of Python 2 in a file of torch; see `varstore.read`.
         ignore_extra: leave out, with `model`, what the model does not have; otherwise that is an error.
+        dry_run: check all that is checked before the first byte is written, write nothing, and return what would be
+            done. No values are read, so `saturated` is empty.
         progress: True for a progress bar, or a function of (bytes done, bytes in total).
         options: see `varstore.write`. `overwrite` replaces a folder of the same format; a file is replaced in any case.
 
@@ -367,7 +382,8 @@ def convert(
         FormatError, UnsafeContent: see `varstore.read`.
         CheckpointNotFound, CheckpointExists, MissingDependency, StorageError: see `varstore.read` and
             `varstore.write`.
-        VariableNotFound: a pattern of `include` does not match a name.
+        VariableNotFound: a pattern of `include` or `exclude` does not match a name, or nothing is renamed by a prefix
+            or regex of `rename`.
         VariableMismatch: two tensors would get the same name.
 
     Example:
@@ -388,7 +404,7 @@ def convert(
     cast = None if dtype is None else _floating(dtype)
 
     def write_from(opened: OpenedCheckpoint | ForeignCheckpoint) -> Converted:
-        chosen = select(opened, include=include, exclude=exclude, rename=rename, path=source)
+        chosen = select(opened, include=include, exclude=exclude, rename=rename, path=source, all_apply=True)
         model = options.get("model") if ignore_extra else None
         known = chosen if model is None else read(model)
         extra = [name for name in chosen if name not in known]
@@ -408,28 +424,35 @@ def convert(
         if keeps_tree and opaque and tree is None:
             raise UsageError("there is nothing to write: the file is an object of an unknown class", path=source)
         with reporting(progress, total, f"writing {target}") as advance:
-            wrapped = _Wrapped(cast, advance)
+            wrapped = _Wrapped(cast, advance, fails=dry_run)
             if keeps_tree and tree and not is_linked:
                 state = wrapped.tree(tree)
             else:
                 state = {name: wrapped.array(array) for name, array in arrays.items()}
             kept |= _parameter_names(opened, chosen, row.name, options)
-            row.module.write(target, state, **{**_for_format(row, options), **kept})
-        left_out = list(opaque)
+            settings = {**_for_format(row, options), **kept}
+            if dry_run:
+                _write_dry(row, target, state, settings)
+            else:
+                row.module.write(target, state, **settings)
+        reasons = dict.fromkeys(opaque, "varstore does not know its class")
         if not keeps_tree:
-            left_out += [name for name, leaf in leaves(tree) if not isinstance(leaf, LazyArray)]
-        left_out += [f"{name}: not in the model" for name in extra]
+            why = "only arrays are taken by chosen names" if row.is_nested else f"{row.name} holds only arrays"
+            reasons |= {name: why for name, leaf in leaves(tree) if not isinstance(leaf, LazyArray)}
+        reasons |= dict.fromkeys(extra, "the model does not have it")
         changed = {name: wrapped.change_of(array) for name, array in arrays.items()}
         if row.name != "varstore":
-            left_out += [f"{name}: {said}" for name, array in arrays.items() for said in _attributes_of(array)]
+            said_of = (f"{name}: {said}" for name, array in arrays.items() for said in _attributes_of(array))
+            reasons |= dict.fromkeys(said_of, f"{row.name} holds nothing of an array but its values")
             changed |= _plain_types(tree) if keeps_tree else {}
         absent = opened.absent_chunks if isinstance(opened, ForeignCheckpoint) else {}
         return Converted(
             source_format=source_row.name,
             format=row.name,
             names=tuple(arrays),
-            nbytes=sum(array.size * wrapped.dtype_of(array).itemsize for array in arrays.values()),
-            left_out=tuple(left_out),
+            nbytes=_bytes_in(row, arrays, wrapped),
+            left_out=tuple(reasons),
+            reasons=reasons,
             unknown=opened.unknown if isinstance(opened, ForeignCheckpoint) else (),
             changed={name: change for name, change in changed.items() if change},
             saturated={name: count for name in arrays if (count := wrapped.saturated.get(chosen[name]))},
@@ -460,10 +483,44 @@ def _for_format(row: Format, options: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in options.items() if name != "overwrite" or row.folder}
 
 
-class _Wrapped:
-    """Arrays that are cast, and counted when they are read; an array that has two names stays one object."""
+def _bytes_in(row: Format, arrays: Mapping[str, Any], wrapped: _Wrapped) -> int:
+    """Return the bytes of the values of arrays in a format."""
+    sizes: dict[Hashable, int] = {}
+    for name, array in arrays.items():
+        dtype = wrapped.dtype_of(array)
+        memory = (array.identity, array.shape) if isinstance(array, LazyArray) else _memory_of(array)
+        size = packed_size(array.size, dtype) if row.packs else array.size * dtype.itemsize
+        sizes[memory if row.is_nested else name] = size
+    return sum(sizes.values())
 
-    def __init__(self, cast: np.dtype[Any] | None, advance: Callable[[int], None] | None) -> None:
+
+def _memory_of(variable: Any) -> Hashable:
+    memory: Hashable = variable.entry.alias_of or variable.name
+    return memory
+
+
+class _NotWritten(Exception):
+    """Raised where values would be read."""
+
+
+def _write_dry(row: Format, target: str, state: Any, options: Mapping[str, Any]) -> None:
+    """Check what a format checks before it reads the first value, by writing to a place that is removed."""
+    is_taken = row.folder and os.path.lexists(target) and not (os.path.isdir(target) and not os.listdir(target))
+    if os.path.islink(target) or (is_taken and not options.get("overwrite")):
+        raise CheckpointExists("the target exists", path=target, hint="remove it, or pass overwrite=True")
+    with tempfile.TemporaryDirectory() as folder, contextlib.suppress(_NotWritten, OutOfSpace):
+        given = {name: value for name, value in options.items() if name not in ("overwrite", "foreign")}
+        row.module.write(os.path.join(folder, os.path.basename(target.rstrip("/"))), state, **given)
+
+
+class _Wrapped:
+    """Arrays that are cast, and counted when they are read; an array that has two names stays one object.
+
+    With `fails`, reading one raises.
+    """
+
+    def __init__(self, cast: np.dtype[Any] | None, advance: Callable[[int], None] | None, *, fails: bool) -> None:
+        self._fails = fails
         self._cast = cast
         self._advance = advance
         self._known: dict[int, tuple[Any, Any]] = {}
@@ -490,11 +547,13 @@ class _Wrapped:
 
     def _wrap(self, array: Any) -> Any:
         cast = self._cast if self._cast is not None and is_floating(array.dtype) else None
-        if isinstance(array, Stored) and cast is None:
+        if isinstance(array, Stored) and cast is None and not self._fails:
             self._count(array.entry.nbytes)
             return array
 
         def fetch() -> np.ndarray:
+            if self._fails:
+                raise _NotWritten
             values = np.asarray(array)
             self._count(values.nbytes)
             if cast is None:

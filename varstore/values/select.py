@@ -32,6 +32,7 @@ def select(
     exclude: Patterns | None = None,
     rename: Rename | None = None,
     path: str | None = None,
+    all_apply: bool = False,
 ) -> dict[str, str]:
     """Return a dict of target names to source names for the chosen variables, in the order of the source.
 
@@ -49,17 +50,20 @@ def select(
     - A list of (regex, replacement). All are applied in order with ``re.sub``, each to the result of the one before.
     - A function that takes a name and returns the new name, or None to drop the variable.
 
-    `path` is the source of the names, for messages.
+    `path` is the source of the names, for messages. With `all_apply`, every pattern of `exclude` must match, and every
+    way to rename must change a name.
 
     Raises:
-        VariableNotFound: a pattern of `include` matches no name; the message lists the nearest names.
+        VariableNotFound: a pattern of `include` matches no name, or with `all_apply` another one; the message lists the
+            nearest names.
         VariableMismatch: two variables would get the same name; the message contains both.
         UsageError: a pattern, regex, replacement or new name is invalid.
     """
-    chosen = _chosen(list(names), include, exclude, path)
+    chosen = _chosen(list(names), include, exclude, path, all_apply=all_apply)
     if rename is None:
         return {name: name for name in chosen}
-    renamed = _renamer(rename)
+    unused: dict[str, None] = {}
+    renamed = _renamer(rename, unused)
     selected: dict[str, str] = {}
     for source in chosen:
         target = renamed(source)
@@ -82,27 +86,43 @@ def select(
                 hint="leave one of them out with exclude=, or rename it to something else",
             )
         selected[target] = source
+    if all_apply and unused:
+        way = next(iter(unused))
+        raise VariableNotFound(
+            f"no variable is renamed by {way!r}", path=path, field="rename", hint=_hint_for_pattern(f"{way}*", chosen)
+        )
     return selected
 
 
-def _chosen(names: list[str], include: Patterns | None, exclude: Patterns | None, path: str | None) -> list[str]:
+def _chosen(
+    names: list[str], include: Patterns | None, exclude: Patterns | None, path: str | None, *, all_apply: bool
+) -> list[str]:
     if include is not None:
         wanted = _patterns("include", include)
         is_wanted = _matcher(wanted)
         everything, names = names, [name for name in names if is_wanted(name)]
-        found = set(names)
-        for pattern in wanted:
-            if pattern not in found and not any(map(_matcher((pattern,)), names)):
-                raise VariableNotFound(
-                    f"no variable matches the pattern {pattern!r}",
-                    path=path,
-                    field="include",
-                    hint=_hint_for_pattern(pattern, everything),
-                )
+        _check_patterns("include", wanted, names, everything, path)
     if exclude is not None:
-        is_unwanted = _matcher(_patterns("exclude", exclude))
+        unwanted = _patterns("exclude", exclude)
+        is_unwanted = _matcher(unwanted)
+        if all_apply:
+            _check_patterns("exclude", unwanted, [name for name in names if is_unwanted(name)], names, path)
         names = [name for name in names if not is_unwanted(name)]
     return names
+
+
+def _check_patterns(
+    field: str, patterns: tuple[str, ...], matched: list[str], everything: list[str], path: str | None
+) -> None:
+    found = set(matched)
+    for pattern in patterns:
+        if pattern not in found and not any(map(_matcher((pattern,)), matched)):
+            raise VariableNotFound(
+                f"no variable matches the pattern {pattern!r}",
+                path=path,
+                field=field,
+                hint=_hint_for_pattern(pattern, everything),
+            )
 
 
 def _patterns(field: str, given: object) -> tuple[str, ...]:
@@ -135,13 +155,14 @@ def _hint_for_pattern(pattern: str, names: list[str]) -> str:
     return f"the names are {listed(list(map(repr, names)))}" if names else "there are no variables"
 
 
-def _renamer(rename: object) -> Callable[[str], object]:
+def _renamer(rename: object, unused: dict[str, None]) -> Callable[[str], object]:
+    """Return the function that renames; `unused` gets the prefixes or regexes, and loses each when it applies."""
     if isinstance(rename, Mapping):
-        return _by_prefix(rename)
+        return _by_prefix(rename, unused)
     if callable(rename):
         return rename
     if isinstance(rename, Iterable) and not isinstance(rename, (str, bytes)):
-        return _by_regex([_substitution(item) for item in rename])
+        return _by_regex([_substitution(item) for item in rename], unused)
     raise UsageError(
         "not a way to rename",
         field="rename",
@@ -150,7 +171,7 @@ def _renamer(rename: object) -> Callable[[str], object]:
     )
 
 
-def _by_prefix(prefixes: Mapping[object, object]) -> Callable[[str], str | None]:
+def _by_prefix(prefixes: Mapping[object, object], unused: dict[str, None]) -> Callable[[str], str | None]:
     table: dict[str, str | None] = {}
     for prefix, replacement in prefixes.items():
         if not isinstance(prefix, str) or not (replacement is None or isinstance(replacement, str)):
@@ -161,6 +182,7 @@ def _by_prefix(prefixes: Mapping[object, object]) -> Callable[[str], str | None]
                 expected="two strings, or None as the replacement to drop what has the prefix",
             )
         table[prefix] = replacement
+    unused.update(dict.fromkeys(table))
     lengths = sorted({len(prefix) for prefix in table}, reverse=True)
 
     def renamed(name: str) -> str | None:
@@ -171,6 +193,7 @@ def _by_prefix(prefixes: Mapping[object, object]) -> Callable[[str], str | None]
             ends_part = not prefix or not prefix[-1].isalnum()
             if not (ends_part or not rest or SEPARATOR.match(rest)):
                 continue
+            unused.pop(prefix, None)
             replacement = table[prefix]
             if replacement == "" and not ends_part:
                 return rest[1:]
@@ -180,10 +203,14 @@ def _by_prefix(prefixes: Mapping[object, object]) -> Callable[[str], str | None]
     return renamed
 
 
-def _by_regex(substitutions: list[tuple[re.Pattern[str], str]]) -> Callable[[str], str]:
+def _by_regex(substitutions: list[tuple[re.Pattern[str], str]], unused: dict[str, None]) -> Callable[[str], str]:
+    unused.update((pattern.pattern, None) for pattern, _ in substitutions)
+
     def renamed(name: str) -> str:
         for pattern, replacement in substitutions:
-            name = pattern.sub(replacement, name)
+            name, count = pattern.subn(replacement, name)
+            if count:
+                unused.pop(pattern.pattern, None)
         return name
 
     return renamed
