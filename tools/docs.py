@@ -44,8 +44,13 @@ FRAMEWORKS = {
 }
 NOT_IN_THE_REFERENCE = {"varstore._gen", "varstore.cli", "varstore.view"}
 
-STYLE = "<style>.sides {display: grid; grid-template-columns: 1fr 1fr; gap: 1em} .side {min-width: 0}</style>\n\n"
-"""Puts the document's snippets left and varstore's right."""
+STYLE = """<style>
+.sides {display: grid; grid-template-columns: repeat(auto-fit, minmax(24em, 1fr)); gap: 1em}
+.side {min-width: 0}
+</style>
+
+"""
+"""Puts the document's snippets left and varstore's right, or below where the page is narrow."""
 
 _SEPARATOR = r"(?:\.|</span><span class=(?:\"|\\\")o(?:\"|\\\")>\.</span><span class=(?:\"|\\\")n(?:\"|\\\")>)"
 _CITED = re.compile(r"(?<!\">)<code>(varstore(?:\.\w+)+)(?:\(\))?</code>")
