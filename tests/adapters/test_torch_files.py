@@ -46,6 +46,44 @@ def test_a_file_of_python_2_is_read_as_torch_reads_it(tmp_path, encoding, note, 
         assert torch.equal(*weights, state["weight"])
 
 
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("way", ["load_state", "adapter", "read", "opened", "and back", "written"])
+def test_tensors_that_lie_within_another_do_so_again(tmp_path, way, kind):
+    whole = torch.arange(24.0).reshape(4, 6)
+    state = {
+        "column": whole[:, 1],
+        "whole": whole,
+        "transposed": whole.T,
+        "corner": whole[1:3, 2:5],
+        "again": whole,
+        "parameter": torch.nn.Parameter(whole[0]),
+        "apart": whole.clone(),
+        "scattered": torch.arange(24.0)[::3],
+        "empty": whole[:0],
+    }
+    save(state, tmp_path / "a.pth", kind)
+    if way == "written":
+        vs.write(tmp_path / "b.pth", state)
+        back = torch.load(tmp_path / "b.pth", mmap=True)
+    else:
+        back = loaded_in(way, tmp_path / "a.pth", tmp_path)
+    assert all(torch.equal(back[name], tensor) for name, tensor in state.items())
+    with torch.no_grad():
+        back["whole"] += 100
+    for name in ("column", "transposed", "corner", "again", "parameter"):
+        assert torch.equal(back[name], state[name] + 100), name
+    for name in ("apart", "scattered"):
+        assert torch.equal(back[name], state[name]), name
+    assert back["again"] is back["whole"]
+    assert type(back["parameter"]) is (torch.Tensor if way == "written" else torch.nn.Parameter)
+
+
+def test_a_view_of_a_file_takes_no_room_in_another(tmp_path):
+    whole = torch.zeros(100_000)
+    vs.write(tmp_path / "a.pt", {"whole": whole, "views": [whole[i:] for i in range(9)]})
+    assert (tmp_path / "a.pt").stat().st_size < 410_000
+
+
 def test_an_encoding_is_for_files_of_torch(tmp_path):
     vs.save(tmp_path / "d", {"w": np.ones(2)})
     vs.write(tmp_path / "x.npz", {"w": np.ones(2)})

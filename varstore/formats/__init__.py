@@ -61,7 +61,7 @@ databases `tensorstore`, and reading encrypted MindSpore files `cryptography`.
 |---|---|---|
 | varstore | nested state of `varstore.save_state`, attributes | |
 | safetensors | metadata, other names of tied tensors | |
-| torch | nested state; tied tensors; which arrays were tensors | devices, gradients, code of modules |
+| torch | nested state; tied tensors and views; which arrays were tensors | devices, gradients, code of modules |
 | numpy | | arrays of Python objects, which are pickles |
 | oneflow | nested state, tied tensors | code of modules |
 | paddle | nested state; names of parameters, in `attributes` | programs |

@@ -19,9 +19,9 @@ from varstore.storage.failures import translated
 from varstore.text.hints import listed
 from varstore.training.series import Series, check_files
 from varstore.training.state import load_state
-from varstore.training.tensors import Framework, Leaf, MapLocation
+from varstore.training.tensors import PARAMETER, TENSOR, Framework, Leaf, MapLocation, strides_of
 from varstore.training.tree import flatten, unflatten
-from varstore.values.lazy import LazyArray
+from varstore.values.lazy import LazyArray, Place
 from varstore.values.select import Patterns, Rename
 
 __all__ = ["OpenedCheckpoint", "nested", "read", "step_in", "write"]
@@ -103,7 +103,7 @@ def nested(checkpoint: Checkpoint) -> Any:
     """
     if checkpoint.tree is None:
         return None
-    return unflatten(checkpoint.tree, lambda leaf: _lazy(checkpoint[leaf.name], leaf), path=checkpoint.path)
+    return unflatten(checkpoint.tree, lambda leaf: _lazy(checkpoint, leaf), path=checkpoint.path)
 
 
 def write(path: str, state: Any, **options: Unpack[SaveOptions]) -> None:
@@ -126,9 +126,10 @@ def write(path: str, state: Any, **options: Unpack[SaveOptions]) -> None:
     save(path, variables, **options)
 
 
-def _lazy(variable: Variable, leaf: Leaf) -> LazyArray:
+def _lazy(checkpoint: Checkpoint, leaf: Leaf) -> LazyArray:
+    variable = checkpoint[leaf.name]
     entry = variable.entry
-    return LazyArray(
+    array = LazyArray(
         variable.shape,
         variable.dtype,
         variable.numpy,
@@ -139,6 +140,12 @@ def _lazy(variable: Variable, leaf: Leaf) -> LazyArray:
         type=leaf.type,
         requires_grad=leaf.requires_grad,
     )
+    if leaf.type in (TENSOR, PARAMETER):
+        owner, offset, strides = leaf.view or (leaf.name, 0, strides_of(variable.shape))
+        if len(strides) == len(variable.shape) and min((offset, *strides)) >= 0 and owner in checkpoint:
+            memory = checkpoint.path, checkpoint[owner].entry.alias_of or owner, variable.dtype.str
+            array.place = Place(memory, offset, strides)
+    return array
 
 
 def _is_flat(state: Any) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Hashable, Iterator, Mapping
+from dataclasses import replace
 from types import MappingProxyType
 from typing import Any, TypeVar
 
@@ -21,8 +22,10 @@ from varstore.training.tensors import (
     MapLocation,
     as_saved,
     check_framework,
+    find_views,
     locate,
     to_torch,
+    view_of,
     wanted,
 )
 from varstore.values.arguments import described
@@ -31,7 +34,7 @@ from varstore.values.nodes import Names, leaves, replaced
 from varstore.values.opaque import Opaque, inner_leaves, replaced_inside
 from varstore.values.select import Patterns, Rename, select
 
-__all__ = ["ForeignCheckpoint", "LazyTable", "Origin", "read_state"]
+__all__ = ["ForeignCheckpoint", "LazyTable", "Origin", "read_state", "views_in"]
 
 Record = TypeVar("Record")
 Unknown = tuple[tuple[str, str, int], ...]
@@ -280,25 +283,39 @@ def read_state(
     Arrays of one memory are read once, and `advance` is called with the bytes of each.
     """
     check_framework(framework)
+    views = views_in(tree) if framework == "torch" else {}
     read: dict[Hashable, np.ndarray] = {}
     moved: dict[Hashable, Any] = {}
     made: dict[tuple[Hashable, str, bool], Any] = {}
     inside: dict[int, Any] = {}
+
+    def values(leaf: LazyArray) -> np.ndarray:
+        if leaf.identity not in read:
+            read[leaf.identity] = leaf.numpy()
+            if advance:
+                advance(leaf.nbytes)
+        return read[leaf.identity]
+
+    def tensor(leaf: LazyArray, about: Leaf) -> Any:
+        if leaf.identity not in moved:
+            if leaf.identity in views:
+                owner, offset, strides = views[leaf.identity]
+                within = replace(about, view=(owner.name, offset, strides))
+                moved[leaf.identity] = view_of(tensor(owner, about), within, leaf.shape)
+            else:
+                moved[leaf.identity] = to_torch(values(leaf), about, locate(about, map_location))
+        return moved[leaf.identity]
 
     def value(leaf: Any) -> Any:
         if isinstance(leaf, Opaque):
             return replaced_inside(leaf, value, inside)
         if not isinstance(leaf, LazyArray):
             return leaf
-        if (memory := leaf.identity) not in read:
-            read[memory] = leaf.numpy()
-            if advance:
-                advance(leaf.nbytes)
         about = wanted(Leaf(name=leaf.name, type=leaf.type, requires_grad=leaf.requires_grad), framework or "numpy")
         if about.type not in (TENSOR, PARAMETER):
-            return read[memory]
-        if memory not in moved:
-            moved[memory] = to_torch(read[memory], about, locate(about, map_location))
+            return values(leaf)
+        tensor(leaf, about)
+        memory = leaf.identity
         return made.setdefault((memory, about.type, about.requires_grad), as_saved(moved[memory], about))
 
     return replaced(tree, value)
@@ -310,6 +327,17 @@ def _announce(leaf: Any, name: str, budget: Budget) -> None:
         for part in (leaf, *leaf.attributes.values()):
             if isinstance(part, LazyArray) and not part.dtype.hasobject:  # reading it raises
                 budget.announce(part.nbytes, variable=name)
+
+
+def views_in(tree: Any) -> dict[Hashable, tuple[LazyArray, int, tuple[int, ...]]]:
+    """Return, by identity, what lies within another tensor of nested state: that one, and offset and strides in it."""
+    first: dict[Hashable, tuple[str, LazyArray]] = {}
+    for name, leaf in leaves(tree):
+        if isinstance(leaf, LazyArray):
+            first.setdefault(leaf.identity, (name, leaf))
+    arrays = dict(first.values())
+    found = find_views(arrays)
+    return {arrays[name].identity: (arrays[owner], offset, steps) for name, (owner, offset, steps) in found.items()}
 
 
 def _unopened(path: str, format: str, attributes: Mapping[str, Any], origin: Origin) -> ForeignCheckpoint:

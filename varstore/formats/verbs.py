@@ -565,6 +565,7 @@ class _Wrapped:
         if not isinstance(array, LazyArray):
             return LazyArray(shape, dtype, fetch, _attributes_of(array))
         read = LazyArray(shape, dtype, fetch, array.attributes, identity=array.identity)
+        read.place = None if cast is not None else array.place
         return retyped(read, array.type, array.requires_grad)
 
     def _count(self, nbytes: int) -> None:

@@ -13,13 +13,14 @@ import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import cache
-from typing import Any, Literal, TypeAlias, get_args
+from operator import itemgetter
+from typing import Any, Literal, NamedTuple, TypeAlias, get_args
 
 import numpy as np
 
 from varstore.errors import ManifestError, MissingDependency, UsageError
 from varstore.values.casting import is_floating
-from varstore.values.lazy import LazyArray
+from varstore.values.lazy import LazyArray, Place
 
 __all__ = [
     "JAX",
@@ -35,6 +36,8 @@ __all__ = [
     "describe",
     "find_views",
     "locate",
+    "place_of",
+    "strides_of",
     "to_jax",
     "to_torch",
     "view_of",
@@ -120,34 +123,63 @@ def describe(value: Any, place: str) -> dict[str, Any]:
     return {}
 
 
-def find_views(variables: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
-    """Return for each torch tensor that lies within another, contiguous one: the name of that one, and where in it."""
+def place_of(value: Any) -> Place | None:
+    """Return where a tensor lies in its storage, which tensors of other types and of lazy bits do not share with it."""
+    if isinstance(value, LazyArray):
+        return value.place
     torch = sys.modules.get("torch")
-    if torch is None:
-        return {}
-    shared: dict[Any, list[tuple[str, Any]]] = {}
+    if torch is None or not isinstance(value, torch.Tensor):
+        return None
+    memory = (value.untyped_storage().data_ptr(), str(value.device), value.dtype, value.is_conj(), value.is_neg())
+    return Place(memory, value.storage_offset(), tuple(value.stride()))
+
+
+def find_views(variables: Mapping[str, Any]) -> dict[str, tuple[str, int, tuple[int, ...]]]:
+    """Return for each tensor that lies within another, contiguous one: the name of that one, offset and strides."""
+    shared: dict[Any, list[_Reach]] = {}
     for name, value in variables.items():
-        if isinstance(value, torch.Tensor) and value.numel():
-            key = (value.untyped_storage().data_ptr(), str(value.device), value.dtype, value.is_conj(), value.is_neg())
-            shared.setdefault(key, []).append((name, value))
+        place = place_of(value)
+        if place is not None and 0 not in value.shape:
+            shared.setdefault(place.memory, []).append(_reach(name, tuple(value.shape), place))
     views = {}
     for group in shared.values():
-        whole: tuple[str, int, int] | None = None  # of the contiguous ones so far, the one that ends last
-        for start, end, _, name, tensor in sorted(
-            map(_reach, group), key=lambda reach: (reach[0], -reach[1], reach[2])
-        ):
-            if whole is not None and end <= whole[2]:
-                views[name] = {"of": whole[0], "offset": start - whole[1], "strides": list(tensor.stride())}
-            elif tensor.is_contiguous():
-                whole = name, start, end
+        whole: _Reach | None = None  # of the contiguous ones so far, the one that ends last
+        for reach in sorted(group, key=itemgetter(0, 1, 2)):
+            if whole is not None and reach.start + reach.extent <= whole.start + whole.extent:
+                views[reach.name] = whole.name, reach.start - whole.start, reach.strides
+            elif not reach.is_scattered:
+                whole = reach
     return views
 
 
-def _reach(named: tuple[str, Any]) -> tuple[int, int, bool, str, Any]:
-    """Return where a tensor starts and ends in its storage, in an order that puts owners before their views."""
-    name, tensor = named
-    start = tensor.storage_offset()
-    return start, start + _extent(tensor.shape, tensor.stride()), not tensor.is_contiguous(), name, tensor
+class _Reach(NamedTuple):
+    """Where a tensor starts in its storage, and how far it reaches; owners are ordered before their views."""
+
+    start: int
+    shortness: int
+    is_scattered: bool
+    name: str
+    strides: tuple[int, ...]
+
+    @property
+    def extent(self) -> int:
+        return -self.shortness
+
+
+def _reach(name: str, shape: tuple[int, ...], place: Place) -> _Reach:
+    extent = _extent(shape, place.strides)
+    whole = strides_of(shape)
+    is_whole = all(size == 1 or step == own for size, step, own in zip(shape, place.strides, whole, strict=True))
+    return _Reach(place.offset, -extent, not is_whole, name, place.strides)
+
+
+def strides_of(shape: tuple[int, ...]) -> tuple[int, ...]:
+    """Return the strides of a contiguous array, in elements."""
+    strides, step = [], 1
+    for extent in reversed(shape):
+        strides.append(step)
+        step *= max(extent, 1)
+    return tuple(reversed(strides))
 
 
 def _extent(shape: tuple[int, ...], strides: tuple[int, ...]) -> int:

@@ -91,8 +91,8 @@ def flatten(state: Any) -> Flat:
         _log.warning("left out, because an object of a class that varstore does not know is not data: %s", names)
     work = _Flattening()
     node = work.node(state, "state", ())
-    for name, view in find_views(work.variables).items():
-        work.arrays[name]["view"] = view
+    for name, (owner, offset, strides) in find_views(work.variables).items():
+        work.arrays[name]["view"] = {"of": owner, "offset": offset, "strides": list(strides)}
     text = json.dumps(node, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
     return Flat(variables=work.variables, tree=text, left_out=left_out)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -11,10 +11,18 @@ from varstore.text.hints import plural
 from varstore.values.methods import NumpyMethods
 from varstore.values.parts import Placed, Read, read_all, read_indexed, taken
 
-__all__ = ["LazyArray", "derived", "placed_array", "retyped"]
+__all__ = ["LazyArray", "Place", "derived", "placed_array", "retyped"]
 
 Part = Callable[[Any, Callable[[], np.ndarray]], Any]
 """Returns the part for an index, and calls the function if the index needs all values."""
+
+
+class Place(NamedTuple):
+    """Where an array lies in memory that others may share: a key for the memory, and offset and strides in elements."""
+
+    memory: Hashable
+    offset: int
+    strides: tuple[int, ...]
 
 
 class LazyArray(NumpyMethods):
@@ -33,6 +41,7 @@ class LazyArray(NumpyMethods):
         "dtype",
         "name",
         "origin",
+        "place",
         "requires_grad",
         "shape",
         "type",
@@ -65,6 +74,8 @@ class LazyArray(NumpyMethods):
         self._identity = identity
         self.origin: Callable[[str], LazyArray] | None = None
         """Gives the array by its name in another process; without it, the values themselves are pickled."""
+        self.place: Place | None = None
+        """Where a tensor of torch lies in its storage, if that is known."""
 
     @property
     def identity(self) -> Hashable:
@@ -150,7 +161,7 @@ def derived(
 
 def retyped(array: LazyArray, type: str, requires_grad: bool = False) -> LazyArray:
     """Return an array of the same memory that a file says was of another type."""
-    return LazyArray(
+    typed = LazyArray(
         array.shape,
         array.dtype,
         array.numpy,
@@ -161,6 +172,8 @@ def retyped(array: LazyArray, type: str, requires_grad: bool = False) -> LazyArr
         type=type,
         requires_grad=requires_grad,
     )
+    typed.place = array.place
+    return typed
 
 
 def _in_memory(values: np.ndarray, attributes: Mapping[str, Any], name: str) -> LazyArray:

@@ -16,6 +16,7 @@ import numpy as np
 from varstore.errors import UnsupportedDtype, UsageError
 from varstore.formats.opened import ForeignCheckpoint
 from varstore.formats.state.flat import check_unicode
+from varstore.training.tensors import place_of
 from varstore.values.arrays import Stored, as_source
 from varstore.values.lazy import LazyArray
 from varstore.values.nodes import BARE
@@ -102,6 +103,7 @@ class _Plan:
                 found=f"dtype {late.dtype}",
                 hint="convert it first",
             )
+        late.place = late.place or place_of(value)
         return self._known.setdefault((late.identity, late.type, late.requires_grad), late)
 
 

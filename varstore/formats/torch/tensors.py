@@ -19,7 +19,7 @@ from varstore.formats.binary.source import MOST_DIMENSIONS, count_elements
 from varstore.formats.pickles.machine import Record
 from varstore.formats.pickles.names import Global, show
 from varstore.training.tensors import TENSOR
-from varstore.values.lazy import LazyArray, placed_array, retyped
+from varstore.values.lazy import LazyArray, Place, placed_array, retyped
 from varstore.values.parts import Placed, Read, taken
 
 __all__ = ["DTYPES", "STORAGES", "Complex32", "Storage", "StorageClass", "Storages", "whole_storage"]
@@ -207,7 +207,10 @@ def _lazy_view(
     def part(index: Any, whole: Callable[[], np.ndarray]) -> Any:
         return placed()[index] if storage.is_plain or storage.views > 1 else taken(whole(), index)
 
-    return LazyArray(shape, plain, lambda: placed().numpy(), part=part, type="" if kind.shape else TENSOR)
+    array = LazyArray(shape, plain, lambda: placed().numpy(), part=part, type="" if kind.shape else TENSOR)
+    if not todo and not kind.shape:
+        array.place = Place((id(storage), plain.str), offset, stride)
+    return array
 
 
 class StorageClass:

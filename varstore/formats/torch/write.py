@@ -1,7 +1,7 @@
 """Write PyTorch's zip format: a pickle of protocol 2, and an uncompressed, 64-byte aligned member for each storage.
 
 `torch.load` accepts such files with ``weights_only=True`` and with ``mmap=True``. Tensors are read and written one at a
-time. Tensors that share memory share a storage.
+time. Tensors that share memory share a storage, and so do those that lie within a contiguous one.
 
 Source: `_save` in https://github.com/pytorch/pytorch/blob/v2.13.0/torch/serialization.py
 """
@@ -19,11 +19,12 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from varstore.formats.binary.zip import new_archive
+from varstore.formats.opened import views_in
 from varstore.formats.pickles.emit import Emitter, Named, Persistent
 from varstore.formats.state.flat import fetch_plain
 from varstore.formats.state.nested import nested_state
 from varstore.formats.torch.tensors import DTYPES, STORAGES
-from varstore.training.tensors import NDARRAY, PARAMETER, TENSOR
+from varstore.training.tensors import NDARRAY, PARAMETER, TENSOR, strides_of
 from varstore.values.lazy import LazyArray, retyped
 
 __all__ = ["write"]
@@ -48,6 +49,7 @@ def write(path: str | os.PathLike[str], state: Any) -> None:
         StorageError: the operating system refused.
     """
     tree = nested_state(state, format="torch", accept=lambda dtype: _native(dtype) in _NAMES)
+    views = views_in(tree)
     storages: dict[Hashable, tuple[int, LazyArray]] = {}
     plain: dict[Hashable, LazyArray] = {}
     pickled = io.BytesIO()
@@ -59,8 +61,9 @@ def write(path: str | os.PathLike[str], state: Any) -> None:
             data = plain.setdefault(array.identity, retyped(array, TENSOR))
             emitter.call(Named("torch._utils", "_rebuild_parameter"), data, array.requires_grad, OrderedDict())
         else:
-            key, _ = storages.setdefault(array.identity, (len(storages), array))
-            _emit_tensor(emitter, array, str(key))
+            owner, offset, strides = views.get(array.identity, (array, 0, strides_of(array.shape)))
+            key, _ = storages.setdefault(owner.identity, (len(storages), owner))
+            _emit_tensor(emitter, array, str(key), owner.nbytes, (offset, tuple(array.shape), strides))
 
     Emitter(pickled, 2, tensor).pickle(tree)
     with new_archive(os.fspath(path)) as (archive, file):
@@ -76,19 +79,16 @@ def _native(dtype: np.dtype[Any]) -> np.dtype[Any]:
     return dtype.newbyteorder("=")
 
 
-def _emit_tensor(emitter: Emitter, array: LazyArray, key: str) -> None:
+def _emit_tensor(emitter: Emitter, array: LazyArray, key: str, nbytes: int, place: tuple[Any, ...]) -> None:
+    """Emit a tensor at a place (offset, shape, strides) in a storage of so many bytes."""
     dtype = _native(array.dtype)
-    strides, step = [], 1
-    for extent in reversed(array.shape):
-        strides.append(step)
-        step *= max(extent, 1)
-    view: tuple[Any, ...] = (0, tuple(array.shape), tuple(reversed(strides)), array.requires_grad, OrderedDict())
-    count = array.nbytes // dtype.itemsize
+    view = (*place, array.requires_grad, OrderedDict())
+    count = nbytes // dtype.itemsize
     if dtype in _CLASSES:
         storage = Persistent(("storage", Named("torch", _CLASSES[dtype]), key, "cpu", count))
         emitter.call(Named("torch._utils", "_rebuild_tensor_v2"), storage, *view)
     else:
-        storage = Persistent(("storage", Named("torch.storage", "UntypedStorage"), key, "cpu", array.nbytes))
+        storage = Persistent(("storage", Named("torch.storage", "UntypedStorage"), key, "cpu", nbytes))
         emitter.call(Named("torch._utils", "_rebuild_tensor_v3"), storage, *view, Named("torch", _NAMES[dtype]))
 
 
