@@ -37,6 +37,7 @@ ORDER: dict[str, tuple[str, ...]] = {
     "layout": (
         "collector",
         "names",
+        "pointers",
         "staged",
         "dtypes",
         "meta",

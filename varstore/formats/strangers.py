@@ -6,17 +6,15 @@ Nothing is parsed here: a few bytes at the start or the end of a file, or the na
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Callable, Collection
 from typing import NoReturn
 
 from varstore.errors import FormatError
+from varstore.layout.pointers import FETCH, is_pointer, size_behind
 from varstore.text.hints import listed, plural
 
 __all__ = ["is_kit", "refuse_strange_file", "refuse_strange_folder"]
 
-_LFS = b"version https://git-lfs.github.com/spec/"
-_SIZE = re.compile(rb"^size ([0-9]{1,20})$", re.MULTILINE)
 _PACKED = {
     b"\x1f\x8b": ("gzip", "gunzip"),
     b"BZh": ("bzip2", "bunzip2"),
@@ -72,14 +70,13 @@ def refuse_strange_file(
     name = os.path.basename(path).lower()
     if not size:
         raise FormatError("the file is empty", path=path, hint="copy or download it again")
-    if head.startswith(_LFS):
-        stated = _SIZE.search(head)
+    if is_pointer(head):
         raise FormatError(
             "this is a pointer of Git LFS, not the file itself",
             path=path,
             found=plural(size, "byte"),
-            expected=stated and plural(int(stated[1]), "byte"),
-            hint="run `git lfs pull` in the repository",
+            expected=size_behind(head),
+            hint=FETCH,
         )
     for is_such, what, hint in _FILES:
         if is_such(head, tail, name):

@@ -33,6 +33,7 @@ from varstore.layout.dtypes import BY_NUMBER
 from varstore.layout.encodings import ENCODINGS, RAW
 from varstore.layout.meta import Meta, shape_problem
 from varstore.layout.names import NAME_LIMIT, Folder, is_safe_folder
+from varstore.layout.pointers import FETCH, is_pointer
 from varstore.text.hints import plural
 
 if TYPE_CHECKING:
@@ -403,6 +404,8 @@ def digest_in(header: bytes) -> bytes | None:
 
 
 def _unframe(data: bytes, path: str) -> bytes:
+    if is_pointer(data):
+        raise ManifestError("this is a pointer of Git LFS, not the manifest", path=path, hint=FETCH)
     if len(data) < _HEADER.size:
         raise ManifestError("the manifest is torn", path=path, found=plural(len(data), "byte"), hint=WITHOUT_MANIFEST)
     magic, version, zero, length, digest = _HEADER.unpack_from(data)

@@ -14,6 +14,7 @@ from typing import NamedTuple
 
 from varstore.errors import MetaError
 from varstore.layout.dtypes import BY_NAME, BY_NUMBER, DataType
+from varstore.layout.pointers import FETCH, is_pointer
 from varstore.text.hints import plural
 
 __all__ = ["META_LIMIT", "Meta", "encode_meta", "parse_meta", "shape_problem"]
@@ -57,6 +58,8 @@ def parse_meta(text: bytes, *, path: str) -> Meta:
     match = _CANONICAL.match(text)
     if match is not None and (row := BY_NAME.get(match[2].decode())) is not None:
         return _checked(tuple(map(int, _EXTENT.findall(match[1]))), row, path)
+    if is_pointer(text):
+        raise MetaError("this is a pointer of Git LFS, not a meta", path=path, hint=FETCH)
     return _checked(*_parse_any_spelling(text, path), path)
 
 

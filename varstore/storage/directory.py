@@ -41,6 +41,7 @@ from varstore.errors import (
 from varstore.layout.location import Identity, Location
 from varstore.layout.manifest import HEADER_SIZE, digest_in
 from varstore.layout.names import MANIFEST, MARKER
+from varstore.layout.pointers import FETCH, POINTER_LIMIT, is_pointer, size_behind
 from varstore.storage import syscalls
 from varstore.storage.failures import storage_error
 from varstore.text.hints import plural
@@ -292,6 +293,7 @@ class Directory:
             SizeMismatch: it is not what was saved.
         """
         if size != variable.nbytes:
+            self.check_no_pointer(variable, size)
             raise SizeMismatch(
                 "out is not as long as it was saved",
                 path=self.place(f"{variable.folder}/out"),
@@ -299,6 +301,26 @@ class Directory:
                 found=plural(size, "byte"),
                 expected=plural(variable.nbytes, "byte"),
                 hint="restore it from a copy; after a change on purpose, run `varstore seal`",
+            )
+
+    def check_no_pointer(self, variable: _Variable, size: int) -> None:
+        """Check that an ``out`` of a size that is wrong is not a pointer of Git LFS.
+
+        Raises:
+            SizeMismatch: it is.
+        """
+        relative = f"{variable.folder}/out"
+        if size >= POINTER_LIMIT:
+            return
+        head = self.read_small(relative, limit=POINTER_LIMIT, variable=variable.name)
+        if is_pointer(head):
+            raise SizeMismatch(
+                "out is a pointer of Git LFS, not the values",
+                path=self.place(relative),
+                variable=variable.name,
+                found=plural(size, "byte"),
+                expected=size_behind(head),
+                hint=FETCH,
             )
 
     def read_small(self, relative: str, *, limit: int, variable: str | None = None) -> bytes:

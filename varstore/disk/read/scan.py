@@ -70,6 +70,9 @@ def read_entry(directory: Directory, folder: Folder) -> Entry:
             raise replaced_error(directory.path)
         return entry
     meta = parse_meta(text, path=directory.place(relative))
+    dtype = meta.data_type.dtype
+    if dtype is None or meta.elements * dtype.itemsize != entry.nbytes:
+        directory.check_no_pointer(entry, entry.nbytes)
     return entry._replace(meta=meta, meta_digest=b"" if text == encode_meta(meta) else xxhash.xxh3_128_digest(text))
 
 
