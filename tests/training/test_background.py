@@ -5,12 +5,14 @@ from __future__ import annotations
 import ast
 import logging
 import os
+import signal
 import subprocess
 import sys
 import tempfile
 import threading
 import time
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +26,7 @@ from varstore.inspection.verify import verify
 from varstore.model.store import load, save
 from varstore.training import background
 from varstore.training.background import BackgroundSaver, save_async, save_state_async
+from varstore.training.manager import CheckpointManager
 from varstore.training.state import load_state
 
 
@@ -104,6 +107,66 @@ def test_a_second_save_waits(tmp_path: Path, gate: Gate) -> None:
     assert time.monotonic() - begin > 0.1
     assert first.done() or first.result(5)
     assert second.result(5).names == ("x",)
+
+
+class Handler:
+    def __init__(self, act: Any) -> None:
+        self.act = act
+
+    def __call__(self, number: int, frame: Any) -> None:
+        self.act()
+
+    def method(self, number: int, frame: Any) -> None:
+        self.act()
+
+    def bound(self, other: str, number: int, frame: Any) -> None:
+        self.act()
+
+    def unset(self, number: int, frame: Any) -> None:
+        signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+        self.act()
+
+
+@pytest.mark.parametrize("how", ["call", "method", "partial", "unset"])
+@pytest.mark.parametrize("who", ["saver", "manager"])
+def test_a_save_in_a_signal_handler_waits_for_no_thread(tmp_path: Path, gate: Gate, who: str, how: str) -> None:
+    saver, manager = BackgroundSaver(), CheckpointManager(tmp_path, background=True)
+    begun = {"a": gate, "b": np.ones(3)}
+    emergency = {"x": np.arange(3.0)}
+
+    def act() -> None:
+        if who == "saver":
+            saver.save(tmp_path / "step-2", emergency).wait()
+        else:
+            manager.save(2, emergency)
+        assert load(tmp_path / "step-2")["x"].tolist() == [0, 1, 2]
+        ended.append(gate.open.is_set())
+        gate.open.set()
+
+    ended: list[bool] = []
+    handler = Handler(act)
+    handlers = {
+        "call": handler,
+        "method": handler.method,
+        "partial": partial(handler.bound, "more"),
+        "unset": handler.unset,
+    }
+    before = signal.signal(signal.SIGUSR1, handlers[how])
+    try:
+        saver.save(tmp_path / "step-1", begun, copy=False)
+        if who == "manager":
+            assert saver._turn is not None
+            manager._saver, manager._pending = saver, saver._turn._ending
+        timer = threading.Timer(10, gate.open.set)
+        timer.start()
+        os.kill(os.getpid(), signal.SIGUSR1)
+    finally:
+        signal.signal(signal.SIGUSR1, before)
+        timer.cancel()
+    assert ended == [False]
+    manager.wait()
+    saver.release()
+    assert verify(tmp_path / "step-1").ok
 
 
 def test_a_second_save_is_refused(tmp_path: Path, gate: Gate) -> None:

@@ -6,7 +6,8 @@ copies, and that by a budget. The thread calls `varstore.save`; there is no seco
 **Signal handlers.** A handler runs in the main thread, between two steps of whatever it interrupts, which goes on only
 after the handler has ended. If that is a call that holds a lock, or waits for a thread, a save in the handler must not
 wait for the same. So each thread has a lock of its own that it holds in such calls (`calling`). Whoever finds it taken
-`is_interrupting`, and waits for nothing: the save is written at once, from the caller's arrays, past the buffers.
+`is_interrupting`, and waits for nothing: the save is written at once, from the caller's arrays, past the buffers. So is
+one in a handler that interrupted other work while the thread writes: whoever sends SIGTERM may not wait for two saves.
 
 **Forks.** A child has neither the thread that writes nor use for its locks; see `varstore.storage.forks`.
 """
@@ -15,9 +16,13 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
+import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
+from importlib import import_module
+from types import CodeType, FrameType
 from typing import Any, Literal, TypeAlias, Unpack
 
 import numpy as np
@@ -42,6 +47,7 @@ __all__ = [
     "PendingSave",
     "WhenBusy",
     "calling",
+    "in_signal_handler",
     "is_interrupting",
     "save_async",
     "save_state_async",
@@ -60,8 +66,13 @@ class AsyncOptions(StateOptions, total=False):
 
 _ALIGNMENT = 64
 _PIECE = 4 << 20
+_SIGNALS = tuple(signal.valid_signals())
+_get_handler: Callable[[int], object] = import_module("_signal").getsignal
+"""What `signal.getsignal` wraps: not in Python, where Ctrl-C could come between any two steps."""
 _log = logging.getLogger("varstore")
 _thread = threading.local()
+_handlers: dict[int, CodeType] = {}
+"""The code of each signal handler that was noted, by its identity: to compare codes takes longer."""
 
 
 def calling() -> threading.Lock:
@@ -72,6 +83,30 @@ def calling() -> threading.Lock:
 def is_interrupting() -> bool:
     """Tell whether this thread is in such a call already: what asks is a signal handler, or was called by that call."""
     return _own_lock().locked()
+
+
+def in_signal_handler() -> bool:
+    """Tell whether this thread runs a signal handler: one that is set now, or was when the last thread was begun."""
+    if threading.get_ident() != threading.main_thread().ident:
+        return False
+    _note_handlers()
+    frame: FrameType | None = sys._getframe(1)
+    while frame is not None:
+        if id(frame.f_code) in _handlers:
+            return True
+        frame = frame.f_back
+    return False
+
+
+def _note_handlers() -> None:
+    """Note what handlers are set: one may unset itself as it begins."""
+    handler: Any
+    for handler in filter(callable, map(_get_handler, _SIGNALS)):
+        while isinstance(handler, partial):
+            handler = handler.func
+        handler = getattr(handler, "__func__", handler)
+        if code := getattr(handler, "__code__", None) or getattr(type(handler).__call__, "__code__", None):
+            _handlers[id(code)] = code
 
 
 def _own_lock() -> threading.Lock:
@@ -181,6 +216,11 @@ class _Turn:
         """Tell whether the thread has finished with the buffers, or was never started because Ctrl-C came first."""
         return (not self.is_handed_over and self.is_withdrawn()) or self._ending.is_told
 
+    @property
+    def is_told(self) -> bool:
+        """Whether the job was done, and how it ended is known."""
+        return self._ending.is_told
+
     def is_withdrawn(self) -> bool:
         """Withdraw the turn unless the thread has it; tell whether the thread will never have it."""
         if not self._is_owned_by("nobody"):
@@ -232,12 +272,13 @@ class BackgroundSaver:
         budget: int | None = None,
         after: Callable[[], object] | None = None,
         ending: Ending | None = None,
+        at_once: bool = False,
         **save_options: Unpack[SaveOptions],
     ) -> PendingSave:
         """Copy the variables, start to write them, and return; see `save_async`.
 
         `after` is called in the thread when the checkpoint is complete; its error becomes the save's error. `ending`
-        is told how the save ended.
+        is told how the save ended. With `at_once`, it is written before this returns, past the buffers.
         """
         if when_busy not in ("wait", "refuse"):
             raise UsageError("unknown mode", field="when_busy", found=repr(when_busy), expected="'wait' or 'refuse'")
@@ -248,7 +289,7 @@ class BackgroundSaver:
             save_options["base"] = locate(base).absolute
         ending = ending or Ending()
         pending = PendingSave(location, ending)
-        if is_interrupting():
+        if at_once or is_interrupting() or (self._is_busy() and in_signal_handler()):
             _Turn(location.path, ending, partial(_save, location, variables, after, save_options)).work()
             pending.wait()
             return pending
@@ -270,9 +311,15 @@ class BackgroundSaver:
                 pending.wait()
         return pending
 
+    def _is_busy(self) -> bool:
+        """Tell whether a save would wait."""
+        turn = self._turn
+        return self._calls.locked() or (turn is not None and not turn.is_told)
+
     def _hand_over(self, turn: _Turn) -> bool:
         """Give the turn to a new thread; False if the system, or an interpreter that is ending, refuses one."""
         self._turn = turn
+        _note_handlers()
         turn.is_handed_over = start(turn.work, name="varstore-save", daemon=False) or not turn.is_withdrawn()
         return turn.is_handed_over
 
@@ -351,8 +398,8 @@ def save_async(
 
     The copies go into buffers that the next save reuses. Variables of other checkpoints are linked. If the save fails,
     the error is logged, and raised by `PendingSave.wait`.
-    Python does not exit before the save has ended, unless the process is killed. A signal handler that interrupted
-    another save, or the wait for one, saves before the call returns, and waits for nothing.
+    Python does not exit before the save has ended, unless the process is killed. In a signal handler, a save that would
+    wait for another one is written before the call returns, and waits for nothing.
 
     Args:
         path: as for `varstore.save`.

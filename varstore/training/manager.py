@@ -41,7 +41,14 @@ from varstore.storage.failures import storage_error, translated
 from varstore.storage.forks import tell_children
 from varstore.storage.looking import kind_of
 from varstore.text.hints import listed
-from varstore.training.background import BackgroundSaver, PendingSave, WhenBusy, calling, is_interrupting
+from varstore.training.background import (
+    BackgroundSaver,
+    PendingSave,
+    WhenBusy,
+    calling,
+    in_signal_handler,
+    is_interrupting,
+)
 from varstore.training.policies import (
     Best,
     BestMode,
@@ -277,7 +284,9 @@ class CheckpointManager:
         if attributes and KEY in attributes:
             raise UsageError("it holds the manager's record", field=f"attributes[{KEY!r}]", hint="use another key")
         flat = flatten(state)
-        if self._saver is None or self._when_busy == "wait" or (self._pending is not None and self._pending.is_told):
+        hurries = self._hurries()
+        is_told = self._pending is not None and self._pending.is_told
+        if not hurries and (self._saver is None or self._when_busy == "wait" or is_told):
             self._finish_pending()
         if not overwrite and os.path.lexists(path):
             why = self._series.others().get(os.path.basename(path))
@@ -308,13 +317,19 @@ class CheckpointManager:
             budget=self._budget,
             after=after,
             ending=ending,
+            at_once=hurries,
             **options,
         )
         self._last = saved
-        if not is_interrupting():
+        if not hurries:
             self._pending = ending
             self._tell()
         return pending
+
+    def _hurries(self) -> bool:
+        """Tell whether a save is one in a signal handler that must not wait for the one before it."""
+        pending = self._pending
+        return is_interrupting() or (pending is not None and not pending.is_told and in_signal_handler())
 
     def _record(self, saved: Saved, members: list[Member]) -> Record:
         settled, run = settled_run(members), next_run(members, saved.step)
@@ -429,7 +444,7 @@ class CheckpointManager:
             self._prune(saved)
 
     def _prune(self, saved: Saved | None = None, *, dry_run: bool = False) -> Retention:
-        if is_interrupting() and self._pruning.locked():
+        if self._pruning.locked() and (is_interrupting() or in_signal_handler()):
             return Retention(kept={}, deleted={}, held={}, trimmed={})  # the next save prunes
         with calling(), self._pruning:
             taken = self._series.taken()
@@ -533,7 +548,7 @@ class CheckpointManager:
 
     def _remove(self) -> None:
         """Remove the files of what was set aside: whoever comes first does it, and the others wait."""
-        if is_interrupting() and self._removing.locked():
+        if self._removing.locked() and (is_interrupting() or in_signal_handler()):
             return
         with calling(), self._removing:
             while self._set_aside:
