@@ -103,6 +103,13 @@ tensors.
 
 If the target does not have a type, or cannot store a value, that is an error before anything is written.
 
+A folder for `from_pretrained` has one file, or an index with several, and the configuration of the model if it is
+given:
+
+    >>> vs.write("pretrained", model, format="huggingface", shard_bytes=5_000_000_000, config={"model_type": "bert"})
+    >>> vs.read("pretrained")
+    <huggingface file 'pretrained': 2 tensors>
+
 An ONNX file is a program. To change its values, write a copy of it: `vs.write("new.onnx", values, model="old.onnx")`
 replaces the initializers that `values` names.
 

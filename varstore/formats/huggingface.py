@@ -203,7 +203,7 @@ def _config_text(config: Any) -> str:
     try:
         if not isinstance(given, Mapping):
             raise TypeError(f"it is of the type {type(given).__name__}")
-        return json.dumps(dict(given), indent=2, ensure_ascii=False) + "\n"
+        return json.dumps(dict(given), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
     except (TypeError, ValueError, RecursionError) as error:
         raise UsageError(
             "must be the content of config.json",

@@ -98,9 +98,11 @@ class ConvertOptions(StoreOptions, total=False):
     model: Path | None
     """ONNX: the path of the model that is copied with other initializers."""
     metadata: Mapping[str, str] | None
-    """safetensors: the metadata of the file."""
+    """safetensors, huggingface: the metadata of the file."""
     shard_bytes: int
-    """safetensors: the maximum size of each of several files, in bytes."""
+    """safetensors, huggingface: the maximum size of each of several files, in bytes."""
+    config: Any
+    """huggingface: the content of ``config.json``, a mapping or what has ``to_dict()``."""
     zarr_format: int
     """Zarr: the version of the format, 2 or 3."""
     separator: str
@@ -274,8 +276,9 @@ def write(
             a file object, for the formats of single files, with `format`; it gets everything or nothing.
         variables_or_state: a mapping of names to arrays, a checkpoint, the result of `read`, or nested state.
         format: the format, by name, if the suffix does not determine it. The table is in `varstore.formats`.
-        options: `model` for ONNX, `metadata` and `shard_bytes` for safetensors, `zarr_format` for Zarr,
-            `separator` and `dtype` for oneflow-legacy, and for a checkpoint directory those of `varstore.save`.
+        options: `model` for ONNX, `metadata` and `shard_bytes` for safetensors and huggingface, `config` for
+            huggingface, `zarr_format` for Zarr, `separator` and `dtype` for oneflow-legacy, and for a checkpoint
+            directory those of `varstore.save`.
 
     Returns:
         The format, and in `left_out` the names of the `Opaque` leaves of the state, which are never written: a dict
