@@ -70,6 +70,7 @@ class Array(Record):
     def build(self, machine: Machine, state: Any) -> None:
         """Apply numpy's state of an array: ([version,] shape, type, Fortran order, values)."""
         shape, dtype, fortran, data = state[-4:]
+        self.path = machine.path
         if _is_foreign(dtype):
             self.foreign = state
         else:
@@ -98,7 +99,7 @@ class Array(Record):
     def lazy(self, read: Read, dtype: np.dtype[Any] | None = None) -> LazyArray:
         """Return the array; `read` reads ranges of the pickle, and `dtype` replaces the type that the pickle states."""
         if self.foreign is not None:
-            raise UnsupportedDtype("the values of an array are objects", path=self.path or None)
+            raise UnsupportedDtype("the values of an array are objects", path=self.path)
         data, kind = self.data, dtype or self.dtype.dtype
         placed = (in_fortran_order if self.fortran else in_c_order)(self.shape, kind)
         if type(data) is not Span:
