@@ -33,12 +33,16 @@ def seal(path: str) -> None:
 def clean(directory: str) -> None:
     """Remove the staging folders of crashed saves from DIRECTORY, the parent directory of checkpoints.
 
-    These folders are named .NAME.saving-XXXXXXXX. The folder of a save that is still running is locked and stays.
-    Complete checkpoints are never changed. Prints each folder that was removed.
+    These folders are named .NAME.saving-XXXXXXXX. The folder of a save that is still running stays, and so does what
+    another user left, and on a shared file system what another machine changed within the last day. Complete
+    checkpoints are never changed. Prints each folder that was removed, and each that stays with whose it is.
 
     \b
     Examples:
       varstore clean runs
     """
-    for removed in vs.clean(directory):
+    done = vs.clean(directory)
+    for removed in done:
         click.echo(f"removed {one_line(removed)}")
+    for path, whose in done.kept.items():
+        click.echo(f"kept {one_line(path)}, which belongs to {one_line(whose)}")

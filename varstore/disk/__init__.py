@@ -49,6 +49,10 @@
 
 ## File systems
 
-- **Network file systems.** Saves are as atomic and as durable as the `rename` and `fsync` of the file system. If it
-  does not have locks, saving works without them, and `varstore clean` leaves staging folders where they are.
+- **Network file systems.** Saves are as atomic and as durable as the `rename` and `fsync` of the file system. Locks
+  are often missing there, or known to one mount only. So each staging folder says which process writes to it:
+  `varstore clean`, `save` and `CheckpointManager` remove those of this machine whose process is gone; what another
+  machine left, when nothing in it has changed for a day. `varstore clean` lists those that stay, with whose they are.
+- **Two writers to one path on a network file system.** What the loser gets is `CheckpointExists`, whatever the file
+  system says of its rename; and after the rename, a save looks at what lies at the target.
 """

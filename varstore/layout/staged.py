@@ -8,6 +8,7 @@ from collections.abc import Iterable
 __all__ = [
     "FILLING",
     "GIVING_WAY",
+    "NOTE",
     "REPLACED",
     "REPLACING",
     "SAVING",
@@ -19,6 +20,8 @@ __all__ = [
 SAVING, REPLACED, REPLACING, FILLING = ".saving-", ".replaced-", ".replacing-", ".filling-"
 STAGED = re.compile(r"\.(?P<target>.+)(?P<infix>\.saving-|\.replaced-)[0-9a-f]{8}", re.DOTALL)
 """Matches the name of a folder beside the target."""
+NOTE = re.compile(r"\.saving-[0-9a-f]{8}")
+"""Matches the name of a note in a folder that is written to, which says who does that."""
 GIVING_WAY = re.compile(r"\.(?:replaced|replacing|filling)-[0-9a-f]{8}")
 """Matches the name of a note in a folder that is replaced where it lies, or in the one that replaces it."""
 

@@ -26,6 +26,7 @@ from varstore.storage.removing import remove
 
 __all__ = [
     "TEMPORARY_LIMIT",
+    "end_temporary",
     "is_temporary",
     "make_folders",
     "new_folder",
@@ -70,14 +71,19 @@ def is_temporary(name: str, target: str | None = None) -> bool:
 
 
 def remove_temporary(name: str, dir_fd: int) -> bool:
-    """Remove what a killed writer left under a temporary name; False if it is not ours, or its writer lives."""
+    """Remove what a killed writer left under a temporary name; False if it is not ours, or its writer may live."""
     try:
-        mode = os.stat(name, dir_fd=dir_fd, follow_symlinks=False).st_mode
-        if not (stat.S_ISDIR(mode) or stat.S_ISREG(mode)):
-            return False
-        fd = claim(name, dir_fd, folder=stat.S_ISDIR(mode))
+        return end_temporary(name, dir_fd)
     except OSError:
         return False
+
+
+def end_temporary(name: str, dir_fd: int) -> bool:
+    """Remove what a killed writer left under a temporary name; raises what `claim` does if it is not ours."""
+    mode = os.stat(name, dir_fd=dir_fd, follow_symlinks=False).st_mode
+    if not (stat.S_ISDIR(mode) or stat.S_ISREG(mode)):
+        return False
+    fd = claim(name, dir_fd, folder=stat.S_ISDIR(mode))
     try:
         if stat.S_ISDIR(mode):
             return remove(name, dir_fd)

@@ -1,31 +1,146 @@
 """Whose a temporary file or folder is, and whether its writer still lives.
 
-Everything that is written gets its name last, and lies under a temporary name until then. Two facts decide who may
-remove it later. It belongs to the user who made it, and nobody else removes it or gives it another name, since
-whoever may write to a directory can plant there what looks like a leftover. And its writer holds a lock on it, which
-the kernel frees however the process ends: whoever can take the lock of a leftover knows that nobody writes to it.
+Everything that is written gets its name last, and lies under a temporary name until then. Three facts decide who may
+remove it later:
+
+- It belongs to the user who made it, and nobody else removes it or gives it another name, since whoever may write to a
+  directory can plant there what looks like a leftover.
+- Its writer holds a lock on it, which the kernel frees however the process ends. On a local file system, whoever can
+  take the lock of a leftover knows that nobody writes to it.
+- On a shared file system a lock is often known to one mount only, and says nothing about writers on others. So a save
+  signs its folder: a note in it, ``.saving-RANDOM``, names the machine, its boot, and the process. A process of this
+  machine can be looked for. A leftover of another machine, or one that nobody signed, may be removed when nothing in it
+  has changed for a day, by the clock of the file system.
+
+The note is the first file in the folder and goes when the marker is there, just before the folder gets its name. So a
+folder without a note is empty (nothing but an empty folder is then removed), or complete (it is left alone for a
+day, as its writer may be about to rename it), or its marker is gone (it is being removed).
 """
 
 from __future__ import annotations
 
+import binascii
+import contextlib
 import errno
+import functools
 import os
+import stat
+from collections.abc import Iterable
+from functools import partial
+from typing import NamedTuple
 
+from varstore.layout.names import MARKER
+from varstore.layout.staged import NOTE, SAVING
 from varstore.storage import syscalls
 
-__all__ = ["claim", "claim_new", "is_named", "is_ours", "lock", "mode_of_new_folder"]
+__all__ = [
+    "claim",
+    "claim_new",
+    "is_named",
+    "is_ours",
+    "lock",
+    "mode_of_new_folder",
+    "notes_in",
+    "require_gone",
+    "sign",
+]
 
 _NO_LOCKS = {errno.EBADF, errno.EINVAL, errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP}
+_SIGNATURE = "writer"
+_NOTE_LIMIT = 1 << 20
+_DAY = 86400 * 10**9
 
 
-def claim(name: str, dir_fd: int, *, folder: bool = True) -> int:
+class Writer(NamedTuple):
+    """A process that writes: on which machine, since which boot of it, among which processes, and since when."""
+
+    host: str
+    machine: str
+    boot: str
+    space: str
+    process: str
+    began: str
+
+    def __str__(self) -> str:
+        return f"process {self.process} on {self.host}"
+
+    @property
+    def is_gone(self) -> bool:
+        """Whether it is known that it does not run any more; only one of this machine can be looked for."""
+        here = _this_process(os.getpid())
+        if (self.host, self.machine) != (here.host, here.machine):
+            return False
+        if self.boot != here.boot:
+            return bool(self.machine and self.boot and here.boot)  # nothing outlives a boot
+        return self.space == here.space and syscalls.process_start(self.process) not in (self.began, "?")
+
+
+@functools.lru_cache(maxsize=1)
+def _this_process(pid: int) -> Writer:
+    machine, boot = (_text_of(path) for path in ("/etc/machine-id", "/proc/sys/kernel/random/boot_id"))
+    machine = machine and f"{binascii.crc32(machine.encode()):08x}"  # the id itself is not for others
+    space = ""
+    with contextlib.suppress(OSError):
+        space = os.readlink("/proc/self/ns/pid")
+    return Writer(
+        syscalls.host_name().replace("/", "-"), machine, boot, space, str(pid), syscalls.process_start(str(pid))
+    )
+
+
+def _text_of(path: str) -> str:
+    try:
+        with open(path, encoding="utf-8", errors="replace") as file:
+            return file.read().strip().replace("/", "-")
+    except OSError:
+        return ""
+
+
+def sign(fd: int, more: Iterable[str] = ()) -> str:
+    """Note in an open folder who writes to it, and other lines; return the name of the note."""
+    name = SAVING + os.urandom(4).hex()
+    text = "\n".join(("/".join((_SIGNATURE, *_this_process(os.getpid()))), *more))
+    with open(name, "xb", opener=partial(os.open, mode=0o444, dir_fd=fd)) as file:
+        file.write(text.encode("utf-8", "surrogateescape"))
+    return name
+
+
+def notes_in(fd: int) -> dict[str, list[str]]:
+    """Return the lines of each note in an open folder: who writes to it, and what was added to that."""
+    return {name: _lines_of(name, fd) for name in os.listdir(fd) if NOTE.fullmatch(name)}
+
+
+def _lines_of(name: str, dir_fd: int) -> list[str]:
+    fd = syscalls.open_fd(name, syscalls.READ_FILE, dir_fd=dir_fd)
+    try:
+        if not stat.S_ISREG(os.fstat(fd).st_mode):
+            return []
+        return syscalls.pread(fd, _NOTE_LIMIT, 0).decode("utf-8", "surrogateescape").split("\n")
+    finally:
+        os.close(fd)
+
+
+def _writer_of(fd: int) -> Writer | None:
+    """Return who signed an open file or folder, None where nobody did."""
+    if not stat.S_ISDIR(os.fstat(fd).st_mode):
+        return None
+    for lines in notes_in(fd).values():
+        for line in lines:
+            signature, *parts = line.split("/")
+            if signature == _SIGNATURE and len(parts) == len(Writer._fields):
+                return Writer(*parts)
+    return None
+
+
+def claim(name: str, dir_fd: int, *, folder: bool = True, signed: bool = True) -> int:
     """Open what a writer left behind and lock it; it is ours for as long as the descriptor is open.
 
+    Without `signed`, it is something that no writer signs, and the lock alone says whether it may be touched.
+
     Raises:
-        BlockingIOError: its writer lives.
+        BlockingIOError: its writer lives, or may live; the error's text says who it is.
         FileNotFoundError: it was removed or replaced meanwhile.
-        PermissionError: it belongs to another user.
-        OSError: it is a link or another mount, or the file system does not have locks.
+        PermissionError: it belongs to another user, whom the error's text names.
+        OSError: it is a link or another mount.
     """
     fd = (
         syscalls.folder_in(name, dir_fd, same_mount=True)
@@ -33,15 +148,78 @@ def claim(name: str, dir_fd: int, *, folder: bool = True) -> int:
         else syscalls.open_fd(name, syscalls.READ_FILE, dir_fd=dir_fd)
     )
     try:
-        if not is_ours(os.fstat(fd), dir_fd):
-            raise PermissionError(errno.EPERM, os.strerror(errno.EPERM), name)
-        syscalls.flock(fd, syscalls.LOCK)
+        status = os.fstat(fd)
+        if not is_ours(status, dir_fd):
+            raise PermissionError(errno.EPERM, f"user {status.st_uid}", name)
+        if signed:
+            require_gone(fd, name, dir_fd)
+        else:
+            syscalls.flock(fd, syscalls.LOCK)
         if not is_named(fd, name, dir_fd):
             raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), name)
     except BaseException:
         os.close(fd)
         raise
     return fd
+
+
+def require_gone(fd: int, name: str, dir_fd: int) -> None:
+    """Lock an open file or folder that a writer left behind, and see that this writer does not live.
+
+    Raises:
+        BlockingIOError: it lives, or may live; the error's text says who it is.
+    """
+    is_known_by_lock = syscalls.file_system_type(fd) not in syscalls.SHARED_FILE_SYSTEMS
+    try:
+        syscalls.flock(fd, syscalls.LOCK)
+    except BlockingIOError:
+        raise _living(_writer_of(fd), name) from None
+    except OSError as error:
+        if error.errno not in _NO_LOCKS:
+            raise
+        is_known_by_lock = False
+    if is_known_by_lock:
+        return
+    writer = _writer_of(fd)
+    is_gone = writer.is_gone if writer else _is_being_removed(fd)
+    if not is_gone and _is_younger(fd, _new_file(dir_fd).st_mtime_ns - _DAY):
+        raise _living(writer, name)
+
+
+def _living(writer: Writer | None, name: str) -> BlockingIOError:
+    return BlockingIOError(errno.EAGAIN, str(writer or "a process that is not known"), name)
+
+
+def _is_being_removed(fd: int) -> bool:
+    """Tell whether what nobody signed is a folder whose marker is gone, and not one that was just made."""
+    if not stat.S_ISDIR(os.fstat(fd).st_mode):
+        return False
+    names = os.listdir(fd)
+    return bool(names) and MARKER not in names
+
+
+def _is_younger(fd: int, time_ns: int) -> bool:
+    """Tell whether an open file or folder, or anything in it, has changed since a time of the file system's clock."""
+    if syscalls.fresh_status(fd).st_mtime_ns > time_ns:
+        return True
+    if not stat.S_ISDIR(os.fstat(fd).st_mode):
+        return False
+    with os.scandir(fd) as entries:
+        found = [(entry.name, entry.is_dir(follow_symlinks=False)) for entry in entries]
+    return any(_is_younger_below(name, fd, time_ns, folder=is_folder) for name, is_folder in found)
+
+
+def _is_younger_below(name: str, dir_fd: int, time_ns: int, *, folder: bool) -> bool:
+    try:
+        if not folder:
+            return os.stat(name, dir_fd=dir_fd, follow_symlinks=False).st_mtime_ns > time_ns
+        fd = syscalls.folder_in(name, dir_fd)
+    except FileNotFoundError:  # it has just gone
+        return True
+    try:
+        return _is_younger(fd, time_ns)
+    finally:
+        os.close(fd)
 
 
 def claim_new(fd: int, name: str, dir_fd: int) -> os.stat_result:
@@ -94,16 +272,22 @@ def is_ours(status: os.stat_result, dir_fd: int) -> bool:
 
 def _owner_of_new(dir_fd: int) -> int:
     """Return whom a new file in a directory belongs to, -1 where none can be made."""
-    name = f".owner.{os.urandom(4).hex()}.tmp"
     try:
-        fd = syscalls.create(name, dir_fd)
+        return _new_file(dir_fd).st_uid
     except OSError:
         return -1
+
+
+def _new_file(dir_fd: int) -> os.stat_result:
+    """Return what the system says of a file that was just made in a directory, and is gone again."""
+    name = f".new.{os.urandom(4).hex()}.tmp"
+    fd = syscalls.create(name, dir_fd)
     try:
-        os.unlink(name, dir_fd=dir_fd)
-        return os.fstat(fd).st_uid
+        syscalls.write_all(fd, b"now")  # so that the server sets its time
+        return os.fstat(fd)
     finally:
         os.close(fd)
+        os.unlink(name, dir_fd=dir_fd)
 
 
 def mode_of_new_folder(dir_fd: int) -> int:

@@ -57,6 +57,7 @@ __all__ = [
     "flock",
     "folder_in",
     "fresh_status",
+    "host_name",
     "is_missing",
     "map_file",
     "open_fd",
@@ -66,6 +67,7 @@ __all__ = [
     "pread",
     "preadv",
     "preallocate",
+    "process_start",
     "processors",
     "pwrite",
     "statvfs",
@@ -155,6 +157,9 @@ _STATX_BASIC = 0x7FF
 _STATX_SIZE = 256
 _STATX = struct.Struct("=28xH2xQQ64xqI")  # mode, number, size, and the time of the last change, of a struct statx
 _STATFS_LONGS = 64  # more than a struct statfs holds on any architecture
+_ENDED = {"Z", "X"}
+_START_FIELD = 18
+"""Of what follows the state in /proc/PID/stat."""
 _CANNOT_COPY = {errno.EXDEV, errno.EPERM, errno.EINVAL, errno.EOPNOTSUPP, errno.EACCES, errno.ENOSYS}
 _MISSING = {errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL, errno.EPERM}
 
@@ -391,6 +396,7 @@ statvfs: Callable[[str], Any] = getattr(os, "statvfs", None)  # type: ignore[ass
 """Tells what is free in the file system of a path; for saving only."""
 user: Callable[[], int] = getattr(os, "geteuid", None)  # type: ignore[assignment]
 """Returns the user that this process acts as; for saving only."""
+_system: Callable[[], Any] = getattr(os, "uname", None)  # type: ignore[assignment]
 change_mode: Callable[[int, int], None] = getattr(os, "fchmod", None)  # type: ignore[assignment]
 """Sets the mode of an open file or folder; for saving only."""
 
@@ -473,6 +479,36 @@ def fresh_status(fd: int) -> os.stat_result:
             changed = seconds * 10**9 + nanoseconds
             return os.stat_result((mode, number, 0, 0, 0, 0, size, 0, seconds, 0), {"st_mtime_ns": changed})
     return os.fstat(fd)
+
+
+def host_name() -> str:
+    """Return the name of this machine, "" where it has none; for saving only."""
+    return str(_system().nodename)
+
+
+def process_start(process: str) -> str:
+    """Return when a process began, as the system counts, "" if there is none by this number, "?" if it cannot be told.
+
+    One that has ended and waits for its parent to hear of it is none. Linux: /proc.
+    """
+    if not process.isdecimal():
+        return ""
+    try:
+        with open(f"/proc/{process}/stat", encoding="utf-8", errors="replace") as file:
+            state, *fields = file.read().rpartition(")")[2].split()
+        return "" if state in _ENDED else fields[_START_FIELD]
+    except FileNotFoundError:
+        if os.path.exists("/proc/self/stat"):
+            return ""
+    except (OSError, ValueError, IndexError):
+        return "?"
+    try:
+        os.kill(int(process), 0)
+    except ProcessLookupError:
+        return ""
+    except (OSError, OverflowError):
+        return "?"
+    return "?"
 
 
 def file_system_type(place: str | int) -> int:

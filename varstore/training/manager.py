@@ -160,8 +160,11 @@ class CheckpointManager:
         tell_children(self, CheckpointManager._in_child)
         self._warned: set[str] = set()
         if os.path.isdir(self.directory):
-            for path in clean_staging(self.directory):
+            cleaned = clean_staging(self.directory)
+            for path in cleaned:
                 _log.info("removed %s, which an unfinished save or deletion left", path)
+            for path, whose in cleaned.kept.items():
+                _log.info("kept %s, which belongs to %s", path, whose)
         members = self._series.members()
         self._last = members[-1].saved if members else None
         self._warn_of_deletions(members)

@@ -1,7 +1,7 @@
 """What crashed saves and unfinished removals leave, and how it is brought to an end.
 
-Each leftover has a name that only varstore gives, so that it can be found, and a lock that its writer holds while it
-lives, so that whoever takes the lock may go on with it (see `varstore.storage.claims`):
+Each leftover has a name that only varstore gives, so that it can be found, and a lock and a note that tell whether its
+writer lives (see `varstore.storage.claims`):
 
 - ``.NAME.saving-RANDOM``, a staging folder or a checkpoint that is being deleted: it is removed. One that is complete
   and whose predecessor is being removed to make place for it, which a file ``.replacing-RANDOM`` in it says, gets the
@@ -9,7 +9,7 @@ lives, so that whoever takes the lock may go on with it (see `varstore.storage.c
 - ``.NAME.replaced-RANDOM``, a checkpoint that was set aside for a new one. It gets its name back, unless the new one
   has it. Whoever removes it renames it first, in one step, to what is only removed: somebody else may be giving it its
   name back, and a visible checkpoint must not lose its files.
-- ``.saving-RANDOM``, a file in a mount point or working directory that is being filled in place: what the save wrote
+- ``.saving-RANDOM``, a note in a mount point or working directory that is being filled in place: what the save wrote
   is removed.
 - ``.NAME.RANDOM.tmp`` and ``.manifest.RANDOM``, files and folders that had yet to get their names: they are removed.
 """
@@ -28,18 +28,18 @@ from varstore.disk.save.durability import sync_each
 from varstore.disk.threads import for_each
 from varstore.errors import CheckpointNotFound
 from varstore.layout.names import MANIFEST, MARKER
-from varstore.layout.staged import FILLING, GIVING_WAY, REPLACED, REPLACING, SAVING, STAGED, is_staging_name
+from varstore.layout.staged import FILLING, GIVING_WAY, NOTE, REPLACED, REPLACING, SAVING, STAGED, is_staging_name
 from varstore.storage import syscalls
-from varstore.storage.appearing import TEMPORARY_LIMIT, is_temporary, remove_temporary
-from varstore.storage.claims import claim, claim_new, is_ours, lock
+from varstore.storage.appearing import TEMPORARY_LIMIT, end_temporary, is_temporary, remove_temporary
+from varstore.storage.claims import claim, claim_new, is_ours, lock, notes_in, require_gone
 from varstore.storage.failures import storage_error, translated
 from varstore.storage.removing import empty, remove, remove_file, remove_written
 from varstore.values.arguments import checked
 
 __all__ = [
     "NAME_LIMIT",
-    "begin_in_place",
     "beside",
+    "Cleaned",
     "clean_in_place",
     "clean_staging",
     "discard",
@@ -53,7 +53,6 @@ __all__ = [
 ]
 
 NAME_LIMIT = 255 - len(".") - len(REPLACED) - 8
-_IN_PLACE = re.compile(r"\.saving-[0-9a-f]{8}")
 _MANIFEST = re.compile(rf"\.{MANIFEST}\.[0-9a-f]{{8}}")
 
 
@@ -64,7 +63,7 @@ def _target_of_staging(name: str) -> str | None:
 
 def is_own_name(name: str) -> bool:
     """Tell whether a name is one that varstore gives to what is temporary."""
-    patterns = (STAGED, _IN_PLACE, GIVING_WAY, _MANIFEST)
+    patterns = (STAGED, NOTE, GIVING_WAY, _MANIFEST)
     return is_temporary(name) or any(pattern.fullmatch(name) for pattern in patterns)
 
 
@@ -73,13 +72,24 @@ def beside(name: str, infix: str) -> str:
     return f".{name}{infix}{os.urandom(4).hex()}"
 
 
+class Cleaned(list[str]):
+    """The paths that were removed; `kept` has those that stay, each with whose it is."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.kept: dict[str, str] = {}
+
+
 @checked
-def clean_staging(directory: str | os.PathLike[str], *, name: str | None = None) -> list[str]:
+def clean_staging(directory: str | os.PathLike[str], *, name: str | None = None) -> Cleaned:
     """Remove what crashed saves left in a directory, and return the paths that were removed.
 
     What a crashed `write`, `convert` or `seal` left is removed too, and so is what one left that saved to the directory
-    itself, as to a mount point. What belongs to another user stays, and so does the staging folder of a save that still
-    runs, which is locked. A checkpoint that was set aside and never replaced gets its name back.
+    itself, as to a mount point. A checkpoint that was set aside and never replaced gets its name back. What belongs to
+    another user stays, and so does what a save that still runs writes. On a file system that other machines share,
+    that is known of processes of this machine; what another machine left is removed when nothing in it has changed for
+    a day, and so are files of which nobody knows who writes them. All that stays is in `kept` of what is returned, each
+    path with whose it is.
 
     Args:
         directory: the directory that holds the checkpoints.
@@ -104,20 +114,35 @@ def clean_staging(directory: str | os.PathLike[str], *, name: str | None = None)
     except OSError as error:
         raise storage_error(error, directory, "the directory cannot be read") from error
     left = [*_left_of_all(directory, names)] if name is None else _left_of(names, name)
+    done = Cleaned()
     if not left and name is not None:
-        return []
+        return done
     with translated(directory, "the directory cannot be cleaned"):
         fd = syscalls.open_fd(directory, syscalls.READ_FOLDER)
         try:
             if left:  # what had a name before is not to lose its files before it has durably lost that
                 syscalls.sync_names(fd)
             left.sort(key=partial(_since_aside, dir_fd=fd))
-            removed = [os.path.join(directory, path) for path in left if _end(path, fd)]
+            for path in left:
+                with _telling_kept(done, os.path.join(directory, path)):
+                    if _end(path, fd):
+                        done.append(os.path.join(directory, path))
             if name is None:
-                removed += [os.path.join(directory, path) for path in clean_in_place(fd)]
+                with _telling_kept(done, directory):
+                    done += [os.path.join(directory, path) for path in clean_in_place(fd)]
         finally:
             os.close(fd)
-    return removed
+    return done
+
+
+@contextlib.contextmanager
+def _telling_kept(done: Cleaned, path: str) -> Iterator[None]:
+    try:
+        yield
+    except (BlockingIOError, PermissionError) as error:
+        done.kept[path] = error.strerror or str(error)
+    except OSError:  # it went meanwhile, or is a link, a mount: not what a save leaves
+        return
 
 
 def _left_of(names: Iterable[str], target: str) -> list[str]:
@@ -147,24 +172,23 @@ def _since_aside(path: str, dir_fd: int) -> int:
 
 
 def _end(path: str, dir_fd: int) -> bool:
-    """Bring a leftover to its end; True if it was removed."""
+    """Bring a leftover to its end; True if it was removed.
+
+    Raises:
+        BlockingIOError, PermissionError: it is not ours, and the error's text says whose; see `claim`.
+        OSError: it cannot be opened, or is a link.
+    """
     folder, _, name = path.rpartition("/")
     if folder:
-        try:
-            dir_fd = syscalls.folder_in(folder, dir_fd, same_mount=True)
-        except OSError:
-            return False
+        dir_fd = syscalls.folder_in(folder, dir_fd, same_mount=True)
         try:
             return _end(name, dir_fd)
         finally:
             os.close(dir_fd)
     match = STAGED.fullmatch(name)
     if match is None:
-        return remove_temporary(name, dir_fd)
-    try:
-        fd = claim(name, dir_fd)
-    except OSError:
-        return False
+        return end_temporary(name, dir_fd)
+    fd = claim(name, dir_fd, signed=match["infix"] == SAVING)  # one that was set aside is renamed, in one step
     try:
         if match["infix"] == REPLACED:
             if _renamed(name, match["target"], dir_fd):
@@ -199,32 +223,28 @@ def _renamed(name: str, target: str, dir_fd: int) -> bool:
     return True
 
 
-def begin_in_place(fd: int, tops: Iterable[str]) -> str:
-    """Note in a folder that is about to be filled what a crash may leave there; return the name of the note."""
-    note = SAVING + os.urandom(4).hex()
-    syscalls.write_file(note, "\n".join(tops).encode(), fd, durable=False)
-    return note
-
-
 def clean_in_place(fd: int) -> list[str]:
     """Remove from an open folder what a killed save wrote into it; return the names of what is gone.
 
     The folder is locked from then on, for as long as the descriptor is open.
+
+    Raises:
+        BlockingIOError: its writer lives, or may live.
     """
     names = set(os.listdir(fd))
-    notes = [name for name in names if _IN_PLACE.fullmatch(name)]
-    if not notes:
+    if not any(map(NOTE.fullmatch, names)):
         return []
+    require_gone(fd, ".", fd)
     try:
-        syscalls.flock(fd, syscalls.LOCK)
+        notes = notes_in(fd)
         if MARKER in names:  # it was complete but for this
             for note in notes:
                 os.unlink(note, dir_fd=fd)
             return []
-        for note in notes:
+        for note, tops in notes.items():
             if not is_ours(os.stat(note, dir_fd=fd, follow_symlinks=False), fd):
                 return []
-            undo_in_place(fd, _read_note(note, fd))
+            undo_in_place(fd, tops)
             os.unlink(note, dir_fd=fd)
     except OSError:
         return []
@@ -238,11 +258,6 @@ def undo_in_place(fd: int, tops: Iterable[str]) -> None:
         if top and "/" not in top:
             remove_written(top, fd)
     remove_file(MANIFEST, fd)
-
-
-def _read_note(name: str, dir_fd: int) -> list[str]:
-    with open(syscalls.open_fd(name, syscalls.READ_FILE, dir_fd=dir_fd), encoding="utf-8", errors="replace") as file:
-        return file.read().split("\n")
 
 
 def remove_old_manifests(fd: int) -> None:
@@ -425,14 +440,27 @@ def set_aside(path: str) -> None:
             return
         if not is_ours(status, fd):
             raise PermissionError(errno.EPERM, "it belongs to another user", path)
+        aside = beside(name, SAVING)
         try:
-            os.rename(name, beside(name, SAVING), src_dir_fd=fd, dst_dir_fd=fd)
+            os.rename(name, aside, src_dir_fd=fd, dst_dir_fd=fd)
         except OSError as error:
             if error.errno != errno.EXDEV:
                 raise
             _remove_at_once(name, fd)
+        else:
+            _remove_marker(aside, fd)
     finally:
         os.close(fd)
+
+
+def _remove_marker(name: str, dir_fd: int) -> None:
+    """Say of a folder that it is to be removed, and not about to get its name."""
+    with contextlib.suppress(OSError):
+        fd = syscalls.folder_in(name, dir_fd, same_mount=True)
+        try:
+            remove_file(MARKER, fd)
+        finally:
+            os.close(fd)
 
 
 def _remove_at_once(name: str, dir_fd: int) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 
 from varstore.errors import OutOfSpace
 from varstore.storage import syscalls
+from varstore.storage.directory import is_shared
 from varstore.values.arrays import Stored
 from varstore.values.plan import PlannedVariable, SavePlan
 
@@ -32,9 +33,9 @@ def check_space(plan: SavePlan, target: str) -> None:
     far = _far(plan, target)
     nbytes = sum(v.nbytes for v in far) + plan.nbytes
     files = len(plan.variables) + (_FILES - 1) * (len(plan.written) + len(far))
-    if status.f_files > 0 and status.f_favail < files:
+    if status.f_favail < files and _counts_inodes(status, target):
         raise _too_few_inodes("too few files can be made on this disk; nothing was written", status, target, files)
-    if free < nbytes and status.f_blocks > 0:  # zeros say nothing: ramfs, and FUSE where statfs is not implemented
+    if free < nbytes and _counts_bytes(status, target):
         raise _too_few_bytes(
             "the disk is too full for this save; nothing was written", status, target, f"{nbytes:,} bytes", plan
         )
@@ -46,7 +47,7 @@ def disk_became_full(plan: SavePlan, target: str, copied: int) -> OutOfSpace:
     status = _file_system_of(target)
     nbytes = plan.nbytes + max(copied, sum(v.nbytes for v in _far(plan, target)))
     files = _FILES * len(plan.variables)
-    if nbytes <= _free(status) and status.f_files > 0 and status.f_favail < files:
+    if nbytes <= _free(status) and status.f_favail < files and _counts_inodes(status, target):
         return _too_few_inodes(problem, status, target, files)
     return _too_few_bytes(problem, status, target, f"at least {nbytes:,} bytes", plan)
 
@@ -87,6 +88,16 @@ def _too_few_bytes(problem: str, status: Any, target: str, needed: str, plan: Sa
         expected=f"{needed} for the values",
         hint=f"free some space, or save elsewhere{base}",
     )
+
+
+def _counts_inodes(status: Any, target: str) -> bool:
+    """Tell whether a file system says how many files can be made; zeros say nothing on btrfs, ramfs and in FUSE."""
+    return bool(status.f_files > 0 and (status.f_favail > 0 or not is_shared(_place_of(target))))
+
+
+def _counts_bytes(status: Any, target: str) -> bool:
+    """Tell whether a file system says how many bytes are free."""
+    return bool(status.f_blocks > 0 and (status.f_bavail > 0 or not is_shared(_place_of(target))))
 
 
 def _free(status: Any) -> int:

@@ -14,8 +14,8 @@ exchange, a checkpoint that cannot be renamed, and a target that is filled in pl
 - **A lock that dies with its writer.** The folder's descriptor holds a ``flock`` for as long as the save lives, and
   the kernel frees it however the process ends. So whoever can take the lock of a staging folder may remove it. A
   folder is made before it is locked: a cleaner may come between, so the writer, once it holds the lock, checks that
-  the path is still the folder that it locked, and begins again if not. A file system without locks is written to
-  all the same, but nothing on it is ever cleaned.
+  the path is still the folder that it locked, and begins again if not. Where locks are missing or known to one mount
+  only, a note in the folder says who writes to it (see `varstore.storage.claims`).
 - **Descriptors.** Others may write to the directory that holds the target, and plant links and folders in it. The
   staging folder is this user's alone until it is complete: what is locked must be what this user made. All that is
   made, renamed and removed goes by the descriptor of the folder that holds it, and follows no link.
@@ -39,7 +39,6 @@ from varstore.disk.save.durability import Durability, sync_each
 from varstore.disk.save.foreign import Foreign, Stamp, carry, foreign_files
 from varstore.disk.save.leftovers import (
     NAME_LIMIT,
-    begin_in_place,
     beside,
     clean_in_place,
     clean_staging,
@@ -48,13 +47,14 @@ from varstore.disk.save.leftovers import (
     undo_in_place,
 )
 from varstore.disk.threads import for_each
-from varstore.errors import CheckpointExists, InvalidName
+from varstore.errors import CheckpointExists, InvalidName, StorageError
 from varstore.layout.location import Identity, Location
+from varstore.layout.manifest import digest_in
 from varstore.layout.names import MANIFEST, MARKER
 from varstore.layout.staged import REPLACED, SAVING, is_giving_way
 from varstore.storage import syscalls
 from varstore.storage.appearing import target_of
-from varstore.storage.claims import claim_new, is_named, lock, mode_of_new_folder
+from varstore.storage.claims import claim_new, is_named, lock, mode_of_new_folder, sign
 from varstore.storage.directory import Directory, closing
 from varstore.storage.forks import no_fork, tell_children
 from varstore.storage.removing import empty
@@ -62,6 +62,8 @@ from varstore.storage.removing import empty
 __all__ = ["Staging", "Target", "prepare_target"]
 
 _ATTEMPTS = 100
+_PAUSES = (0.05, 0.2, 0.5, 1.0, *(1.5,) * 6)
+"""Seconds between looks at a checkpoint that just got its name: rclone's cache writes back after 5."""
 _TAKEN = {errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR}
 
 
@@ -134,7 +136,8 @@ def _looked_at(target: Target, fd: int) -> Target:
     path = target.path
     immovable = os.path.ismount(path) or os.path.samefile(path, os.curdir)
     if immovable:
-        clean_in_place(fd)
+        with contextlib.suppress(BlockingIOError):  # another save fills it
+            clean_in_place(fd)
     names = _content(fd, path)
     mode = stat.S_IMODE(os.fstat(fd).st_mode)
     if not names:
@@ -199,7 +202,10 @@ class Staging:
         self.is_visible = False
         """Whether the checkpoint has its final name; errors after that no longer undo the save."""
         self._tops = tops
+        self._is_shared = False
+        """Whether this is a file system that other mounts may change."""
         self._note = ""
+        """The name of the file that says who writes here."""
         self._parent = -1
         self._opened: list[int] = []
         self._closing = closing(self._opened)
@@ -246,9 +252,11 @@ class Staging:
                 with no_fork:
                     self.fd = syscalls.folder_in(self._name, self._parent)
                     self._opened.append(self.fd)
+                self._is_shared = syscalls.file_system_type(self.fd) in syscalls.SHARED_FILE_SYSTEMS
                 claimed = claim_new(self.fd, self._name, self._parent)
                 self.owner, mode = claimed.st_uid, stat.S_IMODE(claimed.st_mode)
                 self.is_private = self.owner == syscalls.user() and not mode & (stat.S_IRWXG | stat.S_IRWXO)
+                self._note = sign(self.fd)
             except (BlockingIOError, FileNotFoundError):  # a cleaner was faster: again
                 if self.fd >= 0:
                     self._opened.remove(self.fd)
@@ -289,7 +297,7 @@ class Staging:
             raise self._taken("another writer is saving here") from error
         if _content(self.fd, self.path):
             raise self._taken("another writer saved here meanwhile")
-        self._note = begin_in_place(self.fd, self._tops)
+        self._note = sign(self.fd, self._tops)
         self.owner = os.stat(self._note, dir_fd=self.fd, follow_symlinks=False).st_uid
 
     def _taken(self, problem: str) -> CheckpointExists:
@@ -336,7 +344,7 @@ class Staging:
             self._closing.close()
 
     def _undo_in_place(self) -> None:
-        if self._note:
+        if self._note and self.target.in_place:
             with contextlib.suppress(OSError):
                 undo_in_place(self.fd, self._tops)
                 os.unlink(self._note, dir_fd=self.fd)
@@ -370,6 +378,8 @@ class Staging:
         if durable and self.target.in_place:
             syscalls.sync_names(self.fd)  # the marker is not to be durable before the manifest's name is
         syscalls.write_file(MARKER, b"", self.fd, durable=durable)
+        if not self.target.in_place:
+            os.unlink(self._note, dir_fd=self.fd)
         if mode is not None:
             with contextlib.suppress(PermissionError):  # vfat keeps no modes
                 syscalls.change_mode(self.fd, mode)
@@ -379,6 +389,7 @@ class Staging:
             marker = Directory(Location(self.path, self.path), self.fd).identity()
         if not self.target.in_place:
             self._take_name()
+            self._check_name(manifest)
         self.is_visible = True
         self._settle()
         return marker
@@ -420,9 +431,75 @@ class Staging:
         if (self.target.kept or self._carried) and self.carry() and self.durability.durable:
             syscalls.sync_names(self.fd)
 
-    def _take_free_name(self) -> None:
+    def _is_taken(self) -> bool:
+        """Tell whether something has the target's name; what a rename onto it raises depends on the file system."""
+        try:
+            fd = syscalls.folder_in(self._final, self._parent)
+        except OSError as error:
+            return error.errno != errno.ENOENT
+        try:
+            return bool(os.listdir(fd))
+        finally:
+            os.close(fd)
+
+    def _rename_to_target(self) -> None:
+        """Rename the folder to its target.
+
+        Raises:
+            OSError: one of `_TAKEN` if something is there, whatever the file system says of that.
+        """
+        if self._is_shared and self._is_taken():  # some would merge the two folders
+            raise OSError(errno.ENOTEMPTY, os.strerror(errno.ENOTEMPTY), self._final)
         try:
             self._rename(self._name, self._final)
+        except OSError as error:
+            if error.errno in _TAKEN or not self._is_taken():
+                raise
+            raise OSError(errno.ENOTEMPTY, os.strerror(errno.ENOTEMPTY), self._final) from error
+
+    def _check_name(self, manifest: bytes | None) -> None:
+        """See that what lies at the target is what was saved, where a rename may have merged it with another one.
+
+        An overwriter may find what another one has put there since. Some file systems give back what was written a
+        few seconds after it was renamed; others never do.
+
+        Raises:
+            CheckpointExists: something else lies there.
+            StorageError: what lies there cannot be read.
+        """
+        if manifest is None or not self._is_shared:
+            return
+        for pause in (*_PAUSES, None):
+            found = self._digest_there()
+            if found == digest_in(manifest) or (found is not None and self.target.overwrite):
+                return
+            if found is not None:
+                raise self._taken("another writer saved here meanwhile")
+            if pause is not None:
+                time.sleep(pause)
+        raise StorageError(
+            "the checkpoint has its name, but the file system does not give back what was written",
+            number=errno.EIO,
+            path=self.target.shown,
+            hint="save to a local disk and copy the checkpoint, the file 'snapshot_done' last",
+        )
+
+    def _digest_there(self) -> bytes | None:
+        """Return the digest in the manifest at the target, None where it cannot be read now."""
+        path = self.target.path
+        try:
+            fd = syscalls.folder_in(self._final, self._parent)
+            try:
+                found = Directory(Location(path, path), fd).identity()
+            finally:
+                os.close(fd)
+        except OSError:
+            return None
+        return found if isinstance(found, bytes) else None
+
+    def _take_free_name(self) -> None:
+        try:
+            self._rename_to_target()
         except OSError as error:
             if error.errno != errno.EXDEV:
                 raise
@@ -457,7 +534,7 @@ class Staging:
             self._give_way()
             return
         try:
-            self._rename(self._name, self._final)
+            self._rename_to_target()
         except OSError as error:
             if error.errno in _TAKEN:  # by another overwriter
                 self._remains.append(self._aside)
