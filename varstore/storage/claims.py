@@ -67,24 +67,23 @@ class Writer(NamedTuple):
     @property
     def is_gone(self) -> bool:
         """Whether it is known that it does not run any more; only one of this machine can be looked for."""
-        here = _this_process(os.getpid())
-        if (self.host, self.machine) != (here.host, here.machine):
+        host, machine, boot, space = _this_machine()
+        if (self.host, self.machine) != (host, machine):
             return False
-        if self.boot != here.boot:
-            return bool(self.machine and self.boot and here.boot)  # nothing outlives a boot
-        return self.space == here.space and syscalls.process_start(self.process) not in (self.began, "?")
+        if self.boot != boot:
+            return bool(machine and boot and self.boot)  # nothing outlives a boot
+        return self.space == space and syscalls.process_start(self.process) not in (self.began, "?")
 
 
 @functools.lru_cache(maxsize=1)
-def _this_process(pid: int) -> Writer:
+def _this_machine() -> tuple[str, str, str, str]:
+    """Return all of a `Writer` that is the same for each process that this one forks."""
     machine, boot = (_text_of(path) for path in ("/etc/machine-id", "/proc/sys/kernel/random/boot_id"))
     machine = machine and f"{binascii.crc32(machine.encode()):08x}"  # the id itself is not for others
     space = ""
     with contextlib.suppress(OSError):
         space = os.readlink("/proc/self/ns/pid")
-    return Writer(
-        syscalls.host_name().replace("/", "-"), machine, boot, space, str(pid), syscalls.process_start(str(pid))
-    )
+    return syscalls.host_name().replace("/", "-"), machine, boot, space
 
 
 def _text_of(path: str) -> str:
@@ -95,10 +94,14 @@ def _text_of(path: str) -> str:
         return ""
 
 
-def sign(fd: int, more: Iterable[str] = ()) -> str:
-    """Note in an open folder who writes to it, and other lines; return the name of the note."""
+def sign(fd: int, began: str, more: Iterable[str] = ()) -> str:
+    """Note in an open folder who writes to it, and other lines; return the name of the note.
+
+    This process `began` when `syscalls.process_start` says so.
+    """
     name = SAVING + os.urandom(4).hex()
-    text = "\n".join(("/".join((_SIGNATURE, *_this_process(os.getpid()))), *more))
+    writer = Writer(*_this_machine(), str(os.getpid()), began)
+    text = "\n".join(("/".join((_SIGNATURE, *writer)), *more))
     with open(name, "xb", opener=partial(os.open, mode=0o444, dir_fd=fd)) as file:
         file.write(text.encode("utf-8", "surrogateescape"))
     return name

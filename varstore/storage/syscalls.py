@@ -158,6 +158,7 @@ _STATX_SIZE = 256
 _STATX = struct.Struct("=28xH2xQQ64xqI")  # mode, number, size, and the time of the last change, of a struct statx
 _STATFS_LONGS = 64  # more than a struct statfs holds on any architecture
 _ENDED = {"Z", "X"}
+_STAT_SIZE = 4096
 _START_FIELD = 18
 """Of what follows the state in /proc/PID/stat."""
 _CANNOT_COPY = {errno.EXDEV, errno.EPERM, errno.EINVAL, errno.EOPNOTSUPP, errno.EACCES, errno.ENOSYS}
@@ -486,16 +487,17 @@ def host_name() -> str:
     return str(_system().nodename)
 
 
-def process_start(process: str) -> str:
+def process_start(process: str = "") -> str:
     """Return when a process began, as the system counts, "" if there is none by this number, "?" if it cannot be told.
 
-    One that has ended and waits for its parent to hear of it is none. Linux: /proc.
+    One that has ended and waits for its parent to hear of it is none. Default: this process. Linux: /proc.
     """
+    process = process or str(os.getpid())
     if not process.isdecimal():
         return ""
     try:
-        with open(f"/proc/{process}/stat", encoding="utf-8", errors="replace") as file:
-            state, *fields = file.read().rpartition(")")[2].split()
+        with open(f"/proc/{process}/stat", "rb", buffering=0) as file:
+            state, *fields = file.read(_STAT_SIZE).rpartition(b")")[2].decode().split()
         return "" if state in _ENDED else fields[_START_FIELD]
     except FileNotFoundError:
         if os.path.exists("/proc/self/stat"):

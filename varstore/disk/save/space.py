@@ -90,14 +90,19 @@ def _too_few_bytes(problem: str, status: Any, target: str, needed: str, plan: Sa
     )
 
 
+def _is_shared(path: str) -> bool:
+    os.stat(path)
+    return is_shared(path)
+
+
 def _counts_inodes(status: Any, target: str) -> bool:
     """Tell whether a file system says how many files can be made; zeros say nothing on btrfs, ramfs and in FUSE."""
-    return bool(status.f_files > 0 and (status.f_favail > 0 or not is_shared(_place_of(target))))
+    return bool(status.f_files > 0 and (status.f_favail > 0 or not _looked_up(_is_shared, target)))
 
 
 def _counts_bytes(status: Any, target: str) -> bool:
     """Tell whether a file system says how many bytes are free."""
-    return bool(status.f_blocks > 0 and (status.f_bavail > 0 or not is_shared(_place_of(target))))
+    return bool(status.f_blocks > 0 and (status.f_bavail > 0 or not _looked_up(_is_shared, target)))
 
 
 def _free(status: Any) -> int:
