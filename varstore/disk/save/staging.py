@@ -262,9 +262,10 @@ class Staging:
                 if self.fd >= 0:
                     self._opened.remove(self.fd)
                     os.close(self.fd)
-                self.fd = -1
-            except PermissionError:  # another user's folder is in its place, and is nothing to be undone
-                self._name = ""
+                self.fd = self.owner = -1
+            except PermissionError:
+                if self.owner < 0:  # another user's folder is in its place, and is nothing to be undone
+                    self._name = ""
                 raise
         self.path = os.path.join(os.path.dirname(self.target.path), self._name)
 
