@@ -140,7 +140,8 @@ def run_row(page: Page, row: Row, framework: InThisProcess | InItsEnvironment) -
 
 def _run(page: Page, part: Part, names: dict[str, Any]) -> None:
     code, name = "\n" * (part.line - 1) + part.code, f"<{page.path.name}>"
-    linecache.cache[name] = len(code), None, code.splitlines(keepends=True), name  # what pytest shows of a failure
+    text = page.path.read_text(encoding="utf-8")  # what pytest shows of a failure, and frameworks read of a function
+    linecache.cache[name] = len(text), None, text.splitlines(keepends=True), name
     exec(compile(code, name, "exec"), names)
 
 
