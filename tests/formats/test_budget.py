@@ -121,7 +121,7 @@ def test_packed_dimensions_are_not_unpacked(tmp_path, format):
         value = b"\x0a\x01t\x12" + _varint(len(message)) + message
         data = b"\x0a" + _varint(len(value)) + value
     (tmp_path / "x").write_bytes(data)
-    with pytest.raises(FormatError, match=r"more than (64|32) integers"):
+    with pytest.raises(FormatError, match=r"more than (64|32) dimensions"):
         vs.read(tmp_path / "x", format)
 
 

@@ -485,12 +485,6 @@ def test_the_refusal_names_only_what_would_help(source, target, modes, ways_out)
     assert str(caught.value).splitlines()[-1] == expected
 
 
-def test_an_unknown_mode_is_refused_before_anything():
-    with pytest.raises(UsageError) as caught:
-        compare({}, {}, {}, on_mismatch="ignore")
-    assert str(caught.value) == "on_mismatch: unknown mode: found 'ignore', expected 'error' or 'skip' or 'overlap'"
-
-
 def test_ten_thousand_names():
     source = [f"module.layer{i}.{kind}" for i in range(5000) for kind in ("weight", "bias")]
     selected = select(source, include=source, exclude=["*layer4999*", "*nothing"], rename={"module": "", "x": "y"})

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Any, Literal, Unpack, get_args
+from typing import Any, Literal, Unpack
 
 import numpy as np
 import paddle
@@ -21,7 +21,7 @@ from varstore.formats.opened import ForeignCheckpoint
 from varstore.formats.verbs import open_source
 from varstore.loading import load_state
 from varstore.model.into import fill_targets
-from varstore.model.match import Missing, OnMismatch, OnTied, check_mode
+from varstore.model.match import Missing, OnMismatch, OnTied
 from varstore.model.moves import LateTarget, Place
 from varstore.model.options import LoadOptions, Path, StateOptions
 from varstore.model.report import LoadReport
@@ -247,8 +247,6 @@ def load_into(
         >>> load_into(model, "before", include="model/*", rename={"model/": ""}).loaded
         ('weight', 'bias')
     """
-    check_mode("missing", missing, (None, "error"))
-    check_mode("on_tied", on_tied, get_args(OnTied))
     is_optimizer = isinstance(target, paddle.optimizer.Optimizer)
     if not is_optimizer and not isinstance(target, paddle.nn.Layer):
         raise UsageError(
@@ -430,7 +428,8 @@ class VarstoreCallback(paddle.callbacks.Callback):  # type: ignore[misc, unused-
 
     def __init__(self, manager: CheckpointManager, *, each: Literal["epoch", "batch"] = "epoch") -> None:
         super().__init__()
-        check_mode("each", each, ("epoch", "batch"))
+        if each not in ("epoch", "batch"):
+            raise UsageError("unknown mode", field="each", found=repr(each), expected="'epoch' or 'batch'")
         self.manager = manager
         self._each = each
         self._done = {"epoch": 0, "batch": 0}

@@ -141,10 +141,6 @@ def _make_durable(directory: Directory, entries: Collection[Entry]) -> None:
     Durability(durable=True, each=False).sync_all(directory.fd, folders, sorted(above, reverse=True))
 
 
-def _open_new(dir_fd: int, name: str, _: int) -> int:
-    return syscalls.open_fd(name, syscalls.NEW, 0o444, dir_fd=dir_fd)
-
-
 def _replace_manifest(directory: Directory, data: bytes) -> None:
     """Give the checkpoint another manifest, unless another checkpoint has taken its place.
 
@@ -155,7 +151,7 @@ def _replace_manifest(directory: Directory, data: bytes) -> None:
     remove_old_manifests(directory.fd)
     temporary = f".{MANIFEST}.{os.urandom(4).hex()}"
     try:
-        with open(temporary, "xb", opener=partial(_open_new, directory.fd)) as file:
+        with open(temporary, "xb", opener=lambda name, _: syscalls.create(name, directory.fd)) as file:
             fd = file.fileno()
             with contextlib.suppress(OSError):  # a file system without locks
                 syscalls.flock(fd, syscalls.LOCK)

@@ -21,6 +21,7 @@ from varstore.training.series import Series, check_files
 from varstore.training.state import load_state
 from varstore.training.tensors import PARAMETER, TENSOR, Framework, Leaf, MapLocation, strides_of
 from varstore.training.tree import flatten, unflatten
+from varstore.values.arguments import checked
 from varstore.values.lazy import LazyArray, Place
 from varstore.values.select import Patterns, Rename
 
@@ -43,6 +44,7 @@ class OpenedCheckpoint(Checkpoint):
         """
         return self[name]
 
+    @checked
     def state(
         self,
         *,

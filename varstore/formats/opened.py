@@ -21,14 +21,13 @@ from varstore.training.tensors import (
     Leaf,
     MapLocation,
     as_saved,
-    check_framework,
     find_views,
     locate,
     to_torch,
     view_of,
     wanted,
 )
-from varstore.values.arguments import described
+from varstore.values.arguments import checked, described
 from varstore.values.lazy import LazyArray
 from varstore.values.nodes import Names, leaves, replaced
 from varstore.values.opaque import Opaque, inner_leaves, replaced_inside
@@ -246,6 +245,7 @@ class ForeignCheckpoint(Mapping[str, LazyArray]):
         chosen = select(self, include=include, exclude=exclude, rename=rename, path=self.path)
         return {name: self[source] for name, source in chosen.items()}
 
+    @checked
     def state(
         self,
         *,
@@ -282,7 +282,6 @@ def read_state(
 
     Arrays of one memory are read once, and `advance` is called with the bytes of each.
     """
-    check_framework(framework)
     views = views_in(tree) if framework == "torch" else {}
     read: dict[Hashable, np.ndarray] = {}
     moved: dict[Hashable, Any] = {}

@@ -7,7 +7,7 @@ between. What has to be converted, cut to the shared corner, or written to a str
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, MutableMapping
-from typing import Any, get_args
+from typing import Any
 
 import numpy as np
 
@@ -18,7 +18,7 @@ from varstore.disk.read.whole import read_into
 from varstore.errors import UsageError
 from varstore.layout.location import Location
 from varstore.layout.readable import Readable
-from varstore.model.match import Missing, OnMismatch, OnTied, Spec, check_mode, compare, spec_of
+from varstore.model.match import Missing, OnMismatch, OnTied, Spec, compare, spec_of
 from varstore.model.moves import LateTarget, Move, OnDisk, Place, fill, move_of, nbytes_of
 from varstore.model.options import Path
 from varstore.model.report import LoadReport, make_report, with_saturated
@@ -47,8 +47,6 @@ def load_into(
 ) -> LoadReport:
     """Fill existing arrays with the variables of the same names, in place; see `varstore.load_into`."""
     check_targets(targets, "targets")
-    check_mode("missing", missing, (None, "error"))
-    check_mode("on_tied", on_tied, get_args(OnTied))
 
     def load_from(given: Mapping[str, Any]) -> LoadReport:
         return fill_targets(

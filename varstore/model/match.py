@@ -7,11 +7,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, TypeAlias, get_args
+from typing import Any, Literal, TypeAlias
 
 import numpy as np
 
-from varstore.errors import UsageError, VariableMismatch
+from varstore.errors import VariableMismatch
 from varstore.text.hints import listed, plural, shortened
 from varstore.values.arrays import Source, Stored
 
@@ -25,7 +25,6 @@ __all__ = [
     "Shape",
     "SourceSpec",
     "Spec",
-    "check_mode",
     "compare",
     "is_same_type",
     "spec_of",
@@ -119,9 +118,7 @@ def compare(
 
     Raises:
         VariableMismatch: shapes or types differ more than is allowed; the message lists them.
-        UsageError: `on_mismatch` is not "error", "skip" or "overlap".
     """
-    check_mode("on_mismatch", on_mismatch, get_args(OnMismatch))
     pairs: list[Pair] = []
     unused: list[str] = []
     mismatched: list[Mismatch] = []
@@ -149,16 +146,6 @@ def compare(
         raise _mismatch_error(mismatched, path, _suggestion(mismatched, on_mismatch, cast=cast))
     kept = tuple(name for name in targets if name not in selected)
     return Match(pairs=tuple(pairs), kept=kept, unused=tuple(unused), mismatched=tuple(mismatched))
-
-
-def check_mode(field: str, mode: object, modes: tuple[object, ...]) -> None:
-    """Refuse an unknown mode of an option.
-
-    Raises:
-        UsageError: the mode is unknown; the message lists those that exist.
-    """
-    if not isinstance(mode, str | None) or mode not in modes:
-        raise UsageError("unknown mode", field=field, found=repr(mode), expected=" or ".join(map(repr, modes)))
 
 
 def is_same_type(source: np.dtype[Any], target: np.dtype[Any]) -> bool:

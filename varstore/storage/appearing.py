@@ -287,20 +287,13 @@ def _sync_tree(folder: str, fd: int) -> None:
             syscalls.sync_file_system(fd)
             return
     for below, names in found:
-        for path in (*(os.path.join(below, name) for name in names), below):
-            _sync_path(path, is_folder=path == below)
+        for name in names:
+            syscalls.sync_path(os.path.join(below, name))
+        syscalls.sync_path(below, folder=True)
 
 
 def _fail(error: OSError) -> None:
     raise error
-
-
-def _sync_path(path: str, *, is_folder: bool) -> None:
-    fd = syscalls.open_fd(path, syscalls.READ_FOLDER_ITSELF if is_folder else syscalls.READ_FILE)
-    try:
-        (syscalls.sync_names if is_folder else syscalls.sync)(fd)
-    finally:
-        os.close(fd)
 
 
 @contextlib.contextmanager

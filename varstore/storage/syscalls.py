@@ -72,10 +72,9 @@ __all__ = [
     "pwrite",
     "statvfs",
     "sync",
-    "sync_file",
     "sync_file_system",
-    "sync_folder",
     "sync_names",
+    "sync_path",
     "syncs_whole",
     "turn_direct",
     "write_all",
@@ -323,20 +322,11 @@ sync = _sync_drive if _SYNC_DRIVE else os.fsync
 """Makes an open file or folder durable; on macOS with F_FULLFSYNC, since fsync stops at the drive's cache there."""
 
 
-def sync_file(path: str, *, dir_fd: int) -> None:
-    """Make a file durable."""
-    fd = open_fd(path, READ, dir_fd=dir_fd)
+def sync_path(path: str, *, folder: bool = False, dir_fd: int | None = None) -> None:
+    """Make a file durable or, of a folder, the names in it."""
+    fd = open_fd(path, READ_FOLDER_ITSELF if folder else READ_FILE, dir_fd=dir_fd)
     try:
-        sync(fd)
-    finally:
-        os.close(fd)
-
-
-def sync_folder(path: str, *, dir_fd: int) -> None:
-    """Make the names in a folder durable, where the file system can."""
-    fd = open_fd(path, READ_FOLDER, dir_fd=dir_fd)
-    try:
-        sync_names(fd)
+        (sync_names if folder else sync)(fd)
     finally:
         os.close(fd)
 

@@ -280,8 +280,6 @@ class BackgroundSaver:
         `after` is called in the thread when the checkpoint is complete; its error becomes the save's error. `ending`
         is told how the save ended. With `at_once`, it is written before this returns, past the buffers.
         """
-        if when_busy not in ("wait", "refuse"):
-            raise UsageError("unknown mode", field="when_busy", found=repr(when_busy), expected="'wait' or 'refuse'")
         check_options(save_options, SaveOptions, "save_async()")
         plan = plan_save(variables)
         location = locate(path)

@@ -20,7 +20,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from types import TracebackType
-from typing import Any, SupportsFloat, Unpack, cast, get_args
+from typing import Any, SupportsFloat, Unpack, cast
 
 from varstore.disk.read.checkpoint import attempts, has_open_handle
 from varstore.disk.save.leftovers import clean_staging, set_aside
@@ -142,8 +142,6 @@ class CheckpointManager:
             )
         if not callable(clock):
             raise UsageError("must be a function", field="clock", found=repr(clock))
-        if when_busy not in get_args(WhenBusy):
-            raise UsageError("unknown mode", field="when_busy", found=repr(when_busy), expected="'wait' or 'refuse'")
         self._series = Series(_directory(os.fspath(directory)), prefix)
         self._save_when = when_of(save_when, field="save_when") or EverySteps(1)
         self._keep = keep_of(keep, field="keep")

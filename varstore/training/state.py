@@ -25,7 +25,6 @@ from varstore.training.tensors import (
     MapLocation,
     as_saved,
     can_have_gradient,
-    check_framework,
     locate,
     to_jax,
     to_torch,
@@ -96,7 +95,6 @@ def load_state(
     """Load the state that `save_state` saved, every value of the type that it had; see `varstore.load_state`."""
     options: LoadOptions = {"verify": verify, "threads": threads, "progress": progress}
     choice: Choice = {"include": include, "exclude": exclude, "rename": rename}
-    check_framework(framework)
 
     def load_from(checkpoint: Checkpoint) -> Any:
         if checkpoint.damaged:

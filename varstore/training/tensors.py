@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import cache
 from operator import itemgetter
-from typing import Any, Literal, NamedTuple, TypeAlias, get_args
+from typing import Any, Literal, NamedTuple, TypeAlias
 
 import numpy as np
 
@@ -32,7 +32,6 @@ __all__ = [
     "MapLocation",
     "as_saved",
     "can_have_gradient",
-    "check_framework",
     "describe",
     "find_views",
     "locate",
@@ -193,21 +192,6 @@ def wanted(leaf: Leaf, framework: Framework | None) -> Leaf:
     if framework == "torch" and leaf.type not in (TENSOR, PARAMETER, NDARRAY):
         return replace(leaf, type=TENSOR)
     return leaf
-
-
-def check_framework(framework: object) -> None:
-    """Check the parameter `framework`.
-
-    Raises:
-        UsageError: it is not one that arrays can be loaded as.
-    """
-    if not isinstance(framework, str | None) or framework not in (None, *get_args(Framework)):
-        raise UsageError(
-            "there is no such framework",
-            field="framework",
-            found=repr(framework),
-            expected="'numpy', 'torch' or None, for the types that the arrays had",
-        )
 
 
 @cache

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Hashable, Iterable
-from typing import Any
+from functools import partial
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -35,6 +36,7 @@ class Stored(NumpyMethods):
 
 
 Source = np.ndarray | LazyArray | Stored
+Answer = TypeVar("Answer")
 
 _BY_NUMPY_NAME = {row.dtype.name: row.dtype for row in TABLE if row.dtype is not None}
 
@@ -60,7 +62,7 @@ def as_source(value: Any, variable: str) -> Source:
     for base in type(value).__mro__:
         reader = _FRAMEWORKS.get(base.__module__.partition(".")[0])
         if reader is not None and (hasattr(value, "dtype") or (reader is _paddle and hasattr(value, "_dtype"))):
-            return _of_framework(reader, value, variable)
+            return _asked(value, variable, reader, value, variable)
     if hasattr(value, "__array__") and hasattr(value, "shape") and hasattr(value, "dtype"):
         return _late(value, variable, lambda: np.asarray(value))
     raise UsageError(
@@ -73,22 +75,22 @@ def as_source(value: Any, variable: str) -> Source:
     )
 
 
-def _of_framework(reader: Callable[[Any, str], Source], value: Any, variable: str) -> Source:
+def _asked(value: Any, variable: str, ask: Callable[..., Answer], *arguments: Any) -> Answer:
+    """Return what a framework answers about a value; an error of the framework becomes one of varstore's.
+
+    Wrappers of tensors refuse some questions, and an array may have been donated before its values are read.
+    """
     try:
-        return reader(value, variable)
+        return ask(*arguments)
     except (VarstoreError, MemoryError):
         raise
-    except Exception as error:  # wrappers of tensors refuse some questions with errors of their own
-        raise _unreadable(value, variable, error) from error
-
-
-def _unreadable(value: Any, variable: str, error: Exception) -> UsageError:
-    return UsageError(
-        f"the values of this {type(value).__name__} cannot be read",
-        variable=variable,
-        found=f"{type(error).__name__}: {error}",
-        hint="save the plain tensors that it is made of",
-    )
+    except Exception as error:
+        raise UsageError(
+            f"the values of this {type(value).__name__} cannot be read",
+            variable=variable,
+            found=f"{type(error).__name__}: {error}",
+            hint="save the plain tensors that it is made of",
+        ) from error
 
 
 def _scalar(value: Any, variable: str) -> np.ndarray:
@@ -109,17 +111,7 @@ def _late(value: Any, variable: str, fetch: Callable[[], np.ndarray], identity: 
 def _late_of_framework(
     value: Any, variable: str, fetch: Callable[[], np.ndarray], identity: Hashable = None
 ) -> LazyArray:
-    """Return what `_late` does; an error of the framework, when the values are read, becomes one of varstore's."""
-
-    def fetched() -> np.ndarray:
-        try:
-            return fetch()
-        except (VarstoreError, MemoryError):
-            raise
-        except Exception as error:  # such as that of an array that was donated since
-            raise _unreadable(value, variable, error) from error
-
-    return _late(value, variable, fetched, identity)
+    return _late(value, variable, partial(_asked, value, variable, fetch), identity)
 
 
 def _refuse(refusals: Iterable[tuple[Any, str, str]], variable: str) -> None:

@@ -7,7 +7,7 @@ devices are copied one at a time, in both directions. Nothing is pickled.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Unpack, get_args
+from typing import Any, Unpack
 
 import torch
 
@@ -20,7 +20,7 @@ from varstore.errors import UsageError
 from varstore.formats.opened import ForeignCheckpoint
 from varstore.formats.registry import detect
 from varstore.formats.verbs import open_source, read
-from varstore.model.match import Missing, OnMismatch, OnTied, check_mode
+from varstore.model.match import Missing, OnMismatch, OnTied
 from varstore.model.options import LoadOptions, Path, StateOptions
 from varstore.model.report import LoadReport
 from varstore.training.chosen import Choice
@@ -198,8 +198,6 @@ def load_into(
         >>> report.loaded
         ('weight', 'bias')
     """
-    check_mode("missing", missing, (None, "error"))
-    check_mode("on_tied", on_tied, get_args(OnTied))
     load_options: LoadOptions = {"verify": verify, "threads": threads, "progress": progress}
     if isinstance(target, torch.optim.Optimizer):
         if include is not None or exclude is not None or rename is not None:

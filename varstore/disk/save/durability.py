@@ -66,13 +66,13 @@ class Durability:
         if threads == 1:
             sync_each(dir_fd, files, {*parents, *variables})
             return
-        for_each(files, partial(syscalls.sync_file, dir_fd=dir_fd), threads=threads)
-        for_each({*parents, *variables}, partial(syscalls.sync_folder, dir_fd=dir_fd), threads=threads)
+        for_each(files, partial(syscalls.sync_path, dir_fd=dir_fd), threads=threads)
+        for_each({*parents, *variables}, partial(syscalls.sync_path, folder=True, dir_fd=dir_fd), threads=threads)
 
 
 def sync_each(dir_fd: int, files: Iterable[str], folders: Iterable[str]) -> None:
     """Make files durable, and then folders; their paths are relative to an open one."""
     for path in files:
-        syscalls.sync_file(path, dir_fd=dir_fd)
+        syscalls.sync_path(path, dir_fd=dir_fd)
     for path in folders:
-        syscalls.sync_folder(path, dir_fd=dir_fd)
+        syscalls.sync_path(path, folder=True, dir_fd=dir_fd)

@@ -188,7 +188,7 @@ class Links:
             return False
         directory.check_size(original, status.st_size)
         if self._sync:
-            syscalls.sync_file(target, dir_fd=self._fd)
+            syscalls.sync_path(target, dir_fd=self._fd)
         return True
 
     def _link_meta(self, variable: PlannedVariable, folder_fd: int) -> bool:

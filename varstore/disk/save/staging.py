@@ -31,7 +31,7 @@ import errno
 import os
 import stat
 import time
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass, replace
 from types import TracebackType
 
@@ -58,6 +58,7 @@ from varstore.storage.claims import claim_new, is_named, lock, mode_of_new_folde
 from varstore.storage.directory import Directory, closing
 from varstore.storage.forks import no_fork, tell_children
 from varstore.storage.removing import empty
+from varstore.text.hints import listed
 
 __all__ = ["Staging", "Target", "prepare_target"]
 
@@ -583,6 +584,5 @@ def _content(fd: int, path: str) -> list[str]:
     return [name for name in names if name != "lost+found"] if os.path.ismount(path) else names
 
 
-def _few(names: Sequence[str]) -> str:
-    shown = ", ".join(repr(name) for name in sorted(names)[:3])
-    return shown if len(names) <= 3 else f"{shown} and {len(names) - 3} more"
+def _few(names: Iterable[str]) -> str:
+    return listed(list(map(repr, sorted(names))))

@@ -112,24 +112,23 @@ class Wire:
         except UnicodeDecodeError:
             raise self.wrong(message, field.whole[0], "a string that is not UTF-8") from None
 
-    def integers(self, field: Field, message: str, *, most: int) -> list[int]:
-        """Return the values of a repeated int64 field, which may be packed or not.
+    def add_dimensions(self, found: list[int], field: Field, message: str, *, most: int) -> None:
+        """Add the values of a repeated int64 field, which may be packed or not, to those of such fields before it.
 
-        A field of more bytes than `most` values can have is refused before it is read; shorter ones may hold more.
+        A field of more bytes than `most` values can have is refused before it is read.
 
         Raises:
-            FormatError: the field does not contain integers.
+            FormatError: the field does not contain integers, or they are more than `most` now.
         """
-        if field.kind == VARINT:
-            return [field.signed]
-        if field.kind != BYTES:
+        if field.kind not in (VARINT, BYTES):
             raise self.wrong(message, field.whole[0], f"wire type {field.kind} for integers")
-        if field.span[1] > most * _LONGEST:
-            raise self.wrong(message, field.whole[0], f"more than {most} integers")
-        values = varints(self.read(field))
+        is_short = field.span[1] <= most * _LONGEST
+        values = varints(self.read(field) if is_short else b"")
         if values is None:
             raise self.wrong(message, field.whole[0], "a truncated integer")
-        return values.view(np.int64).tolist()  # type: ignore[no-any-return]
+        found += values.view(np.int64).tolist()
+        if len(found) > most or not is_short:
+            raise self.wrong(message, field.whole[0], f"more than {most} dimensions")
 
     def wrong(self, message: str, position: int, found: str) -> FormatError:
         """Return the error that says that these bytes are not a message of this type."""

@@ -247,9 +247,7 @@ def _tensor(wire: Wire, span: Span) -> _Tensor:
     tensor = _Tensor()
     for part in wire.fields(span, "TensorProto"):
         if part.number == _DIMS:
-            tensor.dims += wire.integers(part, "TensorProto", most=MOST_DIMENSIONS)
-            if len(tensor.dims) > MOST_DIMENSIONS:
-                raise wire.wrong("TensorProto", part.whole[0], f"more than {MOST_DIMENSIONS} dimensions")
+            wire.add_dimensions(tensor.dims, part, "TensorProto", most=MOST_DIMENSIONS)
         elif part.number == _TYPE:
             tensor.type = wire.text(part, "TensorProto")
         elif part.number == _CONTENT and part.kind == BYTES:

@@ -149,9 +149,7 @@ def _sparse(wire: Wire, source: Source, span: Span, budget: Budget) -> tuple[str
     dims: list[int] = []
     for part in wire.fields(span, "SparseTensorProto"):
         if part.number == _SPARSE_DIMS:
-            dims += wire.integers(part, "SparseTensorProto", most=MOST_DIMENSIONS)
-            if len(dims) > MOST_DIMENSIONS:
-                raise wire.wrong("SparseTensorProto", part.whole[0], f"more than {MOST_DIMENSIONS} dimensions")
+            wire.add_dimensions(dims, part, "SparseTensorProto", most=MOST_DIMENSIONS)
         elif part.number in (_SPARSE_VALUES, _SPARSE_INDICES) and part.kind == BYTES:
             record = parse(wire, part.span)
             leaves["values" if part.number == _SPARSE_VALUES else "indices"] = array_of(source, record, budget)

@@ -108,9 +108,7 @@ def parse(wire: Wire, span: Span) -> TensorRecord:
     record = TensorRecord(span=span)
     for part in wire.fields(span, "TensorProto"):
         if part.number == DIMS:
-            record.dims += wire.integers(part, "TensorProto", most=_MOST_DIMENSIONS)
-            if len(record.dims) > _MOST_DIMENSIONS:
-                raise wire.wrong("TensorProto", part.whole[0], f"more than {_MOST_DIMENSIONS} dimensions")
+            wire.add_dimensions(record.dims, part, "TensorProto", most=_MOST_DIMENSIONS)
         elif part.number == TYPE:
             record.type = part.value
         elif part.number == NAME:

@@ -131,12 +131,13 @@ def _stream(source: Source, wire: Wire, start: int) -> tuple[LazyArray, int]:
     position += 8
     if version != 0 or not 0 <= size <= min(_LONGEST_DESCRIPTION, source.size - position):
         raise _damaged(source, start, "the description of a variable", f"version {version}, {size} bytes")
-    number, shape = 0, []
+    number = 0
+    shape: list[int] = []
     for field in wire.fields((position, size), "TensorDesc"):
         if field.number == 1:
             number = field.value
         elif field.number == 2:
-            shape += wire.integers(field, "TensorDesc", most=MOST_DIMENSIONS)
+            wire.add_dimensions(shape, field, "TensorDesc", most=MOST_DIMENSIONS)
     position += size
     dtype = _DTYPES.get(number)
     if dtype is None:
