@@ -31,7 +31,7 @@ for _name, (_module, _inner) in _SOURCES.items():
     if _module == _at_once.__name__:
         globals()[_name] = getattr(_at_once, _inner)  # so that it can be used while the interpreter ends
 
-_OF_TRAINING = ("global_function", "layers", "optimizer")  # what OneFlow's scripts use besides variables
+_OF_TRAINING = ("data", "global_function", "layers", "nn", "optimizer", "scope", "train")  # of OneFlow's scripts
 
 
 def __getattr__(name: str) -> _Any:

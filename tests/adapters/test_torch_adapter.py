@@ -27,6 +27,7 @@ from varstore.errors import (  # noqa: E402
     VariableMismatch,
     VarstoreError,
 )
+from varstore.formats.verbs import convert  # noqa: E402
 from varstore.inspection.verify import verify  # noqa: E402
 from varstore.model.store import load, save  # noqa: E402
 from varstore.training.background import save_async  # noqa: E402
@@ -199,6 +200,8 @@ def test_a_tensor_cannot_reach_out_of_the_one_that_holds_it(tmp_path: Path) -> N
         save(tmp_path / "c", {"whole": np.ones(4), "part": np.ones(2)}, tree=json.dumps(tree), overwrite=True)
         with pytest.raises(ManifestError):
             load_state(tmp_path / "c")
+        convert(tmp_path / "c", tmp_path / "c.pt")
+        assert torch.load(tmp_path / "c.pt")["part"].tolist() == [1, 1]
 
 
 def test_parameters_and_gradients_come_back_as_such(tmp_path: Path) -> None:

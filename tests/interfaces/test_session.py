@@ -707,7 +707,7 @@ class TestNamesOfOneFlow:
         variable = flow.get_variable("w", (2,), distribute=object())
         assert flow.get_variable("w", distribute="split") is variable
 
-    @pytest.mark.parametrize("name", ["global_function", "layers", "optimizer"])
+    @pytest.mark.parametrize("name", ["data", "global_function", "layers", "nn", "optimizer", "scope", "train"])
     def test_what_trains_is_absent_and_says_why(self, name):
         says = f"^module 'varstore' has no attribute '{name}': it keeps variables and does not train$"
         with pytest.raises(AttributeError, match=says):
