@@ -27,12 +27,7 @@ _FEW = 3
 """Folders; where there are no more, those in them are removed by the function that is given."""
 
 
-def _in_turn(things: Iterable[Any], do: Callable[[Any], object]) -> None:
-    for thing in things:
-        do(thing)
-
-
-def remove(name: str, dir_fd: int, *, each: Each = _in_turn) -> bool:
+def remove(name: str, dir_fd: int, *, each: Each | None = None) -> bool:
     """Remove a folder, its marker first: whoever still reads from it sees that it is going. Tell whether it is gone.
 
     What cannot be removed stays, and so do the folders above it. The folders in it are removed with `each`.
@@ -51,7 +46,7 @@ def remove(name: str, dir_fd: int, *, each: Each = _in_turn) -> bool:
     return _rmdir(name, dir_fd)
 
 
-def empty(fd: int, *, but: Collection[str] = (), each: Each = _in_turn) -> None:
+def empty(fd: int, *, but: Collection[str] = (), each: Each | None = None) -> None:
     """Remove all that can be removed from an open folder, except what has one of these names; see `remove`."""
     try:
         with os.scandir(fd) as entries:
@@ -62,13 +57,14 @@ def empty(fd: int, *, but: Collection[str] = (), each: Each = _in_turn) -> None:
     for name, is_folder in found:
         if not is_folder:
             remove_file(name, fd)
-    if len(folders) > _FEW:
+    if each is not None and len(folders) > _FEW:
         each(folders, partial(_remove_below, dir_fd=fd))
-    else:
-        _in_turn(folders, partial(_remove_below, dir_fd=fd, each=each))
+        return
+    for name in folders:  # without a function between, which would count where folders are deep
+        _remove_below(name, fd, each=each)
 
 
-def _remove_below(name: str, dir_fd: int, *, each: Each = _in_turn) -> None:
+def _remove_below(name: str, dir_fd: int, *, each: Each | None = None) -> None:
     try:
         fd = syscalls.folder_in(name, dir_fd, same_mount=True)
     except OSError:
