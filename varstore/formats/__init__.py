@@ -34,7 +34,7 @@ plain bytes, an index reads only what it needs. `state()` reads the whole nested
 | varstore | none | checkpoint directories, the latest step of a `CheckpointManager` | checkpoint directories |
 | huggingface | none | folders of `save_pretrained` and diffusers, the cache of the Hub | folders |
 | safetensors | `.safetensors`, `.safetensors.index.json` | files, and models in several files with an index | both |
-| torch | `.pt`, `.pth`, `.bin`, `.tar` | `torch.save` since 0.1.10, folders of `torch.distributed.checkpoint` | files |
+| torch | `.pt`, `.pth`, `.bin`, `.tar` | `torch.save` since 0.1.10, programs, `torch.distributed.checkpoint` | files |
 | numpy | `.npz`, `.npy` | files of `numpy.savez` and `numpy.save` | both |
 | oneflow | `.of` | folders and files of `flow.save`, folders of variables | folders |
 | oneflow-legacy | none | as varstore, without a manifest | folders that OneFlow 0.9 loads whole |
@@ -75,8 +75,10 @@ An object of a class that varstore does not know, such as the arguments of a scr
 record of the class's name and of what the object would be made of. `file.unknown` lists these names. The guide on files
 from strangers is `varstore.formats.binary`.
 
-A module that was pickled as a whole is read as its state dict. A sparse tensor of PyTorch is read as a dict of its
-parts, and a quantised one as integers with the scale in `attributes`.
+A module that was pickled as a whole is read as its state dict. Of a program of TorchScript all tensors are read, by
+their names as attributes, because it does not say which of them are parameters; of a frozen one, the constants `c0`,
+`c1` and so on. Of an exported program (`.pt2`) the state dict is read. A sparse tensor of PyTorch, and a tensor of a
+wrapper subclass, is read as a dict of its parts, and a quantised one as integers with the scale in `attributes`.
 
 ## Converting
 

@@ -51,6 +51,7 @@ _ONE_TENSOR = re.compile(
 """A pickle whose value is what the call of `tuple` returns: how Paddle pickles a tensor that is not in a container."""
 _LOOKED_AT = 8
 """Files of a folder that are looked at, to tell whether all of them are raw variables."""
+_TORCH_MEMBERS = {"data.pkl", "archive_format", "serialized_exported_program.json"}
 _ONNX_FIELDS = {*range(1, 9), 14, 20, 25, 26}
 _MOST_FIELDS = 1000
 _ATTEMPTS = 100
@@ -143,11 +144,13 @@ def is_safetensors(probe: Probe) -> bool:
 
 
 def is_torch(probe: Probe) -> bool:
-    """Detect a zip archive with ``data.pkl``, the number of the older format, a tar archive, or ``.metadata``."""
+    """Detect a zip archive of torch, the number of the older format, tensors in a pickle, a tar or ``.metadata``."""
     if probe.is_folder:
         return ".metadata" in probe.entries
-    zipped = any(name == "data.pkl" or name.endswith("/data.pkl") for name in probe.members)
-    return zipped or magic.TORCH_LEGACY_PICKLED in probe.head[:16] or magic.is_tar(probe.head)
+    if any(name.rpartition("/")[2] in _TORCH_MEMBERS for name in probe.members):
+        return True
+    is_pickle = probe.is_pickle and magic.LOAD_FROM_BYTES in probe.head
+    return is_pickle or magic.TORCH_LEGACY_PICKLED in probe.head[:16] or magic.is_tar(probe.head)
 
 
 def is_numpy(probe: Probe) -> bool:

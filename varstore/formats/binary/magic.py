@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["NPY", "TORCH_LEGACY", "TORCH_LEGACY_PICKLED", "is_megengine_graph", "is_tar"]
+__all__ = ["LOAD_FROM_BYTES", "NPY", "TORCH_LEGACY", "TORCH_LEGACY_PICKLED", "is_megengine_graph", "is_tar"]
 
 NPY = b"\x93NUMPY"
 
@@ -10,6 +10,8 @@ TORCH_LEGACY = 0x1950A86A20F9469CFC6C
 """The value of the first pickle in PyTorch's format before version 1.6 (MAGIC_NUMBER in torch/serialization.py)."""
 TORCH_LEGACY_PICKLED = b"\x8a\x0a" + TORCH_LEGACY.to_bytes(10, "little")
 """The same number as bytes of the file: the opcode LONG1, a length and ten bytes."""
+LOAD_FROM_BYTES = b"_load_from_bytes"
+"""The name of what a pickle that `pickle.dump` made of tensors calls for the storage of each."""
 
 
 def is_tar(head: bytes) -> bool:

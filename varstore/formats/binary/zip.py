@@ -134,6 +134,8 @@ def archive_members(
         if not info.is_dir():
             members[info.filename] = Member(window, info, limit)
         limit = info.header_offset
+    if members and limit:  # the directory of an archive within this one, which was the last that is whole
+        raise _ends_early(window, least)
     return {info.filename: members[info.filename] for info in infos if info.filename in members}
 
 

@@ -72,7 +72,7 @@ class Array(Record):
         shape, dtype, fortran, data = state[-4:]
         self.path = machine.path
         if _is_foreign(dtype):
-            self.foreign = state
+            self.foreign, self.path = state, machine.path
         else:
             self.fill(machine, shape, dtype, fortran, data)
 
@@ -174,7 +174,7 @@ def _from_buffer(machine: Machine, data: Any, dtype: Any, shape: Any, order: Any
     machine.charge(ARRAY)
     array = Array()
     if _is_foreign(dtype):
-        array.foreign = (shape, dtype, order == "F", data)
+        array.foreign, array.path = (shape, dtype, order == "F", data), machine.path
         return array
     array.fill(machine, shape, dtype, order == "F", data)
     return array

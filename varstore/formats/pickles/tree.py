@@ -22,7 +22,7 @@ from varstore.formats.pickles.names import Global, OldString, Span, show
 from varstore.values.lazy import LazyArray
 from varstore.values.opaque import Opaque
 
-__all__ = ["DEEPEST", "Leaf", "module_state", "plain_tree"]
+__all__ = ["DEEPEST", "Leaf", "claim", "module_state", "plain_tree"]
 
 DEEPEST = 100
 _NAME = 200
@@ -117,7 +117,7 @@ class _Walk:
                 self._machine.refuse(f"would import {value}", offset=value.offset)
             self._machine.refuse(f"contains {show(value)} where data should be")
         if isinstance(value, Instance):
-            self._claim(value)
+            claim(value, self._claimed)
         return self.node(plain, depth + 1)
 
     def _opaque(self, value: Any, depth: int) -> tuple[Any, int, int]:
@@ -167,25 +167,26 @@ class _Walk:
             height = max(height, item_height + 1)
         return items, count, height
 
-    def _claim(self, module: Instance) -> None:
-        """Claim every name in a module's state: they are classes and functions of its code, and stay inert."""
-        waiting: list[Any] = [module]
-        while waiting:
-            value = waiting.pop()
-            if isinstance(value, _SCALARS) or id(value) in self._claimed:
-                continue
-            self._claimed.add(id(value))
-            if isinstance(value, Global):
-                value.claimed = True
-            elif isinstance(value, Instance):
-                waiting += [value.type, value.arguments, value.keywords, value.state, value.items]
-            elif isinstance(value, dict):
-                waiting += [*value, *value.values()]
-            elif isinstance(value, (list, tuple, set, frozenset)):
-                waiting += value
-
     def _fail(self, problem: str) -> NoReturn:
         raise FormatError(problem, path=self._machine.path, hint="no framework writes such a checkpoint")
+
+
+def claim(module: Instance, seen: set[int]) -> None:
+    """Claim every name in a module's state: they are classes and functions of its code, and stay inert."""
+    waiting: list[Any] = [module]
+    while waiting:
+        value = waiting.pop()
+        if isinstance(value, _SCALARS) or id(value) in seen:
+            continue
+        seen.add(id(value))
+        if isinstance(value, Global):
+            value.claimed = True
+        elif isinstance(value, Instance):
+            waiting += [value.type, value.arguments, value.keywords, value.state, value.items]
+        elif isinstance(value, dict):
+            waiting += [*value, *value.values()]
+        elif isinstance(value, (list, tuple, set, frozenset)):
+            waiting += value
 
 
 def _mention(value: Any) -> Opaque:

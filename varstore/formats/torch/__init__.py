@@ -13,18 +13,20 @@ import stat
 
 from varstore.errors import FormatError
 from varstore.formats.binary.budget import Budget
-from varstore.formats.binary.magic import is_tar
+from varstore.formats.binary.magic import LOAD_FROM_BYTES, TORCH_LEGACY_PICKLED, is_tar
 from varstore.formats.binary.source import Source
 from varstore.formats.binary.zip import is_zip
 from varstore.formats.opened import ForeignCheckpoint
 from varstore.formats.pickles.machine import Unknown
 from varstore.formats.torch.distributed import read_distributed
-from varstore.formats.torch.legacy import read_legacy
+from varstore.formats.torch.export import read_archive
+from varstore.formats.torch.legacy import read_legacy, read_pickle
 from varstore.formats.torch.write import write
-from varstore.formats.torch.zip import read_zip
 from varstore.storage.looking import kind_of
 
 __all__ = ["opened", "read", "write"]
+
+_SHOWN = 1 << 16
 
 
 def read(
@@ -36,7 +38,7 @@ def read(
 
     Raises:
         UnsafeContent: the file asks to run code, or grows out of proportion to its size.
-        FormatError: it is truncated or damaged, not a PyTorch file, a TorchScript program, or a tar archive as
+        FormatError: it is truncated or damaged, not a PyTorch file, or a tar archive as
             PyTorch wrote before version 0.1.10.
         SizeMismatch: a tensor extends beyond its storage.
         CheckpointNotFound: there is nothing at the path.
@@ -58,11 +60,13 @@ def opened(
     """Open a file, as `read` does; `folder` is the budget of the folder that it is opened with."""
     budget = Budget.of(source, limit=limit, folder=folder)
     if is_zip(source):
-        return read_zip(source, budget, encoding=encoding, unknown=unknown)
+        return read_archive(source, budget, encoding=encoding, unknown=unknown)
     if is_tar(source.bytes(0, min(512, source.size))):
         raise FormatError(
             "PyTorch's tar format, used before version 0.1.10, is not supported",
             path=source.path,
             hint="load it with torch and save it again",
         )
-    return read_legacy(source, budget, encoding=encoding, unknown=unknown)
+    head = source.bytes(0, min(_SHOWN, source.size))
+    is_pickle = TORCH_LEGACY_PICKLED not in head[:16] and LOAD_FROM_BYTES in head
+    return (read_pickle if is_pickle else read_legacy)(source, budget, encoding=encoding, unknown=unknown)

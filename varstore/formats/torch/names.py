@@ -21,7 +21,10 @@ from varstore.training.tensors import NDARRAY, PARAMETER, TENSOR
 from varstore.values.lazy import LazyArray, derived, retyped
 from varstore.values.parts import Read
 
-__all__ = ["storage_identity", "torch_leaf", "torch_table"]
+__all__ = ["Load", "storage_identity", "torch_leaf", "torch_table"]
+
+Load = Callable[[Machine, Any], Storage]
+"""Returns the storage that the bytes of another file hold."""
 
 _OTHER_NAMES = {
     "half": "float16",
@@ -62,8 +65,11 @@ def torch_leaf(machine: Machine, read: Read) -> Callable[[Any], Any]:
     return leaf
 
 
-def torch_table(storages: Storages) -> Table:
-    """Return the allow-list for a PyTorch pickle whose tensors are views of these storages."""
+def torch_table(storages: Storages, load: Load | None = None) -> Table:
+    """Return the allow-list for a PyTorch pickle whose tensors are views of these storages.
+
+    `load` is what stands for ``_load_from_bytes``; without it, that is a name like others.
+    """
 
     def tensor(_m: Machine, storage: Any, offset: Any, shape: Any, stride: Any, *rest: Any) -> LazyArray:
         found = storages.view(storage, offset, shape, stride, None, rest[2] if len(rest) > 2 else None)
@@ -94,7 +100,8 @@ def torch_table(storages: Storages) -> Table:
         "_rebuild_parameter": parameter,
         "_rebuild_parameter_with_state": parameter,
     }
-    return _TABLE | {("torch._utils", name): Constructor(call=call) for name, call in utils.items()}
+    table = _TABLE | {("torch._utils", name): Constructor(call=call) for name, call in utils.items()}
+    return table if load is None else table | {("torch.storage", "_load_from_bytes"): Constructor(call=load)}
 
 
 def _dtype_of(machine: Machine, value: Any) -> np.dtype[Any]:
@@ -108,12 +115,35 @@ def _dtype_of(machine: Machine, value: Any) -> np.dtype[Any]:
     )
 
 
-def _subclass(machine: Machine, function: Any, kind: Any, arguments: Any, _state: Any = None) -> Any:
+def _subclass(machine: Machine, function: Any, kind: Any, arguments: Any, state: Any = None) -> Any:
     if isinstance(kind, Global):
         kind.claimed = True  # only the values are kept, not the class
+    is_wrapper = type(function) is Global and (function.module, function.name) == ("torch._utils", _WRAPPER)
+    parts = state[0] if type(state) is tuple and state else state
+    if is_wrapper and type(arguments) is tuple and arguments and isinstance(arguments[0], Global):
+        arguments[0].claimed = True
+    if is_wrapper and type(parts) is dict and any(type(part) in (LazyArray, dict) for part in parts.values()):
+        machine.charge(NODE + 20 * ITEM * len(parts))
+        return {"class": str(kind), **parts}
     return machine.call(function, arguments)
 
 
+def _wrapper(machine: Machine, kind: Any, *arguments: Any) -> Any:
+    """Return what stands for a tensor that has no values of its own, but attributes that are tensors."""
+    if type(kind) is not Global:
+        machine.refuse(f"would create a tensor of class {show(kind)}")
+    machine.charge(NODE)
+    kind.made += 1
+    return Instance(kind, machine.at, arguments)
+
+
+def _first(_m: Machine, value: Any, _type: Any = None) -> Any:
+    """Return a list or other value of TorchScript, which is pickled with its type."""
+    return value
+
+
+_SCRIPT = ("build_boollist", "build_doublelist", "build_intlist", "build_tensorlist", "restore_type_tag")
+_WRAPPER = "_rebuild_wrapper_subclass"
 _SPARSE = {
     "torch.sparse_coo": ("indices", "values", "size", "is_coalesced"),
     "torch.sparse_csr": ("crow_indices", "col_indices", "values", "size"),
@@ -180,4 +210,6 @@ _TABLE: dict[tuple[str, str], Any] = {
     ("torch", "device"): Constructor(call=_device),
     ("torch.serialization", "_get_layout"): Constructor(call=_layout),
     ("torch._tensor", "_rebuild_from_type_v2"): Constructor(call=_subclass),
+    **{("torch.jit._pickle", name): Constructor(call=_first) for name in _SCRIPT},
+    ("torch._utils", _WRAPPER): Constructor(call=_wrapper),
 }

@@ -1,5 +1,7 @@
 """PyTorch's zip format: ``data.pkl`` and a member for each storage, in one folder of any name.
 
+TorchScript's archives have that too, and ``constants.pkl``; the code beside it is never read.
+
 Members may be compressed, because `torch.load` accepts such files. Where all of a storage is read, it is compared with
 its checksum, unless the file has none: with ``set_crc32_options(False)``, torch writes zeros.
 
@@ -8,6 +10,8 @@ Source: `_load` in https://github.com/pytorch/pytorch/blob/v2.13.0/torch/seriali
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -18,12 +22,14 @@ from varstore.formats.binary.source import Source
 from varstore.formats.binary.zip import LOCAL, Member, archive_members
 from varstore.formats.opened import ForeignCheckpoint
 from varstore.formats.pickles.machine import Machine, Unknown
-from varstore.formats.pickles.tree import plain_tree
+from varstore.formats.pickles.tree import Leaf, plain_tree
+from varstore.formats.torch.legacy import nested_load, reading
 from varstore.formats.torch.names import storage_identity, torch_leaf, torch_table
+from varstore.formats.torch.script import constants, script_state
 from varstore.formats.torch.tensors import Storage, Storages
 from varstore.values.parts import Read
 
-__all__ = ["read_zip"]
+__all__ = ["least_size", "locate", "read_members", "read_zip"]
 
 _FREE, _MOST_EXPANSION = 1 << 20, 64
 """A pickle is a decompression bomb if it exceeds `_FREE` bytes plus `_MOST_EXPANSION` times its compressed size."""
@@ -42,55 +48,69 @@ def read_zip(
 
     Raises:
         UnsafeContent: the pickle asks to run code, or is a decompression bomb, or the file is out of proportion.
-        FormatError: it is truncated or damaged, not a PyTorch file, or a TorchScript program.
+        FormatError: it is truncated or damaged, or not a PyTorch file.
     """
-    members = archive_members(source, base, size, least=lambda: _least_size(source, base, budget))
-    is_checked = any(member.crc for member in members.values())
+    members = archive_members(source, base, size, least=lambda: least_size(source, base, budget))
+    return read_members(source, members, budget, encoding=encoding, unknown=unknown)
+
+
+def read_members(
+    source: Source, members: Mapping[str, Member], budget: Budget, *, encoding: str = "utf-8", unknown: Unknown
+) -> ForeignCheckpoint:
+    """Open an archive of which these are the members, as `read_zip` does."""
     roots = [name[: -len("data.pkl")] for name in members if name.count("/") == 1 and name.endswith("/data.pkl")]
     if len(roots) != 1:
         raise FormatError(
             "not a PyTorch file", path=source.path, found=f"a zip archive with {len(roots)} data.pkl", expected="one"
         )
-    root = roots[0]
-    if f"{root}constants.pkl" in members:
-        raise FormatError(
-            "TorchScript programs are not supported",
-            path=source.path,
-            hint="save its state_dict() with torch.save",
-        )
-    pickled = members[f"{root}data.pkl"]
+    read = partial(_unpickled, source.path, members, roots[0], budget, encoding, unknown)
+    machine, value, leaf = read("data")
+    if f"{roots[0]}constants.pkl" in members:
+        value = script_state(value, machine)
+        machine.refuse_unclaimed()
+        if not value:
+            machine, found, leaf = read("constants")
+            value = constants(found)
+    tree = plain_tree(value, machine, leaf)
+    return ForeignCheckpoint(source.path, "torch", tree, budget=budget, unknown=machine.unknown())
+
+
+def _unpickled(
+    path: str, members: Mapping[str, Member], root: str, budget: Budget, encoding: str, unknown: Unknown, stem: str
+) -> tuple[Machine, Any, Leaf]:
+    """Return the object of the pickle ``STEM.pkl``, whose storages are the members in the folder ``STEM``."""
+    pickled = members[f"{root}{stem}.pkl"]
     if pickled.size > _FREE + _MOST_EXPANSION * pickled.packed:
-        raise UnsafeContent(
-            "the pickle in this file is a decompression bomb", path=source.path, found=f"{pickled.size} bytes"
-        )
+        raise UnsafeContent("the pickle in this file is a decompression bomb", path=path, found=f"{pickled.size} bytes")
     budget.charge(2 * pickled.size)
     data = pickled.read(0, pickled.size).tobytes()
+    read = reading(data)
     storages = Storages(budget)
 
     def persistent(identity: Any) -> Storage:
-        _kind, kind, key, _location, count = storage_identity(identity, 5, source.path)
+        _kind, kind, key, _location, count = storage_identity(identity, 5, path)
         return storages.find(kind, key, count)
 
     machine = Machine(
         data,
-        path=source.path,
-        table=torch_table(storages),
+        path=path,
+        table=torch_table(storages, nested_load(read, encoding=encoding, unknown=unknown)),
         budget=budget,
         persistent=persistent,
         modules=True,
         encoding=encoding,
         unknown=unknown,
     )
-    root_object = machine.run()
+    value = machine.run()
     order = f"{root}byteorder"
     swapped = order in members and members[order].read(0, min(3, members[order].size)).tobytes() == b"big"
+    is_checked = any(member.crc for member in members.values())
     for storage in storages.found:
-        _locate(storage, members.get(f"{root}data/{storage.key}"), swapped, budget, is_checked=is_checked)
-    tree = plain_tree(root_object, machine, torch_leaf(machine, _reader(data)))
-    return ForeignCheckpoint(source.path, "torch", tree, budget=budget, unknown=machine.unknown())
+        locate(storage, members.get(f"{root}{stem}/{storage.key}"), swapped, budget, is_checked=is_checked)
+    return machine, value, torch_leaf(machine, read)
 
 
-def _least_size(source: Source, base: int, budget: Budget) -> int:
+def least_size(source: Source, base: int, budget: Budget) -> int:
     """Return the bytes of all storages that the pickle names, which is the first member of what torch writes."""
     data = source.map()
     header = data[base : base + LOCAL.size]
@@ -114,7 +134,12 @@ def _least_size(source: Source, base: int, budget: Budget) -> int:
     return sum(storage.size for storage in storages.found)
 
 
-def _locate(storage: Storage, member: Member | None, swapped: bool, budget: Budget, *, is_checked: bool) -> None:
+def locate(storage: Storage, member: Member | None, swapped: bool, budget: Budget, *, is_checked: bool) -> None:
+    """Say where the values of a storage lie.
+
+    Raises:
+        FormatError: its member of the archive is missing, or has another size.
+    """
     if member is None or member.size != storage.size:
         raise FormatError(
             "a storage does not have the size that its tensors state",
@@ -145,7 +170,3 @@ class _Unpacked:
         if self._kept is None:
             self._kept = self._read(0, self._storage.size)
         return self._kept[offset : offset + size].copy()
-
-
-def _reader(data: bytes) -> Read:
-    return lambda offset, size: np.frombuffer(data, np.uint8, size, offset).copy()

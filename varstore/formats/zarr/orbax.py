@@ -20,10 +20,11 @@ from typing import Any
 from varstore.errors import FormatError, MissingDependency
 from varstore.formats.binary.budget import Budget
 from varstore.formats.binary.folder import WalkedFolder
+from varstore.formats.binary.metadata import parse_json
 from varstore.formats.opened import ForeignCheckpoint
 from varstore.formats.pickles.tree import DEEPEST
 from varstore.formats.zarr.arrays import Layout, Place, lazy_array
-from varstore.formats.zarr.tree import V2_ARRAY, V3, Absent, array_in, check_key, json_in, parse_json
+from varstore.formats.zarr.tree import V2_ARRAY, V3, Absent, array_in, check_key, json_in
 from varstore.storage.failures import translated
 from varstore.storage.looking import kind_of
 from varstore.values.lazy import LazyArray

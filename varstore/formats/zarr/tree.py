@@ -10,7 +10,6 @@ Format: https://zarr-specs.readthedocs.io
 
 from __future__ import annotations
 
-import json
 import math
 import os
 import stat
@@ -28,6 +27,7 @@ from varstore.errors import (
 )
 from varstore.formats.binary.budget import Budget
 from varstore.formats.binary.folder import WalkedFolder
+from varstore.formats.binary.metadata import parse_json
 from varstore.formats.binary.source import Held, Source
 from varstore.formats.binary.zipped import ZippedFolder
 from varstore.formats.opened import ForeignCheckpoint
@@ -38,15 +38,13 @@ from varstore.storage.looking import kind_of
 from varstore.values.lazy import LazyArray
 from varstore.values.nodes import BARE
 
-__all__ = ["V2_ARRAY", "V3", "Absent", "array_in", "check_key", "json_in", "parse_json", "read", "write"]
+__all__ = ["V2_ARRAY", "V3", "Absent", "array_in", "check_key", "json_in", "read", "write"]
 
 V3, V2_ARRAY, _V2_GROUP, _V2_ATTRIBUTES = "zarr.json", ".zarray", ".zgroup", ".zattrs"
 _DEEPEST = 32
 Absent = Literal["fill", "error"]
 """What chunks that are absent are: the fill value, or an error."""
 _MOST_METADATA = 1 << 24
-_JSON = 24
-"""The bytes of memory that a byte of JSON takes at most, once it is parsed."""
 
 
 def read(path: str, *, limit: int | None = None, absent: Absent = "fill") -> ForeignCheckpoint:
@@ -202,22 +200,6 @@ def json_in(folder: WalkedFolder, budget: Budget, file: str, *, most: int = _MOS
         FormatError: see `parse_json`.
     """
     return parse_json(folder.content(file, most=most), budget, path=os.path.join(folder.path, file))
-
-
-def parse_json(text: bytes, budget: Budget, *, path: str) -> dict[str, Any]:
-    """Return the JSON object in a file of metadata.
-
-    Raises:
-        FormatError: it is not JSON, or not an object.
-    """
-    budget.charge(_JSON * len(text))
-    try:
-        fields = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise FormatError("the metadata is not valid JSON", path=path, found=str(error)) from None
-    if not isinstance(fields, dict):
-        raise FormatError("the metadata must be a JSON object", path=path)
-    return fields
 
 
 def _array(folder: WalkedFolder, budget: Budget, place: str, name: str, record: _Record) -> LazyArray:
