@@ -657,6 +657,20 @@ def test_megengine_graphs_are_refused_by_name(tmp_path: Path) -> None:
             megengine.read(tmp_path / "a.mge")
 
 
+@pytest.mark.parametrize("module", [("megengine.module.linear", "Linear"), ([], {}), None, "text"])
+def test_the_class_that_a_traced_module_of_megengine_names_need_not_be_a_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, module: Any
+) -> None:
+    kind = type("_ModuleState", (), {"__module__": "megengine.traced_module.serialization"})
+    for name in ("megengine", "megengine.traced_module", "megengine.traced_module.serialization"):
+        monkeypatch.setitem(sys.modules, name, ModuleType(name))
+    sys.modules[kind.__module__]._ModuleState = kind  # type: ignore[attr-defined]
+    state = kind()
+    state.__dict__ = {"module": module, "state": {"_modules": [], "weight": np.ones(2)}, "version": "1.13.0"}
+    (tmp_path / "a.mge").write_bytes(pickle.dumps(state, 4))
+    assert len(megengine.read(tmp_path / "a.mge")) == 0  # plain arrays are not parameters of a module
+
+
 def test_megengine_keeps_the_scale_of_quantised_values(tmp_path: Path) -> None:
     about = {"name": "QuantizedS8", "scale": 0.5, "zero_point": None}
     values = np.arange(3, dtype=np.dtype(np.int8, metadata={"mgb_dtype": about}))

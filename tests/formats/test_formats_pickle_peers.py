@@ -376,6 +376,27 @@ print(json.dumps(describe([state, final.state_dict()])))
     assert single.lazy("(array)").attributes == {"mgb_dtype": expected}
 
 
+def test_a_traced_module_of_megengine_is_read_as_its_state_dict(tmp_path: Path) -> None:
+    script = f"""{NUMPY_VALUES}
+import megengine, megengine.functional as F, megengine.module as M
+from megengine.traced_module import trace_module
+class Net(M.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv = M.Conv2d(1, 4, 3)
+        self.inner = M.Sequential(M.BatchNorm2d(4), M.ReLU())
+        self.scale = megengine.Parameter(np.float32([1, 2, 3, 4]))
+    def forward(self, x):
+        return F.mean(self.inner(self.conv(x)), (2, 3)) * self.scale
+traced = trace_module(Net(), megengine.Tensor(np.zeros((2, 1, 5, 5), "float32")))
+megengine.save(traced, sys.argv[1])
+print(json.dumps(describe(dict(sorted(traced.state_dict().items())))))
+"""
+    truth = json.loads(run_in("megengine", script, tmp_path / "a.mge"))
+    assert described(dict(megengine.read(tmp_path / "a.mge").state())) == truth
+    assert "inner.0.running_mean" in megengine.read(tmp_path / "a.mge")
+
+
 def test_a_tensor_of_megengine_comes_back_as_one(tmp_path: Path) -> None:
     script = """
 import json, sys

@@ -43,7 +43,7 @@ _DEVICE = "xpux:0"  # whichever there is, as MegEngine writes it
 
 
 def read(path: str | os.PathLike[str], *, limit: int | None = None, unknown: Unknown = "opaque") -> ForeignCheckpoint:
-    """Open a file that `megengine.save` wrote; a whole module is read as its state dict.
+    """Open a file that `megengine.save` wrote; a whole module, also a traced one, is read as its state dict.
 
     `unknown` says what becomes of names that varstore does not know: see `varstore.read`.
 
@@ -70,7 +70,7 @@ def read(path: str | os.PathLike[str], *, limit: int | None = None, unknown: Unk
             return retyped(_lazy(array, source), record.type_name) if isinstance(array, Array) else NotImplemented
         if isinstance(record, Array):
             return _lazy(record, source)
-        if _is_module(record):
+        if _module_of(record):
             tensors = _variables(record, "", machine, 0)
             return OrderedDict((name, t.array if isinstance(t.array, Array) else t) for name, t in tensors)
         return NotImplemented
@@ -149,18 +149,29 @@ def _lazy(array: Array, source: Source) -> LazyArray:
     return derived(plain, attributes={"mgb_dtype": numbers})
 
 
-def _is_module(value: Any) -> bool:
-    return (
-        isinstance(value, Instance) and isinstance(value.state, dict) and isinstance(value.state.get("_modules"), list)
-    )
+def _module_of(value: Any) -> tuple[Any, dict[Any, Any]] | None:
+    """Return the class of a module and its state, None for what is not a module.
+
+    A TracedModule holds the modules of MegEngine's own classes as a `_ModuleState`, which names the class.
+    """
+    if not isinstance(value, Instance) or not isinstance(value.state, dict):
+        return None
+    kind: Any = (value.type.module, value.type.name) if value.type else None
+    state: Any = value.state
+    if kind == _WITHIN_A_TRACED_MODULE:
+        kind, state = state.get("module"), state.get("state")
+        kind = kind if type(kind) is tuple and all(type(part) is str for part in kind) else None
+    is_one = isinstance(state, dict) and isinstance(state.get("_modules"), list)
+    return (kind, state) if is_one else None
 
 
 def _variables(module: Instance, prefix: str, machine: Machine, depth: int) -> Iterator[tuple[str, Any]]:
     """Yield the items of `Module.state_dict`: the tensors among the attributes, in the order of their names."""
-    is_norm = (
-        module.type and (module.type.module, module.type.name) in _NORMS
-    ) or "track_running_stats" in module.state
-    for name, value in _expand(module.state, prefix, machine, depth):
+    found = _module_of(module)
+    assert found is not None
+    kind, state = found
+    is_norm = kind in _NORMS or "track_running_stats" in state
+    for name, value in _expand(state, prefix, machine, depth):
         is_own = isinstance(value, _Tensor) and "." not in name[len(prefix) :]
         yield name, _flat(value, machine) if is_norm and is_own else value
 
@@ -172,7 +183,7 @@ def _expand(value: Any, name: str, machine: Machine, depth: int) -> Iterator[tup
         machine.fail(f"modules are nested deeper than {DEEPEST}")
     if isinstance(value, _Tensor):
         yield name.removesuffix("."), value
-    elif _is_module(value):
+    elif _module_of(value):
         yield from _variables(value, name, machine, depth + 1)
     elif isinstance(value, (list, tuple)):
         for index, item in enumerate(value):
@@ -193,6 +204,7 @@ def _flat(tensor: _Tensor, machine: Machine) -> _Tensor:
     return _Tensor(array, tensor.offset)
 
 
+_WITHIN_A_TRACED_MODULE = ("megengine.traced_module.serialization", "_ModuleState")
 _NORMS = frozenset(
     {
         *(("megengine.module.batchnorm", name) for name in ("BatchNorm1d", "BatchNorm2d", "SyncBatchNorm")),
