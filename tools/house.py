@@ -106,7 +106,7 @@ ORDER: dict[str, tuple[str, ...]] = {
     "formats/pickles": ("code", "names", "tape", "machine", "arrays", "tree", "emit"),
     "formats/state": ("flat", "nested"),
     "formats/torch": ("tensors", "names", "legacy", "script", "zip", "export", "distributed", "write"),
-    "formats/paddle": ("program", "states"),
+    "formats/paddle": ("program", "rewrite", "states"),
     "formats/mindspore": ("cipher", "messages"),
     "formats/onnx": ("tensors", "model"),
     "formats/zarr": ("codecs", "arrays", "tree", "orbax"),

@@ -43,7 +43,9 @@ def _renames(_: click.Context, __: click.Parameter, given: tuple[str, ...]) -> d
     "--limit", type=int, metavar="BYTES", help="How large the values may be, if the file is compressed a lot."
 )
 @click.option("--encoding", metavar="NAME", help="torch: the encoding of strings that Python 2 pickled, or bytes.")
-@click.option("--model", metavar="MODEL", help="ONNX: the model of which TARGET is a copy, with the values of SOURCE.")
+@click.option(
+    "--model", metavar="MODEL", help="ONNX, Paddle: the model of which TARGET is a copy, with the values of SOURCE."
+)
 @click.option("--ignore-extra", is_flag=True, help="Leave out what MODEL does not have.")
 @click.option("--separator", metavar="TEXT", help="oneflow-legacy: what replaces each / in a name.")
 @click.option("--overwrite", is_flag=True, help="Replace TARGET if it is a folder of the format.")

@@ -38,7 +38,7 @@ plain bytes, an index reads only what it needs. `state()` reads the whole nested
 | numpy | `.npz`, `.npy` | files of `numpy.savez` and `numpy.save` | both |
 | oneflow | `.of` | folders and files of `flow.save`, folders of variables | folders |
 | oneflow-legacy | none | as varstore, without a manifest | folders that OneFlow 0.9 loads whole |
-| paddle | `.pdparams`, `.pdopt`, `.pdckpt`, `.pdiparams` | `paddle.save`, `jit.save`, `save_vars` | not `.pdiparams` |
+| paddle | `.pdparams`, `.pdopt`, `.pdckpt`, `.pdiparams` | `paddle.save`, `jit.save`, `save_vars` | files, programs |
 | megengine | `.mge`, `.pkl` | files of `megengine.save` | files |
 | mindspore | `.ckpt` | files of `mindspore.save_checkpoint`, also encrypted ones | files, not encrypted |
 | onnx | `.onnx` | the initializers of a model | a copy of a model with other initializers |
@@ -109,11 +109,13 @@ A folder for `from_pretrained` has one file, or an index with several, and the c
 given:
 
     >>> vs.write("pretrained", model, format="huggingface", shard_bytes=5_000_000_000, config={"model_type": "bert"})
+    <Written 'pretrained': huggingface>
     >>> vs.read("pretrained")
     <huggingface file 'pretrained': 2 tensors>
 
 An ONNX file is a program. To change its values, write a copy of it: `vs.write("new.onnx", values, model="old.onnx")`
-replaces the initializers that `values` names.
+replaces the initializers that `values` names. So does `vs.write("new.pdiparams", values, model="old")` for a program of
+Paddle, with its other methods and the files beside it.
 
 ## For OneFlow
 

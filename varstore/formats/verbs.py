@@ -96,7 +96,7 @@ class ConvertOptions(StoreOptions, total=False):
     """Options of `convert` and `write` that a single format has."""
 
     model: Path | None
-    """ONNX: the path of the model that is copied with other initializers."""
+    """ONNX, Paddle: the path of the model that is copied with other initializers or variables."""
     metadata: Mapping[str, str] | None
     """safetensors, huggingface: the metadata of the file."""
     shard_bytes: int
@@ -276,7 +276,7 @@ def write(
             a file object, for the formats of single files, with `format`; it gets everything or nothing.
         variables_or_state: a mapping of names to arrays, a checkpoint, the result of `read`, or nested state.
         format: the format, by name, if the suffix does not determine it. The table is in `varstore.formats`.
-        options: `model` for ONNX, `metadata` and `shard_bytes` for safetensors and huggingface, `config` for
+        options: `model` for ONNX and Paddle, `metadata` and `shard_bytes` for safetensors and huggingface, `config` for
             huggingface, `zarr_format` for Zarr, `separator` and `dtype` for oneflow-legacy, and for a checkpoint
             directory those of `varstore.save`.
 
@@ -409,13 +409,15 @@ def convert(
     def write_from(opened: OpenedCheckpoint | ForeignCheckpoint) -> Converted:
         chosen = select(opened, include=include, exclude=exclude, rename=rename, path=source, all_apply=True)
         model = options.get("model") if ignore_extra else None
+        named = _parameter_names(opened, chosen, row.name, options)
+        also = named.get("parameter_names", {}) if row.name == "paddle" else {}
         known = chosen if model is None else read(model)
-        extra = [name for name in chosen if name not in known]
-        chosen = {name: origin for name, origin in chosen.items() if name in known}
+        extra = dict.fromkeys(name for name in chosen if name not in known and also.get(name) not in known)
+        chosen = {name: origin for name, origin in chosen.items() if name not in extra}
         arrays = {name: opened[origin] for name, origin in chosen.items()}
         total = sum(array.nbytes for array in arrays.values())
         is_whole = chosen == {name: name for name in opened}
-        keeps_tree = row.is_nested and is_whole
+        keeps_tree = row.is_nested and is_whole and options.get("model") is None
         tree = opened.tree if isinstance(opened, ForeignCheckpoint) else {}
         kept: dict[str, Any] = {}
         is_linked = row is source_row and row.name == "varstore"
@@ -432,7 +434,7 @@ def convert(
                 state = wrapped.tree(tree)
             else:
                 state = {name: wrapped.array(array) for name, array in arrays.items()}
-            kept |= _parameter_names(opened, chosen, row.name, options)
+            kept |= named
             settings = {**_for_format(row, options), **kept}
             if dry_run:
                 _write_dry(row, target, state, settings)

@@ -19,8 +19,6 @@ from varstore.errors import (
     CheckpointExists,
     FormatError,
     UsageError,
-    VariableMismatch,
-    VariableNotFound,
 )
 from varstore.formats.binary.budget import ARRAY, Budget
 from varstore.formats.binary.packing import pack, packed_size
@@ -37,9 +35,8 @@ from varstore.formats.onnx.tensors import (
     parse,
 )
 from varstore.formats.opened import ForeignCheckpoint
-from varstore.formats.state.flat import fetch_plain, flat_arrays
+from varstore.formats.state.flat import check_fits, fetch_plain, flat_arrays
 from varstore.storage.appearing import replacing
-from varstore.text.hints import nearest
 from varstore.values.lazy import LazyArray
 
 __all__ = ["read", "write"]
@@ -120,7 +117,7 @@ def write(path: str, state: Any, *, model: str | None = None) -> None:
         parsed = _parse(Wire(stream, model), source, budget)
         known = {record.name: array_of(source, record, budget) for _, record in parsed.tensors}
         for name, array in arrays.items():
-            _check_fits(model, name, array, known)
+            check_fits(model, name, array, known)
         _write_copy(path, stream, source, parsed, known, {**known, **arrays})
 
 
@@ -155,26 +152,6 @@ def _sparse(wire: Wire, source: Source, span: Span, budget: Budget) -> tuple[str
             leaves["values" if part.number == _SPARSE_VALUES else "indices"] = array_of(source, record, budget)
             name = record.name if part.number == _SPARSE_VALUES else name
     return name, {**leaves, "shape": dims}
-
-
-def _check_fits(model: str, name: str, array: LazyArray, known: dict[str, LazyArray]) -> None:
-    if name not in known:
-        near = nearest(name, known)
-        raise VariableNotFound(
-            "the model does not have an initializer of this name",
-            path=model,
-            variable=name,
-            hint=f"the nearest are {', '.join(map(repr, near))}" if near else "leave it out",
-        )
-    expected = known[name]
-    if array.shape != expected.shape or array.dtype.newbyteorder("=") != expected.dtype:
-        raise VariableMismatch(
-            "the graph of the model expects another shape or type",
-            path=model,
-            variable=name,
-            found=f"{array.dtype} {list(array.shape)}",
-            expected=f"{expected.dtype} {list(expected.shape)}",
-        )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

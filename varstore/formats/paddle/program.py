@@ -14,6 +14,7 @@ import json
 import os
 import struct
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import ml_dtypes
@@ -28,7 +29,18 @@ from varstore.storage.containment import inside
 from varstore.values.lazy import LazyArray, placed_array
 from varstore.values.parts import in_c_order
 
-__all__ = ["companion", "files_of", "is_beside_variables", "is_prefix", "is_stream", "parameter_names", "read_streams"]
+__all__ = [
+    "PROGRAMS",
+    "Stream",
+    "companion",
+    "files_of",
+    "is_beside_variables",
+    "is_prefix",
+    "is_stream",
+    "parameter_names",
+    "read_streams",
+    "streams_of",
+]
 
 _DTYPES: dict[int, np.dtype[Any]] = {
     0: np.dtype(np.bool_),
@@ -50,7 +62,8 @@ _TENSOR_KINDS = frozenset({7, 8})
 """The VarTypes of dense and sparse-row tensors; variables of other types (feed, fetch, raw) do not have values."""
 
 _PAIR = (".pdparams", ".pdopt")
-_PROGRAMS = (".json", ".pdmodel")
+PROGRAMS = (".json", ".pdmodel")
+"""The suffixes of a program, of the present format and of the older one."""
 _LONGEST_DESCRIPTION = 4096
 _MOST_LEVELS = 64
 _LONGEST_PROGRAM = 1 << 28
@@ -58,7 +71,7 @@ _LONGEST_PROGRAM = 1 << 28
 
 def is_prefix(path: str) -> bool:
     """Return whether there is nothing at a path, but files of Paddle are called like it, with suffixes."""
-    suffixes = (*_PAIR, ".pdiparams", *_PROGRAMS)
+    suffixes = (*_PAIR, ".pdiparams", *PROGRAMS)
     return not os.path.lexists(path) and any(os.path.lexists(path + suffix) for suffix in suffixes)
 
 
@@ -69,7 +82,7 @@ def files_of(path: str) -> list[str]:
         FormatError: there is only a program.
     """
     stem, suffix = os.path.splitext(path)
-    if isinstance(path, Held) or (os.path.lexists(path) and suffix not in _PROGRAMS):
+    if isinstance(path, Held) or (os.path.lexists(path) and suffix not in PROGRAMS):
         return [path]
     is_program = os.path.lexists(path)
     if not is_program:
@@ -78,7 +91,7 @@ def files_of(path: str) -> list[str]:
     if len(pair) == len(_PAIR) and not is_program:
         return pair
     found = pair or [stem + end for end in (".pdiparams",) if os.path.lexists(stem + end)]
-    programs = [stem + end for end in _PROGRAMS if os.path.lexists(stem + end)]
+    programs = [stem + end for end in PROGRAMS if os.path.lexists(stem + end)]
     if programs and not found:
         raise FormatError(
             "this is a program of Paddle, which does not hold parameters",
@@ -92,7 +105,7 @@ def files_of(path: str) -> list[str]:
 def is_beside_variables(name: str) -> bool:
     """Tell whether a file in a folder of variables is the program that they belong to, or is hidden."""
     name = name.rpartition("/")[2]
-    return name == "__model__" or name.startswith(".") or name.endswith(_PROGRAMS)
+    return name == "__model__" or name.startswith(".") or name.endswith(PROGRAMS)
 
 
 def is_stream(source: Source) -> bool:
@@ -109,18 +122,31 @@ def read_streams(source: Source, budget: Budget) -> list[LazyArray]:
         UnsupportedDtype: the type of a variable is unknown.
         UnsafeContent: the variables are out of proportion to the size of the file.
     """
-    arrays = []
-    position = 0
+    return [variable.array for variable in streams_of(source, budget)]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Stream:
+    """One variable in a file: the positions of its first byte, of its values and of its end, and the values."""
+
+    start: int
+    values: int
+    end: int
+    array: LazyArray
+
+
+def streams_of(source: Source, budget: Budget) -> list[Stream]:
+    """Return the variables in a file with their positions; see `read_streams`."""
+    found: list[Stream] = []
     with stream_of(source) as stream:
         wire = Wire(stream, source.path)
-        while position < source.size:
+        while (position := found[-1].end if found else 0) < source.size:
             budget.charge(ARRAY)
-            array, position = _stream(source, wire, position)
-            arrays.append(array)
-    return arrays
+            found.append(_stream(source, wire, position))
+    return found
 
 
-def _stream(source: Source, wire: Wire, start: int) -> tuple[LazyArray, int]:
+def _stream(source: Source, wire: Wire, start: int) -> Stream:
     version, levels = struct.unpack("<IQ", source.bytes(start, 12))
     position = start + 12
     if version != 0 or levels > _MOST_LEVELS:
@@ -148,7 +174,8 @@ def _stream(source: Source, wire: Wire, start: int) -> tuple[LazyArray, int]:
         raise SizeMismatch(
             "the file ends within a variable", path=source.path, found=f"{source.size} bytes", expected=f"{end} bytes"
         )
-    return placed_array(source.read, in_c_order(tuple(shape), dtype, position)), end
+    array = placed_array(source.read, in_c_order(tuple(shape), dtype, position))
+    return Stream(start=start, values=position, end=end, array=array)
 
 
 def parameter_names(source: Source) -> list[str] | None:

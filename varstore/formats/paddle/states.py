@@ -32,6 +32,7 @@ from varstore.formats.paddle.program import (
     parameter_names,
     read_streams,
 )
+from varstore.formats.paddle.rewrite import PARAMETERS, write_copy
 from varstore.formats.pickles.arrays import PLAIN, Array
 from varstore.formats.pickles.emit import Emitter, Named
 from varstore.formats.pickles.machine import ITEM, NODE, Machine, Record, Unknown
@@ -133,21 +134,40 @@ def read(path: str | os.PathLike[str], *, limit: int | None = None, unknown: Unk
     return ForeignCheckpoint(source.path, "paddle", tree, attributes, budget=budget, unknown=machine.unknown())
 
 
-def write(path: str | os.PathLike[str], state: Any, *, parameter_names: Mapping[str, str] | None = None) -> None:
+def write(
+    path: str | os.PathLike[str],
+    state: Any,
+    *,
+    parameter_names: Mapping[str, str] | None = None,
+    model: str | os.PathLike[str] | None = None,
+) -> None:
     """Write a mapping or nested state like `paddle.save`, for `paddle.load` and `set_state_dict`.
 
-    `parameter_names` are those of Paddle's own, by the names in the state; the default is the name itself.
+    A path that ends in ``.pdiparams`` gets the variables of a program, which is copied with them: see `write_copy`.
+
+    Args:
+        path: the file to write.
+        state: the state; for a program, names and arrays, of those variables that have other values.
+        parameter_names: Paddle's own names, by the names in the state; the default is the name itself.
+        model: the program that is copied: its prefix, or one of its files.
 
     Raises:
-        UsageError: a value is not a tensor, a scalar or a container of them, or the path ends in ``.pdiparams``.
+        UsageError: a value is not a tensor, a scalar or a container of them; or one of path and `model` is that of a
+            program and the other is not.
+        VariableNotFound, VariableMismatch: the program does not have a variable, or not of this shape or type.
         UnsupportedDtype: Paddle does not have the type of a tensor, or would read it as another: uint16 and float8.
         StorageError: the operating system refused.
     """
-    if os.fspath(path).endswith(".pdiparams"):
+    is_program = os.fspath(path).endswith(PARAMETERS)
+    if is_program and model is not None:
+        structured = read(model).attributes.get("parameter_names", {})
+        write_copy(os.fspath(path), state, os.fspath(model), parameter_names or {}, structured)
+        return
+    if is_program or model is not None:
         raise UsageError(
-            "raw variables cannot be written without their program",
+            "variables of a program are written as a copy of it",
             path=path,
-            hint="write to a path that ends in .pdparams",
+            hint="pass the program: write('copy.pdiparams', values, model='original.pdiparams')",
         )
     tree = nested_state(state, format="paddle", accept=_accept, scalars=_SCALARS)
     is_flat = isinstance(tree, dict) and any(isinstance(value, LazyArray) for value in tree.values())

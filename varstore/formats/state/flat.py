@@ -6,16 +6,18 @@ numbers become 0-d arrays. Anything else is refused, because it would be lost. V
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
-from varstore.errors import InvalidName, UsageError, VariableMismatch
+from varstore.errors import InvalidName, UsageError, VariableMismatch, VariableNotFound
+from varstore.text.hints import nearest
 from varstore.values.arrays import Stored, as_source
 from varstore.values.lazy import LazyArray
 from varstore.values.nodes import leaves
 
-__all__ = ["check_unicode", "fetch_plain", "flat_arrays", "flat_leaves"]
+__all__ = ["check_fits", "check_unicode", "fetch_plain", "flat_arrays", "flat_leaves"]
 
 
 def flat_leaves(state: Any) -> dict[str, Any]:
@@ -65,6 +67,32 @@ def fetch_plain(name: str, array: LazyArray) -> np.ndarray:
             expected=f"{array.dtype} {list(array.shape)}",
         )
     return np.asarray(values, dtype=array.dtype.newbyteorder("<"), order="C")
+
+
+def check_fits(model: str, name: str, array: LazyArray, known: Mapping[str, LazyArray]) -> None:
+    """Check that an array can take the place of the one of its name in a model.
+
+    Raises:
+        VariableNotFound: the model does not have a variable of this name.
+        VariableMismatch: its shape or type is another one.
+    """
+    if name not in known:
+        near = nearest(name, known)
+        raise VariableNotFound(
+            "the model does not have a variable of this name",
+            path=model,
+            variable=name,
+            hint=f"the nearest are {', '.join(map(repr, near))}" if near else "leave it out",
+        )
+    expected = known[name]
+    if array.shape != expected.shape or array.dtype.newbyteorder("=") != expected.dtype:
+        raise VariableMismatch(
+            "the graph of the model expects another shape or type",
+            path=model,
+            variable=name,
+            found=f"{array.dtype} {list(array.shape)}",
+            expected=f"{expected.dtype} {list(expected.shape)}",
+        )
 
 
 def check_unicode(name: str) -> None:
