@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Mapping
+from operator import methodcaller
 from typing import Any, Unpack
 
 from varstore.disk.read.checkpoint import Checkpoint
@@ -16,13 +17,13 @@ from varstore.training.tensors import Framework
 __all__ = ["optimizer_state", "state_of"]
 
 
-def state_of(state: Any) -> Any:
+def state_of(state: Any, state_dict: Callable[[Any], Any] = methodcaller("state_dict")) -> Any:
     """Return nested state in which every object with a method ``state_dict`` is replaced by its state dict."""
     if callable(getattr(state, "state_dict", None)) and not isinstance(state, type):
-        return _without_factories(state.state_dict())
+        return _without_factories(state_dict(state))
     if type(state) is dict:
-        return {key: state_of(item) for key, item in state.items()}
-    return [state_of(item) for item in state] if type(state) is list else state
+        return {key: state_of(item, state_dict) for key, item in state.items()}
+    return [state_of(item, state_dict) for item in state] if type(state) is list else state
 
 
 def _without_factories(state: Any) -> Any:

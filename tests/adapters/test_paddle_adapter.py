@@ -91,6 +91,37 @@ def test_training_resumes_bit_for_bit_in_a_layer_with_other_names(tmp_path, name
     assert losses(other, again, range(4, 8)) == expected
 
 
+@pytest.mark.parametrize("has_stepped", [False, True])
+def test_a_second_optimizer_of_the_same_parameters(tmp_path, has_stepped):
+    """Its tensors have other numbers in Paddle, whose own call fails at the next step, or finds nothing."""
+    net = network()
+    first = OPTIMIZERS["adamw"](net)
+    losses(net, first, range(3))
+    save(tmp_path / "run", {"model": net, "optimizer": first})
+    expected = losses(net, first, range(3, 6))
+    second = OPTIMIZERS["adamw"](net)
+    if has_stepped:
+        losses(net, second, range(6, 8))
+    load_into(net, tmp_path / "run", include="model/*", rename={"model/": ""})
+    load_into(second, tmp_path / "run")
+    assert losses(net, second, range(3, 6)) == expected
+
+
+def test_a_state_that_was_loaded_and_not_used_yet_is_saved(tmp_path):
+    net = network()
+    adam = OPTIMIZERS["adamw"](net)
+    losses(net, adam, range(3))
+    save(tmp_path / "run", {"model": net, "optimizer": adam})
+    expected = losses(net, adam, range(3, 6))
+    for at, source in (("again", "run"), ("third", "again")):
+        other = network()
+        again = OPTIMIZERS["adamw"](other)
+        load_into(other, tmp_path / source, include="model/*", rename={"model/": ""})
+        load_into(again, tmp_path / source, layer=other)
+        save(tmp_path / at, {"model": other, "optimizer": again})
+    assert losses(other, again, range(3, 6)) == expected
+
+
 def test_the_face_loads_layers_and_optimizers(tmp_path):
     net = network()
     optimizer = OPTIMIZERS["adamw"](net)

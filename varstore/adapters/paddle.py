@@ -82,7 +82,14 @@ def state_of(state: Any) -> Any:
         >>> list(state_of({"model": paddle.nn.Linear(2, 3), "epoch": 3})["model"])
         ['weight', 'bias']
     """
-    return live.state_of(state)
+    return live.state_of(state, _state_dict)
+
+
+def _state_dict(item: Any) -> Any:
+    """Return the state dict of an object; that of an optimizer of Paddle 2 leaves out what was loaded until a step."""
+    state = item.state_dict()
+    is_waiting = isinstance(item, paddle.optimizer.Optimizer) and not item._accumulators
+    return {**item._accumulators_holder, **state} if is_waiting else state
 
 
 def _parameter_names(state: Any, prefix: str = "") -> Iterator[tuple[str, str]]:
@@ -95,7 +102,7 @@ def _parameter_names(state: Any, prefix: str = "") -> Iterator[tuple[str, str]]:
         for key, item in state.items() if type(state) is dict else enumerate(state):
             yield from _parameter_names(item, f"{prefix}{key}/")
     else:
-        for name, tensor in leaves(live.state_of(state)):
+        for name, tensor in leaves(state_of(state)):
             if isinstance(tensor, paddle.Tensor) and name.rpartition("/")[2] != tensor.name:
                 yield prefix + name, tensor.name
 
@@ -325,7 +332,7 @@ def _set_state(
     optimizer: paddle.optimizer.Optimizer, state: Mapping[str, Any], moved: Mapping[str, str], where: str
 ) -> LoadReport:
     """Give an optimizer a state in which the parameters that have moved get their new names, if it fits."""
-    state = _with_tensors(_renamed(state, _beginnings(optimizer, moved), moved))
+    state = _with_tensors(_renumbered(optimizer, _renamed(state, _beginnings(optimizer, moved), moved)))
     tensors = {name: value for name, value in leaves(state) if isinstance(value, paddle.Tensor)}
     wrong = _misfits(optimizer, tensors)
     follows = isinstance(optimizer._learning_rate, paddle.optimizer.lr.LRScheduler)
@@ -373,6 +380,22 @@ def _renamed(state: Mapping[str, Any], beginnings: list[str], moved: Mapping[str
         name = moved[old] + key.removeprefix(old) if old in moved else key
         renamed[name] = _renamed(value, beginnings, moved) if key == "master_weights" else value
     return renamed
+
+
+def _renumbered(optimizer: paddle.optimizer.Optimizer, state: dict[str, Any]) -> dict[str, Any]:
+    """Return an optimizer's state with the numbers that Paddle gives, or will give, to the names of its tensors.
+
+    Those of the first optimizer of a parameter end with ``_0``, those of one that is made later with ``_1``.
+    """
+    counts = paddle.utils.unique_name.generate.__globals__["generator"].ids
+    made = (name.rpartition("_") for name in optimizer.state_dict()) if optimizer._accumulators else ()
+    numbers = {beginning: number for beginning, _, number in made}
+    renumbered = {}
+    for key, value in state.items():
+        beginning, _, number = key.rpartition("_")
+        new = numbers.get(beginning, number) if optimizer._accumulators else counts.get(beginning, 0)
+        renumbered[f"{beginning}_{new}" if number.isdigit() else key] = value
+    return renumbered
 
 
 def _misfits(optimizer: paddle.optimizer.Optimizer, tensors: Mapping[str, paddle.Tensor]) -> list[str]:
