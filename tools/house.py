@@ -61,7 +61,7 @@ ORDER: dict[str, tuple[str, ...]] = {
         "removing",
         "appearing",
     ),
-    "disk": ("progress", "threads", "blocks", "encodings", "save", "read", "seal"),
+    "disk": ("progress", "threads", "blocks", "encodings", "save", "read", "seal", "relink"),
     "disk/encodings": ("raw", "table"),
     "disk/save": (
         *("space", "durability", "leftovers", "foreign", "staging"),

@@ -7,6 +7,7 @@ and ``open`` are public but not in ``__all__``, so that ``import *`` replaces no
 from varstore import errors
 from varstore.disk.read.checkpoint import Checkpoint, open_checkpoint
 from varstore.disk.read.variable import Variable
+from varstore.disk.relink import LinksReport, links
 from varstore.disk.save.leftovers import clean_staging as clean
 from varstore.disk.seal import seal
 from varstore.errors import VarstoreError
@@ -115,6 +116,7 @@ __all__ = [
     "KeepEverySteps",
     "KeepIf",
     "Latest",
+    "LinksReport",
     "LoadReport",
     "ModelCheckpoint",
     "OnePerMinutes",
@@ -151,6 +153,7 @@ __all__ = [
     "int64",
     "int8",
     "kaiming_initializer",
+    "links",
     "load",
     "load_checkpoint",
     "load_into",

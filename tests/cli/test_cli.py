@@ -21,7 +21,7 @@ import varstore as vs
 from varstore.cli import main
 from varstore.cli.statistics import summarize
 
-COMMANDS = ("ls", "show", "verify", "diff", "seal", "clean", "convert", "demo")
+COMMANDS = ("ls", "show", "verify", "diff", "seal", "clean", "links", "convert", "demo")
 MODEL = {
     "encoder/weight": np.arange(6, dtype=np.float32).reshape(2, 3),
     "encoder/bias": np.zeros(2, np.float64),

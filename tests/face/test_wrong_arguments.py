@@ -26,7 +26,7 @@ ELSEWHERE = {
         ("AtSteps", "Best", "EverySeconds", "EverySteps", "KeepEverySteps", "KeepIf", "Latest"), "training"
     ),
     **dict.fromkeys(("OnePerMinutes", "Pinned", "SaveIf", "CheckpointManager"), "training"),
-    **dict.fromkeys(("DiffReport", "VerifyReport"), "made by us"),
+    **dict.fromkeys(("DiffReport", "LinksReport", "VerifyReport"), "made by us"),
     **dict.fromkeys(("VarstoreError", "Session", "clear_default_session", "get_all_variables"), "no arguments"),
 }
 
@@ -97,6 +97,7 @@ CALLS = {
     "verify": (vs.verify, lambda: {"path": "c", "threads": 1, "progress": None}),
     "seal": (vs.seal, lambda: {"path": "c", "writer": "x", "progress": None}),
     "clean": (vs.clean, lambda: {"directory": ".", "name": None}),
+    "links": (vs.links, lambda: {"directory": ".", "dry_run": False, "progress": None}),
     "diff": (vs.diff, lambda: {"a": "c", "b": "s"}),
     "read": (vs.read, lambda: {"path": "m.npz", "format": None}),
     "read mindspore": (vs.read, lambda: {"path": "m.ckpt", "format": "mindspore", "key": None, "crc_check": True}),

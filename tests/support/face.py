@@ -46,6 +46,7 @@ NOT_CALLED = {
     "DiffReport",
     "ForeignCheckpoint",
     "LazyArray",
+    "LinksReport",
     "LoadReport",
     "PendingSave",
     "Retention",
@@ -302,6 +303,8 @@ def _occasions(folder: Path) -> Iterator[tuple[str, tuple[Any, ...]]]:
     yield "seal of what is damaged", ("seal", damaged)
     yield "clean of nothing", ("clean", absent)
     yield "clean of a folder", ("clean", folder)
+    yield "links of nothing", ("links", absent)
+    yield "links of a checkpoint", ("links", whole)
     yield "convert", ("convert", whole, folder / "new.npz")
     yield "convert to a taken folder", ("convert", folder / "new.npz", whole)
     yield "convert to a suffix that is not known", ("convert", whole, folder / "new.unknown")

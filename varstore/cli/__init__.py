@@ -26,6 +26,7 @@ _MODULES = {
     "diff": "check",
     "seal": "repair",
     "clean": "repair",
+    "links": "repair",
     "convert": "convert",
     "demo": "demo",
 }

@@ -1,6 +1,8 @@
-"""``varstore seal`` and ``varstore clean``: commands that change a directory and print what they changed."""
+"""``varstore seal``, ``clean`` and ``links``: commands that change a directory and print what they changed."""
 
 from __future__ import annotations
+
+import json
 
 import click
 
@@ -8,7 +10,7 @@ import varstore as vs
 from varstore.cli.output import print_report, progress
 from varstore.text.escape import one_line
 
-__all__ = ["clean", "seal"]
+__all__ = ["clean", "links", "seal"]
 
 
 @click.command(short_help="Record what is in a checkpoint's folders now.")
@@ -46,3 +48,26 @@ def clean(directory: str) -> None:
         click.echo(f"removed {one_line(removed)}")
     for path, whose in done.kept.items():
         click.echo(f"kept {one_line(path)}, which belongs to {one_line(whose)}")
+
+
+@click.command(short_help="Make equal files of a run one file again, after a copy.")
+@click.argument("directory", type=click.Path())
+@click.option("--dry-run", is_flag=True, help="Change nothing, and print what would be done.")
+@click.option("--json", "as_json", is_flag=True, help="Print a JSON object, for programs.")
+def links(directory: str, dry_run: bool, as_json: bool) -> None:
+    """Make equal files of the checkpoints in DIRECTORY one file again, as links, and print what that frees.
+
+    Use it after cp -r, git, or a download, which turn each link into a file of its own. Files are found by their
+    digests, and then compared byte for byte. Each is replaced in one step, so checkpoints can be read meanwhile.
+    Files of other users and of other file systems are left as they are, as are checkpoints without a manifest.
+
+    \b
+    Examples:
+      varstore links runs/a
+      varstore links --dry-run runs/a
+    """
+    report = vs.links(directory, dry_run=dry_run, progress=progress())
+    if as_json:
+        click.echo(json.dumps(report.as_json(), indent=2))
+    else:
+        print_report(report, ok=True)

@@ -25,6 +25,13 @@
   files are read-only, because a change in an `out` or `meta` changes every checkpoint that shares it; `verify` reports
   it in each. To change a variable by hand, copy the file, change the copy, move it into place, and run
   `varstore seal`. Between file systems, and on those that do not have hard links, files are copied instead.
+- **Copies of a run.** `cp -a`, `tar`, `rsync -aH` and `btrfs send` keep hard links. `cp -r`, `scp`, git, zip archives,
+  rclone and the tools of object stores turn each into a file of its own, so a copy takes the space of all steps.
+  `varstore links RUN` makes equal files one again, in the copy that came back or in one that is to be kept; its
+  ``--dry-run`` says what that would free. An upload that is to be used elsewhere is best a single step, or one archive
+  of the run: ``tar -cf run.tar run``. Copy each checkpoint's ``snapshot_done`` last, or let `CheckpointManager` choose
+  the step: it passes over those whose files are not all there. In a repository with Git LFS, run ``git lfs pull``
+  before loading: a pointer in the place of a file is named as that.
 
 ## Loading
 
