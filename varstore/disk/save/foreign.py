@@ -83,18 +83,20 @@ def _known_folders(fd: int, path: str) -> _Known | None:
 def _foreign(folder: int, below: str, known: _Known | None, usual: Collection[str]) -> Iterator[str]:
     """Yield the foreign files in an open folder and below it; `usual` are the names that are not foreign there."""
     inside = f"{below}/" if below else ""
-    left = [n for n in os.listdir(folder) if n not in usual and not _DROPPED.fullmatch(n) and not is_own_name(n)]
-    variables = [n for n in left if known and inside + n in known.variables and inside + n not in known.parents]
+    names = [name for name in os.listdir(folder) if name not in usual]
+    variables = [n for n in names if known and inside + n in known.variables and inside + n not in known.parents]
     unusual: dict[str, list[str]] = {}
     for_each(variables, partial(_look, folder=folder, unusual=unusual))
     are_variables = frozenset(variables)
-    for name in left:
+    for name in names:
         path = inside + name
         is_parent = known is not None and path in known.parents
         if name in are_variables:
             if name not in unusual or known is None:
                 continue
             usual_there = _usual_of(known.variables[path], unusual[name])
+        elif _DROPPED.fullmatch(name) or is_own_name(name):
+            continue
         elif stat.S_ISDIR(os.stat(name, dir_fd=folder, follow_symlinks=False).st_mode):
             usual_there = _USUAL if is_parent or known is None else ()
         else:
