@@ -105,8 +105,8 @@ def test_a_folder_without_variables(tmp_path, inside):
 def test_a_folder_of_safetensors(tmp_path):
     (tmp_path / "x").mkdir()
     vs.write(tmp_path / "x" / "m.safetensors.index.json", VALUES, shard_bytes=16)
-    (index,) = re.findall("varstore.read opens '(.*)'", refused(vs.open, tmp_path / "x", IncompleteCheckpoint).hint)
-    assert vs.read(index).keys() == VALUES.keys()
+    assert "varstore.read opens it" in refused(vs.open, tmp_path / "x", IncompleteCheckpoint).hint
+    assert vs.read(tmp_path / "x").keys() == VALUES.keys()
 
 
 @pytest.mark.parametrize("name", sorted(FOREIGN_NAMES))

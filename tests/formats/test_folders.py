@@ -14,6 +14,7 @@ from support import FIXTURES
 
 import varstore as vs
 from varstore.errors import DigestMismatch, FormatError, UnsafeContent
+from varstore.formats.binary.zipped import ZippedFolder
 
 DATA = FIXTURES / "formats"
 MODEL = {"w": np.arange(6, dtype=np.float32).reshape(2, 3), "b": np.zeros(3, np.float16)}
@@ -271,3 +272,45 @@ def test_a_download_that_was_cut_off_says_how_much_is_there(tmp_path):
     (tmp_path / "a.safetensors").write_bytes(whole[:-5])
     with pytest.raises(FormatError, match=f"found {len(whole) - 5} bytes, expected {len(whole)}"):
         vs.read(tmp_path / "a.safetensors")
+
+
+@pytest.mark.parametrize("path", ["zarr/tree_v2.zarr.zip", "zarr/tree_v3.zarr.zip"])
+def test_a_part_of_an_array_of_zarr_reads_its_chunks(monkeypatch, path):
+    opened, whole = vs.read(DATA / path)["net/w"], np.arange(12, dtype=np.float32).reshape(3, 4)
+    read, content = [], ZippedFolder.content
+    monkeypatch.setattr(ZippedFolder, "content", lambda self, name: read.append(name) or content(self, name))
+    for index, chunks in (
+        ((0, 1), 1), ((slice(0, 2), slice(1, 3)), 2), ((2,), 2), ((Ellipsis, -1), 2), ((slice(None, None, -1), 3), 2),
+        (([0, 1],), 4), ((slice(5, 9),), 0),
+    ):  # fmt: skip
+        read.clear()
+        np.testing.assert_array_equal(opened[index], whole[index])
+        assert len(read) == chunks, index
+    with pytest.raises(IndexError):
+        opened[7]
+
+
+def test_an_archive_out_of_proportion_is_refused(tmp_path):
+    fields = {
+        "zarr_format": 2, "shape": [1], "chunks": [1], "dtype": "|u1", "fill_value": 0, "order": "C",
+        "compressor": None, "filters": None,
+    }  # fmt: skip
+    with zipfile.ZipFile(tmp_path / "a.zarr.zip", "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr(".zgroup", '{"zarr_format": 2}')
+        for number in range(80):
+            archive.writestr(f"{number}/.zarray", json.dumps(fields) + " " * (1 << 20))
+    with pytest.raises(UnsafeContent, match="out of proportion"):
+        vs.read(tmp_path / "a.zarr.zip")
+    deep = "/".join("a" * 70)
+    with zipfile.ZipFile(tmp_path / "b.zarr.zip", "w") as archive:
+        archive.writestr(f"{deep}/zarr.json", "{}")
+    with pytest.raises(FormatError, match="nested too deeply"):
+        vs.read(tmp_path / "b.zarr.zip")
+
+
+def test_a_part_of_a_tensor_of_several_ranks_is_that_of_the_whole():
+    opened = vs.read(DATA / "torch/distributed_sharded")
+    for name, whole in truth_of(DATA / "torch/distributed_sharded").items():
+        for index in (0, -1, slice(1, None, 2), (Ellipsis, 0), (slice(None, None, -1),)):
+            if whole.ndim:
+                np.testing.assert_array_equal(opened[name][index], whole[index])

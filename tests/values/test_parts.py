@@ -8,7 +8,7 @@ from hypothesis import given, settings, strategies as st
 from hypothesis.extra import numpy as hnp
 
 from varstore.values import parts
-from varstore.values.parts import Placed, in_c_order, in_fortran_order, read_all, read_indexed
+from varstore.values.parts import Placed, bounds, in_c_order, in_fortran_order, read_all, read_indexed
 
 MIB = 1 << 20
 
@@ -188,3 +188,29 @@ def test_records_are_read_whole():
     dtype = np.dtype([("x", "f4"), ("y", "i2")])
     array = np.zeros(5, dtype)
     assert read_indexed(in_c_order((5,), dtype), "x", Bytes(b""), lambda: array).dtype == np.float32
+
+
+INDICES = st.one_of(
+    st.integers(-4, 3), st.slices(6), st.just(Ellipsis), st.none(), st.booleans(), st.just([0]), st.just(np.int8(0))
+)
+
+
+@given(hnp.array_shapes(min_dims=0, max_dims=3, min_side=0, max_side=6), st.lists(INDICES, max_size=3), st.booleans())
+def test_the_block_around_an_index_holds_what_it_selects(shape, given_index, is_bare):
+    array = np.arange(math.prod(shape)).reshape(shape)
+    index = given_index[0] if is_bare and given_index else tuple(given_index)
+    try:
+        expected = array[index]
+    except IndexError:
+        return
+    found = bounds(shape, index)
+    if found is None:
+        assert any(token is None or isinstance(token, bool | list) for token in given_index)
+        return
+    box, inner = found
+    block = array[tuple(slice(rows.start, rows.stop) for rows in box)]
+    assert block.shape == tuple(map(len, box))
+    np.testing.assert_array_equal(block[inner], expected)
+    assert np.shape(block[inner]) == np.shape(expected)
+    if all(isinstance(token, int) for token in inner):
+        assert block.size == 1

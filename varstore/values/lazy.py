@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Mapping
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from varstore.text.hints import plural
 from varstore.values.methods import NumpyMethods
-from varstore.values.parts import Placed, Read, read_all, read_indexed, taken
+from varstore.values.parts import Placed, Read, bounds, read_all, read_indexed, taken
 
-__all__ = ["LazyArray", "Place", "derived", "placed_array", "retyped"]
+__all__ = ["LazyArray", "Place", "chunked_array", "derived", "placed_array", "retyped"]
 
 Part = Callable[[Any, Callable[[], np.ndarray]], Any]
 """Returns the part for an index, and calls the function if the index needs all values."""
@@ -128,6 +128,19 @@ def placed_array(
         return read_indexed(placed, index, read, whole, convert)
 
     return LazyArray(placed.shape, placed.dtype if dtype is None else dtype, fetch, part=part)
+
+
+def chunked_array(
+    shape: tuple[int, ...], dtype: np.dtype[Any], fetch: Callable[[Sequence[range]], np.ndarray]
+) -> LazyArray:
+    """Return an array of which `fetch` reads a block, given as the rows along each axis: the block that is needed."""
+
+    def part(index: Any, whole: Callable[[], np.ndarray]) -> Any:
+        np.ndarray(shape, np.bool_, b"\0", 0, (0,) * len(shape))[index]  # raises numpy's own IndexError
+        found = bounds(shape, index)
+        return taken(whole(), index) if found is None else taken(fetch(found[0]), found[1])
+
+    return LazyArray(shape, dtype, lambda: fetch([range(extent) for extent in shape]), part=part)
 
 
 def derived(

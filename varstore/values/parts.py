@@ -18,7 +18,7 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
-__all__ = ["Placed", "Read", "in_c_order", "in_fortran_order", "read_all", "read_indexed", "taken"]
+__all__ = ["Placed", "Read", "bounds", "in_c_order", "in_fortran_order", "overlap", "read_all", "read_indexed", "taken"]
 
 Read = Callable[[int, int], np.ndarray]
 """Return `size` bytes at `offset` as a new array of uint8."""
@@ -67,6 +67,44 @@ def taken(values: np.ndarray, index: Any) -> Any:
     """Return ``values[index]``, copied if it would keep a much larger array in memory."""
     found = values[index]
     return found.copy() if isinstance(found, np.ndarray) and 2 * found.size < values.size else found
+
+
+def bounds(shape: tuple[int, ...], index: Any) -> tuple[list[range], tuple[int | slice, ...]] | None:
+    """Return the smallest block that holds what an index selects, as rows along each axis, and the index into it.
+
+    The index has been checked. Returns None unless it consists of integers, slices and at most one ellipsis.
+    """
+    tokens = [*index] if isinstance(index, tuple) else [index]
+    places = [at for at, token in enumerate(tokens) if token is Ellipsis]
+    rest = [slice(None)] * (len(shape) - len(tokens) + len(places))
+    tokens = tokens[: places[0]] + rest + tokens[places[0] + 1 :] if places else tokens + rest
+    box: list[range] = []
+    inner: list[int | slice] = []
+    for extent, token in zip(shape, tokens, strict=False):
+        if isinstance(token, slice):
+            rows = range(extent)[token]
+            first, last = (min(rows[0], rows[-1]), max(rows[0], rows[-1])) if rows else (0, -1)
+            end = rows[-1] - first + (1 if rows.step > 0 else -1) if rows else 0
+            inner.append(slice(rows[0] - first if rows else 0, None if end < 0 else end, rows.step if rows else 1))
+        elif isinstance(token, int | np.integer) and not isinstance(token, bool):
+            first = last = range(extent)[int(token)]
+            inner.append(0)
+        else:
+            return None
+        box.append(range(first, last + 1))
+    return (box, tuple(inner)) if len(tokens) == len(shape) else None
+
+
+def overlap(box: Sequence[range], chunk: Sequence[range]) -> tuple[tuple[slice, ...], tuple[slice, ...]] | None:
+    """Return what two blocks have in common, as an index into the first and into the second; None for nothing."""
+    shared = [range(max(a.start, b.start), min(a.stop, b.stop)) for a, b in zip(box, chunk, strict=True)]
+    if not all(shared):
+        return None
+
+    def within(block: Sequence[range]) -> tuple[slice, ...]:
+        return tuple(slice(s.start - own.start, s.stop - own.start) for s, own in zip(shared, block, strict=True))
+
+    return within(box), within(chunk)
 
 
 def read_all(placed: Placed, read: Read) -> np.ndarray:

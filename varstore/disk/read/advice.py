@@ -12,9 +12,14 @@ from varstore.text.hints import nearest
 
 __all__ = ["FOREIGN_NAMES", "advice_on_absent", "advice_on_incomplete", "is_being_replaced"]
 
-FOREIGN_NAMES = frozenset({"zarr.json", ".zgroup", ".zarray", "_METADATA", ".metadata", "pickled_data", "model.mlir"})
+FOREIGN_NAMES = frozenset(
+    (
+        *("zarr.json", ".zgroup", ".zarray", "_METADATA", "_CHECKPOINT_METADATA", ".metadata"),
+        *("pickled_data", "model.mlir", "model_index.json", "pytorch_model.bin", "adapter_model.bin"),
+    )
+)
 """Files that other systems put into their folders, which `varstore.read` opens."""
-_INDEX_SUFFIX = ".safetensors.index.json"
+_FOREIGN_SUFFIXES = (".safetensors", ".safetensors.index.json", ".bin.index.json")
 _FOLDERS = 100
 """Folders that are looked into at most."""
 _SIBLINGS = 10_000
@@ -44,9 +49,8 @@ def advice_on_absent(path: str) -> str | None:
 def advice_on_incomplete(path: str) -> str | None:
     """Return what to do with a directory that does not have a marker."""
     names = _names_in(path)
-    indices = [os.path.join(path, name) for name in names if name.endswith(_INDEX_SUFFIX)]
-    if indices or not FOREIGN_NAMES.isdisjoint(names):
-        return f"another system wrote it: varstore.read opens {repr(indices[0]) if indices else 'it'}"
+    if not FOREIGN_NAMES.isdisjoint(names) or any(name.endswith(_FOREIGN_SUFFIXES) for name in names):
+        return "another system wrote it: varstore.read opens it"
     for folder, _, files in itertools.islice(os.walk(path), _FOLDERS):
         if MARKER in files and folder != path:
             return f"it is a folder of checkpoints: open one of them, such as {folder!r}"

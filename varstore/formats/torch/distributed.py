@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, NoReturn
 
 import numpy as np
@@ -29,8 +29,9 @@ from varstore.formats.torch.tensors import Storages
 from varstore.formats.torch.zip import read_zip
 from varstore.layout.keys import packed
 from varstore.storage.containment import inside
-from varstore.values.lazy import LazyArray
+from varstore.values.lazy import LazyArray, chunked_array
 from varstore.values.nodes import BARE
+from varstore.values.parts import overlap
 
 __all__ = ["METADATA", "read_distributed"]
 
@@ -205,13 +206,14 @@ def _tensor(shape: tuple[int, ...], dtype: np.dtype[Any], chunks: list[tuple[Any
     if len(chunks) == 1:
         return chunks[0][1]
 
-    def fetch() -> np.ndarray:
-        values = np.zeros(shape, dtype)
+    def fetch(box: Sequence[range]) -> np.ndarray:
+        values = np.zeros([len(rows) for rows in box], dtype)
         for where, chunk in chunks:
-            values[where] = chunk.numpy()
+            if found := overlap(box, [range(rows.start, rows.stop) for rows in where]):
+                values[found[0]] = chunk[found[1]]
         return values
 
-    return LazyArray(shape, dtype, fetch)
+    return chunked_array(shape, dtype, fetch)
 
 
 def _lists(node: Any) -> Any:

@@ -12,7 +12,7 @@ import base64
 import binascii
 import math
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,7 +23,8 @@ from varstore.errors import FormatError, UnsafeContent, UnsupportedDtype, Varsto
 from varstore.formats.binary.budget import ARRAY, Budget
 from varstore.formats.binary.source import count_elements
 from varstore.formats.zarr.codecs import KNOWN, Chain, Refused, Unsafe, named_codecs
-from varstore.values.lazy import LazyArray
+from varstore.values.lazy import LazyArray, chunked_array
+from varstore.values.parts import overlap
 
 __all__ = ["Layout", "Place", "lazy_array"]
 
@@ -151,18 +152,18 @@ def lazy_array(
     if layout.chunk_nbytes > budget.limit:
         raise budget.exceeded(layout.chunk_nbytes, variable=layout.name)
 
-    def fetch() -> np.ndarray:
-        values = np.full(layout.shape, layout.fill)
+    def fetch(box: Sequence[range]) -> np.ndarray:
+        values = np.full([len(rows) for rows in box], layout.fill)
         for position, key in chunks():
-            raw = read(key)
-            if raw is not None:
-                _place(values, layout, position, _decoded(layout, key, raw))
+            chunk = [range(at * step, (at + 1) * step) for at, step in zip(position, layout.chunk, strict=True)]
+            if (found := overlap(box, chunk)) and (raw := read(key)) is not None:
+                values[found[0]] = _decoded(layout, key, raw)[found[1]]
         if layout.dtype == np.bool_:
             return np.asarray(values != 0)
         plain = values.astype(values.dtype.newbyteorder("="), copy=False)
         return plain if plain.dtype == layout.dtype else plain.view(layout.dtype)
 
-    return LazyArray(layout.shape, layout.dtype, fetch)
+    return chunked_array(layout.shape, layout.dtype, fetch)
 
 
 def _decoded(layout: Layout, key: str, raw: bytes) -> np.ndarray:
@@ -179,12 +180,6 @@ def _decoded(layout: Layout, key: str, raw: bytes) -> np.ndarray:
             hint="the file is damaged",
         ) from None
     return chunk.T if layout.is_fortran else chunk
-
-
-def _place(values: np.ndarray, layout: Layout, position: tuple[int, ...], chunk: np.ndarray) -> None:
-    starts = tuple(at * step for at, step in zip(position, layout.chunk, strict=True))
-    where = tuple(slice(start, start + step) for start, step in zip(starts, layout.chunk, strict=True))
-    values[where] = chunk[tuple(slice(extent) for extent in values[where].shape)]
 
 
 def _from_v2(fields: Mapping[str, Any], path: str, name: str) -> Layout:
