@@ -122,6 +122,17 @@ def test_a_state_that_was_loaded_and_not_used_yet_is_saved(tmp_path):
     assert losses(other, again, range(3, 6)) == expected
 
 
+@pytest.mark.parametrize("names", [None, 3, ["x"], {"model/0.weight": ["x"]}])
+def test_names_that_are_none_are_no_names(tmp_path, names):
+    net = network()
+    adam = OPTIMIZERS["adamw"](net)
+    losses(net, adam, range(2))
+    save(tmp_path / "run", {"model": net, "optimizer": adam}, attributes={"parameter_names": names})
+    load_into(adam, tmp_path / "run", layer=net)
+    with pytest.raises(VariableMismatch, match="missing"):
+        load_into(net, tmp_path / "run", include="model/*", use_structured_name=False)
+
+
 def test_the_face_loads_layers_and_optimizers(tmp_path):
     net = network()
     optimizer = OPTIMIZERS["adamw"](net)

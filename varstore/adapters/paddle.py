@@ -297,7 +297,7 @@ def load_into(
 
 def _known_names(given: Mapping[str, Any]) -> Mapping[str, str]:
     known = getattr(given, "attributes", {}).get(_NAMES, {})
-    return known if isinstance(known, dict) else {}
+    return {path: name for path, name in known.items() if isinstance(name, str)} if isinstance(known, dict) else {}
 
 
 def _target(name: str, tensor: paddle.Tensor) -> LateTarget:
@@ -478,7 +478,7 @@ class VarstoreCallback(paddle.callbacks.Callback):  # type: ignore[misc, unused-
                     hint="use a directory of its own for its CheckpointManager",
                 )
             state = load(checkpoint, exclude="model/*")
-            moved = _moved_names(model.network, checkpoint.attributes.get(_NAMES, {}))
+            moved = _moved_names(model.network, _known_names(checkpoint))
             load_into(model.network, checkpoint, include="model/*", rename={"model/": ""})
             _set_state(model._optimizer, state["optimizer"], moved, checkpoint.path)
         if state.get("scaler"):
