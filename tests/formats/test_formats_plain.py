@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import pickle
 import subprocess
 import sys
 import tracemalloc
+import zipfile
 from itertools import pairwise
 from pathlib import Path
 
@@ -793,3 +795,25 @@ def test_a_checkpoint_is_opened_like_any_file(tmp_path):
     assert again.lazy("w").numpy().tolist() == [0, 1, 2]
     vs.save(tmp_path / "b", {"w": np.arange(3)})
     assert vs.read(tmp_path / "b").state()["w"].tolist() == [0, 1, 2]
+
+
+@pytest.mark.parametrize("name", ["../x", "/etc/x", "..\\x", "a/../../x", "c:/x", "x/"])
+def test_the_name_of_a_member_of_an_npz_is_a_key(tmp_path, name):
+    """Nothing is unpacked, so it can lead nowhere; what it would be as a path is decided where a file is made of it."""
+    path = tmp_path / "a" / "b" / "x.npz"
+    path.parent.mkdir(parents=True)
+    with zipfile.ZipFile(path, "w") as archive:
+        info = zipfile.ZipInfo("placeholder")
+        info.filename = f"{name}.npy"
+        with archive.open(info, "w") as member:
+            np.lib.format.write_array(member, np.arange(3.0))
+    before = sorted(tmp_path.rglob("*"))
+    opened = vs.read(path)
+    assert list(opened) == [name]
+    assert opened[name].numpy().tolist() == [0, 1, 2]
+    assert sorted(tmp_path.rglob("*")) == before
+    with contextlib.suppress(InvalidName):
+        vs.convert(path, tmp_path / "a" / "c")
+    with contextlib.suppress(InvalidName):
+        vs.convert(path, tmp_path / "a" / "c.npz")
+    assert {entry.name for entry in tmp_path.iterdir()} == {"a"}

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import pickle
 import struct
 import time
 import zipfile
@@ -64,6 +65,51 @@ def sets(path, count):
 @maker(4000)
 def repeated_lists(path, count):
     return pickled(path, b"]q\0(" + b"h\0" * count + b"e0h\0q\1](" + b"h\1" * count + b"e")
+
+
+@maker(2000)
+def objects_of_one_state(path, count):
+    state = b"](" + b"N" * count + b"e"
+    return pickled(path, b"(cfoo\nBar\nq\0" + state + b"q\1" + b"h\0)\x81h\1b" * count + b"t")
+
+
+@maker(2000)
+def objects_in_objects(path, count):
+    return pickled(path, b"Nq\1" + b"0cfoo\nBar\nq\0" + b"0h\0)\x81h\1bq\1" * count)
+
+
+@maker(2000)
+def objects_that_know_all_others(path, count):
+    return pickled(path, b"cfoo\nBar\nq\x000]q\1(" + b"h\0)\x81h\1b" * count + b"e")
+
+
+@maker(2000)
+def keys_that_are_objects(path, count):
+    return pickled(path, b"cfoo\nBar\nq\x000}(" + b"h\0)\x81N" * count + b"u")
+
+
+@maker(2000)
+def unknown_names(path, count):
+    return pickled(path, b"(" + b"".join(b"cfoo\nb%d\n" % i for i in range(count)) + b"t")
+
+
+@maker(500)
+def storages_in_the_same_bytes(path, count):
+    head = b"".join(pickle.dumps(value, 2) for value in (0x1950A86A20F9469CFC6C, 1001, {}))
+    stored = b"(X\7\0\0\0storagectorch\nByteStorage\nX\1\0\0\x000X\3\0\0\0cpuK\1NtQ."
+    raw = head + stored + pickle.dumps(["0"], 2) + struct.pack("<q", 1) + b"\0"
+    once = b"ctorch.storage\n_load_from_bytes\nq\0B" + struct.pack("<I", len(raw)) + raw + b"q\x01"
+    return torch_file(path, b"(" + once + b"h\0h\1\x85R" * count + b"t", storage=b"\0")
+
+
+@maker(200)
+def attributes_of_a_program(path, count):
+    body = b"c__torch__\nM\n)\x81}(" + b"".join(b"X\6\0\0\0%06d" % i + b"](NNe" for i in range(count)) + b"ub"
+    torch_file(path, body)
+    with zipfile.ZipFile(path, "a") as archive:
+        root = archive.namelist()[0].partition("/")[0]
+        archive.writestr(f"{root}/constants.pkl", b").")
+    return path
 
 
 @maker(200)

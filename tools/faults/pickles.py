@@ -125,13 +125,26 @@ def _asked(choice: random.Random, *, depth: int) -> bytes:
 
 def _argument(choice: random.Random, depth: int) -> bytes:
     if depth and choice.random() < 0.4:
-        return _asked(choice, depth=depth - 1)
+        return _asked(choice, depth=depth - 1) if choice.random() < 0.9 else _in_bytes(choice, depth - 1)
     return choice.choice((
         _text(_CODE), _text("touch canary"), _text("os"), _text("system"), _text("data"), _text("w"), _text("canary"),
         b"N", b"\x88", b"K\1", b"M\xff\xff", b"]", b"}", b")", _text("touch canary") + b"\x85", b"C\4code",
         b"}X\4\0\0\0data" + _text(_CODE) + b"s", b"(X\7\0\0\0storagectorch\nFloatStorage\nX\1\0\0\x000X\3\0\0\0cpuK\4t",
         _text("__reduce__"), b"\x8a\x09" + b"\xff" * 8 + b"\x7f", b"G" + b"\x7f\xf8" + b"\0" * 6,
     ))  # fmt: skip
+
+
+def _in_bytes(choice: random.Random, depth: int) -> bytes:
+    """Return a call of torch's function for a storage in bytes, with a pickle where the storage should be."""
+    body = _asked(choice, depth=depth) if choice.random() < 0.5 else _stored(choice)
+    head = b"".join(pickle.dumps(value, 2) for value in (0x1950A86A20F9469CFC6C, 1001, {"little_endian": True}))
+    raw = head + body + b"." + pickle.dumps(["0"], 2) + struct.pack("<q", 4) + bytes(16)
+    return b"ctorch.storage\n_load_from_bytes\nB" + struct.pack("<I", len(raw)) + raw + b"\x85R"
+
+
+def _stored(choice: random.Random) -> bytes:
+    kind = choice.choice((b"storage", b"module", b"other"))
+    return b"(" + _text(kind.decode()) + b"ctorch\nFloatStorage\n" + _text("0") + _text("cpu") + b"K\4NtQ"
 
 
 def _text(value: str) -> bytes:

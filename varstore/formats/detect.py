@@ -274,6 +274,6 @@ def _has_step(probe: Probe) -> bool:
 
 def _members(source: Source) -> tuple[tuple[str, ...], FormatError | None]:
     try:
-        return tuple(archive_members(source)), None
+        return tuple(archive_members(source, are_paths=False)), None
     except FormatError as error:  # the reader of the format says it, if the suffix tells the format
         return (), error

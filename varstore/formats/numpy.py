@@ -71,7 +71,7 @@ def read(path: str, *, limit: int | None = None) -> ForeignCheckpoint:
         raise FormatError("neither an npy file nor a zip archive", path=path, found=repr(magic))
     tree: dict[str, LazyArray] = {}
     others: list[str] = []
-    for member in archive_members(source).values():
+    for member in archive_members(source, are_paths=False).values():
         array = _member_array(source, member)
         if array is None:
             others.append(member.name)

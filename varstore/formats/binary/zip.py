@@ -100,12 +100,17 @@ def leads_out(name: str) -> bool:
 
 
 def archive_members(
-    source: Source, base: int = 0, size: int | None = None, *, least: Callable[[], int] | None = None
+    source: Source,
+    base: int = 0,
+    size: int | None = None,
+    *,
+    least: Callable[[], int] | None = None,
+    are_paths: bool = True,
 ) -> dict[str, Member]:
     """Return the files of an archive by name; it starts at byte `base` of `source` and is `size` bytes long.
 
     `least` returns how long the archive is at least by what else is known of its content; it is called if the archive
-    ends early.
+    ends early. With `are_paths=False`, names may lead anywhere, because they are only keys.
 
     Raises:
         FormatError: it is not a zip archive, or a member is encrypted or compressed with an unsupported method.
@@ -126,7 +131,7 @@ def archive_members(
         raise FormatError("not a zip archive, or a truncated one", path=source.path, found=str(error)) from error
     members: dict[str, Member] = {}
     for info in sorted(infos, key=lambda info: info.header_offset, reverse=True):
-        _check(info, source.path)
+        _check(info, source.path, are_paths=are_paths)
         if info.filename in members:
             raise UnsafeContent("two members of the archive have the same name", path=source.path, field=_short(info))
         if info.header_offset < 0 or info.header_offset + LOCAL.size + info.compress_size > limit:
@@ -393,8 +398,9 @@ _UNPACK: dict[int, Callable[[Iterator[bytes]], Iterator[bytes]]] = {
 }
 
 
-def _check(info: zipfile.ZipInfo, path: str) -> None:
-    if leads_out(info.orig_filename):
+def _check(info: zipfile.ZipInfo, path: str, *, are_paths: bool) -> None:
+    name = info.orig_filename
+    if leads_out(name) if are_paths else not name or "\0" in name:
         raise UnsafeContent(
             "the name of a member is empty or leads out of the archive", path=path, found=repr(info.orig_filename[:100])
         )

@@ -74,7 +74,7 @@ class _Walk:
             known = done[identity] = self._convert(value, depth)
             self._open.discard(identity)
             self._kept.append(value)  # so that no other object can get its id
-        elif self._inside:  # walks over records visit what is shared once
+        elif self._inside or type(known[0]) is Opaque:  # walks visit a record, and what is shared in records, once
             known = known[0], 1, known[2]
         if depth + known[2] > DEEPEST:
             if self._inside:
@@ -145,7 +145,7 @@ class _Walk:
         record = Opaque(
             module=named.module, name=named.name, arguments=arguments, keywords=keywords, state=state, items=items
         )
-        return record, count, height
+        return record, count - sum(part is None for part in content), height
 
     def _dict(self, value: dict[Any, Any], depth: int) -> tuple[Any, int, int]:
         for key in value:
