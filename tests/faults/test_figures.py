@@ -4,14 +4,15 @@ import json
 
 import pytest
 
+from tools import readme
 from tools.faults import figures
 from tools.faults.__main__ import COMMANDS
 
 
 def test_readme_has_the_figures_of_the_results():
     results = json.loads(figures.RESULTS.read_text())
-    readme = figures.README.read_text(encoding="utf-8")
-    assert figures.quoted(readme) == figures.figures(results), "run `python -m tools.faults.figures RECORD`"
+    text = readme.README.read_text(encoding="utf-8")
+    assert readme.quoted("faults", text) == figures.figures(results), "run `python -m tools.faults.figures RECORD`"
     assert all(sums["lost"] == 0 for sums in results["kinds"].values())
 
 
@@ -35,4 +36,4 @@ def test_the_rows_of_a_kind_are_summed():
 
 def test_a_readme_without_figures_is_an_error():
     with pytest.raises(ValueError, match="faults:begin"):
-        figures.quoted("# varstore\n")
+        readme.quoted("faults", "# varstore\n")

@@ -14,6 +14,7 @@ import varstore as vs
 
 sys.path.insert(0, str(ROOT))
 
+from tools import readme
 from tools.bench import figures, measure, records, report, targets, tasks, workloads
 from tools.bench.peers import PEERS, Safetensors, Varstore
 from tools.bench.records import Figure, Record, Row
@@ -23,8 +24,8 @@ FACTS = {"system", "processor", "processors", "memory GiB", "file system"}
 
 
 def test_readme_has_the_figures_of_the_newest_record():
-    readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    assert figures.quoted(readme) == figures.figures(records.newest()), "run `python -m tools.bench.figures --write`"
+    text = readme.README.read_text(encoding="utf-8")
+    assert readme.quoted("bench", text) == figures.figures(records.newest()), "run `python -m tools.bench.figures`"
 
 
 @pytest.mark.parametrize("path", KEPT, ids=lambda path: path.stem)
@@ -35,6 +36,20 @@ def test_a_kept_record_is_of_a_whole_run(path):
     assert record.rounds >= 3
     assert set(record.machine) <= FACTS
     assert set(record.rows) <= set(tasks.TASKS)
+
+
+def test_a_new_record_is_kept_and_quoted_by_one_command(tmp_path):
+    """That of a later version takes the place of what README quotes; other figures in README stay."""
+    (tmp_path / "results").mkdir()
+    (tmp_path / "results" / "0.9.0.json").write_text(a_record(version="0.9.0").as_json())
+    (tmp_path / "README.md").write_text("<!-- bench:begin -->\nold\n<!-- bench:end -->\nold\n")
+    record = a_record(machine={"system": "Linux", "processors": 2})
+    (tmp_path / "run.json").write_text(record.as_json())
+    figures.main([str(tmp_path / "run.json")], results=tmp_path / "results", quoting=tmp_path / "README.md")
+    text = (tmp_path / "README.md").read_text()
+    assert readme.quoted("bench", text) == figures.figures(record)
+    assert text.endswith("<!-- bench:end -->\nold\n")
+    assert records.newest(tmp_path / "results") == record
 
 
 def test_every_row_and_column_of_readme_is_measured():

@@ -1,21 +1,19 @@
-"""Print the figures for README from the newest record: ``python -m tools.bench.figures``; --write updates README.
+"""Print the figures for README from the newest record: ``python -m tools.bench.figures``.
 
-They are between two comments in README, and a test checks that they are what this prints.
+``python -m tools.bench.figures RECORD`` first keeps this record, which ``python -m tools.bench --json RECORD`` writes,
+as that of its version, and replaces the figures in README. A test checks that README has them.
 """
 
 from __future__ import annotations
 
 import argparse
 import math
-import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from tools.bench.records import Record, newest
+from tools import readme
+from tools.bench.records import RESULTS, Record, newest
 from tools.bench.targets import LIMIT
-
-README = Path(__file__).resolve().parents[2] / "README.md"
-BEGIN, END = "<!-- bench:begin -->\n", "<!-- bench:end -->\n"
 
 ROWS = {
     "save large": "save `large` (1 GiB), not durable",
@@ -61,28 +59,17 @@ BESIDE = {
 """Maps targets to the sentences for their results."""
 
 
-def main() -> int:
-    """Print the figures, or write them to README."""
+def main(arguments: Sequence[str] | None = None, *, results: Path = RESULTS, quoting: Path = readme.README) -> int:
+    """Print the figures, after taking a new record if there is one."""
     parser = argparse.ArgumentParser(prog="python -m tools.bench.figures", description=__doc__)
-    parser.add_argument("--write", action="store_true", help="replace the figures in README.md")
-    if parser.parse_args().write:
-        text = README.read_text(encoding="utf-8")
-        README.write_text(text.replace(quoted(text), figures(newest())), encoding="utf-8")
-    else:
-        print(figures(newest()), end="")
+    parser.add_argument("record", nargs="?", type=Path)
+    path = parser.parse_args(arguments).record
+    if path is not None:
+        record = Record.parse(path.read_text(encoding="utf-8"))
+        (results / f"{record.version}.json").write_text(record.as_json(), encoding="utf-8")
+        readme.quote("bench", figures(newest(results)), quoting)
+    print(figures(newest(results)), end="")
     return 0
-
-
-def quoted(text: str) -> str:
-    """Return the text between the two comments.
-
-    Raises:
-        ValueError: the comments are missing.
-    """
-    found = re.search(f"{BEGIN}(.*?){END}", text, re.DOTALL)
-    if found is None:
-        raise ValueError(f"{README} does not have {BEGIN.strip()} and {END.strip()}")
-    return found[1]
 
 
 def figures(record: Record) -> str:

@@ -10,16 +10,15 @@ import argparse
 import datetime
 import fnmatch
 import json
-import re
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Final
 
-__all__ = ["KINDS", "README", "RESULTS", "figures", "quoted", "summary"]
+from tools import readme
 
-README: Final = Path(__file__).resolve().parents[2] / "README.md"
+__all__ = ["KINDS", "RESULTS", "figures", "summary"]
+
 RESULTS: Final = Path(__file__).with_name("results.json")
-_BEGIN, _END = "<!-- faults:begin -->\n", "<!-- faults:end -->\n"
 
 KINDS: Final = {
     ("calls", "SIGKILL"): "killed before a call",
@@ -49,9 +48,7 @@ def main() -> int:
         rows = [row for record in records for row in json.loads(record.read_text())]
         results = summary(rows, date=datetime.date.today().isoformat())
         RESULTS.write_text(json.dumps(results, indent=1) + "\n")
-        text = README.read_text(encoding="utf-8")
-        framed = f"{_BEGIN}{quoted(text)}{_END}"
-        README.write_text(text.replace(framed, f"{_BEGIN}{figures(results)}{_END}"), encoding="utf-8")
+        readme.quote("faults", figures(results))
     print(figures(json.loads(RESULTS.read_text())), end="")
     return 0
 
@@ -78,18 +75,6 @@ def _table(results: Results) -> Iterator[str]:
     yield "|---|---:|---:|---:|---:|"
     for kind, sums in results["kinds"].items():
         yield "|".join(["", kind, *(f"{number:,}" for number in sums.values()), ""])
-
-
-def quoted(text: str) -> str:
-    """Return the text between the two comments.
-
-    Raises:
-        ValueError: the comments are missing.
-    """
-    found = re.search(f"{_BEGIN}(.*?){_END}", text, re.DOTALL)
-    if found is None:
-        raise ValueError(f"{README} does not have {_BEGIN.strip()} and {_END.strip()}")
-    return found[1]
 
 
 if __name__ == "__main__":
