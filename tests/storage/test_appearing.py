@@ -309,3 +309,45 @@ def test_files_that_may_not_grow_leave_what_was_there(tmp_path):
         assert error in (0, errno.EFBIG), case
         assert (error == 0) == (limit == 2_000_000 or (name == "seal" and limit >= 1000)), case
         assert not (error and left), case
+
+
+# --- a child that outlives its parent ----------------------------------------------------------------------------
+
+FORKED = """
+import os, signal, sys
+import numpy as np
+import varstore as vs
+from varstore.values.lazy import LazyArray
+
+os.chdir(sys.argv[1])
+
+def fork():
+    if not (child := os.fork()):
+        os.close(1)  # the test waits for its end
+        signal.alarm(60)
+        signal.pause()
+    print(child, flush=True)
+    os.kill(os.getpid(), signal.SIGKILL)
+
+late = LazyArray((3,), np.dtype("f4"), fork)
+if sys.argv[2] == "seal":
+    vs.save("c", {"w": np.ones(3)})
+    os.rename = lambda *_, **__: fork()
+    vs.seal("c")
+else:
+    vs.write("target", {"w": np.ones(3), "late": late}, format=sys.argv[2])
+"""
+
+
+@pytest.mark.parametrize("what", ["torch", "numpy", "safetensors", "oneflow", "zarr", "seal"])
+def test_a_child_does_not_hold_what_its_killed_parent_left(tmp_path, what):
+    command = [sys.executable, "-c", FORKED, str(tmp_path), what]
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, timeout=60)
+    assert done.returncode == -signal.SIGKILL
+    child = int(done.stdout)
+    try:
+        left = [path for path in tmp_path.rglob("*") if path.name.endswith(".tmp") or ".manifest." in path.name]
+        assert len(left) == 1
+        assert vs.clean(tmp_path) == [str(left[0])]
+    finally:
+        os.kill(child, signal.SIGKILL)

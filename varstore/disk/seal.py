@@ -24,6 +24,7 @@ from varstore.layout.readable import readable
 from varstore.storage import syscalls
 from varstore.storage.directory import Directory, replaced_error
 from varstore.storage.failures import translated
+from varstore.storage.forks import Held, no_fork
 from varstore.values.arguments import checked
 
 __all__ = ["seal"]
@@ -150,8 +151,12 @@ def _replace_manifest(directory: Directory, data: bytes) -> None:
     """
     remove_old_manifests(directory.fd)
     temporary = f".{MANIFEST}.{os.urandom(4).hex()}"
+    held = None
     try:
-        with open(temporary, "xb", opener=lambda name, _: syscalls.create(name, directory.fd)) as file:
+        with no_fork:
+            new = open(temporary, "xb", opener=lambda name, _: syscalls.create(name, directory.fd))  # noqa: SIM115
+            held = Held(new.raw.close)
+        with new as file:
             fd = file.fileno()
             with contextlib.suppress(OSError):  # a file system without locks
                 syscalls.flock(fd, syscalls.LOCK)
@@ -162,7 +167,8 @@ def _replace_manifest(directory: Directory, data: bytes) -> None:
             os.rename(temporary, MANIFEST, src_dir_fd=directory.fd, dst_dir_fd=directory.fd)
     except BaseException:
         with contextlib.suppress(OSError):
-            os.unlink(temporary, dir_fd=directory.fd)
+            if held is None or held.is_ours:
+                os.unlink(temporary, dir_fd=directory.fd)
         raise
     directory.location = directory.location.known_as(digest_in(data))
     syscalls.sync_names(directory.fd)

@@ -15,12 +15,14 @@ import os
 import re
 import stat
 from collections.abc import Callable, Collection, Iterator
+from functools import partial
 from typing import BinaryIO
 
 from varstore.errors import CheckpointExists, VarstoreError
 from varstore.storage import syscalls
 from varstore.storage.claims import claim, claim_new, is_ours, mode_of_new_folder
 from varstore.storage.failures import storage_error
+from varstore.storage.forks import Held, no_fork
 from varstore.storage.looking import kind_of
 from varstore.storage.removing import remove
 
@@ -187,9 +189,13 @@ def replacing(path: str) -> Iterator[BinaryIO]:
             # the user's alone until it is whole, since the file that it replaces may be so
             return syscalls.open_fd(place.at(name), syscalls.NEW, 0o666 if mode is None else 0o600, dir_fd=place.fd)
 
-        name, fd = place.temporary(make)
+        name, held = "", None
         try:
-            with open(fd, "wb") as file:
+            with no_fork:
+                name, fd = place.temporary(make)
+                new = open(fd, "wb")  # noqa: SIM115
+                held = Held(new.raw.close)  # not what is buffered, which is for the parent to write
+            with new as file:
                 yield file
                 file.flush()
                 if mode is not None and place.fd is not None:
@@ -201,8 +207,9 @@ def replacing(path: str) -> Iterator[BinaryIO]:
             if place.fd is None:
                 os.replace(place.at(name), place.target)
         except BaseException:
-            with contextlib.suppress(OSError):
-                os.remove(place.at(name), dir_fd=place.fd)
+            if name and (held is None or held.is_ours):
+                with contextlib.suppress(OSError):
+                    os.remove(place.at(name), dir_fd=place.fd)
             raise
         stands.append(True)
         place.sync()
@@ -237,8 +244,11 @@ def new_folder(path: str, *, may_replace: Callable[[str], bool] | None = None) -
             os.mkdir(place.at(name), 0o700, dir_fd=place.fd)
             return -1 if place.fd is None else syscalls.folder_in(name, place.fd)
 
-        name, fd = place.temporary(make)
+        name, fd, held = "", -1, None
         try:
+            with no_fork:
+                name, fd = place.temporary(make)
+                held = Held(partial(os.close, fd))
             yield os.path.join(place.folder, name)
             if fd >= 0:
                 mode = mode_of_new_folder(fd) if old is None else old
@@ -254,13 +264,9 @@ def new_folder(path: str, *, may_replace: Callable[[str], bool] | None = None) -
             stands.append(True)
             place.sync()
         finally:
-            if place.fd is not None:
-                try:
-                    remove(name, place.fd)  # what was not finished, or what was replaced
-                finally:
-                    os.close(fd)
-            else:
-                _remove_by_path(place.at(name))
+            if name and (held is None or held.is_ours):
+                held = None
+                _remove(place, name, fd)  # what was not finished, or what was replaced
 
 
 def _mode_of_old_folder(place: _Place, path: str, may_replace: Callable[[str], bool] | None) -> int | None:
@@ -273,10 +279,17 @@ def _mode_of_old_folder(place: _Place, path: str, may_replace: Callable[[str], b
     raise CheckpointExists("the path is taken", path=path, hint="choose another, or remove what is there")
 
 
-def _remove_by_path(path: str) -> None:
-    import shutil
+def _remove(place: _Place, name: str, fd: int) -> None:
+    """Remove an open folder, and close it."""
+    if place.fd is None:
+        import shutil
 
-    shutil.rmtree(path, ignore_errors=True)
+        shutil.rmtree(place.at(name), ignore_errors=True)
+        return
+    try:
+        remove(name, place.fd)
+    finally:
+        os.close(fd)
 
 
 def _sync_tree(folder: str, fd: int) -> None:

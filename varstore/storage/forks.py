@@ -8,6 +8,7 @@ is told in every child. A child closes descriptors and never unlocks: the lock i
 
 from __future__ import annotations
 
+import contextlib
 import threading
 import weakref
 from collections.abc import Callable
@@ -16,7 +17,7 @@ from typing import Any, TypeVar
 
 from varstore.storage import syscalls
 
-__all__ = ["no_fork", "tell_children"]
+__all__ = ["Held", "no_fork", "tell_children"]
 
 Parent = TypeVar("Parent")
 
@@ -30,6 +31,20 @@ no_fork = threading.RLock()
 def tell_children(parent: Parent, let_go: Callable[[Parent], None]) -> None:
     """Call ``let_go(parent)`` in every process that is forked from this one as long as `parent` lives."""
     _parents[id(parent)] = weakref.ref(parent, partial(_parents.pop, id(parent))), let_go
+
+
+class Held:
+    """What only this process holds, such as a locked file: a child closes its copy, and leaves the rest alone."""
+
+    def __init__(self, close: Callable[[], object]) -> None:
+        self.is_ours = True
+        self._close = close
+        tell_children(self, Held._let_go)
+
+    def _let_go(self) -> None:
+        self.is_ours = False
+        with contextlib.suppress(OSError):
+            self._close()
 
 
 def _in_child() -> None:
