@@ -66,7 +66,7 @@ def _results(mounted: Mounted, pattern: str) -> Iterator[tuple[str, str]]:
         if not fnmatch.fnmatch(name, pattern):
             continue
         try:
-            ground = mounted.here if mounted.is_read_only else mounted.here / f"{number}"
+            ground = mounted.here / f"{number}"
             if not mounted.is_read_only:
                 ground.mkdir()
             check(Ground(ground, mounted.there and mounted.there / ground.name))

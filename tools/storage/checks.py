@@ -17,12 +17,13 @@ import numpy as np
 
 import varstore as vs
 from tools.faults.races import BY_PATH, FILLINGS, filling_of, losses, overwriting, save
+from varstore.disk.save.leftovers import discard
 from varstore.errors import CheckpointExists, StorageError
 
 __all__ = ["CHECKS", "Ground", "Skipped", "image_values", "save_image"]
 
 _BLOCK = 16 << 20
-_TRIES = 6
+_TRIES = 4
 _SAVER = """
 import sys, time
 from functools import partial
@@ -115,11 +116,13 @@ def _load(path: Path) -> None:
 
 
 def _with_image(use: Callable[[Path], None], ground: Ground) -> None:
-    if not (ground.here / "image").exists():
-        save_image(ground.here / "image")
-    use(ground.here / "image")
+    """Use the checkpoint that the file system holds, and also by its second mount."""
+    image = ground.here.parent / "image"
+    if not image.exists():
+        save_image(image)
+    use(image)
     if ground.there is not None:
-        use(ground.there / "image")
+        use(ground.there.parent / "image")
 
 
 def _base(path: Path) -> None:
@@ -231,12 +234,8 @@ def _manager(ground: Ground) -> None:
 
 
 def _delete(ground: Ground) -> None:
-    """Delete the checkpoint of an image layer."""
-    from varstore.disk.save.leftovers import discard
-
+    """Replace and delete the checkpoint that the file system held before it was mounted, in a lower layer."""
     path = ground.here.parent / "image"
-    if not path.exists():
-        raise Skipped
     save(path, 1, manifest=True, overwrite=True)
     assert filling_of(vs.load(path)) == 1
     discard(os.fspath(path))
@@ -264,10 +263,10 @@ def _convert(path: Path) -> None:
 
 def _refused(ground: Ground) -> None:
     for attempt in (
-        lambda: save(ground.here / "new", 1, manifest=True),
-        lambda: save(ground.here / "image", 1, manifest=True, overwrite=True),
-        lambda: vs.seal(ground.here / "image"),
-        lambda: vs.convert(ground.here / "image", ground.here / "m.safetensors"),
+        lambda: save(ground.here.parent / "new", 1, manifest=True),
+        lambda: save(ground.here.parent / "image", 1, manifest=True, overwrite=True),
+        lambda: vs.seal(ground.here.parent / "image"),
+        lambda: vs.convert(ground.here.parent / "image", ground.here.parent / "m.safetensors"),
     ):
         said = "nothing: it was written"
         try:
@@ -305,9 +304,9 @@ CHECKS: Final[Mapping[str, Callable[[Ground], None]]] = {
     "save beside clean": partial(_beside_cleaning, _same),
     "save beside clean, second mount": partial(_beside_cleaning, _second),
     "manager": _manager,
-    "image layer": _delete,
     "seal": partial(_with_image, _seal),
     "convert": partial(_with_image, _convert),
+    "image layer": _delete,
 }
 """By the name that the table shows."""
 READ_ONLY: Final[Mapping[str, Callable[[Ground], None]]] = {**READING, "save, durable": _refused}

@@ -7,4 +7,26 @@ from typing import Final
 
 __all__ = ["KNOWN"]
 
-KNOWN: Final[Mapping[str, Mapping[str, str]]] = {}
+_BY_FILES = "rclone renames a folder file by file, and shows what was written or removed seconds later"
+_RCLONE: Final = dict.fromkeys(
+    (
+        "overwrite",
+        "two writers",
+        "two writers, two mounts",
+        "load beside overwrites",
+        "load beside overwrites, second mount",
+        "kill -9, clean",
+        "save beside clean",
+        "save beside clean, second mount",
+        "manager",
+        "image layer",
+    ),
+    _BY_FILES,
+)
+
+KNOWN: Final[Mapping[str, Mapping[str, str]]] = {
+    "rclone, no cache": _RCLONE,
+    "rclone, cached writes": _RCLONE,
+    "rclone, all cached": _RCLONE,
+}
+"""By the names of the file system and the check."""

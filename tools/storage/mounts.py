@@ -13,7 +13,7 @@ import subprocess
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Final
@@ -39,10 +39,7 @@ class Mounted:
     here: Path
     there: Path | None = None
     is_read_only: bool = False
-    """Whether it holds the checkpoint ``image`` and cannot be written to."""
-    holds_image: bool = False
-    """Whether it holds the checkpoint ``image``, in a lower layer."""
-    undo: ExitStack = field(default_factory=ExitStack)
+    """Whether it cannot be written to, and holds the checkpoint ``image`` already."""
 
 
 def _run(*words: str | os.PathLike[str], text: str | None = None) -> None:
@@ -140,14 +137,14 @@ def _packed(kind: str, pack: Callable[[Path, Path], tuple[str | Path, ...]], pla
 
 
 @contextmanager
-def _overlay(place: Path, options: str = "") -> Iterator[Mounted]:
+def _overlay(place: Path) -> Iterator[Mounted]:
     with ExitStack() as undo:
         room = _mount(undo, place / "room", "-t", "tmpfs", "tmpfs")
         for name in ("upper", "work", "lower"):
             (room / name).mkdir()
         shutil.copytree(_image(place) / "image", room / "lower" / "image")
-        layers = f"lowerdir={room}/lower,upperdir={room}/upper,workdir={room}/work{options}"
-        yield Mounted(_mount(undo, place / "here", "-t", "overlay", "-o", layers, "overlay"), holds_image=True)
+        layers = f"lowerdir={room}/lower,upperdir={room}/upper,workdir={room}/work"
+        yield Mounted(_mount(undo, place / "here", "-t", "overlay", "-o", layers, "overlay"))
 
 
 @contextmanager

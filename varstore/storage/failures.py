@@ -8,6 +8,8 @@ from collections.abc import Iterator
 
 from varstore.errors import OutOfSpace, StorageError, VarstoreError
 
+_HINTS = {errno.ESPIPE: "the file system takes bytes only in their order; mount rclone with --vfs-cache-mode writes"}
+
 __all__ = ["storage_error", "translated"]
 
 
@@ -16,7 +18,7 @@ def storage_error(error: OSError, path: str, doing: str) -> StorageError:
     reason = f"{doing}: {error.strerror or error}"
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return OutOfSpace(reason, number=error.errno, path=path, hint="free some space and try again")
-    return StorageError(reason, number=error.errno, path=path)
+    return StorageError(reason, number=error.errno, path=path, hint=_HINTS.get(error.errno or 0))
 
 
 @contextlib.contextmanager

@@ -98,7 +98,8 @@ class OutFile:
     Its space is reserved at once: ext4 writes to reserved space in less time, and a disk that is too full says so
     now. With `durable` the blocks go there with direct I/O from aligned buffers, one a thread; not without the
     space reserved, since threads that make a file longer wait for each other. What the file system refuses is
-    done without.
+    done without. One that takes bytes only in their order (rclone without a cache) refuses a block that comes too
+    early with ESPIPE: those blocks are written at the end, one after the other.
     """
 
     def __init__(self, path: str, array: np.ndarray, *, dir_fd: int, durable: bool) -> None:
@@ -109,6 +110,8 @@ class OutFile:
         self._array = array
         self._digests = [b""] * block_count(array.nbytes)
         self._left = len(self._digests)
+        self._refused: list[tuple[int, int]] = []
+        """Blocks that came too early for a file system that takes them in their order."""
         self._lock = threading.Lock()
         try:
             self._direct = self._reserve(array.nbytes, direct=durable and array.nbytes >= DIRECT_FROM)
@@ -137,14 +140,32 @@ class OutFile:
         try:
             digest = self._write_direct(start, stop) if self._direct else self._write_buffered(start, stop)
         except OSError as error:
+            if error.errno == errno.ESPIPE and len(self._digests) > 1:
+                return self._refuse(start, stop)
             if error.errno != errno.EINVAL:
                 raise
             self._turn_buffered()
             digest = self._write_buffered(start, stop)
+        return self._note(start, digest)
+
+    def _note(self, start: int, digest: bytes) -> bool:
         with self._lock:
             self._digests[start // BLOCK] = digest
             self._left -= 1
-            return self._left == 0
+            return self._ended()
+
+    def _refuse(self, start: int, stop: int) -> bool:
+        with self._lock:
+            self._refused.append((start, stop))
+            return self._ended()
+
+    def _ended(self) -> bool:
+        """Tell whether each block was written or refused; the refused ones are written by the one who asks then."""
+        if self._left > len(self._refused):
+            return False
+        for start, stop in sorted(self._refused):
+            self._digests[start // BLOCK] = self._write_buffered(start, stop)
+        return True
 
     def _write_buffered(self, start: int, stop: int) -> bytes:
         return write_block(self.fd, self._array, start, stop)
