@@ -7,7 +7,10 @@ removed by its name there; a folder that is another mount, or a link by then, st
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
+import re
+import time
 from collections.abc import Callable, Collection, Iterable
 from functools import partial
 from typing import Any
@@ -16,13 +19,16 @@ from varstore.layout.names import MANIFEST, MARKER
 from varstore.storage import syscalls
 from varstore.storage.claims import is_named
 
-__all__ = ["Each", "empty", "remove", "remove_file", "remove_written"]
+__all__ = ["Each", "empty", "remove", "remove_empty", "remove_file", "remove_written"]
 
 Each = Callable[[Iterable[Any], Callable[[Any], object]], None]
 """A function that does something with each of several things, in any order."""
 
 _USUAL = ("out", "meta")
 """What a save writes into a variable's folder."""
+_HIDDEN = re.compile(r"\.fuse_hidden[0-9a-f]+")
+_NOT_EMPTY = {errno.ENOTEMPTY, errno.EEXIST, errno.EBUSY}
+_PAUSES = (0.01, 0.05, 0.2, 0.5)
 _FEW = 3
 """Folders; where there are no more, those in them are removed by the function that is given."""
 
@@ -43,7 +49,7 @@ def remove(name: str, dir_fd: int, *, each: Each | None = None) -> bool:
             return False
     finally:
         os.close(fd)
-    return _rmdir(name, dir_fd)
+    return remove_empty(name, dir_fd)
 
 
 def empty(fd: int, *, but: Collection[str] = (), each: Each | None = None) -> None:
@@ -71,9 +77,9 @@ def _remove_below(name: str, dir_fd: int, *, each: Each | None = None) -> None:
         return
     try:
         is_usual = remove_file("out", fd) and remove_file("meta", fd)
-        if not (is_usual and _rmdir(name, dir_fd)):  # there is more than in most folders of a checkpoint
+        if not (is_usual and remove_empty(name, dir_fd)):  # there is more than in most folders of a checkpoint
             empty(fd, each=each)
-            _rmdir(name, dir_fd)
+            remove_empty(name, dir_fd)
     finally:
         os.close(fd)
 
@@ -97,7 +103,7 @@ def remove_written(name: str, dir_fd: int) -> None:
                     remove_file(below, fd)
         finally:
             os.close(fd)
-        _rmdir(name, dir_fd)
+        remove_empty(name, dir_fd)
 
 
 def remove_file(name: str, dir_fd: int) -> bool:
@@ -109,11 +115,30 @@ def remove_file(name: str, dir_fd: int) -> bool:
     return True
 
 
-def _rmdir(name: str, dir_fd: int) -> bool:
-    try:
-        os.rmdir(name, dir_fd=dir_fd)
-    except FileNotFoundError:
-        return True
-    except OSError:
-        return False
-    return True
+def remove_empty(name: str, dir_fd: int) -> bool:
+    """Remove a folder, if that can be; tell whether it is gone.
+
+    A file of FUSE that was closed a moment ago is only hidden when it is removed, and goes a moment later.
+    """
+    for pause in (*_PAUSES, None):
+        try:
+            os.rmdir(name, dir_fd=dir_fd)
+        except FileNotFoundError:
+            return True
+        except OSError as error:
+            if pause is None or error.errno not in _NOT_EMPTY or not _holds_only_hidden(name, dir_fd):
+                return False
+            time.sleep(pause)
+        else:
+            return True
+    return False
+
+
+def _holds_only_hidden(name: str, dir_fd: int) -> bool:
+    with contextlib.suppress(OSError):
+        fd = syscalls.folder_in(name, dir_fd)
+        try:
+            return all(map(_HIDDEN.match, os.listdir(fd)))
+        finally:
+            os.close(fd)
+    return False

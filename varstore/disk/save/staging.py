@@ -57,7 +57,7 @@ from varstore.storage.appearing import target_of
 from varstore.storage.claims import claim_new, is_named, lock, mode_of_new_folder, sign
 from varstore.storage.directory import Directory, closing
 from varstore.storage.forks import no_fork, tell_children
-from varstore.storage.removing import empty
+from varstore.storage.removing import empty, remove_empty
 from varstore.text.hints import listed
 
 __all__ = ["Staging", "Target", "prepare_target"]
@@ -338,8 +338,7 @@ class Staging:
             if self._name:
                 if self.owner >= 0:
                     empty(self.fd, each=for_each)
-                with contextlib.suppress(OSError):
-                    os.rmdir(self._name, dir_fd=self._parent)
+                remove_empty(self._name, self._parent)
             for fd, name in reversed(self._made):
                 with contextlib.suppress(OSError):  # somebody else uses it by now, or it was never made
                     os.rmdir(name, dir_fd=fd)
