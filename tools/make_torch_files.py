@@ -178,6 +178,14 @@ def attributes(model: Net) -> dict[str, Any]:
     return {**model.state_dict(), "temporary": model.temporary}
 
 
+@maker("graph_module.pt")
+def graph_module(path: Path) -> dict[str, Any]:
+    """Write a module that was traced by torch.fx, whose code is text in the pickle."""
+    model = torch.fx.symbolic_trace(nn.Sequential(nn.Linear(3, 2), nn.BatchNorm1d(2)).eval())
+    torch.save(model, path)
+    return {"tensors": model.state_dict()}
+
+
 @maker("torchscript.pt")
 def torchscript(path: Path) -> dict[str, Any]:
     """Write a scripted module."""

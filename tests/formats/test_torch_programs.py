@@ -41,6 +41,7 @@ def rewritten(name: str, target: Path, change: Any, *, compression: int = zipfil
 WHOLE = [
     *PROGRAMS,
     *("torchscript.pt", "torchscript_traced.pt", "torchscript_frozen.pt", "whole_module_legacy.pth"),
+    "graph_module.pt",
 ]
 
 
@@ -400,6 +401,16 @@ def test_attributes_of_a_wrapper_are_named(tmp_path):
     path = torch_file(tmp_path / "a.pt", wrapper(b"}(" + text("data") + view + text("n") + b"K\1u"), storage=VALUES)
     assert list(vs.read(path)) == ["data"]
     assert vs.read(path, unknown="error").state()["class"] == "foo.Wrapped"
+    slots = wrapper(b"N}" + text("data") + view + b"s\x86")
+    assert list(vs.read(torch_file(tmp_path / "b.pt", slots, storage=VALUES))) == ["data"]
+
+
+def test_the_code_of_a_traced_module_is_not_compiled(tmp_path):
+    body = called("torch.fx.graph_module", "reduce_graph_module", b"}" + text("_code") + text("(((") + b"s", text("("))
+    path = torch_file(tmp_path / "a.pt", b"]" + body + b"a")
+    assert repr(vs.read(path).state()) == "[<Opaque torch.fx.graph_module.GraphModule>]"
+    with pytest.raises(UnsafeContent, match="GraphModule"):
+        vs.read(path, unknown="error")
 
 
 @pytest.mark.parametrize("name", sorted(path.name for path in FILES.iterdir() if path.suffix in CUT))

@@ -119,10 +119,12 @@ def _subclass(machine: Machine, function: Any, kind: Any, arguments: Any, state:
     if isinstance(kind, Global):
         kind.claimed = True  # only the values are kept, not the class
     is_wrapper = type(function) is Global and (function.module, function.name) == ("torch._utils", _WRAPPER)
-    parts = state[0] if type(state) is tuple and state else state
+    parts: dict[Any, Any] = {}
+    for part in state if type(state) is tuple else (state,):  # attributes, and those that are slots
+        parts |= part if type(part) is dict else {}
     if is_wrapper and type(arguments) is tuple and arguments and isinstance(arguments[0], Global):
         arguments[0].claimed = True
-    if is_wrapper and type(parts) is dict and any(type(part) in (LazyArray, dict) for part in parts.values()):
+    if is_wrapper and any(type(part) in (LazyArray, dict) for part in parts.values()):
         machine.charge(NODE + 20 * ITEM * len(parts))
         return {"class": str(kind), **parts}
     return machine.call(function, arguments)
@@ -135,6 +137,14 @@ def _wrapper(machine: Machine, kind: Any, *arguments: Any) -> Any:
     machine.charge(NODE)
     kind.made += 1
     return Instance(kind, machine.at, arguments)
+
+
+def _graph_module(machine: Machine, body: Any, *_: Any) -> Instance:
+    """Return a traced module, which is pickled as a dict of its attributes and the code made of its graph."""
+    machine.charge(NODE)
+    made = Instance(Global("torch.fx.graph_module", "GraphModule", None, machine.at), machine.at)
+    made.state = body
+    return made
 
 
 def _first(_m: Machine, value: Any, _type: Any = None) -> Any:
@@ -211,5 +221,6 @@ _TABLE: dict[tuple[str, str], Any] = {
     ("torch.serialization", "_get_layout"): Constructor(call=_layout),
     ("torch._tensor", "_rebuild_from_type_v2"): Constructor(call=_subclass),
     **{("torch.jit._pickle", name): Constructor(call=_first) for name in _SCRIPT},
+    ("torch.fx.graph_module", "reduce_graph_module"): Constructor(call=_graph_module),
     ("torch._utils", _WRAPPER): Constructor(call=_wrapper),
 }
