@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from hypothesis import given, strategies as st
+from support import run_python
 
 import varstore as vs
 from varstore.errors import UsageError
@@ -80,3 +81,35 @@ def test_a_checked_function_keeps_its_name_signature_and_defaults():
         function("x", flags=True)
     with pytest.raises(UsageError, match=r"^value: a wrong value: found 1\.5 \(float\), expected a whole number$"):
         function("x", value=1.5)
+
+
+ENDING = """
+import sys
+import numpy as np
+import varstore as vs
+
+path, call = sys.argv[1:]
+vs.save(path, {"w": np.ones(3)})
+calls = {
+    "load": lambda: vs.load(path), "open": lambda: vs.open(path), "read": lambda: vs.read(path),
+    "write": lambda: vs.write(path + ".npz", {"w": np.ones(3)}),
+    "load_into": lambda: vs.load_into({"w": np.ones(3)}, path),
+}
+for name in dir(vs):
+    getattr(vs, name)
+
+class Late:
+    def __del__(self, act=calls[call], wrong=vs.errors.UsageError, is_finalizing=sys.is_finalizing):
+        try:
+            act()
+        except wrong as error:
+            print(is_finalizing(), error)
+
+sys.modules["late"] = Late()
+"""
+
+
+@pytest.mark.parametrize("call", ["load", "open", "read", "write", "load_into"])
+def test_an_interpreter_that_ends_and_imports_nothing_more(tmp_path: Path, call: str) -> None:
+    said = run_python(ENDING, tmp_path / "c", call).stdout
+    assert said.startswith("True the interpreter is ending, and loads no more modules")

@@ -21,7 +21,7 @@ from typing import Any, Literal, ParamSpec, TypeVar, Union, get_args, get_origin
 
 import numpy as np
 
-from varstore.errors import UsageError
+from varstore.errors import UsageError, VarstoreError
 
 __all__ = ["check_names", "checked", "checked_path", "described"]
 
@@ -37,7 +37,8 @@ def checked(function: Callable[Given, Result]) -> Callable[Given, Result]:
     """Return the function with a check of its arguments.
 
     Raises:
-        UsageError: at a call, if a value is not what the annotation of its parameter says.
+        UsageError: at a call, if a value is not what the annotation of its parameter says, or if the interpreter is
+            ending and a module would have to be imported.
     """
     checks = _checks_of(function)
     positional = function.__code__.co_varnames[: function.__code__.co_argcount]
@@ -52,7 +53,15 @@ def checked(function: Callable[Given, Result]) -> Callable[Given, Result]:
         for name, value in options.items():
             if name in checks:
                 named[name] = checks[name](value, name)
-        return function(*given, **named)
+        try:
+            return function(*given, **named)
+        except ImportError as error:
+            if isinstance(error, VarstoreError) or not sys.is_finalizing():
+                raise
+            raise UsageError(
+                "the interpreter is ending, and loads no more modules",
+                hint="call it before the program ends, or in a function that is registered with atexit",
+            ) from None
 
     return call
 
