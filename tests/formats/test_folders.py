@@ -15,6 +15,7 @@ from support import FIXTURES
 import varstore as vs
 from varstore.errors import DigestMismatch, FormatError, UnsafeContent
 from varstore.formats.binary.zipped import ZippedFolder
+from varstore.formats.registry import FORMATS
 
 DATA = FIXTURES / "formats"
 MODEL = {"w": np.arange(6, dtype=np.float32).reshape(2, 3), "b": np.zeros(3, np.float16)}
@@ -123,6 +124,13 @@ def test_a_folder_is_converted_and_loaded(tmp_path):
     vs.load_into(targets, folder)
     for name, values in truth_of(folder).items():
         np.testing.assert_array_equal(targets[name], values)
+
+
+@pytest.mark.parametrize("format", [row.name for row in FORMATS if row.name != "varstore"])
+def test_a_folder_without_anything_of_a_format_is_refused(tmp_path, format):
+    (tmp_path / "config.json").write_text("{}")
+    with pytest.raises(vs.VarstoreError):
+        vs.read(tmp_path, format)
 
 
 # of Orbax and Zarr

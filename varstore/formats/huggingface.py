@@ -129,7 +129,7 @@ def _model(folder: str, names: set[str], budget: Budget, unknown: Unknown, *, sh
             if chosen
             else "there are no weights in this folder that can be opened",
             path=shown,
-            found=listed(chosen or sorted(names), _SHOWN),
+            found=listed(chosen or sorted(names), _SHOWN) or None,
             hint=f"open one of them, such as {os.path.join(folder, chosen[0])!r}" if chosen else None,
         )
     name = chosen[0]
@@ -180,7 +180,7 @@ def _snapshot(path: str) -> str:
         raise FormatError(
             "it cannot be told which snapshot of this repository is meant",
             path=path,
-            found=listed(sorted(_names_in(snapshots)), _SHOWN),
+            found=listed(sorted(_names_in(snapshots)), _SHOWN) or None,
             hint="open one of the folders in 'snapshots'",
         )
     return place

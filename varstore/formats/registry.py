@@ -59,7 +59,7 @@ FORMATS: tuple[Format, ...] = (
     ),
     Format(
         name="torch",
-        suffixes=(".pt", ".pth", ".bin", ".tar"),
+        suffixes=(".pt", ".pth", ".bin", ".tar", ".pt2"),
         recognises=recognise.is_torch,
         is_nested=True,
         is_pickle=True,

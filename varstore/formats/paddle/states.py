@@ -300,6 +300,8 @@ def _read_folder(path: str, limit: int | None) -> ForeignCheckpoint:
                 hint="remove it from the folder, or open the other files one by one",
             )
         tree[name] = arrays[0]
+    if not tree:
+        raise FormatError("there are no variables of Paddle in this folder", path=path)
     return ForeignCheckpoint(path, "paddle", tree, budget=budget)
 
 

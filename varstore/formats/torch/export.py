@@ -10,7 +10,7 @@ Source: https://github.com/pytorch/pytorch/blob/v2.13.0/torch/export/pt2_archive
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -28,7 +28,7 @@ from varstore.formats.torch.zip import least_size, locate, read_members, read_zi
 from varstore.training.tensors import PARAMETER
 from varstore.values.lazy import LazyArray
 
-__all__ = ["read_archive"]
+__all__ = ["index_of", "is_big_endian", "layout_of", "listed_weights", "read_archive"]
 
 _OLD, _NEW = "serialized_exported_program.json", "/archive_format"
 _OLD_WEIGHTS = "serialized_state_dict.pt"
@@ -102,6 +102,42 @@ def _indexed(
     source: Source, members: Mapping[str, Member], index: Member, budget: Budget, unknown: Unknown
 ) -> OrderedDict[str, Any]:
     """Return the weights that an index lists."""
+    swapped = is_big_endian(members, index)
+    storages = Storages(budget)
+    is_checked = any(member.crc for member in members.values())
+    tree: OrderedDict[str, Any] = OrderedDict()
+    for name, member, about in listed_weights(source, members, index, budget):
+        if about.get("use_pickle"):
+            tree[name] = _nested(source, member, budget, unknown).tree
+            continue
+        tree[name] = _weight(storages, member, about, source.path, name)
+    for storage in storages.found:
+        locate(storage, members.get(storage.key), swapped, budget, is_checked=is_checked)
+    return tree
+
+
+def index_of(members: Mapping[str, Member]) -> Member | None:
+    """Return the index of the weights, if there is one index in the archive, and no weights in another form."""
+    roots = [name.removesuffix(_NEW[1:]) for name in members if name.count("/") == 1 and name.endswith(_NEW)]
+    folder = f"{roots[0]}data/weights/" if roots else ""
+    found = list(_models(members, folder, _INDEX).values()) if folder else []
+    return found[0] if len(found) == 1 else None
+
+
+def is_big_endian(members: Mapping[str, Member], index: Member) -> bool:
+    """Tell whether the weights beside an index have their most significant byte first."""
+    order = members.get(f"{index.name.partition('/')[0]}/byteorder")
+    return order is not None and order.read(0, min(3, order.size)).tobytes() == b"big"
+
+
+def listed_weights(
+    source: Source, members: Mapping[str, Member], index: Member, budget: Budget
+) -> Iterator[tuple[str, Member, dict[str, Any]]]:
+    """Yield the name of each weight that an index lists, the member that holds it, and what is said of it.
+
+    Raises:
+        UnsafeContent, FormatError: the index is a decompression bomb or not one, or a weight is not in the archive.
+    """
     if index.size > min(_FREE + _MOST_EXPANSION * index.packed, _MOST_INDEX):
         raise UnsafeContent(
             "the index of this exported program is a decompression bomb",
@@ -112,26 +148,20 @@ def _indexed(
     if not isinstance(config, dict):
         raise FormatError("not the index of an exported program", path=source.path, field=index.name[:100])
     folder = index.name[: index.name.rindex("/") + 1]
-    order = members.get(f"{folder.partition('/')[0]}/byteorder")
-    swapped = order is not None and order.read(0, min(3, order.size)).tobytes() == b"big"
-    storages = Storages(budget)
-    is_checked = any(member.crc for member in members.values())
-    tree: OrderedDict[str, Any] = OrderedDict()
     for name, about in config.items():
         place = about.get("path_name") if isinstance(about, dict) else None
         member = members.get(f"{folder}{place}") if isinstance(place, str) else None
         if member is None:
             raise FormatError("a weight is not in the archive", path=source.path, variable=name, found=show(place))
-        if about.get("use_pickle"):
-            tree[name] = _nested(source, member, budget, unknown).tree
-            continue
-        tree[name] = _weight(storages, member, about, source.path, name)
-    for storage in storages.found:
-        locate(storage, members.get(storage.key), swapped, budget, is_checked=is_checked)
-    return tree
+        yield name, member, about
 
 
-def _weight(storages: Storages, member: Member, about: dict[str, Any], path: str, name: str) -> LazyArray:
+def layout_of(about: dict[str, Any], path: str, name: str) -> tuple[np.dtype[Any], Any, Any, Any]:
+    """Return the type, shape, strides and offset of a weight; the last three are checked where a view is made.
+
+    Raises:
+        UnsupportedDtype: numpy does not have the type or layout.
+    """
     meta = about.get("tensor_meta")
     fields = meta if isinstance(meta, dict) else {}
     kind: Any = fields.get("dtype")
@@ -145,10 +175,15 @@ def _weight(storages: Storages, member: Member, about: dict[str, Any], path: str
             found=f"type {show(kind)}, layout {show(fields.get('layout'))}",
         )
     shape, strides = (tuple(map(_number, _list(fields.get(part)))) for part in ("sizes", "strides"))
-    storage = storages.find(_BYTES, member.name, member.size)
-    found = storages.view(storage, _number(fields.get("storage_offset")), shape, strides, dtype)
+    return dtype, shape, strides, _number(fields.get("storage_offset"))
+
+
+def _weight(storages: Storages, member: Member, about: dict[str, Any], path: str, name: str) -> LazyArray:
+    dtype, shape, strides, offset = layout_of(about, path, name)
+    found = storages.view(storages.find(_BYTES, member.name, member.size), offset, shape, strides, dtype)
     if about.get("is_param") is True:
-        return storages.typed(found, PARAMETER, fields.get("requires_grad") is True)
+        requires_grad = about["tensor_meta"].get("requires_grad") is True
+        return storages.typed(found, PARAMETER, requires_grad)
     return found
 
 

@@ -18,11 +18,13 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
+from varstore.errors import UsageError
 from varstore.formats.binary.zip import new_archive
 from varstore.formats.opened import views_in
 from varstore.formats.pickles.emit import Emitter, Named, Persistent
 from varstore.formats.state.flat import fetch_plain
 from varstore.formats.state.nested import nested_state
+from varstore.formats.torch.rewrite import PROGRAM, write_program
 from varstore.formats.torch.tensors import DTYPES, STORAGES
 from varstore.training.tensors import NDARRAY, PARAMETER, TENSOR, strides_of
 from varstore.values.lazy import LazyArray, retyped
@@ -40,14 +42,25 @@ _NAMES = {dtype: name for name, dtype in DTYPES.items()}
 _CLASSES = {DTYPES[dtype]: name for name, dtype in STORAGES.items() if dtype and not name.startswith("Q")}
 
 
-def write(path: str | os.PathLike[str], state: Any) -> None:
+def write(path: str | os.PathLike[str], state: Any, *, model: str | os.PathLike[str] | None = None) -> None:
     """Write a mapping or nested state as a file that `torch.load` reads; the file appears complete or not at all.
+
+    A path that ends in ``.pt2`` gets a copy of the exported program `model` with other weights: see `write_program`.
 
     Raises:
         UsageError: a value is not a tensor, a scalar or a container of them.
         UnsupportedDtype: torch does not have the type of a tensor.
         StorageError: the operating system refused.
     """
+    if model is not None:
+        write_program(os.fspath(path), state, os.fspath(model))
+        return
+    if os.fspath(path).endswith(PROGRAM):
+        raise UsageError(
+            "an exported program can only be written as a copy of one with other weights",
+            path=path,
+            hint="pass the program: write('copy.pt2', values, model='original.pt2')",
+        )
     tree = nested_state(state, format="torch", accept=lambda dtype: _native(dtype) in _NAMES)
     views = views_in(tree)
     storages: dict[Hashable, tuple[int, LazyArray]] = {}

@@ -1,0 +1,121 @@
+"""Exported programs of PyTorch with other weights: unchanged bytes stay, and PyTorch itself runs the copies."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+from support import FIXTURES, ROOT
+
+import varstore as vs
+from varstore.errors import FormatError, UsageError, VariableMismatch, VariableNotFound
+
+DATA = FIXTURES / "formats/torch"
+MODEL = DATA / "program_2_13.pt2"
+RUN = """
+import json, sys, torch
+torch.manual_seed(0)
+class Net(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.fc = torch.nn.Linear(3, 2)
+        self.register_buffer("scale", torch.tensor([2.0, 3.0]))
+    def forward(self, x):
+        return self.fc(x) * self.scale
+if sys.argv[1] == "save":
+    torch.export.save(torch.export.export(Net(), (torch.ones(2, 3),)), sys.argv[2])
+else:
+    program = torch.export.load(sys.argv[2])
+    print(json.dumps(program.module()(torch.arange(6.0).reshape(2, 3)).tolist()))
+    print(json.dumps({name: value.tolist() for name, value in program.state_dict.items()}))
+"""
+
+
+def in_torch(*arguments: object) -> list[str]:
+    python = Path(os.environ.get("VARSTORE_ENVS", ROOT / ".envs")) / "torch/bin/python"
+    if not python.exists():
+        pytest.skip("no environment torch: run tools/make_envs.sh torch")
+    done = subprocess.run([python, "-c", RUN, *map(str, arguments)], capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return done.stdout.splitlines()
+
+
+def test_a_copy_without_changes_is_the_same_bytes(tmp_path):
+    for values in ({}, {name: array for name, array in vs.read(MODEL).items() if array.dtype.name != "bfloat16"}):
+        vs.write(tmp_path / "copy.pt2", values, model=MODEL)
+        assert (tmp_path / "copy.pt2").read_bytes() == MODEL.read_bytes()
+
+
+def test_the_checksums_of_what_changed_are_right_everywhere(tmp_path):
+    opened = vs.read(MODEL)
+    changed = {name: np.full(array.shape, 1, array.dtype) for name, array in opened.items()}
+    vs.write(tmp_path / "copy.pt2", changed, model=MODEL)
+    with zipfile.ZipFile(tmp_path / "copy.pt2") as archive:
+        assert archive.testzip() is None
+        assert archive.namelist() == zipfile.ZipFile(MODEL).namelist()
+    again = vs.read(tmp_path / "copy.pt2")
+    assert {name: array.tobytes() for name, array in again.items()} == {n: a.tobytes() for n, a in changed.items()}
+    before, after = MODEL.read_bytes(), (tmp_path / "copy.pt2").read_bytes()
+    assert len(before) == len(after)
+    vs.write(tmp_path / "back.pt2", opened, model=tmp_path / "copy.pt2")
+    assert (tmp_path / "back.pt2").read_bytes() == before
+
+
+def test_torch_runs_the_copy(tmp_path):
+    in_torch("save", tmp_path / "model.pt2")
+    weight, scale = np.arange(6, dtype=np.float32).reshape(2, 3), np.ones(2, np.float32)
+    values = {"fc.weight": weight, "scale": scale}
+    vs.write(tmp_path / "copy.pt2", values, model=tmp_path / "model.pt2")
+    result, state = map(json.loads, in_torch("run", tmp_path / "copy.pt2"))
+    bias = vs.read(tmp_path / "model.pt2")["fc.bias"].numpy()
+    np.testing.assert_array_equal(state["fc.weight"], weight)
+    np.testing.assert_array_equal(np.float32(state["fc.bias"]), bias)
+    np.testing.assert_allclose(result, weight @ weight.T + bias, rtol=1e-6)
+
+
+def test_a_checkpoint_is_converted_into_a_copy(tmp_path):
+    name, array = next((name, array) for name, array in vs.read(MODEL).items() if array.dtype == np.float32)
+    vs.save(tmp_path / "c", {name: np.full(array.shape, 3, np.float32), "epoch": np.ones(1)})
+    done = vs.convert(tmp_path / "c", tmp_path / "copy.pt2", model=MODEL, ignore_extra=True)
+    assert (done.names, done.left_out) == ((name,), ("epoch",))
+    assert (vs.read(tmp_path / "copy.pt2")[name].numpy() == 3).all()
+
+
+def test_what_does_not_fit_is_refused(tmp_path):
+    name, array = next((name, array) for name, array in vs.read(MODEL).items() if array.dtype == np.float32)
+    for values, error in (
+        ({"nothing": np.zeros(1, np.float32)}, VariableNotFound),
+        ({name: np.zeros((*array.shape, 1), np.float32)}, VariableMismatch),
+        ({name: np.zeros(array.shape, np.float64)}, VariableMismatch),
+    ):
+        with pytest.raises(error):
+            vs.write(tmp_path / "copy.pt2", values, model=MODEL)
+    with pytest.raises(UsageError, match="as a copy"):
+        vs.write(tmp_path / "copy.pt2", {})
+    with pytest.raises(FormatError, match="can be replaced"):
+        vs.write(tmp_path / "copy.pt2", {}, model=DATA / "program_2_8.pt2")
+    shutil.copyfile(MODEL, tmp_path / "m.pt2")
+    with pytest.raises(UsageError, match="are the same"):
+        vs.write(tmp_path / "m.pt2", {}, model=tmp_path / "m.pt2")
+    assert not (tmp_path / "copy.pt2").exists()
+
+
+def test_weights_that_are_one_do_not_get_two_values(tmp_path):
+    opened = vs.read(MODEL)
+    groups: dict[object, list[str]] = {}
+    for name, array in opened.items():
+        groups.setdefault(array.identity, []).append(name)
+    tied = max(groups.values(), key=len)
+    assert len(tied) == 2
+    first, second = (
+        np.full(opened[name].shape, value, opened[name].dtype) for name, value in zip(tied, (1, 2), strict=True)
+    )
+    with pytest.raises(VariableMismatch, match="are one"):
+        vs.write(tmp_path / "copy.pt2", dict(zip(tied, (first, second), strict=True)), model=MODEL)
+    vs.write(tmp_path / "copy.pt2", dict(zip(tied, (first, first), strict=True)), model=MODEL)

@@ -1,0 +1,97 @@
+"""Copy a zip archive with other content, as long as the old, in some of its uncompressed members.
+
+All other bytes stay as they are; the checksums of the members that change are corrected in all three places that have
+them: the header of the member, the descriptor that may follow its content, and the directory at the end.
+"""
+
+from __future__ import annotations
+
+import struct
+import zipfile
+import zlib
+from collections.abc import Callable, Mapping
+from typing import BinaryIO
+
+import numpy as np
+
+from varstore.errors import FormatError
+from varstore.formats.binary.slices import stream_of
+from varstore.formats.binary.source import Source
+from varstore.formats.binary.zip import Member
+
+__all__ = ["copy_archive"]
+
+_CENTRAL = struct.Struct("<4s4B4H3L5H2L")
+_CENTRAL_MAGIC, _DESCRIPTOR = b"PK\1\2", b"PK\7\10"
+_FLAGS_AT, _LOCAL_CRC, _CENTRAL_CRC = 6, 14, 16
+_CRC_FOLLOWS = 8
+_PIECE = 1 << 24
+
+
+def copy_archive(
+    file: BinaryIO,
+    source: Source,
+    members: Mapping[str, Member],
+    contents: Mapping[str, Callable[[np.ndarray], np.ndarray]],
+) -> None:
+    """Write an archive to a new file.
+
+    Args:
+        file: where to write.
+        source: the archive.
+        members: its members, as `archive_members` returns them.
+        contents: functions that change the content of a member, an array of uint8, and return it.
+
+    Raises:
+        FormatError: a member is compressed, or the archive is damaged.
+    """
+    with stream_of(source) as stream, zipfile.ZipFile(stream) as archive:
+        infos, directory = archive.infolist(), archive.start_dir
+    is_checked = any(info.CRC for info in infos)
+    copy = _Copy(file, source)
+    sums: dict[str, bytes] = {}
+    for info in sorted(infos, key=lambda info: info.header_offset):
+        if info.filename not in contents:
+            continue
+        member = members[info.filename]
+        if not member.is_plain:
+            raise FormatError("a member that is to be changed is compressed", path=source.path, field=info.filename)
+        start, size = member.span
+        content = contents[info.filename](source.read(start, size))
+        crc = sums[info.filename] = struct.pack("<L", zlib.crc32(content.data) if is_checked else 0)
+        (flags,) = struct.unpack("<H", source.bytes(info.header_offset + _FLAGS_AT, 2))
+        if not flags & _CRC_FOLLOWS:
+            copy.replace(info.header_offset + _LOCAL_CRC, crc)
+        copy.replace(start, content.data)
+        if flags & _CRC_FOLLOWS:
+            has_magic = source.bytes(start + size, 4) == _DESCRIPTOR
+            copy.replace(start + size + (4 if has_magic else 0), crc)
+    for info in infos:
+        fields = _CENTRAL.unpack(source.bytes(directory, _CENTRAL.size))
+        if fields[0] != _CENTRAL_MAGIC:
+            raise FormatError("the directory of the archive is damaged", path=source.path)
+        if info.filename in sums:
+            copy.replace(directory + _CENTRAL_CRC, sums[info.filename])
+        directory += _CENTRAL.size + sum(fields[12:15])
+    copy.up_to(source.size)
+
+
+class _Copy:
+    """A copy of a file, written from its start to its end, with some of the bytes replaced."""
+
+    def __init__(self, file: BinaryIO, source: Source) -> None:
+        self._file = file
+        self._source = source
+        self._at = 0
+
+    def up_to(self, end: int) -> None:
+        """Copy what comes before a position."""
+        for start in range(self._at, end, _PIECE):
+            self._file.write(self._source.read(start, min(_PIECE, end - start)).data)
+        self._at = end
+
+    def replace(self, start: int, content: bytes | memoryview) -> None:
+        """Copy what comes before a position, and write other bytes in place of those that are there."""
+        self.up_to(start)
+        self._file.write(content)
+        self._at = start + len(content)
