@@ -69,8 +69,12 @@ def test_other_peoples_files_are_kept_by_request(path, monkeypatch, durable, lin
     assert os.listdir(path.parent) == ["c"]
 
 
+@pytest.mark.parametrize("is_settled", [True, False])
 @pytest.mark.parametrize("name", ["notes.txt", "w/notes.txt", "logs/tb/events"])
-def test_a_file_that_appears_during_the_save_is_not_lost(path, name):
+def test_a_file_that_appears_during_the_save_is_not_lost(path, monkeypatch, name, is_settled):
+    if is_settled:
+        monkeypatch.setattr(foreign, "_SETTLED", 0)
+
     def put(done, total):
         (path / name).parent.mkdir(parents=True, exist_ok=True)
         (path / name).write_text("mine")
@@ -84,6 +88,23 @@ def test_a_file_that_appears_during_the_save_is_not_lost(path, name):
     assert (path / name).read_text() == "mine"
     assert vs.load(path)["w"].tolist() == [0, 1, 2, 3]
     assert os.listdir(path.parent) == ["c"]
+
+
+@pytest.mark.parametrize("is_settled", [True, False])
+def test_folders_that_did_not_change_since_some_time_are_listed_once(path, monkeypatch, is_settled):
+    if is_settled:
+        time.sleep(0.02)  # the clock of the file system may be that much behind
+        monkeypatch.setattr(foreign, "_SETTLED", 0)
+    listed, listdir = [], os.listdir
+
+    def listing(folder):
+        if isinstance(folder, int):
+            listed.append(os.path.basename(os.readlink(f"/proc/self/fd/{folder}")))
+        return listdir(folder)
+
+    monkeypatch.setattr(os, "listdir", listing)
+    vs.save(path, NEW, overwrite=True)
+    assert [listed.count(name) for name in ("w", "v", "x")] == [1 if is_settled else 2] * 3
 
 
 def test_files_are_kept_as_they_are_at_the_end_of_the_save(path, monkeypatch):

@@ -11,6 +11,7 @@ import errno
 import os
 import re
 import stat
+import time
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -36,11 +37,13 @@ Stamp = tuple[int, int, int]
 _DROPPED = re.compile(r"\.DS_Store|\._.*|\.nfs.*|Thumbs\.db|desktop\.ini|lost\+found", re.DOTALL)
 """What systems leave in folders; nobody misses it."""
 _USUAL = frozenset({"out", "meta"})
+_SETTLED = 10 * 10**9
+"""Nanoseconds; no file system keeps times of changes less exactly than this, not even vfat."""
 _NOT_A_FOLDER = {errno.ENOTDIR, errno.ELOOP}
 _ENCODED = re.compile(r"zarr\.json|c(\.\d+)*")
 
 
-def foreign_files(fd: int, path: str) -> list[str]:
+def foreign_files(fd: int, path: str, seen: dict[tuple[int, int], int]) -> list[str]:
     """Return the files in a checkpoint that it does not know, as paths relative to it.
 
     What systems drop does not count, nor do temporary names of varstore, or empty folders. Without a manifest that can
@@ -51,22 +54,30 @@ def foreign_files(fd: int, path: str) -> list[str]:
     Args:
         fd: of its directory.
         path: of its directory.
+        seen: the folders of variables that held no such file when they were looked at before: device and inode, and
+            the time of the last change. They are listed again only if they changed since; this look adds its own.
 
     Raises:
         OSError: a folder cannot be listed, or the manifest cannot be read, or the checkpoint is being removed.
     """
-    return sorted(_foreign(fd, "", _known_folders(fd, path), {MANIFEST, MARKER}))
+    return sorted(_foreign(fd, "", _known_folders(fd, path, seen), {MANIFEST, MARKER}))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class _Known:
-    """The folders of variables, each with its encoding, and those above them."""
+    """The folders of variables, each with its encoding, and those above them.
+
+    `seen` is as for `foreign_files`, and the time of a change that came after `settled` is not noted: the next one
+    may get the same time.
+    """
 
     variables: Mapping[str, str]
     parents: Collection[str]
+    seen: dict[tuple[int, int], int]
+    settled: int
 
 
-def _known_folders(fd: int, path: str) -> _Known | None:
+def _known_folders(fd: int, path: str, seen: dict[tuple[int, int], int]) -> _Known | None:
     try:
         data = Directory(Location(path, path), fd).read_small(MANIFEST, limit=MANIFEST_LIMIT)
         variables = Manifest.decode(data, path=path).folders()
@@ -77,17 +88,22 @@ def _known_folders(fd: int, path: str) -> _Known | None:
         above: str = folder
         while (above := above.rpartition("/")[0]) and above not in parents:
             parents.add(above)
-    return _Known(variables=variables, parents=parents)
+    is_shared = syscalls.file_system_type(fd) in syscalls.SHARED_FILE_SYSTEMS  # where times come from other clocks
+    return _Known(
+        variables=variables, parents=parents, seen=seen, settled=0 if is_shared else time.time_ns() - _SETTLED
+    )
 
 
 def _foreign(folder: int, below: str, known: _Known | None, usual: Collection[str]) -> Iterator[str]:
     """Yield the foreign files in an open folder and below it; `usual` are the names that are not foreign there."""
     inside = f"{below}/" if below else ""
     names = [name for name in os.listdir(folder) if name not in usual]
-    variables = [n for n in names if known and inside + n in known.variables and inside + n not in known.parents]
     unusual: dict[str, list[str]] = {}
-    for_each(variables, partial(_look, folder=folder, unusual=unusual))
-    are_variables = frozenset(variables)
+    are_variables: frozenset[str] = frozenset()
+    if known is not None:
+        inner = [name for name in names if inside + name in known.variables and inside + name not in known.parents]
+        for_each(inner, partial(_look, folder=folder, known=known, unusual=unusual))
+        are_variables = frozenset(inner)
     for name in names:
         path = inside + name
         is_parent = known is not None and path in known.parents
@@ -110,8 +126,12 @@ def _foreign(folder: int, below: str, known: _Known | None, usual: Collection[st
             os.close(fd)
 
 
-def _look(variable: str, *, folder: int, unusual: dict[str, list[str]]) -> None:
+def _look(variable: str, *, folder: int, known: _Known, unusual: dict[str, list[str]]) -> None:
     """Note what is in the folder of a variable if it is more than usual."""
+    if known.seen:
+        status = os.stat(variable, dir_fd=folder, follow_symlinks=False)
+        if known.seen.get((status.st_dev, status.st_ino)) == status.st_ctime_ns:
+            return
     try:
         fd = syscalls.open_fd(variable, syscalls.READ_FOLDER_ITSELF, dir_fd=folder)
     except OSError as error:
@@ -119,11 +139,14 @@ def _look(variable: str, *, folder: int, unusual: dict[str, list[str]]) -> None:
             return
         raise
     try:
+        status = os.fstat(fd)  # before it is listed: what is put there after that changes it
         names = os.listdir(fd)
     finally:
         os.close(fd)
     if not _USUAL.issuperset(names):
         unusual[variable] = names
+    elif status.st_ctime_ns < known.settled:
+        known.seen[status.st_dev, status.st_ino] = status.st_ctime_ns
 
 
 def _usual_of(encoding: str, names: Iterable[str]) -> Collection[str]:

@@ -32,7 +32,7 @@ import os
 import stat
 import time
 from collections.abc import Collection, Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from types import TracebackType
 
 from varstore.disk.save.durability import Durability, sync_each
@@ -73,6 +73,7 @@ class Target:
     """The place that a save is to take, as `prepare_target` found it; `shown` is the path that the caller gave.
 
     `mode` is that of the folder there, if there is one, and `kept` are the files in it that the new checkpoint gets.
+    `seen` is as for `foreign_files`.
     """
 
     path: str
@@ -83,6 +84,7 @@ class Target:
     in_place: bool = False
     mode: int | None = None
     kept: tuple[str, ...] = ()
+    seen: dict[tuple[int, int], int] = field(default_factory=dict)
 
 
 def prepare_target(path: str, *, overwrite: bool, foreign: Foreign) -> Target:
@@ -146,7 +148,7 @@ def _looked_at(target: Target, fd: int) -> Target:
     _check_replaceable(target, names, immovable=immovable)
     kept: tuple[str, ...] = ()
     if target.foreign != "delete" and not is_giving_way(names):
-        kept = tuple(foreign_files(fd, path))
+        kept = tuple(foreign_files(fd, path, target.seen))
     if kept and target.foreign == "error":
         raise CheckpointExists(
             "in the checkpoint that is to be replaced there are files that it does not know",
