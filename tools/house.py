@@ -79,7 +79,7 @@ ORDER: dict[str, tuple[str, ...]] = {
         "advice",
         "checkpoint",
     ),
-    "model": ("options", "match", "report", "store", "moves", "ties", "into"),
+    "model": ("options", "match", "report", "refusal", "store", "moves", "ties", "into"),
     "training": ("tensors", "tree", "chosen", "state", "background", "policies", "series", "retention", "manager"),
     "interfaces": ("oneflow", "mindspore"),
     "interfaces/oneflow": ("config", "dtypes", "initializers", "session", "checkpoint"),

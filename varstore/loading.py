@@ -119,6 +119,7 @@ def load_into(
     include: Patterns | None = None,
     exclude: Patterns | None = None,
     rename: Rename | None = None,
+    strict: bool | None = None,
     on_mismatch: OnMismatch = "error",
     cast: bool = False,
     missing: Missing = None,
@@ -141,11 +142,14 @@ def load_into(
         include: as for `load`, on the source's names.
         exclude: as for `load`, on the source's names.
         rename: as for `load`; it turns the source's names into the targets' names.
+        strict: raise an error if the targets or the source have names that the other side does not have. Default: True
+            for a module or a layer, and False for arrays.
         on_mismatch: what to do where shapes or types differ: "error"; "skip" leaves the target as it is and reports
             it; "overlap" copies the corner that both shapes share, for a vocabulary that grew.
         cast: convert between types of the same kind, such as float32 and bfloat16.
-        missing: what to do if the source does not have all targets: None leaves the others as they are and reports
-            them; "error" raises an error.
+        missing: a pattern of names or several, as for `load`: the targets that need not be in the source, and then
+            keep their values. An error is raised for all others. With "error", all targets must be in the source. By
+            default, `strict` decides.
         on_tied: what to do if the source has different values for targets that share memory, such as one array under
             two names: "error"; "first" and "last" take the values of the one that comes first or last in `targets`.
             Equal values are always loaded.
@@ -157,8 +161,9 @@ def load_into(
         A report of what was loaded, what was missing in the source, and what was unexpected in it.
 
     Raises:
-        VariableMismatch: shapes or types differ, or `missing` or `on_tied` is "error" and applies; the message lists
-            the variables, and nothing has changed.
+        VariableMismatch: shapes or types differ, names do with `strict` or `missing`, nothing would be loaded, or there
+            are different values for targets that share memory. The message lists all that is wrong, and nothing has
+            changed.
         UsageError: a target is not a writeable array.
         DigestMismatch, SizeMismatch, ManifestError: the files are not what was saved.
 
@@ -176,6 +181,7 @@ def load_into(
         840
     """
     fill = _adapter_of(targets) or into.load_into
+    strictness = {} if strict is None else {"strict": strict}
     report: LoadReport = fill(
         targets,
         open_source(source),
@@ -189,6 +195,7 @@ def load_into(
         verify=verify,
         threads=threads,
         progress=progress,
+        **strictness,
     )
     return report
 

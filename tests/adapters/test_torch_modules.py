@@ -624,6 +624,46 @@ def test_missing_names_by_request(tmp_path: Path) -> None:
     assert report.unexpected == ("more",)
 
 
+def test_a_module_given_to_load_into_is_loaded_strictly(tmp_path: Path) -> None:
+    vs.save(tmp_path / "c", {"0.weight": np.ones((2, 3), np.float32), "0.bias": np.ones(2, np.float32)})
+    found = nn.Sequential(nn.Linear(3, 2), nn.Linear(2, 2))
+    before = copied(found.state_dict())
+    with pytest.raises(VariableMismatch, match="2 missing") as caught:
+        vs.load_into(found, tmp_path / "c")
+    assert caught.value.hint is not None
+    assert (
+        "pass missing='1.*' to let these targets keep their values, or strict=False to load only" in caught.value.hint
+    )
+    with pytest.raises(VariableMismatch, match=r"1 missing\n.*1\.weight"):
+        vs.load_into(found, tmp_path / "c", missing="*.bias")
+    assert all(torch.equal(found.state_dict()[name], before[name]) for name in before)
+    for options in ({"missing": "1.*"}, {"strict": False}, {"missing": ["1.bias", "1.weight"]}):
+        report = vs.load_into(found, tmp_path / "c", **options)
+        assert (report.loaded, report.missing) == (("0.weight", "0.bias"), ("1.weight", "1.bias"))
+        assert (found[0].weight == 1).all()
+
+
+def test_all_that_is_wrong_is_told_at_once() -> None:
+    state = {f"module.{name}": torch.ones(shape) for name, shape in {"0.weight": (3, 2), "0.bias": (2,)}.items()}
+    found = nn.Sequential(nn.Linear(3, 2), nn.Linear(2, 2))
+    with pytest.raises(VariableMismatch) as caught:
+        vs.load_into(found, state)
+    for part in ("module.0.weight", "rename={'module.': ''}", "(3, 2) -> (2, 3), transposed", "1.weight, 1.bias"):
+        assert part in str(caught.value)
+    assert "overlap" not in str(caught.value)
+    report = vs.load_into(found, state, rename={"module.": ""}, missing="1.*", on_mismatch="skip")
+    assert report.loaded == ("0.bias",)
+
+
+def test_a_load_of_nothing_into_a_module_is_an_error(tmp_path: Path) -> None:
+    vs.save(tmp_path / "c", {"other": np.ones(3)})
+    with pytest.raises(VariableMismatch, match="nothing is loaded"):
+        vs.load_into(nn.Linear(3, 2), tmp_path / "c", strict=False)
+    with pytest.raises(VariableMismatch, match="nothing is loaded"):
+        vt.load_into(nn.Linear(3, 2), {"weight": torch.ones(3, 3)}, strict=False, on_mismatch="skip")
+    assert vs.load_into(nn.ReLU(), tmp_path / "c", strict=False).unexpected == ("other",)
+
+
 def test_what_a_modules_own_code_raises_is_left_as_it_is() -> None:
     found = nn.Sequential(Packed())
     with pytest.raises(KeyError, match="weight"):

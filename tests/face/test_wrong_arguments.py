@@ -89,7 +89,7 @@ CALLS = {
     "load_into": (
         vs.load_into,
         lambda: {
-            **dict(CHOICE, targets=values(), source="c", exclude=None, rename=None),
+            **dict(CHOICE, targets=values(), source="c", exclude=None, rename=None, strict=None),
             **dict(READ, on_mismatch="error", cast=False, missing=None, on_tied="error"),
         },
     ),

@@ -518,7 +518,7 @@ class TestLoadArrays:
                 flow.load_variables(values, ignore_mismatch)
             assert str(caught.value) == (
                 "nothing was loaded: shapes or types of 2 variables differ, given -> session:\n"
-                "  'dense1-weight': (3, 4) -> (4, 3)\n"
+                "  'dense1-weight': (3, 4) -> (4, 3), transposed\n"
                 "  'dense1-bias': float64 -> float32\n"
                 "Leave them out, or use load_into with on_mismatch= and cast="
             )

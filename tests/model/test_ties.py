@@ -187,8 +187,6 @@ def test_missing_targets_are_an_error_by_request(tmp_path):
         with pytest.raises(VariableMismatch):
             report.raise_for(category)
     assert vs.load_into({"w": targets["w"]}, checkpoint, missing="error").loaded == ("w",)
-    with pytest.raises(UsageError, match="missing: unknown mode: found 'keep', expected None or 'error'"):
-        vs.load_into(targets, checkpoint, missing="keep")
 
 
 # --- every layout, against a byte-by-byte truth --------------------------------------------------------------------

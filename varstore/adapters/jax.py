@@ -19,6 +19,7 @@ from varstore.disk.read.checkpoint import Checkpoint, retry_if_replaced
 from varstore.errors import VariableMismatch
 from varstore.model.match import Spec, compare
 from varstore.model.options import Path, StateOptions
+from varstore.model.refusal import Demands, refuse
 from varstore.text.hints import listed
 from varstore.training.state import load_state, save_state
 from varstore.training.tensors import Leaf
@@ -188,7 +189,9 @@ def _compare_arrays(checkpoint: Checkpoint, wanted: list[Any], values: Mapping[i
             variable = checkpoint[value.name]
             targets[value.name] = tuple(wanted[index].shape), np.dtype(wanted[index].dtype)
             sources[value.name] = variable.shape, variable.dtype
-    compare(targets, sources, {name: name for name in sources}, cast=cast, path=checkpoint.path)
+    match = compare(targets, sources, {name: name for name in sources}, cast=cast)
+    path = checkpoint.path
+    refuse(match, Demands(cast=cast), is_vain=False, source=path, target="like", path=path)
 
 
 def _is_array(leaf: Any) -> bool:

@@ -24,6 +24,7 @@ from varstore.model.into import fill_targets
 from varstore.model.match import Missing, OnMismatch, OnTied
 from varstore.model.moves import LateTarget, Place
 from varstore.model.options import LoadOptions, Path, StateOptions
+from varstore.model.refusal import Demands
 from varstore.model.report import LoadReport
 from varstore.text.hints import shortened
 from varstore.training.manager import CheckpointManager
@@ -236,12 +237,13 @@ def load_into(
             a notebook makes a layer again, the names in the state are changed by it.
         strict: raise if the layer or the source has names that the other does not have.
         on_mismatch, cast, verify, threads, progress: see `varstore.load_into`.
-        missing: see `varstore.load_into`. With ``strict=False, missing="error"``, only the source may have other names.
+        missing: patterns of names that the source need not have, as in ``missing="head.*"``; see `varstore.load_into`.
+            With ``strict=False, missing="error"``, only the source may have other names.
         on_tied: see `varstore.load_into`; tied parameters come in the order of the layer.
 
     Raises:
-        VariableMismatch: shapes or types differ, or names if `strict`, or the values for tied parameters; nothing has
-            changed.
+        VariableMismatch: names do not fit with `strict` and `missing`, shapes or types differ, the values for tied
+            parameters do, or nothing would be loaded. All that is wrong is listed, and nothing has changed.
         UsageError: the target is neither a layer nor an optimizer, or the source does not have one optimizer state.
         DigestMismatch, SizeMismatch: the values are not those that were saved.
         CheckpointNotFound, IncompleteCheckpoint: there is no checkpoint, or only an incomplete one.
@@ -270,16 +272,20 @@ def load_into(
         if is_optimizer:
             options: LoadOptions = {"verify": verify, "threads": threads, "progress": progress}
             return _load_into_optimizer(target, given, layer, **options)
-        chosen = select(tuple(given), include=include, exclude=exclude, rename=rename)
-        if not use_structured_name:
+
+        def selected_by(other: Rename | None) -> Mapping[str, str]:
+            way = rename if other is None else other
+            chosen = select(tuple(given), include=include, exclude=exclude, rename=way)
+            if use_structured_name:
+                return chosen
             known = _known_names(given)
-            chosen = {known.get(origin, name): origin for name, origin in chosen.items()}
+            return {known.get(origin, name): origin for name, origin in chosen.items()}
+
         return fill_targets(
             {name if use_structured_name else tensor.name: _target(name, tensor) for name, tensor in own.items()},
             given,
-            chosen,
-            {"on_mismatch": on_mismatch, "cast": cast},
-            refused=("kept", "unused") if strict else ("kept",) if missing else (),
+            selected_by,
+            Demands(strict=strict, missing=missing, on_mismatch=on_mismatch, cast=cast),
             on_tied=on_tied,
             verify=verify,
             threads=threads,

@@ -18,9 +18,10 @@ from varstore.disk.read.whole import read_into
 from varstore.errors import UsageError
 from varstore.layout.location import Location
 from varstore.layout.readable import Readable
-from varstore.model.match import Missing, OnMismatch, OnTied, Spec, compare, spec_of
+from varstore.model.match import Match, Missing, OnMismatch, OnTied, Spec, compare, spec_of
 from varstore.model.moves import LateTarget, Move, OnDisk, Place, fill, move_of, nbytes_of
 from varstore.model.options import Path
+from varstore.model.refusal import Demands, refuse
 from varstore.model.report import LoadReport, make_report, with_saturated
 from varstore.model.ties import Settled, settle
 from varstore.values.arguments import check_names
@@ -37,6 +38,7 @@ def load_into(
     include: Patterns | None = None,
     exclude: Patterns | None = None,
     rename: Rename | None = None,
+    strict: bool | None = None,
     on_mismatch: OnMismatch = "error",
     cast: bool = False,
     missing: Missing = None,
@@ -47,14 +49,16 @@ def load_into(
 ) -> LoadReport:
     """Fill existing arrays with the variables of the same names, in place; see `varstore.load_into`."""
     check_targets(targets, "targets")
+    demands = Demands(strict=bool(strict), missing=missing, on_mismatch=on_mismatch, cast=cast)
 
     def load_from(given: Mapping[str, Any]) -> LoadReport:
         return fill_targets(
             targets,
             given,
-            select(tuple(given), include=include, exclude=exclude, rename=rename),
-            {"on_mismatch": on_mismatch, "cast": cast},
-            refused=("kept",) if missing else (),
+            lambda other: select(
+                tuple(given), include=include, exclude=exclude, rename=rename if other is None else other
+            ),
+            demands,
             on_tied=on_tied,
             verify=verify,
             threads=threads,
@@ -70,34 +74,38 @@ def load_into(
 def fill_targets(
     targets: Mapping[str, np.ndarray | LateTarget],
     given: Mapping[str, Any],
-    selected: Mapping[str, str],
-    modes: Mapping[str, Any],
+    selected_by: Callable[[Rename | None], Mapping[str, str]],
+    demands: Demands,
     *,
-    refused: tuple[str, ...],
     on_tied: OnTied,
     verify: bool,
     threads: int | None,
     progress: Progress,
     target: str = "targets",
 ) -> LoadReport:
-    """Fill targets from an open checkpoint, file or mapping; `selected` are the names in it, by the targets' names.
+    """Fill targets from an open checkpoint, file or mapping, if the load meets the demands.
 
-    `modes` are `on_mismatch` and `cast`, `refused` the categories of the report that are an error, before anything
-    changes; `target` is the name of the targets in the report.
+    `selected_by` returns the names in it by the targets' names; it takes a rename in place of the caller's, or None.
+    `target` is the name of the targets in the report.
     """
     path = getattr(given, "path", None)  # of a checkpoint or a file
     where = path or type(given).__name__
+    selected = selected_by(None)
     sources = {name: as_source(given[name], variable=name) for name in selected.values()}
-    match = compare(
-        {name: _spec_of_target(held) for name, held in targets.items()},
-        {name: spec_of(value) for name, value in sources.items()},
-        selected,
-        path=path,
-        **modes,
-    )
+    wanted = {name: _spec_of_target(held) for name, held in targets.items()}
+
+    def matched(rename: Rename | None) -> Match:
+        chosen = selected if rename is None else selected_by(rename)
+        specs = {
+            name: spec_of(sources[name] if name in sources else as_source(given[name], variable=name))
+            for name in chosen.values()
+        }
+        return compare(wanted, specs, chosen, on_mismatch=demands.on_mismatch, cast=demands.cast)
+
+    match = matched(None)
     report = make_report(match, source=where, target=target)
-    if refused:
-        report.raise_for(*refused)
+    is_vain = bool(targets) and bool(given) and not match.pairs
+    refuse(match, demands, is_vain=is_vain, source=where, target=target, path=path, matched=matched)
     moves = [move_of(pair, targets[pair.target], sources[pair.source]) for pair in match.pairs]
     settled = prepare(moves, names=targets, on_tied=on_tied, verify=verify, path=path)
     with reporting(progress, settled.nbytes, f"loading {where}") as advance:

@@ -1,6 +1,6 @@
 """Compare a source with targets: names, shapes and data types go in, and a `Match` says what loading will do.
 
-Nothing is read or changed here.
+Nothing is read, changed or refused here.
 """
 
 from __future__ import annotations
@@ -11,9 +11,8 @@ from typing import Any, Literal, TypeAlias
 
 import numpy as np
 
-from varstore.errors import VariableMismatch
-from varstore.text.hints import listed, plural, shortened
 from varstore.values.arrays import Source, Stored
+from varstore.values.select import Patterns
 
 __all__ = [
     "Match",
@@ -25,14 +24,18 @@ __all__ = [
     "Shape",
     "SourceSpec",
     "Spec",
+    "common_corner",
     "compare",
+    "is_same_kind",
     "is_same_type",
+    "is_transposed",
     "spec_of",
 ]
 
 OnMismatch: TypeAlias = Literal["error", "skip", "overlap"]
 OnTied: TypeAlias = Literal["error", "first", "last"]
-Missing: TypeAlias = Literal["error"] | None
+Missing: TypeAlias = Patterns | None
+"""Patterns of targets that need not be loaded; the word "error" alone: all must be."""
 How: TypeAlias = Literal["exact", "cast", "overlap"]
 Shape: TypeAlias = tuple[int, ...]
 Spec: TypeAlias = tuple[Shape, np.dtype[Any]]
@@ -40,7 +43,6 @@ SourceSpec: TypeAlias = tuple[Shape | None, np.dtype[Any] | None]
 
 _KINDS = "buifc"
 _ML_KINDS = (("uint", "u"), ("int", "i"), ("float", "f"), ("bfloat", "f"))
-_LINES = 10
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -60,7 +62,8 @@ class Mismatch:
             sides = [side[:1] for side in sides]
         elif self.source_shape == self.target_shape:
             sides = [side[1:] for side in sides]
-        return " -> ".join(" ".join(side) for side in sides)
+        note = ", transposed" if is_transposed(self.source_shape, self.target_shape) else ""
+        return " -> ".join(" ".join(side) for side in sides) + note
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -106,7 +109,6 @@ def compare(
     *,
     on_mismatch: OnMismatch = "error",
     cast: bool = False,
-    path: str | None = None,
 ) -> Match:
     """Decide for every target and every selected source whether and how it is loaded.
 
@@ -114,10 +116,7 @@ def compare(
     that are not `selected` do not count as `unused`. ``on_mismatch="overlap"`` allows shapes with equally many
     dimensions that share a non-empty corner. ``cast=True`` allows what numpy calls "same_kind": from bool to unsigned
     to signed to floating to complex, and between sizes, for the types of `ml_dtypes` too. A different byte order is
-    not a mismatch. What still does not fit is an error, unless ``on_mismatch="skip"``.
-
-    Raises:
-        VariableMismatch: shapes or types differ more than is allowed; the message lists them.
+    not a mismatch. What still does not fit is `mismatched`.
     """
     pairs: list[Pair] = []
     unused: list[str] = []
@@ -129,8 +128,8 @@ def compare(
         (shape, dtype), (known_shape, known_dtype) = targets[name], sources[source]
         source_shape = shape if known_shape is None else known_shape
         source_dtype = dtype if known_dtype is None else known_dtype
-        common = _common(source_shape, shape, allow_corner=on_mismatch == "overlap")
-        fits = is_same_type(source_dtype, dtype) or (cast and _is_same_kind(source_dtype, dtype))
+        common = common_corner(source_shape, shape) if on_mismatch == "overlap" or source_shape == shape else None
+        fits = is_same_type(source_dtype, dtype) or (cast and is_same_kind(source_dtype, dtype))
         sides: dict[str, Any] = {
             "source_shape": source_shape,
             "target_shape": shape,
@@ -142,8 +141,6 @@ def compare(
         else:
             how: How = "overlap" if source_shape != shape else "exact" if source_dtype == dtype else "cast"
             pairs.append(Pair(target=name, source=source, how=how, common=common, **sides))
-    if mismatched and on_mismatch != "skip":
-        raise _mismatch_error(mismatched, path, _suggestion(mismatched, on_mismatch, cast=cast))
     kept = tuple(name for name in targets if name not in selected)
     return Match(pairs=tuple(pairs), kept=kept, unused=tuple(unused), mismatched=tuple(mismatched))
 
@@ -153,7 +150,8 @@ def is_same_type(source: np.dtype[Any], target: np.dtype[Any]) -> bool:
     return source == target or source.newbyteorder("=") == target.newbyteorder("=")
 
 
-def _is_same_kind(source: np.dtype[Any], target: np.dtype[Any]) -> bool:
+def is_same_kind(source: np.dtype[Any], target: np.dtype[Any]) -> bool:
+    """Tell whether ``cast=True`` converts a type to another one."""
     return 0 <= _rank(source) <= _rank(target)
 
 
@@ -164,48 +162,14 @@ def _rank(dtype: np.dtype[Any]) -> int:
     return _KINDS.find(kind)
 
 
-def _common(source: Shape, target: Shape, *, allow_corner: bool) -> Shape | None:
+def is_transposed(source: Shape, target: Shape) -> bool:
+    """Tell whether two shapes have the same extents in another order, as the weights of other frameworks do."""
+    return source != target and sorted(source) == sorted(target)
+
+
+def common_corner(source: Shape, target: Shape) -> Shape | None:
+    """Return the shape of the corner that two shapes share; None if they share none."""
     if source == target:
         return target
     corner = tuple(map(min, source, target))
-    return corner if allow_corner and len(source) == len(target) and 0 not in corner else None
-
-
-def _suggestion(mismatched: list[Mismatch], on_mismatch: OnMismatch, *, cast: bool) -> str:
-    """Return the hint: the options that would let at least one of these be loaded, or be left as it is."""
-    missing = {_missing_modes(mismatch, on_mismatch, cast=cast) for mismatch in mismatched if _can_be_allowed(mismatch)}
-    ways = []
-    if ("cast",) in missing:
-        ways.append("cast=True to convert between types of the same kind")
-    if ("overlap",) in missing:
-        ways.append('on_mismatch="overlap" to copy the corner that two shapes share')
-    if missing == {("cast", "overlap")}:
-        ways.append('cast=True and on_mismatch="overlap" together to convert the corner that two shapes share')
-    ways.append('on_mismatch="skip" to leave these targets as they are')
-    return "pass " + (", ".join([*ways[:-1], f"or {ways[-1]}"]) if len(ways) > 1 else ways[0])
-
-
-def _missing_modes(mismatch: Mismatch, on_mismatch: OnMismatch, *, cast: bool) -> tuple[str, ...]:
-    needs_cast = not cast and not is_same_type(mismatch.source_dtype, mismatch.target_dtype)
-    needs_overlap = on_mismatch != "overlap" and mismatch.source_shape != mismatch.target_shape
-    return ("cast",) * needs_cast + ("overlap",) * needs_overlap
-
-
-def _can_be_allowed(mismatch: Mismatch) -> bool:
-    """Tell whether `cast` and "overlap" together would let it be loaded."""
-    source, target = mismatch.source_dtype, mismatch.target_dtype
-    fits = is_same_type(source, target) or _is_same_kind(source, target)
-    return fits and _common(mismatch.source_shape, mismatch.target_shape, allow_corner=True) is not None
-
-
-def _mismatch_error(mismatched: list[Mismatch], path: str | None, ways_out: str) -> VariableMismatch:
-    alike: dict[str, list[str]] = {}
-    for mismatch in mismatched:
-        alike.setdefault(str(mismatch), []).append(mismatch.name)
-    lines = [f"{listed(list(map(repr, names)))}: {difference}" for difference, names in alike.items()]
-    return VariableMismatch(
-        f"shapes or types of {plural(len(mismatched), 'variable')} differ, source -> target:",
-        rows=shortened(lines, _LINES),
-        path=path,
-        hint=ways_out,
-    )
+    return corner if len(source) == len(target) and 0 not in corner else None

@@ -17,12 +17,22 @@ from typing import Any
 import numpy as np
 
 from varstore.errors import UsageError, VariableMismatch
-from varstore.model.match import Match, Mismatch, Shape, is_same_type
+from varstore.model.match import Match, Mismatch, Shape, is_same_type, is_transposed
 from varstore.text.hints import nearest, plural
 from varstore.text.table import Table
 from varstore.values.select import SEPARATOR, select
 
-__all__ = ["Cast", "LoadReport", "Overlap", "fold", "make_report", "suggest_prefixes", "with_saturated"]
+__all__ = [
+    "Cast",
+    "LoadReport",
+    "Overlap",
+    "fold",
+    "listed_as",
+    "make_report",
+    "rename_that_helps",
+    "suggest_prefixes",
+    "with_saturated",
+]
 
 _CATEGORIES = {
     "kept": "(not in the source: keeps its values)",
@@ -56,7 +66,8 @@ class Overlap:
     copied: Shape
 
     def __str__(self) -> str:
-        return f"{self.source_shape} -> {self.target_shape}, copied {self.copied}"
+        note = ", transposed" if is_transposed(self.source_shape, self.target_shape) else ""
+        return f"{self.source_shape} -> {self.target_shape}{note}, copied {self.copied}"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -145,11 +156,10 @@ class LoadReport:
         wrong = [category for category in _CATEGORIES if category in categories and getattr(self, category)]
         if not wrong:
             return self
-        counts = ", ".join(f"{len(getattr(self, category))} {_WORDS.get(category, category)}" for category in wrong)
-        rows = [row for category in wrong for row in self._rows(category)]
+        counts, rows = listed_as(self, wrong)
         raise VariableMismatch(
             f"{self.source} -> {self.target}: {counts}",
-            rows=_lines(rows),
+            rows=rows,
             hint="; ".join(self.hints) or "pair the names with rename=, and leave the rest out with exclude=",
         )
 
@@ -176,6 +186,13 @@ class LoadReport:
         if category == "loaded":
             noted = ((name, _origin(name, self.renamed)) for name in self.loaded)
         return [(_WORDS.get(category, category), *row) for row in fold(noted, _ROWS)]
+
+
+def listed_as(report: LoadReport, categories: Iterable[str]) -> tuple[str, list[str]]:
+    """Return how many variables the categories have, and the rows that list them."""
+    held = [category for category in categories if getattr(report, category)]
+    counts = ", ".join(f"{len(getattr(report, category))} {_WORDS.get(category, category)}" for category in held)
+    return counts, _lines([row for category in held for row in report._rows(category)])
 
 
 def _origin(name: str, renamed: Mapping[str, str]) -> str:
@@ -292,14 +309,25 @@ def _form(rows: list[tuple[str, int, str, str]]) -> str:
     return f"{{:<10}} {{:>6}}  {{:<{width}}}  {{}}"
 
 
-def _hints(match: Match, unused: str) -> tuple[str, ...]:
+def rename_that_helps(match: Match) -> tuple[dict[str, str], int] | None:
+    """Return the rename of a prefix that makes more names match, where few do, and the number that then match."""
     sources = [pair.source for pair in match.pairs] + [item.source_name for item in match.mismatched]
     targets = [pair.target for pair in match.pairs] + [item.name for item in match.mismatched]
-    if 2 * len(targets) < len(targets) + len(match.kept):
-        suggestion = suggest_prefixes([*sources, *match.unused], [*targets, *match.kept])
-        if suggestion is not None and suggestion[2] > len(targets):
-            old, new, count = suggestion
-            return (f"try rename={ {old: new} }: {count} of {len(targets) + len(match.kept)} names would match",)
+    if 2 * len(targets) >= len(targets) + len(match.kept):
+        return None
+    suggestion = suggest_prefixes([*sources, *match.unused], [*targets, *match.kept])
+    if suggestion is None or suggestion[2] <= len(targets):
+        return None
+    old, new, count = suggestion
+    return {old: new}, count
+
+
+def _hints(match: Match, unused: str) -> tuple[str, ...]:
+    suggestion = rename_that_helps(match)
+    if suggestion is not None:
+        rename, count = suggestion
+        wanted = len(match.pairs) + len(match.mismatched) + len(match.kept)
+        return (f"try rename={rename}: {count} of {wanted} names would match",)
     return _near_misses(match.kept, match.unused, "unexpected" if unused == "unused" else unused)
 
 

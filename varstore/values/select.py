@@ -14,7 +14,7 @@ from typing import Any, TypeAlias
 from varstore.errors import UsageError, VariableMismatch, VariableNotFound
 from varstore.text.hints import listed, nearest
 
-__all__ = ["Patterns", "Rename", "SEPARATOR", "select"]
+__all__ = ["Patterns", "Rename", "SEPARATOR", "matcher", "patterns_of", "select"]
 
 Patterns: TypeAlias = str | Iterable[str]
 Rename: TypeAlias = Mapping[str, str | None] | Iterable[tuple[str | re.Pattern[str], str]] | Callable[[str], str | None]
@@ -98,13 +98,13 @@ def _chosen(
     names: list[str], include: Patterns | None, exclude: Patterns | None, path: str | None, *, all_apply: bool
 ) -> list[str]:
     if include is not None:
-        wanted = _patterns("include", include)
-        is_wanted = _matcher(wanted)
+        wanted = patterns_of("include", include)
+        is_wanted = matcher(wanted)
         everything, names = names, [name for name in names if is_wanted(name)]
         _check_patterns("include", wanted, names, everything, path)
     if exclude is not None:
-        unwanted = _patterns("exclude", exclude)
-        is_unwanted = _matcher(unwanted)
+        unwanted = patterns_of("exclude", exclude)
+        is_unwanted = matcher(unwanted)
         if all_apply:
             _check_patterns("exclude", unwanted, [name for name in names if is_unwanted(name)], names, path)
         names = [name for name in names if not is_unwanted(name)]
@@ -116,7 +116,7 @@ def _check_patterns(
 ) -> None:
     found = set(matched)
     for pattern in patterns:
-        if pattern not in found and not any(map(_matcher((pattern,)), matched)):
+        if pattern not in found and not any(map(matcher((pattern,)), matched)):
             raise VariableNotFound(
                 f"no variable matches the pattern {pattern!r}",
                 path=path,
@@ -125,7 +125,12 @@ def _check_patterns(
             )
 
 
-def _patterns(field: str, given: object) -> tuple[str, ...]:
+def patterns_of(field: str, given: object) -> tuple[str, ...]:
+    """Return the patterns that a caller gave, one or several.
+
+    Raises:
+        UsageError: one is not a string.
+    """
     if isinstance(given, str):
         return (given,)
     patterns = tuple(given) if isinstance(given, Iterable) and not isinstance(given, bytes) else (given,)
@@ -137,7 +142,8 @@ def _patterns(field: str, given: object) -> tuple[str, ...]:
     return patterns
 
 
-def _matcher(patterns: tuple[str, ...]) -> Callable[[str], bool]:
+def matcher(patterns: tuple[str, ...]) -> Callable[[str], bool]:
+    """Return a function that tells whether a name matches one of the patterns, as in `select`."""
     exact = frozenset(patterns)
     globs = [fnmatch.translate(pattern) for pattern in patterns if _WILDCARD.search(pattern)]
     if not globs:

@@ -18,7 +18,8 @@ loaded: dict[str, np.ndarray] = vs.load("a", include="w*", exclude=["*/m"], rena
 report: vs.LoadReport = vs.load_into(loaded, "a", on_mismatch="skip", cast=True)
 vs.load_into(loaded, "a", on_mismatch="ignore")  # wrong
 vs.load_into(loaded, "a", missing="error", on_tied="last").raise_for("missing", "unexpected")
-vs.load_into(loaded, "a", missing="keep")  # wrong
+vs.load_into(loaded, "a", missing=["head.*"], strict=True)
+vs.load_into(loaded, "a", missing=3)  # wrong
 vs.load_into(loaded, "a", on_tied="any")  # wrong
 absent: tuple[str, ...] = report.missing + report.unexpected
 vs.load("a", verfy=False)  # wrong

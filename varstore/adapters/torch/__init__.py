@@ -178,12 +178,14 @@ def load_into(
         assign: replace the module's tensors by new ones on the CPU, like ``load_state_dict(assign=True)``. A module on
             the meta device, which does not have memory for values, is loaded like this.
         on_mismatch, cast, verify, threads, progress: see `varstore.load_into`.
-        missing: see `varstore.load_into`. With ``strict=False, missing="error"``, only the source may have other names.
+        missing: patterns of names that the source need not have, as in ``missing="head.*"``; see `varstore.load_into`.
+            With ``strict=False, missing="error"``, only the source may have other names.
         on_tied: see `varstore.load_into`; tied parameters come in the order of the module.
 
     Raises:
-        VariableMismatch: shapes or types differ, or names if `strict`, or the values for tied parameters; nothing has
-            changed. Or code of the module refuses what it is passed; the message says that the module has changed.
+        VariableMismatch: names do not fit with `strict` and `missing`, shapes or types differ, the values for tied
+            parameters do, or nothing would be loaded. All that is wrong is listed, and nothing has changed.
+            Or code of the module refuses what it is passed; the message says that the module has changed.
         UsageError: the target is neither a module nor an optimizer, or is on the meta device, or the source does not
             have one optimizer state.
         DigestMismatch, SizeMismatch: the values are not those that were saved.

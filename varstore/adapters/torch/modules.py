@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import copy
 from collections import Counter, OrderedDict
-from collections.abc import Hashable, Iterable, Mapping
+from collections.abc import Callable, Hashable, Iterable, Mapping
 from dataclasses import replace
 from typing import Any, TypedDict
 
@@ -35,6 +35,7 @@ from varstore.model.match import (
 )
 from varstore.model.moves import LateTarget, Move, OnDisk, Place, move_of, place_of
 from varstore.model.options import LoadOptions
+from varstore.model.refusal import Demands, refuse
 from varstore.model.report import LoadReport, make_report, with_saturated
 from varstore.model.ties import Settled
 from varstore.text.hints import listed
@@ -83,6 +84,12 @@ class _Loading:
         self._module = module
         self._given = given
         self._options = options
+        self._demands = Demands(
+            strict=options["strict"],
+            missing=options["missing"],
+            on_mismatch=options["on_mismatch"],
+            cast=options["cast"],
+        )
         self._metadata = copy.deepcopy(getattr(given, "_metadata", None)) if options["rename"] is None else None
         self._survey = survey(module, self._metadata or {}, assign=options["assign"])
         self._places = {name: self._place(name, member) for name, member in self._survey.members.items()}
@@ -98,12 +105,11 @@ class _Loading:
         """Load, and return what was loaded."""
         match = self._compare()
         report = make_report(match, source=self._where, target=type(self._module).__name__)
-        is_late = self._survey.is_late
-        by_source = {origin: name for name, origin in self._selected.items()}
+        is_vain = not match.pairs and bool(self._given) and bool(match.kept or match.mismatched)
         self._judge(
-            report,
-            kept=[name for name in report.kept if not is_late(name) and name not in self._survey.optional],
-            unused=[origin for origin in report.unused if not is_late(by_source[origin])],
+            self._early(match),
+            is_vain=is_vain and not any(map(self._survey.is_late, self._selected)),
+            matched=lambda rename: self._with(rename).early_match(),
         )
         self._refuse_meta(match.pairs)
         verify, threads = load_options.get("verify", True), load_options.get("threads")
@@ -128,6 +134,24 @@ class _Loading:
         if not tensors and not self._survey.has_code:
             return report
         return self._hand_over(report, self._state(match, tensors))
+
+    def early_match(self) -> Match:
+        """Compare, and return what the module's own code has no say in."""
+        return self._early(self._compare())
+
+    def _with(self, rename: Rename) -> _Loading:
+        options = copy.copy(self._options)
+        options["rename"] = rename
+        return _Loading(self._module, self._given, options)
+
+    def _early(self, match: Match) -> Match:
+        is_late = self._survey.is_late
+        by_source = {origin: name for name, origin in self._selected.items()}
+        return replace(
+            match,
+            kept=tuple(name for name in match.kept if not is_late(name) and name not in self._survey.optional),
+            unused=tuple(origin for origin in match.unused if not is_late(by_source[origin])),
+        )
 
     # --- what is selected ----------------------------------------------------------------------------------------
 
@@ -193,9 +217,7 @@ class _Loading:
             elif source is not None and (name in self._survey.members or self._survey.is_custom(name)):
                 targets[name] = self._target_spec(name, spec_of(source))
         options = self._options
-        match = compare(
-            targets, sources, self._selected, on_mismatch=options["on_mismatch"], cast=options["cast"], path=self._path
-        )
+        match = compare(targets, sources, self._selected, on_mismatch=options["on_mismatch"], cast=options["cast"])
         filled = {self._places.get(pair.target) for pair in match.pairs}
         return replace(match, kept=tuple(name for name in match.kept if self._places[name] not in filled))
 
@@ -219,10 +241,18 @@ class _Loading:
             return _place_of_its_own(name)
         return place_of_tensor(member.own, spec, assign=self._options["assign"])
 
-    def _judge(self, report: LoadReport, *, kept: list[str], unused: list[str]) -> None:
-        """Raise an error for names that are missing or unexpected, if they are not wanted so."""
-        wanted = ("kept", "unused") if self._options["strict"] else ("kept",) if self._options["missing"] else ()
-        replace(report, kept=tuple(kept), unused=tuple(unused)).raise_for(*wanted)
+    def _judge(self, match: Match, *, is_vain: bool = False, matched: Callable[[Rename], Match] | None = None) -> None:
+        """Raise an error for what does not fit, if it is not wanted so."""
+        target = type(self._module).__name__
+        refuse(
+            match,
+            self._demands,
+            is_vain=is_vain,
+            source=self._where,
+            target=target,
+            path=self._path,
+            matched=matched,
+        )
 
     def _refuse_meta(self, pairs: Iterable[Pair]) -> None:
         names = [pair.target for pair in pairs if pair.target in self._survey.members]
@@ -345,7 +375,7 @@ class _Loading:
             unused=tuple(dict.fromkeys([*report.unused, *unused])),
         )
         try:
-            self._judge(report, kept=missing, unused=unused)
+            self._judge(Match(pairs=(), kept=tuple(missing), unused=tuple(unused)))
         except VariableMismatch as error:
             raise VariableMismatch(
                 error.problem,
