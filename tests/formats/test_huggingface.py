@@ -9,9 +9,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from click.testing import CliRunner
 from support import FIXTURES, ROOT
 
 import varstore as vs
+from varstore.cli import main
 from varstore.errors import CheckpointExists, UsageError
 
 MODEL = FIXTURES / "formats/huggingface/single"
@@ -84,3 +86,14 @@ def test_a_configuration_is_json_data(tmp_path, config):
     with pytest.raises(UsageError, match=r"config: must be the content of config.json"):
         vs.write(tmp_path / "m", {"a": np.ones(2)}, "huggingface", config=config)
     assert not (tmp_path / "m").exists()
+
+
+def test_the_command_writes_a_folder_too(tmp_path):
+    command = ["convert", str(MODEL), str(tmp_path / "m"), "--format", "huggingface", "--shard-bytes", "500"]
+    done = CliRunner().invoke(main, [*command, "--config", str(MODEL / "config.json")])
+    assert done.exit_code == 0, done.output
+    assert json.loads((tmp_path / "m/config.json").read_text()) == CONFIG
+    assert (tmp_path / "m/model.safetensors.index.json").exists()
+    refused = CliRunner().invoke(main, [*command, "--overwrite", "--config", str(MODEL / "model.safetensors")])
+    assert refused.exit_code != 0
+    assert (tmp_path / "m/config.json").exists()

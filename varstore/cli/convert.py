@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, TextIO
 
 import click
 
@@ -50,6 +51,10 @@ def _renames(_: click.Context, __: click.Parameter, given: tuple[str, ...]) -> d
 )
 @click.option("--ignore-extra", is_flag=True, help="Leave out what MODEL does not have.")
 @click.option("--separator", metavar="TEXT", help="oneflow-legacy: what replaces each / in a name.")
+@click.option(
+    "--config", type=click.File(encoding="utf-8"), metavar="FILE", help="huggingface: the config.json of the model."
+)
+@click.option("--shard-bytes", type=int, metavar="BYTES", help="safetensors, huggingface: how large a file may be.")
 @click.option("--overwrite", is_flag=True, help="Replace TARGET if it is a folder of the format.")
 @click.option("--dry-run", is_flag=True, help="Print what would be done, and write nothing.")
 def convert(
@@ -66,6 +71,8 @@ def convert(
     model: str | None,
     ignore_extra: bool,
     separator: str | None,
+    config: TextIO | None,
+    shard_bytes: int | None,
     overwrite: bool,
     dry_run: bool,
 ) -> None:
@@ -84,12 +91,11 @@ def convert(
       varstore convert a.pdparams b.ckpt --dtype float16   Paddle to MindSpore, with half the bytes
       varstore convert m.pt backbone --include 'net.*' --rename net.=
       varstore convert step-9 new.onnx --model net.onnx    a model with the values of a checkpoint
+      varstore convert step-9 bert --format huggingface --config config.json
     """
-    options: dict[str, Any] = {"overwrite": overwrite}
-    if model is not None:
-        options["model"] = model
-    if separator is not None:
-        options["separator"] = separator
+    given = {"model": model, "separator": separator, "config": _json_in(config), "shard_bytes": shard_bytes}
+    options: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
+    options["overwrite"] = overwrite
     is_replaced = os.path.isfile(target) or (overwrite and os.path.isdir(target))
     done = vs.convert(
         source,
@@ -125,6 +131,13 @@ def convert(
         click.echo(f"unknown to varstore, and not imported: {listed(names, _SHOWN)}")
     for reason, left_out in _by_value(done.reasons).items():
         click.echo(f"left out, because {one_line(reason)}: {listed(left_out, _SHOWN)}")
+
+
+def _json_in(file: TextIO | None) -> Any:
+    try:
+        return None if file is None else json.load(file)
+    except ValueError as error:
+        raise click.BadParameter(f"it is not JSON: {error}", param_hint="--config") from None
 
 
 def _by_value(of: Mapping[str, str]) -> dict[str, list[str]]:
