@@ -109,10 +109,11 @@ def relay(source: int, target: int, seconds: float) -> None:
             piece = piece[os.write(target, piece) :]
 
 
-def measured(place: Path, count: int = VARIABLES) -> dict[str, float]:
+def measured(place: Path, count: int = VARIABLES, *, nested: bool = False) -> dict[str, float]:
     """Return the seconds of what is done with this many small variables, by what it is."""
-    values = {f"layer{i}": np.full(64, i, np.float32) for i in range(count)}
-    changed = {name: array + (i == 0) for i, (name, array) in enumerate(values.items())}
+    names = [f"block{i // 10}/layer{i}/weight" if nested else f"layer{i}" for i in range(count)]
+    values = {name: np.full(64, i, np.float32) for i, name in enumerate(names)}
+    changed = values | {names[0]: values[names[0]] + 1}
     actions: dict[str, Callable[[], object]] = {
         "save": lambda: vs.save(place / "c", values),
         "save durable=False": lambda: vs.save(place / "quick", values, durable=False),
@@ -121,7 +122,10 @@ def measured(place: Path, count: int = VARIABLES) -> dict[str, float]:
         "base=": lambda: vs.save(place / "d", changed, base=place / "c"),
         "overwrite": lambda: vs.save(place / "c", changed, overwrite=True),
         "overwrite base=": lambda: vs.save(place / "c", values, base=place / "c", overwrite=True),
+        "latest": lambda: vs.CheckpointManager(place, prefix="c").latest(),
+        "restore": lambda: vs.CheckpointManager(place, prefix="c").restore(),
     }
+    vs.save(place / "c0", values)
     seconds = {}
     for name, action in actions.items():
         start = time.perf_counter()
@@ -134,6 +138,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--round-trip", type=float, default=ROUND_TRIP, help="seconds, by default %(default)s")
     parser.add_argument("--variables", type=int, default=VARIABLES, help="by default %(default)s")
+    parser.add_argument("--nested", action="store_true", help="names with slashes, each in a folder of its own")
     parser.add_argument("--relay", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.relay:
@@ -141,7 +146,7 @@ def main() -> int:
             relay(sys.stdin.fileno(), sys.stdout.fileno(), options.round_trip)
         return 0
     with slow_mount(options.round_trip) as place:
-        for name, seconds in measured(place, options.variables).items():
+        for name, seconds in measured(place, options.variables, nested=options.nested).items():
             print(f"{name:20} {seconds:6.2f} s")
     return 0
 

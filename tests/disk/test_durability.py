@@ -72,7 +72,7 @@ def disk(monkeypatch):
         take_name(self)
         disk.events.append("name")
 
-    def removing(name, dir_fd):
+    def removing(name, dir_fd, threads=1):
         assert disk.durable.get(os.fstat(dir_fd).st_ino) == sorted(os.listdir(dir_fd))
         remove(name, dir_fd)
         disk.events.append("removed")
@@ -149,7 +149,7 @@ def test_ctrl_c_once_the_checkpoint_has_its_name_finishes_the_rest(tmp_path, mon
     vs.save(tmp_path / "c", {"old": np.ones(2)})
     remove = staging.remove_old
 
-    def pressed(name, dir_fd):
+    def pressed(name, dir_fd, threads=1):
         monkeypatch.setattr(staging, "remove_old", remove)
         raise KeyboardInterrupt
 

@@ -95,14 +95,14 @@ def test_folders_that_did_not_change_since_some_time_are_listed_once(path, monke
     if is_settled:
         time.sleep(0.02)  # the clock of the file system may be that much behind
         monkeypatch.setattr(foreign, "_SETTLED", 0)
-    listed, listdir = [], os.listdir
+    listed, scandir = [], os.scandir
 
     def listing(folder):
         if isinstance(folder, int):
             listed.append(os.path.basename(os.readlink(f"/proc/self/fd/{folder}")))
-        return listdir(folder)
+        return scandir(folder)
 
-    monkeypatch.setattr(os, "listdir", listing)
+    monkeypatch.setattr(foreign.os, "scandir", listing)
     vs.save(path, NEW, overwrite=True)
     assert [listed.count(name) for name in ("w", "v", "x")] == [1 if is_settled else 2] * 3
 

@@ -16,11 +16,14 @@ import os
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from types import MappingProxyType
 from typing import Any, NamedTuple, TypeGuard
 
 from varstore.disk.read.checkpoint import Checkpoint, open_checkpoint
+from varstore.disk.threads import for_each
 from varstore.errors import ManifestError, VarstoreError
+from varstore.layout.manifest import Entry
 from varstore.layout.names import MANIFEST, MARKER
 from varstore.layout.staged import is_staging_name
 from varstore.storage.directory import Directory
@@ -222,9 +225,12 @@ def check_files(saved: Saved) -> None:
         VarstoreError: one is not, or the step cannot be opened.
     """
     with open_step(saved.path) as checkpoint, Directory(checkpoint.location) as directory:
-        for entry in checkpoint.content.entries.values():
-            with directory.out(entry):
-                pass
+        for_each(checkpoint.content.entries.values(), partial(_check_file, directory))
+
+
+def _check_file(directory: Directory, entry: Entry) -> None:
+    with directory.out(entry):
+        pass
 
 
 def time_of(checkpoint: Checkpoint) -> float:

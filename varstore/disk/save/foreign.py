@@ -20,7 +20,7 @@ from typing import Literal
 from varstore.disk.save.leftovers import is_own_name
 from varstore.disk.threads import for_each
 from varstore.errors import CheckpointExists, FormatError
-from varstore.layout.encodings import is_plain
+from varstore.layout.encodings import RAW, is_plain
 from varstore.layout.location import Location
 from varstore.layout.manifest import MANIFEST_LIMIT, Manifest
 from varstore.layout.names import MANIFEST, MARKER
@@ -60,7 +60,7 @@ def foreign_files(fd: int, path: str, seen: dict[tuple[int, int], int]) -> list[
     Raises:
         OSError: a folder cannot be listed, or the manifest cannot be read, or the checkpoint is being removed.
     """
-    return sorted(_foreign(fd, "", _known_folders(fd, path, seen), {MANIFEST, MARKER}))
+    return sorted(_foreign(fd, _known_folders(fd, path, seen)))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -94,63 +94,68 @@ def _known_folders(fd: int, path: str, seen: dict[tuple[int, int], int]) -> _Kno
     )
 
 
-def _foreign(folder: int, below: str, known: _Known | None, usual: Collection[str]) -> Iterator[str]:
-    """Yield the foreign files in an open folder and below it; `usual` are the names that are not foreign there."""
-    inside = f"{below}/" if below else ""
-    names = [name for name in os.listdir(folder) if name not in usual]
-    unusual: dict[str, list[str]] = {}
-    are_variables: frozenset[str] = frozenset()
-    if known is not None:
-        inner = [name for name in names if inside + name in known.variables and inside + name not in known.parents]
-        for_each(inner, partial(_look, folder=folder, known=known, unusual=unusual))
-        are_variables = frozenset(inner)
-    for name in names:
-        path = inside + name
-        is_parent = known is not None and path in known.parents
-        if name in are_variables:
-            if name not in unusual or known is None:
-                continue
-            usual_there = _usual_of(known.variables[path], unusual[name])
-        elif _DROPPED.fullmatch(name) or is_own_name(name):
-            continue
-        elif stat.S_ISDIR(os.stat(name, dir_fd=folder, follow_symlinks=False).st_mode):
-            usual_there = _USUAL if is_parent or known is None else ()
-        else:
-            if not is_parent:
-                yield path
-            continue
-        fd = syscalls.open_fd(name, syscalls.READ_FOLDER_ITSELF, dir_fd=folder)
-        try:
-            yield from _foreign(fd, path, known, usual_there)
-        finally:
-            os.close(fd)
+def _foreign(root: int, known: _Known | None) -> Iterator[str]:
+    """Yield the foreign files in an open checkpoint.
+
+    It is looked at level by level, so that many folders are listed at the same time where calls wait.
+    """
+    level: dict[str, Collection[str]] = {"": {MANIFEST, MARKER}}
+    while level:
+        listed: dict[str, list[tuple[str, bool]]] = {}
+        for_each(level.items(), partial(_list, root=root, known=known, listed=listed))
+        below: dict[str, Collection[str]] = {}
+        for folder, names in listed.items():
+            for name, is_folder in names:
+                path = f"{folder}/{name}" if folder else name
+                is_parent = known is not None and path in known.parents
+                if is_folder:
+                    below[path] = _USUAL if known is None or path in known.parents or path in known.variables else ()
+                elif not is_parent:
+                    yield path
+        level = below
 
 
-def _look(variable: str, *, folder: int, known: _Known, unusual: dict[str, list[str]]) -> None:
-    """Note what is in the folder of a variable if it is more than usual."""
-    if known.seen:
-        status = os.stat(variable, dir_fd=folder, follow_symlinks=False)
+def _is_variable(path: str, known: _Known | None) -> bool:
+    """Tell whether a path is known as the folder of a variable, with nothing below."""
+    return known is not None and path in known.variables and path not in known.parents
+
+
+def _list(
+    folder_and_usual: tuple[str, Collection[str]],
+    *,
+    root: int,
+    known: _Known | None,
+    listed: dict[str, list[tuple[str, bool]]],
+) -> None:
+    """List the names in a folder that are not usual there, each with whether it is, or should be, a folder."""
+    folder, usual = folder_and_usual
+    is_inner = _is_variable(folder, known)
+    if known is not None and known.seen and is_inner:
+        status = os.stat(folder, dir_fd=root, follow_symlinks=False)
         if known.seen.get((status.st_dev, status.st_ino)) == status.st_ctime_ns:
             return
     try:
-        fd = syscalls.open_fd(variable, syscalls.READ_FOLDER_ITSELF, dir_fd=folder)
+        fd = syscalls.folder_in(folder or ".", root)
     except OSError as error:
-        if error.errno in _NOT_A_FOLDER:  # it is damaged
+        if error.errno in _NOT_A_FOLDER and is_inner:  # it is damaged
             return
         raise
     try:
         status = os.fstat(fd)  # before it is listed: what is put there after that changes it
-        names = os.listdir(fd)
+        with os.scandir(fd) as entries:
+            found = [entry for entry in entries if entry.name not in usual]
+            is_encoded = known is not None and not is_plain(known.variables.get(folder, RAW.name))
+            left = listed[folder] = []
+            for entry in found:
+                name = entry.name
+                if _is_variable(f"{folder}/{name}" if folder else name, known):
+                    left.append((name, True))
+                elif not (_DROPPED.fullmatch(name) or is_own_name(name) or (is_encoded and _ENCODED.fullmatch(name))):
+                    left.append((name, entry.is_dir(follow_symlinks=False)))
     finally:
         os.close(fd)
-    if not _USUAL.issuperset(names):
-        unusual[variable] = names
-    elif status.st_ctime_ns < known.settled:
+    if known is not None and is_inner and not found and status.st_ctime_ns < known.settled:
         known.seen[status.st_dev, status.st_ino] = status.st_ctime_ns
-
-
-def _usual_of(encoding: str, names: Iterable[str]) -> Collection[str]:
-    return _USUAL if is_plain(encoding) else {name for name in names if name in _USUAL or _ENCODED.fullmatch(name)}
 
 
 def carry(files: Iterable[str], old: str, fd: int, owner: int, carried: dict[str, Stamp]) -> tuple[list[str], set[str]]:

@@ -203,15 +203,18 @@ def _end(path: str, dir_fd: int) -> bool:
         os.close(fd)
 
 
-def remove_old(name: str, dir_fd: int) -> bool:
-    """Remove a checkpoint that another one replaced; False if it is not gone, or somebody gave it its name back."""
+def remove_old(name: str, dir_fd: int, threads: int = 1) -> bool:
+    """Remove a checkpoint that another one replaced; False if it is not gone, or somebody gave it its name back.
+
+    More `threads` are for file systems whose calls wait for a server.
+    """
     match = STAGED.fullmatch(name)
     if match is not None and match["infix"] == REPLACED:
         doomed = beside(match["target"], SAVING)
         if not _renamed(name, doomed, dir_fd):
             return False
         name = doomed
-    return remove(name, dir_fd, each=for_each)
+    return remove(name, dir_fd, each=partial(for_each, threads=threads))
 
 
 def _renamed(name: str, target: str, dir_fd: int) -> bool:

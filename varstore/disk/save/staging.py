@@ -200,6 +200,8 @@ class Staging:
         """The user to whom files belong that are made here."""
         self.is_private = False
         """Whether only this user can make or replace anything in it, at any depth, until the save is complete."""
+        self.threads = 1
+        """With how many the old checkpoint is removed: more than one where calls wait for a server."""
         self.seconds = 0.0
         """How long it took to make the folder and to lock it: a few calls, which tell of those to come."""
         self.is_visible = False
@@ -575,7 +577,7 @@ class Staging:
                 syscalls.sync_names(fd)
         for name in (self._name, *self._remains):
             if name:
-                remove_old(name, self._parent)
+                remove_old(name, self._parent, self.threads)
         self._name = ""
 
 

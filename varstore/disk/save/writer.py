@@ -110,7 +110,7 @@ def write_checkpoint(
             if durable and not threads:
                 workers *= _WAITING
             if calls_wait:
-                workers = max(workers, thread_count(threads, seconds))
+                workers = staging.threads = max(workers, thread_count(threads, seconds))
                 if durable and not syscalls.syncs_whole(staging.fd):
                     staging.durability = replace(durability, each=True)
             with reporting(progress, nbytes, f"saving {path}") as advance:
