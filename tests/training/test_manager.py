@@ -281,6 +281,28 @@ def test_a_step_that_cannot_be_looked_at_is_kept_and_named(
     assert list(manager.prune().deleted) == [1]
 
 
+def test_a_save_looks_four_times_at_each_step_that_is_kept(tmp_path: Path) -> None:
+    def calls_beside(steps: int) -> int:
+        manager = CheckpointManager(tmp_path / str(steps), keep=Latest(steps), durable=False)
+        for step in range(steps):
+            manager.save(step, {"w": np.zeros(3)})
+        calls = 0
+
+        def count(frame: Any, event: str, called: Any) -> None:
+            nonlocal calls
+            calls += event == "c_call" and getattr(called, "__module__", "") == "posix"
+
+        sys.setprofile(count)
+        try:
+            manager.save(steps, {"w": np.zeros(3)})
+        finally:
+            sys.setprofile(None)
+        manager.wait()
+        return calls
+
+    assert calls_beside(70) - calls_beside(20) == 4 * 50  # the manifest and the marker, before the save and after it
+
+
 def test_parts_are_kept_for_as_long_as_their_own_policy_says(tmp_path: Path) -> None:
     manager = CheckpointManager(tmp_path, keep=Latest(4), keep_parts={"optimizer/*": Latest(2)})
     for step in range(6):

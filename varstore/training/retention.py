@@ -104,11 +104,11 @@ def _trimmed(
     for member in kept:
         step = member.saved.step
         record = member.record
-        if step in spared or member.is_link or record is None or not record.is_given or has_open_handle(member.saved):
+        if step in spared or member.is_link or record is None or not record.is_given:
             continue
         unwanted = (pattern for pattern, steps in whole.items() if step not in steps)
         patterns = tuple(pattern for pattern in unwanted if pattern not in record.trimmed)
-        if patterns:
+        if patterns and not has_open_handle(member.saved):  # which takes longer than all else here
             yield step, patterns
 
 

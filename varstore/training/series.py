@@ -26,6 +26,7 @@ from varstore.errors import ManifestError, VarstoreError
 from varstore.layout.manifest import Entry
 from varstore.layout.names import MANIFEST, MARKER
 from varstore.layout.staged import is_staging_name
+from varstore.storage import syscalls
 from varstore.storage.directory import Directory
 from varstore.storage.failures import translated
 from varstore.training.policies import Saved
@@ -106,6 +107,7 @@ class Series:
     def __init__(self, directory: str, prefix: str) -> None:
         self.directory = directory
         self.prefix = prefix
+        self._above = os.path.join(directory, "")
         self._pattern = re.compile(re.escape(prefix) + r"(0|[1-9][0-9]*)")
         self._known: dict[tuple[Any, ...], Member] = {}
 
@@ -131,33 +133,53 @@ class Series:
                 reasons[name] = str(found.found)
         return dict(sorted(reasons.items()))
 
-    def _look(self) -> Iterator[tuple[str, Taken | None]]:
+    def _look(self) -> list[tuple[str, Taken | None]]:
         known, self._known = self._known, {}
-        for entry in self._entries():
+        with translated(self.directory, "the directory cannot be read"):
+            try:
+                (fd,) = map(syscalls.open_folder, (self.directory,))  # not to be divided by Ctrl-C
+            except FileNotFoundError:
+                return []
+            try:
+                with os.scandir(fd if syscalls.HAS_FOLDERS else self.directory) as entries:
+                    return [*self._looked_at(list(entries), fd, known)]
+            finally:
+                syscalls.close_folder(fd)
+
+    def _looked_at(
+        self, entries: list[os.DirEntry[str]], fd: int, known: dict[tuple[Any, ...], Member]
+    ) -> Iterator[tuple[str, Taken | None]]:
+        for entry in entries:
             match = self._pattern.fullmatch(entry.name)
             if match is not None and _is_folder(entry):
-                yield entry.name, self._taken(entry, int(match[1]), known)
+                yield entry.name, self._taken(entry, int(match[1]), fd, known)
             elif not is_staging_name(entry.name):
                 yield entry.name, None
 
-    def _taken(self, entry: os.DirEntry[str], step: int, known: dict[tuple[Any, ...], Member]) -> Taken:
-        is_link, state = entry.is_symlink(), _state(entry.path)
+    def _taken(self, entry: os.DirEntry[str], step: int, fd: int, known: dict[tuple[Any, ...], Member]) -> Taken:
+        path = f"{self._above}{entry.name}"
+        is_link, state = entry.is_symlink(), self._state(entry.name, fd)
         key = entry.name, is_link, state
         try:
-            member = known.get(key) or _member(step, entry.path, is_link=is_link)
+            member = known.get(key) or _member(step, path, is_link=is_link)
         except VarstoreError as error:
-            return Taken(step, entry.path, error)
+            return Taken(step, path, error)
         if state is not None:
             self._known[key] = member
-        return Taken(step, entry.path, member)
+        return Taken(step, path, member)
 
-    def _entries(self) -> list[os.DirEntry[str]]:
-        with translated(self.directory, "the directory cannot be read"):
-            try:
-                with os.scandir(self.directory) as entries:
-                    return list(entries)
-            except FileNotFoundError:
-                return []
+    def _state(self, name: str, fd: int) -> tuple[int, ...] | None:
+        """Return what changes whenever the manifest or the marker does, None if one of them is not there.
+
+        Both are found by the descriptor of the directory: a path is followed anew each time, which takes longer.
+        """
+        at, dir_fd = (name, fd) if syscalls.HAS_FOLDERS else (self._above + name, None)
+        try:
+            manifest = os.stat(f"{at}/{MANIFEST}", dir_fd=dir_fd)
+            marker = os.stat(f"{at}/{MARKER}", dir_fd=dir_fd, follow_symlinks=False)
+        except OSError:
+            return None
+        return manifest.st_dev, manifest.st_ino, manifest.st_size, manifest.st_mtime_ns, marker.st_ino, marker.st_mode
 
 
 def _is_folder(entry: os.DirEntry[str]) -> bool:
@@ -165,15 +187,6 @@ def _is_folder(entry: os.DirEntry[str]) -> bool:
         return entry.is_dir()
     except OSError:  # a link that leads to itself
         return False
-
-
-def _state(path: str) -> tuple[int, ...] | None:
-    """Return what changes whenever the manifest or the marker does, None if one of them is not there."""
-    try:
-        manifest, marker = os.stat(f"{path}/{MANIFEST}"), os.lstat(f"{path}/{MARKER}")
-    except OSError:
-        return None
-    return manifest.st_dev, manifest.st_ino, manifest.st_size, manifest.st_mtime_ns, marker.st_ino, marker.st_mode
 
 
 def _member(step: int, path: str, *, is_link: bool) -> Member:
