@@ -110,7 +110,7 @@ ORDER: dict[str, tuple[str, ...]] = {
     "formats/state": ("flat", "nested"),
     "formats/torch": ("tensors", "names", "legacy", "script", "zip", "export", "rewrite", "distributed", "write"),
     "formats/paddle": ("program", "rewrite", "states"),
-    "formats/mindspore": ("cipher", "messages"),
+    "formats/mindspore": ("cipher", "program", "messages"),
     "formats/onnx": ("tensors", "model"),
     "formats/zarr": ("codecs", "arrays", "tree", "orbax"),
     "inspection": ("verify", "diff"),

@@ -112,7 +112,7 @@ def test_fixture_equals_its_truth(fixture):
 
 
 def test_every_fixture_is_listed():
-    assert len(FIXTURES) == 28
+    assert len(FIXTURES) == 29
 
 
 def test_ocdbt_reads_through_tensorstore():

@@ -19,6 +19,7 @@ from varstore.formats.binary.wire import BYTES, VARINT, Wire
 from varstore.formats.binary.zip import archive_members, is_zip
 from varstore.formats.huggingface import holds_weights
 from varstore.formats.mindspore.cipher import is_encrypted
+from varstore.formats.mindspore.program import is_program
 from varstore.formats.paddle.program import is_beside_variables
 from varstore.formats.strangers import is_kit, refuse_strange_file, refuse_strange_folder
 from varstore.formats.zarr.orbax import METADATA, STEP_METADATA
@@ -188,7 +189,7 @@ def is_mindspore(probe: Probe) -> bool:
     """Detect an encrypted block, or a Checkpoint message that starts with a Value of a tag and a tensor."""
     if probe.source is None:
         return False
-    if is_encrypted(probe.source):
+    if is_encrypted(probe.source) or is_program(probe.head):
         return True
     if probe.head[:1] != b"\x0a":
         return False

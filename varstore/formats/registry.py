@@ -84,7 +84,7 @@ FORMATS: tuple[Format, ...] = (
     Format(
         name="megengine", suffixes=(".mge", ".pkl"), recognises=recognise.is_megengine, is_nested=True, is_pickle=True
     ),
-    Format(name="mindspore", suffixes=(".ckpt",), recognises=recognise.is_mindspore),
+    Format(name="mindspore", suffixes=(".ckpt", ".mindir"), recognises=recognise.is_mindspore),
     Format(name="onnx", suffixes=(".onnx",), recognises=recognise.is_onnx, packs=True),
     Format(name="orbax", suffixes=(".orbax",), recognises=recognise.is_orbax, writes=False, folder="always"),
     Format(

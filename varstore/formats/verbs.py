@@ -96,7 +96,7 @@ class ConvertOptions(StoreOptions, total=False):
     """Options of `convert` and `write` that a single format has."""
 
     model: Path | None
-    """ONNX, Paddle, .pt2: the path of the model that is copied with other initializers or variables."""
+    """ONNX, Paddle, .pt2, .mindir: the path of the model that is copied with other initializers or variables."""
     metadata: Mapping[str, str] | None
     """safetensors, huggingface: the metadata of the file."""
     shard_bytes: int
@@ -276,7 +276,7 @@ def write(
             a file object, for the formats of single files, with `format`; it gets everything or nothing.
         variables_or_state: a mapping of names to arrays, a checkpoint, the result of `read`, or nested state.
         format: the format, by name, if the suffix does not determine it. The table is in `varstore.formats`.
-        options: `model` for ONNX, Paddle and .pt2, `metadata` and `shard_bytes` for safetensors and huggingface,
+        options: `model` for programs, `metadata` and `shard_bytes` for safetensors and huggingface,
             `config` for huggingface, `zarr_format` for Zarr, `separator` and `dtype` for oneflow-legacy, and for a
             checkpoint directory those of `varstore.save`.
 

@@ -1,7 +1,7 @@
-"""Copy a zip archive with other content, as long as the old, in some of its uncompressed members.
+"""Copy a file, or a zip archive, with other bytes in some places, as long as the old ones.
 
-All other bytes stay as they are; the checksums of the members that change are corrected in all three places that have
-them: the header of the member, the descriptor that may follow its content, and the directory at the end.
+All other bytes stay as they are. In an archive, the checksums of members that change are corrected where they stand: in
+the header of the member, in the descriptor that may follow its content, and in the directory at the end.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from varstore.formats.binary.slices import stream_of
 from varstore.formats.binary.source import Source
 from varstore.formats.binary.zip import Member
 
-__all__ = ["copy_archive"]
+__all__ = ["PatchedCopy", "copy_archive"]
 
 _CENTRAL = struct.Struct("<4s4B4H3L5H2L")
 _CENTRAL_MAGIC, _DESCRIPTOR = b"PK\1\2", b"PK\7\10"
@@ -48,7 +48,7 @@ def copy_archive(
     with stream_of(source) as stream, zipfile.ZipFile(stream) as archive:
         infos, directory = archive.infolist(), archive.start_dir
     is_checked = any(info.CRC for info in infos)
-    copy = _Copy(file, source)
+    copy = PatchedCopy(file, source)
     sums: dict[str, bytes] = {}
     for info in sorted(infos, key=lambda info: info.header_offset):
         if info.filename not in contents:
@@ -76,7 +76,7 @@ def copy_archive(
     copy.up_to(source.size)
 
 
-class _Copy:
+class PatchedCopy:
     """A copy of a file, written from its start to its end, with some of the bytes replaced."""
 
     def __init__(self, file: BinaryIO, source: Source) -> None:

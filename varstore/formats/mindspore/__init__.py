@@ -1,4 +1,7 @@
-"""MindSpore's checkpoints (``.ckpt``); see `varstore.formats.mindspore.messages` for the format."""
+"""MindSpore's checkpoints (``.ckpt``) and programs (``.mindir``).
+
+See `varstore.formats.mindspore.messages` and `varstore.formats.mindspore.program` for the formats.
+"""
 
 from varstore.formats.mindspore.messages import read, write
 

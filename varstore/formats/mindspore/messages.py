@@ -17,6 +17,7 @@ mindspore/python/mindspore/train/serialization.py
 from __future__ import annotations
 
 import itertools
+import os
 import zlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -31,6 +32,7 @@ from varstore.formats.binary.slices import Content, Span, array_of_spans, refuse
 from varstore.formats.binary.source import MOST_DIMENSIONS, Source
 from varstore.formats.binary.wire import BYTES, Wire, bytes_field, bytes_head, int_field
 from varstore.formats.mindspore.cipher import decrypted, is_encrypted
+from varstore.formats.mindspore.program import SUFFIX, is_program, read_program, write_program
 from varstore.formats.opened import ForeignCheckpoint
 from varstore.formats.state.flat import check_unicode, fetch_plain, flat_arrays
 from varstore.storage.appearing import replacing
@@ -71,6 +73,7 @@ _DTYPES = _LOADABLE | {
 _CRC_MARK, _CRC_TAIL = b"crc_num", 17
 _SLICE = 512 << 20
 _MOST_PARTS = 8
+_HEAD = 512
 _STEP = 1 << 22
 
 
@@ -91,7 +94,7 @@ class _Value:
 def read(
     path: str, *, key: bytes | None = None, crc_check: bool = False, limit: int | None = None
 ) -> ForeignCheckpoint:
-    """Open a checkpoint; an encrypted one is decrypted into memory.
+    """Open a checkpoint, or the parameters of a program; an encrypted checkpoint is decrypted into memory.
 
     Parameters that are text are in ``state()``; a map parameter is a list of its keys, values and statuses.
 
@@ -111,6 +114,8 @@ def read(
     """
     source = Source(path)
     budget = Budget(path, source.size, limit=limit)
+    if is_program(source.bytes(0, min(_HEAD, source.size))):
+        return read_program(source, budget)
     content: Content = decrypted(source, key) if is_encrypted(source) else source
     size = content.size
     attributes = {}
@@ -126,10 +131,11 @@ def read(
     return ForeignCheckpoint(path, "mindspore", tree, attributes, budget=budget)
 
 
-def write(path: str, state: Any) -> None:
+def write(path: str, state: Any, *, model: str | os.PathLike[str] | None = None) -> None:
     """Write a file that `mindspore.load_checkpoint` reads; MindSpore requires a name that ends in ``.ckpt``.
 
-    Values of the outermost mapping may be text. 0-d arrays become scalars.
+    Values of the outermost mapping may be text. 0-d arrays become scalars. A path that ends in ``.mindir`` gets a copy
+    of the program `model` with other values: see `write_program`.
 
     Raises:
         UnsupportedDtype: MindSpore cannot load a type.
@@ -137,6 +143,15 @@ def write(path: str, state: Any) -> None:
             array or a number; see `flat_arrays`.
         StorageError: the operating system refused.
     """
+    if model is not None:
+        write_program(path, state, os.fspath(model))
+        return
+    if path.endswith(SUFFIX):
+        raise UsageError(
+            "a program can only be written as a copy of one with other values",
+            path=path,
+            hint="pass the program: write('copy.mindir', values, model='original.mindir')",
+        )
     texts = {}
     if isinstance(state, Mapping) and not isinstance(state, ForeignCheckpoint):
         texts = {str(name): value for name, value in state.items() if isinstance(value, str)}
