@@ -16,6 +16,7 @@ import pytest
 from click.testing import CliRunner
 from hypothesis import given, strategies as st
 from hypothesis.extra import numpy as hnp
+from support.crafted import torch_file
 
 import varstore as vs
 from varstore.cli import main
@@ -546,6 +547,14 @@ def test_convert_says_what_was_left_out(tmp_path):
         "1 tensor, 4 bytes\nchanged type, float32 -> float16: w\nleft out, because numpy holds only arrays: epoch\n"
     )
     assert vs.read(tmp_path / "m.npz")["w"].dtype == np.float16
+
+
+def test_convert_names_the_classes_that_it_does_not_know_on_one_line(tmp_path):
+    torch_file(tmp_path / "m.pt", b"}(X\1\0\0\0acfoo\nBar\n)RX\1\0\0\0bcfoo\nBar\n)\x81X\1\0\0\0ccx\ty\nB\x1b\nu")
+    result = run("convert", tmp_path / "m.pt", tmp_path / "m")
+    assert result.exit_code == 0
+    assert "unknown to varstore, and not imported: foo.Bar (2), x\\ty.B\\x1b (1)\n" in result.stdout
+    assert "left out, because varstore does not know its class: a, b, c\n" in result.stdout
 
 
 def test_convert_of_many_zeros_says_which_flag_permits_it(tmp_path):

@@ -405,6 +405,22 @@ def test_attributes_of_a_wrapper_are_named(tmp_path):
     assert list(vs.read(torch_file(tmp_path / "b.pt", slots, storage=VALUES))) == ["data"]
 
 
+@pytest.mark.parametrize("hook", [named("os", "system"), named("builtins", "eval"), named("foo", "hook")])
+def test_modules_that_keep_what_runs_code_are_refused(tmp_path, hook):
+    """Other functions stay: a module keeps its hooks, and they are not in its state dict."""
+    parts = b"".join(text(part) + b"}" for part in ("_parameters", "_buffers", "_modules"))
+    module = named("foo", "Net") + b")\x81}(" + parts + text("_forward_hooks") + hook + b"ub"
+    subclass = b"(" + named("torch._utils", "_rebuild_parameter") + hook + b"(K\1\x88}tNt"
+    for body in (module, named("torch._tensor", "_rebuild_from_type_v2") + subclass + b"R"):
+        path = torch_file(tmp_path / "a.pt", body)
+        for unknown in ("opaque", "error"):
+            if b"foo\nhook" in hook:
+                assert vs.read(path, unknown=unknown).unknown == ()
+            else:
+                with pytest.raises(UnsafeContent, match="would import"):
+                    vs.read(path, unknown=unknown)
+
+
 def test_the_code_of_a_traced_module_is_not_compiled(tmp_path):
     body = called("torch.fx.graph_module", "reduce_graph_module", b"}" + text("_code") + text("(((") + b"s", text("("))
     path = torch_file(tmp_path / "a.pt", b"]" + body + b"a")

@@ -8,6 +8,7 @@ from itertools import islice
 from typing import Any
 
 from varstore.formats.binary.source import Mapped
+from varstore.formats.pickles.code import runs_code
 
 __all__ = ["SPAN_FROM", "Constructor", "Global", "OldString", "Span", "Table", "internal", "shorten", "show"]
 
@@ -45,6 +46,10 @@ class Global:
         self.offset = offset
         self.claimed = entry is not None
         self.made = 0
+
+    def claim(self) -> None:
+        """Account for the name, whose object is not wanted; not for one that has no use but to run code."""
+        self.claimed = self.claimed or not runs_code(self.module, self.name)
 
     def __str__(self) -> str:
         return shorten(repr(f"{self.module}.{self.name}")[1:-1])

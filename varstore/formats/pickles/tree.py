@@ -180,7 +180,7 @@ def claim(module: Instance, seen: set[int]) -> None:
             continue
         seen.add(id(value))
         if isinstance(value, Global):
-            value.claimed = True
+            value.claim()
         elif isinstance(value, Instance):
             waiting += [value.type, value.arguments, value.keywords, value.state, value.items]
         elif isinstance(value, dict):

@@ -117,13 +117,13 @@ def _dtype_of(machine: Machine, value: Any) -> np.dtype[Any]:
 
 def _subclass(machine: Machine, function: Any, kind: Any, arguments: Any, state: Any = None) -> Any:
     if isinstance(kind, Global):
-        kind.claimed = True  # only the values are kept, not the class
+        kind.claim()  # only the values are kept, not the class
     is_wrapper = type(function) is Global and (function.module, function.name) == ("torch._utils", _WRAPPER)
     parts: dict[Any, Any] = {}
     for part in state if type(state) is tuple else (state,):  # attributes, and those that are slots
         parts |= part if type(part) is dict else {}
     if is_wrapper and type(arguments) is tuple and arguments and isinstance(arguments[0], Global):
-        arguments[0].claimed = True
+        arguments[0].claim()
     if is_wrapper and any(type(part) in (LazyArray, dict) for part in parts.values()):
         machine.charge(NODE + 20 * ITEM * len(parts))
         return {"class": str(kind), **parts}
