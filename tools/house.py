@@ -113,7 +113,7 @@ ORDER: dict[str, tuple[str, ...]] = {
     "formats/mindspore": ("cipher", "program", "messages"),
     "formats/onnx": ("tensors", "model"),
     "formats/zarr": ("codecs", "arrays", "tree", "orbax"),
-    "inspection": ("verify", "diff"),
+    "inspection": ("storage", "verify", "diff"),
     "adapters": ("torch", "jax", "lightning", "transformers", "mindspore", "paddle"),
     "adapters/torch": ("survey", "modules", "optimizers"),
     "cli": ("output", "statistics", "listing", "show", "check", "repair", "convert", "demo"),

@@ -20,6 +20,7 @@ from varstore.inspection.diff import (
     DiffReport,
     diff,
 )
+from varstore.inspection.storage import check_storage
 from varstore.inspection.verify import (
     VerifyReport,
     verify,
@@ -130,6 +131,7 @@ __all__ = [
     "__version__",
     "bfloat16",
     "char",
+    "check_storage",
     "checkpoint",
     "clean",
     "clear_default_session",

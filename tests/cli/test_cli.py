@@ -22,7 +22,7 @@ import varstore as vs
 from varstore.cli import main
 from varstore.cli.statistics import summarize
 
-COMMANDS = ("ls", "show", "verify", "diff", "seal", "clean", "links", "convert", "demo")
+COMMANDS = ("ls", "show", "verify", "diff", "seal", "clean", "links", "check-storage", "convert", "demo")
 MODEL = {
     "encoder/weight": np.arange(6, dtype=np.float32).reshape(2, 3),
     "encoder/bias": np.zeros(2, np.float64),
@@ -510,7 +510,7 @@ def test_a_terminal_without_the_character_gets_its_escape(tmp_path):
 
 def test_help_lists_every_command_and_the_exit_codes():
     output = shell("--help").stdout
-    listed = re.findall(r"^  (\w+) {2,}", output.partition("Commands:")[2], re.MULTILINE)
+    listed = re.findall(r"^  ([\w-]+) {2,}", output.partition("Commands:")[2], re.MULTILINE)
     assert tuple(listed) == COMMANDS
     assert "Exit status: 0 if" in output
 

@@ -98,6 +98,7 @@ CALLS = {
     "seal": (vs.seal, lambda: {"path": "c", "writer": "x", "progress": None}),
     "clean": (vs.clean, lambda: {"directory": ".", "name": None}),
     "links": (vs.links, lambda: {"directory": ".", "dry_run": False, "progress": None}),
+    "check_storage": (vs.check_storage, lambda: {"directory": "."}),
     "diff": (vs.diff, lambda: {"a": "c", "b": "s"}),
     "read": (vs.read, lambda: {"path": "m.npz", "format": None}),
     "read mindspore": (vs.read, lambda: {"path": "m.ckpt", "format": "mindspore", "key": None, "crc_check": True}),

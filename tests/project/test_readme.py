@@ -88,7 +88,7 @@ def test_the_comparison_itself(printed, shown, same):
 
 
 def test_the_table_of_commands_is_complete():
-    commands = re.findall(r"^\| `varstore (\w+) ", README, re.MULTILINE)
+    commands = re.findall(r"^\| `varstore ([\w-]+) ", README, re.MULTILINE)
     assert commands == main.list_commands(None)
 
 

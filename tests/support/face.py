@@ -303,6 +303,7 @@ def _occasions(folder: Path) -> Iterator[tuple[str, tuple[Any, ...]]]:
     yield "seal of what is damaged", ("seal", damaged)
     yield "clean of nothing", ("clean", absent)
     yield "clean of a folder", ("clean", folder)
+    yield "check of no storage", ("check_storage", absent)
     yield "links of nothing", ("links", absent)
     yield "links of a checkpoint", ("links", whole)
     yield "convert", ("convert", whole, folder / "new.npz")

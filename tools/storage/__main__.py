@@ -20,6 +20,7 @@ from rich.table import Table
 from tools.storage.checks import CHECKS, READ_ONLY, Ground, Skipped
 from tools.storage.known import KNOWN
 from tools.storage.mounts import FILE_SYSTEMS, Mounted, Unavailable
+from tools.storage.tables import promises_table, results_table
 
 _HOLDS, _SKIPPED = "yes", "–"
 
@@ -29,6 +30,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tools.storage", description=__doc__.splitlines()[0])
     parser.add_argument("patterns", nargs="*", default=["*"], help="names of file systems, with * for any characters")
     parser.add_argument("--checks", default="*", help="names of checks, with * for any characters")
+    parser.add_argument("--markdown", action="store_true", help="print the tables of the guide")
     parser.add_argument("--json", action="store_true", help="print the results as JSON")
     options = parser.parse_args()
     results: dict[str, dict[str, str] | str] = {}
@@ -37,7 +39,12 @@ def main() -> int:
             begun = time.monotonic()
             results[name] = results_on(name, options.checks)
             print(f"{name}: {time.monotonic() - begun:.0f} s", file=sys.stderr)
-    print(json.dumps(results, indent=2)) if options.json else Console(width=160).print(*_tables(results), sep="\n")
+    if options.json:
+        print(json.dumps(results, indent=2))
+    elif options.markdown:
+        print(promises_table(), results_table(results), sep="\n\n")
+    else:
+        Console(width=160).print(*_tables(results), sep="\n")
     told = [found for found in results.values() if not isinstance(found, str)]
     return 3 if not told else int(any(unexpected(name, found) for name, found in results.items()))
 

@@ -27,6 +27,7 @@ _MODULES = {
     "seal": "repair",
     "clean": "repair",
     "links": "repair",
+    "check-storage": "check",
     "convert": "convert",
     "demo": "demo",
 }
@@ -41,7 +42,8 @@ class _Commands(click.Group):
     def get_command(self, _: click.Context, cmd_name: str) -> click.Command | None:
         if cmd_name not in _MODULES:
             return None
-        command: click.Command = getattr(import_module(f"varstore.cli.{_MODULES[cmd_name]}"), cmd_name)
+        module = import_module(f"varstore.cli.{_MODULES[cmd_name]}")
+        command: click.Command = getattr(module, cmd_name.replace("-", "_"))
         return command
 
     def invoke(self, ctx: click.Context) -> Any:

@@ -1,13 +1,15 @@
-"""``varstore verify`` and ``varstore diff``: commands whose exit status is the answer."""
+"""``varstore verify``, ``diff`` and ``check-storage``: commands whose exit status is the answer."""
 
 from __future__ import annotations
+
+import json
 
 import click
 
 import varstore as vs
 from varstore.cli.output import FAILED, complain, error_text, print_report, progress
 
-__all__ = ["diff", "verify"]
+__all__ = ["check_storage", "diff", "verify"]
 
 
 @click.command(short_help="Compare every byte of checkpoints with what was saved.")
@@ -59,3 +61,27 @@ def diff(ctx: click.Context, a: str, b: str) -> None:
     report = vs.diff(a, b)
     print_report(report, ok=report.equal)
     ctx.exit(0 if report.equal else 1)
+
+
+@click.command(short_help="Find out what a file system can promise.")
+@click.argument("directory", type=click.Path())
+@click.option("--json", "as_json", is_flag=True, help="Print a JSON object, for programs.")
+@click.pass_context
+def check_storage(ctx: click.Context, directory: str, as_json: bool) -> None:
+    """Find out what varstore can promise on the file system of DIRECTORY, with probes that leave nothing behind.
+
+    Prints the file system's class, what is promised on it, and what the probes found: a rename onto a full folder, an
+    exchange of two folders, links, locks, fsync, what is said of free space, and how fine the times of files are.
+
+    Exit status: 0 if a save is whole or absent there; 1 if not; 3 if DIRECTORY could not be checked.
+
+    \b
+    Examples:
+      varstore check-storage runs
+    """
+    report = vs.check_storage(directory)
+    if as_json:
+        click.echo(json.dumps(report.as_json(), indent=2))
+    else:
+        print_report(report, ok=report.ok)
+    ctx.exit(0 if report.ok else 1)

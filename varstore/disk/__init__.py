@@ -56,6 +56,9 @@
 
 ## File systems
 
+`varstore check-storage DIR` says what can be promised on a directory's file system; the guide of `varstore.storage`
+has a table of all.
+
 - **Network file systems.** Saves are as atomic and as durable as the `rename` and `fsync` of the file system. Locks
   are often missing there, or known to one mount only. So each staging folder says which process writes to it:
   `varstore clean`, `save` and `CheckpointManager` remove those of this machine whose process is gone; what another
