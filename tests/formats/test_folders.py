@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from support import FIXTURES
+from support import FIXTURES, run_python
 
 import varstore as vs
 from varstore.errors import DigestMismatch, FormatError, UnsafeContent
@@ -322,3 +322,29 @@ def test_a_part_of_a_tensor_of_several_ranks_is_that_of_the_whole():
         for index in (0, -1, slice(1, None, 2), (Ellipsis, 0), (slice(None, None, -1),)):
             if whole.ndim:
                 np.testing.assert_array_equal(opened[name][index], whole[index])
+
+
+AUDIT = """
+import os, sys
+import varstore as vs
+path = os.path.realpath(sys.argv[1])
+vs.read(path).state()  # imports what the format needs
+modules, opened = {*sys.modules}, []
+sys.addaudithook(lambda event, args: opened.append(args[0]) if event == "open" else None)
+vs.read(path).state()
+outside = [file for file in opened if not str(file).startswith(path)]
+assert opened and not outside, outside
+assert {*sys.modules} == modules, {*sys.modules} - modules
+"""
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        *("huggingface/single", "huggingface/sharded", "huggingface/bin", "huggingface/pipeline"),
+        *("orbax/manager", "orbax/items", "zarr/tree_v2.zarr.zip", "zarr/tree_v3.zarr.zip", "zarr/batchnorm.zarr"),
+        *("paddle/vars", "paddle/one.pdtensor", "mindspore/net.mindir"),
+    ],
+)
+def test_nothing_is_opened_but_what_was_given(path):
+    run_python(AUDIT, DATA / path)
