@@ -8,6 +8,7 @@ from typing import Final
 __all__ = ["KNOWN"]
 
 _BY_FILES = "rclone renames a folder file by file, and shows what was written or removed seconds later"
+_LATE = "what was just written may be shown incomplete until rclone's cache has written it back, some seconds later"
 _RCLONE: Final = dict.fromkeys(
     (
         "overwrite",
@@ -26,10 +27,15 @@ _RCLONE: Final = dict.fromkeys(
 
 _STUCK = "encfs sometimes does not remove a file of the loser after it refused a rename; `varstore clean` does, later"
 
+_CACHED: Final = {
+    **_RCLONE,
+    **dict.fromkeys(("save, durable", "save", "load", "slices", "mmap", "verify", "base=", "seal", "convert"), _LATE),
+}
+
 KNOWN: Final[Mapping[str, Mapping[str, str]]] = {
     "encfs": {"two writers": _STUCK, "two writers, two mounts": _STUCK},
     "rclone, no cache": _RCLONE,
-    "rclone, cached writes": _RCLONE,
-    "rclone, all cached": _RCLONE,
+    "rclone, cached writes": _CACHED,
+    "rclone, all cached": _CACHED,
 }
 """By the names of the file system and the check."""

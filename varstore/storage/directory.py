@@ -131,7 +131,7 @@ def _held(descriptors: list[int]) -> Generator[None, None, None]:
 class Directory:
     """A checkpoint's directory, open for as long as the ``with`` block; `fd` is its descriptor."""
 
-    __slots__ = ("_closing", "_confirms", "_owns", "fd", "location")
+    __slots__ = ("_closing", "_confirms", "_has_waited", "_owns", "fd", "location")
 
     def __init__(self, location: Location, fd: int = -1, *, confirms: bool = True) -> None:
         """Prepare to open the directory; if `fd` is given, it is already open and the caller closes it.
@@ -142,6 +142,7 @@ class Directory:
         self._confirms = confirms
         self.fd = fd
         self._owns = fd < 0
+        self._has_waited = False
         self._closing: Generator[None, None, None] | None = None
 
     def __enter__(self) -> Directory:
@@ -292,7 +293,7 @@ class Directory:
         Raises:
             SizeMismatch: it is not what was saved.
         """
-        if size != variable.nbytes:
+        if size != variable.nbytes and not self._becomes(f"{variable.folder}/out", variable.nbytes):
             self.check_no_pointer(variable, size)
             raise SizeMismatch(
                 "out is not as long as it was saved",
@@ -302,6 +303,21 @@ class Directory:
                 expected=plural(variable.nbytes, "byte"),
                 hint="restore it from a copy; after a change on purpose, run `varstore seal`",
             )
+
+    def _becomes(self, relative: str, size: int) -> bool:
+        """Tell whether a file has another size a moment later, as gocryptfs says that of a new link a second late.
+
+        That is waited for once: what is damaged may have many such files.
+        """
+        if self._has_waited or not is_shared(self.location.absolute):
+            return False
+        self._has_waited = True
+        for pause in PAUSES[:2]:
+            time.sleep(pause)
+            with contextlib.suppress(OSError):
+                if self.status(relative).st_size == size:
+                    return True
+        return False
 
     def check_no_pointer(self, variable: _Variable, size: int) -> None:
         """Check that an ``out`` of a size that is wrong is not a pointer of Git LFS.
