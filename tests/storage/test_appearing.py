@@ -12,6 +12,7 @@ import threading
 
 import numpy as np
 import pytest
+from support import FIXTURES
 from support.confined import confined
 
 import varstore as vs
@@ -351,3 +352,91 @@ def test_a_child_does_not_hold_what_its_killed_parent_left(tmp_path, what):
         assert vs.clean(tmp_path) == [str(left[0])]
     finally:
         os.kill(child, signal.SIGKILL)
+
+
+# --- a file with a part ------------------------------------------------------------------------------------------
+
+MODEL = FIXTURES / "formats" / "onnx" / "mlp_external.onnx"
+
+
+def write_model(path):
+    vs.write(path, {name: 2 * np.array(array) for name, array in vs.read(MODEL).items()}, model=os.fspath(MODEL))
+
+
+def die_at(monkeypatch, moment):
+    """Have this process die at the n-th call that changes a directory."""
+    calls = 0
+
+    def counted(call):
+        def count(*arguments, **options):
+            nonlocal calls
+            calls += 1
+            if calls == moment:
+                os._exit(9)
+            return call(*arguments, **options)
+
+        return count
+
+    for name in ("link", "rename", "replace", "unlink", "remove"):
+        monkeypatch.setattr(os, name, counted(getattr(os, name)))
+    monkeypatch.setattr(syscalls, "open_fd", counted(syscalls.open_fd))
+
+
+@pytest.mark.parametrize("next_call", ["clean", "write"])
+def test_external_data_goes_with_the_model_that_never_was(tmp_path, monkeypatch, next_call):
+    seen = set()
+    for moment in range(1, 100):
+        home = tmp_path / str(moment)
+        home.mkdir()
+        pid = os.fork()
+        if not pid:
+            with contextlib.suppress(BaseException):
+                die_at(monkeypatch, moment)
+                write_model(home / "m.onnx")
+                os._exit(0)
+            os._exit(1)
+        status = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+        assert status in (0, 9)
+        stood = (home / "m.onnx").exists()
+        seen.add((stood, (home / "m.onnx.data").exists()))
+        if next_call == "clean" or stood:
+            vs.clean(home)
+        else:
+            write_model(home / "m.onnx")
+        if stood or next_call == "write":
+            assert sorted(os.listdir(home)) == ["m.onnx", "m.onnx.data"]
+            assert all(np.array(a).any() for a in vs.read(home / "m.onnx").values())
+        else:
+            assert os.listdir(home) == []
+        if not status:
+            break
+    assert seen == {(False, False), (False, True), (True, True)}
+
+
+def test_the_external_data_of_a_living_writer_stays(tmp_path, monkeypatch):
+    link, sync = os.link, syscalls.sync
+
+    def clean(*arguments, **options):
+        link(*arguments, **options)
+        monkeypatch.setattr(syscalls, "sync", clean_first)
+
+    def clean_first(fd):
+        monkeypatch.setattr(syscalls, "sync", sync)
+        assert vs.clean(tmp_path) == []
+        sync(fd)
+
+    monkeypatch.setattr(os, "link", clean)
+    write_model(tmp_path / "m.onnx")
+    assert sorted(os.listdir(tmp_path)) == ["m.onnx", "m.onnx.data"]
+    with pytest.raises(CheckpointExists, match=r"m\.onnx\.data"):
+        write_model(tmp_path / "m.onnx")
+    assert sorted(os.listdir(tmp_path)) == ["m.onnx", "m.onnx.data"]
+
+
+def test_without_links_external_data_is_written_all_the_same(tmp_path, monkeypatch):
+    def refuse(*arguments, **options):
+        raise PermissionError(errno.EPERM, "no links here")
+
+    monkeypatch.setattr(os, "link", refuse)
+    write_model(tmp_path / "m.onnx")
+    assert sorted(os.listdir(tmp_path)) == ["m.onnx", "m.onnx.data"]

@@ -6,6 +6,10 @@ directory that holds the name.
 
 A set of files appears with the one that names the others, its index. The others get names that nothing has yet, so
 that the old index finds the old files until the new one takes its place; only then do the old files go.
+
+A file that only one index names, such as the external data of a model, has a fixed name (`Whole.part`). It is visible
+before its index is, and keeps its temporary name, which ends as its index's does, until the index has its own. So
+whoever finds the temporary names of both knows that the index never appeared, and removes the part with it.
 """
 
 from __future__ import annotations
@@ -28,6 +32,7 @@ from varstore.storage.removing import remove
 
 __all__ = [
     "TEMPORARY_LIMIT",
+    "Whole",
     "end_temporary",
     "is_temporary",
     "make_folders",
@@ -35,10 +40,12 @@ __all__ = [
     "remove_temporary",
     "replacing",
     "replacing_set",
+    "replacing_whole",
     "target_of",
 ]
 
 _TEMPORARY = re.compile(r"\.(?P<target>.+)\.[0-9a-f]{8}\.tmp", re.DOTALL)
+_RANDOM = len(".XXXXXXXX.tmp")
 TEMPORARY_LIMIT = 200
 _EACH = 16
 """Files; a folder of more is synced by flushing the file system once."""
@@ -81,20 +88,50 @@ def remove_temporary(name: str, dir_fd: int) -> bool:
 
 
 def end_temporary(name: str, dir_fd: int) -> bool:
-    """Remove what a killed writer left under a temporary name; raises what `claim` does if it is not ours."""
+    """Remove what a killed writer left under a temporary name, and the parts that are visible of what never was.
+
+    Raises what `claim` does if it is not ours.
+    """
     mode = os.stat(name, dir_fd=dir_fd, follow_symlinks=False).st_mode
     if not (stat.S_ISDIR(mode) or stat.S_ISREG(mode)):
         return False
-    fd = claim(name, dir_fd, folder=stat.S_ISDIR(mode))
+    claimed = [claim(name, dir_fd, folder=stat.S_ISDIR(mode))]
     try:
         if stat.S_ISDIR(mode):
             return remove(name, dir_fd)
-        os.unlink(name, dir_fd=dir_fd)
+        others = [other for other in os.listdir(dir_fd) if other != name and other.endswith(name[-_RANDOM:])]
+        parts = [part for part in (name, *others) if _is_part(part, dir_fd)]
+        wholes = {name, *filter(is_temporary, others)} - {*parts}
+        claimed += [claim(whole, dir_fd, folder=False) for whole in wholes - {name}]  # its writer holds no part
+        for part in parts:
+            if wholes:
+                os.unlink(_target(part), dir_fd=dir_fd)
+            if wholes or part == name:
+                os.unlink(part, dir_fd=dir_fd)
+        if name in wholes:
+            os.unlink(name, dir_fd=dir_fd)
     except OSError:
         return False
     finally:
-        os.close(fd)
+        for fd in claimed:
+            os.close(fd)
     return True
+
+
+def _target(name: str) -> str:
+    match = _TEMPORARY.fullmatch(name)
+    return match["target"] if match else ""
+
+
+def _is_part(name: str, dir_fd: int) -> bool:
+    """Tell whether a temporary name is the second one of the file that it is for."""
+    try:
+        return os.path.samestat(
+            os.stat(name, dir_fd=dir_fd, follow_symlinks=False),
+            os.stat(_target(name), dir_fd=dir_fd, follow_symlinks=False),
+        )
+    except FileNotFoundError:
+        return False
 
 
 class _Place:
@@ -118,15 +155,18 @@ class _Place:
         """Return what to call a name in the directory: itself where the descriptor goes with it, or else its path."""
         return os.path.join(self.folder, name) if self.fd is None else name
 
-    def temporary(self, make: Callable[[str], int]) -> tuple[str, int]:
-        """Make something under a new temporary name, and lock it; return the name and its descriptor."""
+    def temporary(self, make: Callable[[str], int], random: str = "") -> tuple[str, int]:
+        """Make something under a new temporary name, and lock it; return the name and its descriptor.
+
+        The name ends with `random`, if that is given.
+        """
         short = self.name[:TEMPORARY_LIMIT]
         if self.fd is not None:
             for left in os.listdir(self.fd):
                 if is_temporary(left, short):
                     remove_temporary(left, self.fd)
         while True:
-            name = f".{short}.{os.urandom(4).hex()}.tmp"
+            name = f".{short}.{random or os.urandom(4).hex()}.tmp"
             fd = make(name)
             if self.fd is None:
                 return name, fd
@@ -139,6 +179,10 @@ class _Place:
                 raise
             else:
                 return name, fd
+
+    def appear(self, name: str) -> None:
+        """Give a temporary file its name, in one step."""
+        os.replace(self.at(name), self.at(self.name), src_dir_fd=self.fd, dst_dir_fd=self.fd)
 
     def sync(self) -> None:
         """Make the names in the directory durable, where the file system can."""
@@ -181,38 +225,108 @@ def replacing(path: str) -> Iterator[BinaryIO]:
         CheckpointExists: there is a symbolic link at `path`.
         OutOfSpace, StorageError: the operating system refused; what stood at `path` is untouched.
     """
-    stands: list[bool] = []
-    with _telling(path, stands), _Place(path) as place:
-        mode = _mode_of_file(place)
+    with replacing_whole(path) as (file, _):
+        yield file
 
-        def make(name: str) -> int:
-            # the user's alone until it is whole, since the file that it replaces may be so
-            return syscalls.open_fd(place.at(name), syscalls.NEW, 0o666 if mode is None else 0o600, dir_fd=place.fd)
 
-        name, held = "", None
-        try:
-            with no_fork:
-                name, fd = place.temporary(make)
-                new = open(fd, "wb")  # noqa: SIM115
-                held = Held(new.raw.close)  # not what is buffered, which is for the parent to write
-            with new as file:
+class Whole:
+    """A file that has parts, which are visible before it is, and go if it never is."""
+
+    def __init__(self) -> None:
+        self.random = os.urandom(4).hex()
+        """How the temporary names of all of them end."""
+        self._process = os.getpid()
+        self._parts: list[tuple[str, str]] = []
+        """Path and temporary name of each part."""
+
+    @contextlib.contextmanager
+    def part(self, path: str) -> Iterator[BinaryIO]:
+        """Open a new file beside `path`, which becomes `path` when the block ends well, before the whole does.
+
+        Raises:
+            CheckpointExists: there is something at `path`.
+            OutOfSpace, StorageError: the operating system refused.
+        """
+        with _telling(path, []), _Place(path) as place:
+            if os.path.lexists(place.target):
+                raise _taken(path)
+
+            def appear(name: str) -> None:
+                self._parts.append((place.target, place.at(name)))
+                with contextlib.suppress(OSError):  # a file system without links: a killed writer leaves the part
+                    os.link(place.at(name), place.at(place.name), src_dir_fd=place.fd, dst_dir_fd=place.fd)
+                    return
+                place.appear(name)
+
+            with _new_file(place, self.random, appear) as file:
                 yield file
-                file.flush()
-                if mode is not None and place.fd is not None:
-                    with contextlib.suppress(PermissionError):  # vfat keeps no modes
-                        syscalls.change_mode(fd, mode)
-                syscalls.sync(fd)
-                if place.fd is not None:  # while it is locked; Windows does not rename what is open
-                    os.replace(name, place.name, src_dir_fd=place.fd, dst_dir_fd=place.fd)
-            if place.fd is None:
-                os.replace(place.at(name), place.target)
-        except BaseException:
-            if name and (held is None or held.is_ours):
+            place.sync()
+
+    def end(self, *, stands: bool) -> None:
+        """Remove the temporary names of the parts and, unless the whole `stands`, the parts themselves."""
+        if os.getpid() != self._process:
+            return
+        for path, name in self._parts:
+            for left in (() if stands else (path,)) + (os.path.join(os.path.dirname(path), name),):
                 with contextlib.suppress(OSError):
-                    os.remove(place.at(name), dir_fd=place.fd)
+                    os.unlink(left)
+
+
+def _taken(path: str) -> CheckpointExists:
+    return CheckpointExists("the path is taken", path=path, hint="choose another, or remove what is there")
+
+
+@contextlib.contextmanager
+def replacing_whole(path: str) -> Iterator[tuple[BinaryIO, Whole]]:
+    """Open a new file as `replacing` does, which may have parts; raises what that does."""
+    stands: list[bool] = []
+    whole = Whole()
+    with _telling(path, stands), _Place(path) as place:
+        try:
+            with _new_file(place, whole.random, place.appear) as file:
+                yield file, whole
+        except BaseException:
+            whole.end(stands=False)
             raise
         stands.append(True)
         place.sync()
+        whole.end(stands=True)
+
+
+@contextlib.contextmanager
+def _new_file(place: _Place, random: str, appear: Callable[[str], None]) -> Iterator[BinaryIO]:
+    """Open a file under a temporary name; it is synced and may `appear` when the block ends well, and goes otherwise.
+
+    What has the name of the place hands on its mode.
+    """
+    mode = _mode_of_file(place)
+
+    def make(name: str) -> int:
+        # the user's alone until it is whole, since the file that it replaces may be so
+        return syscalls.open_fd(place.at(name), syscalls.NEW, 0o666 if mode is None else 0o600, dir_fd=place.fd)
+
+    name, held = "", None
+    try:
+        with no_fork:
+            name, fd = place.temporary(make, random)
+            new = open(fd, "wb")  # noqa: SIM115
+            held = Held(new.raw.close)  # not what is buffered, which is for the parent to write
+        with new as file:
+            yield file
+            file.flush()
+            if mode is not None and place.fd is not None:
+                with contextlib.suppress(PermissionError):  # vfat keeps no modes
+                    syscalls.change_mode(fd, mode)
+            syscalls.sync(fd)
+            if place.fd is not None:  # while it is locked; Windows does not rename what is open
+                appear(name)
+        if place.fd is None:
+            appear(name)
+    except BaseException:
+        if name and (held is None or held.is_ours):
+            with contextlib.suppress(OSError):
+                os.remove(place.at(name), dir_fd=place.fd)
+        raise
 
 
 def _mode_of_file(place: _Place) -> int | None:
@@ -276,7 +390,7 @@ def _mode_of_old_folder(place: _Place, path: str, may_replace: Callable[[str], b
         return None
     if kind == stat.S_IFDIR and (not os.listdir(target) or (may_replace is not None and may_replace(target))):
         return stat.S_IMODE(os.stat(target).st_mode)
-    raise CheckpointExists("the path is taken", path=path, hint="choose another, or remove what is there")
+    raise _taken(path)
 
 
 def _remove(place: _Place, name: str, fd: int) -> None:

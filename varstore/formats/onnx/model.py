@@ -16,7 +16,6 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from varstore.errors import (
-    CheckpointExists,
     FormatError,
     UsageError,
 )
@@ -36,7 +35,7 @@ from varstore.formats.onnx.tensors import (
 )
 from varstore.formats.opened import ForeignCheckpoint
 from varstore.formats.state.flat import check_fits, fetch_plain, flat_arrays
-from varstore.storage.appearing import replacing
+from varstore.storage.appearing import replacing_whole
 from varstore.values.lazy import LazyArray
 
 __all__ = ["read", "write"]
@@ -179,16 +178,12 @@ def _write_copy(
         plans = _plans(stream, source, model, known, location, everything=True)
     external = [plan for plan in plans if plan.offset is not None]
     data_path = os.path.join(os.path.dirname(path), location)
-    if external:
-        if os.path.lexists(data_path):
-            raise CheckpointExists(
-                "the file for external data already exists", path=data_path, hint="write to another name"
-            )
-        with replacing(data_path) as file:
-            for plan in external:
-                file.seek(plan.offset or 0)
-                file.write(_bytes_of(plan.name, arrays[plan.name]).data)
-    with replacing(path) as file:
+    with replacing_whole(path) as (file, whole):
+        if external:
+            with whole.part(data_path) as part:
+                for plan in external:
+                    part.seek(plan.offset or 0)
+                    part.write(_bytes_of(plan.name, arrays[plan.name]).data)
         _copy_model(file, stream, source, model, plans, arrays)
 
 
