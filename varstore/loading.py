@@ -219,6 +219,7 @@ def load_state(
     rename: Rename | None = None,
     map_location: MapLocation = None,
     framework: Framework | None = None,
+    types: Mapping[str, type] | None = None,
     verify: bool = True,
     threads: int | None = None,
     progress: Progress = None,
@@ -244,6 +245,9 @@ def load_state(
             function of (tensor on the CPU, name of its device) that returns the tensor to use, or None for the device
             that it was on. Default: the device that each tensor was on.
         framework: "numpy" or "torch", to get all arrays as numpy's or as tensors. Default: as they were.
+        types: classes by name, for records: dataclasses, members of an Enum and argparse's namespaces, which come back
+            as a ``SimpleNamespace`` otherwise, and subclasses of dict, which come back as dicts. The name is that with
+            which the class was saved, as in ``types={"project.Config": Config}``. Its ``__init__`` is not called.
         verify: as for `varstore.load`.
         threads: as for `varstore.load`. Tensors that go to a device are read one at a time.
         progress: as for `varstore.load`.
@@ -272,6 +276,7 @@ def load_state(
         rename=rename,
         map_location=map_location,
         framework=framework,
+        types=types,
         verify=verify,
         threads=threads,
         progress=progress,

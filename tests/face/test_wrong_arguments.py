@@ -83,6 +83,7 @@ CALLS = {
             "rename": None,
             "framework": None,
             "map_location": None,
+            "types": None,
             **READ,
         },
     ),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import json
 import math
 import os
@@ -9,8 +10,9 @@ import re
 import stat
 import struct
 import tempfile
-from collections import Counter, OrderedDict, namedtuple
+from collections import Counter, OrderedDict, defaultdict, deque, namedtuple
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import ml_dtypes
@@ -315,13 +317,17 @@ def read_tree(node: Any, variables: dict[str, Any]) -> Any:
     if kind is None:
         return {key: read_tree(item, variables) for key, item in node.items()}
     assert kind in TREE
-    if kind == "array":
-        return variables[node["name"]]
+    if kind in ("array", "list"):
+        return variables[node["name"]] if kind == "array" else variables[node["name"]].tolist()
     if "hex" in node:
         return TREE_HEX[kind](node["hex"], node.get("type"))
     items = read_tree(node["items"], variables)
     if kind == "namedtuple":
         return namedtuple(node["type"], node["fields"])(*items)
+    if kind == "deque":
+        return deque(items, node["maxlen"])
+    if kind == "defaultdict":
+        return defaultdict({"list": list, None: None}[node["factory"]], items)
     return TREE_ITEMS[kind](items)
 
 
@@ -334,11 +340,28 @@ TREE_ITEMS: dict[str, Any] = {
     "set": set,
     "frozenset": frozenset,
     "complex": lambda pair: complex(*pair),
+    "mapping": dict,
+    "record": lambda pairs: SimpleNamespace(**dict(pairs)),
+    "enum": lambda items: SimpleNamespace(name=items[0], value=items[1]),
+    "Path": lambda items: Path(*items),
+    "numpy.str_": lambda items: np.str_(items[0]),
+    "date": lambda items: datetime.date.fromisoformat(*items),
+    "timedelta": lambda items: datetime.timedelta(*items),
+    "datetime": lambda items: _zoned(datetime.datetime.fromisoformat(items[0]), *items[1:]),
+    "time": lambda items: _zoned(datetime.time.fromisoformat(items[0]), *items[1:]),
 }
+
+
+def _zoned(value: Any, fold: int, zone: int | None) -> Any:
+    offset = None if zone is None else datetime.timezone(datetime.timedelta(microseconds=zone))
+    return value.replace(fold=fold, tzinfo=offset)
+
+
 TREE_HEX: dict[str, Any] = {
     "int": lambda text, _: int(text, 16),
     "float": lambda text, _: struct.unpack(">d", bytes.fromhex(text))[0],
     "bytes": lambda text, _: bytes.fromhex(text),
+    "bytearray": lambda text, _: bytearray.fromhex(text),
     "str": lambda text, _: bytes.fromhex(text).decode("utf-8", "surrogatepass"),
     "scalar": lambda text, name: np.frombuffer(bytes.fromhex(text), getattr(ml_dtypes, name, name))[0],
 }
@@ -470,6 +493,24 @@ def test_it_reads_the_tree_of_nested_state(tmp_path):
     manifest, variables = read_checkpoint(tmp_path / "a")
     found = read_tree(json.loads(manifest["tree"]), variables)
     assert repr(found) == repr(state) == repr(vs.load_state(tmp_path / "a"))
+
+
+def test_it_reads_what_training_scripts_hold(tmp_path):
+    zone = datetime.timezone(datetime.timedelta(hours=-3))
+    state = {
+        "bytes": [bytearray(b"\0x"), np.str_("a")],
+        "times": [datetime.date(2026, 1, 2), datetime.time(3, 4, fold=1), datetime.timedelta(-1, 2, 3)],
+        "moments": [datetime.datetime(2026, 1, 2, 3, tzinfo=zone), datetime.datetime(2026, 1, 2, fold=1)],
+        "containers": [deque([1, np.ones(2)], 3), defaultdict(list, {1: [2]}), Path("a/b")],
+        "record": SimpleNamespace(lr=0.5, w=np.ones(2)),
+        "losses": [0.5] * 5000,
+    }
+    vs.save_state(tmp_path / "a", state)
+    manifest, variables = read_checkpoint(tmp_path / "a")
+    assert variables["losses"].shape == (5000,)
+    assert (
+        repr(read_tree(json.loads(manifest["tree"]), variables)) == repr(state) == repr(vs.load_state(tmp_path / "a"))
+    )
 
 
 # --- it refuses what the text says is an error -------------------------------------------------------------------

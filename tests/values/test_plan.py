@@ -214,7 +214,7 @@ REFUSED_VALUES = {
     "masked constant": (np.ma.masked, UsageError, "a masked array would lose its mask"),
     "list": ([1.0, 2.0], UsageError, "not an array, .*: found list. Make it an array with numpy.asarray"),
     "tuple": ((1.0,), UsageError, "not an array, a scalar or a variable of a checkpoint: found tuple"),
-    "dict": ({"w": BASE}, UsageError, "found dict. Make it an array with numpy.asarray, or use save_state"),
+    "dict": ({"w": BASE}, UsageError, "found dict. Use save_state"),
     "text": ("text", UsageError, "not an array, a scalar or a variable of a checkpoint: found str"),
     "bytes": (b"text", UsageError, "found bytes"),
     "None": (None, UsageError, "found NoneType"),

@@ -7,7 +7,7 @@ from typing import Any, TypedDict
 
 from varstore.errors import UsageError
 from varstore.values.lazy import LazyArray
-from varstore.values.nodes import BARE, Names, dict_like
+from varstore.values.nodes import BARE, Names, Unbuilt, dict_like
 from varstore.values.select import Patterns, Rename, select
 
 __all__ = ["Choice", "choose"]
@@ -79,13 +79,19 @@ def _rebuilt(
     node: Any, parts: tuple[str, ...], name_of: Callable[[Any], str | None] | None, keep: Callable[[str, Any], Any]
 ) -> Any:
     """Return a copy of the node; `keep` returns what comes in the place of a leaf, or that nothing does."""
-    if not isinstance(node, dict | list | tuple) or not node:
+    if not isinstance(node, dict | list | tuple | Unbuilt) or not node:
         given = None if name_of is None else name_of(node)
         return keep(given or "/".join(parts) or BARE, node)
     if isinstance(node, dict):
         items = {key: _rebuilt(item, (*parts, _part(key)), name_of, keep) for key, item in node.items()}
         left = [(key, item) for key, item in items.items() if item is not _NOTHING]
         return dict_like(node, left) if left else _NOTHING
+    if isinstance(node, Unbuilt):
+        items = {key: _rebuilt(item, (*parts, _part(key)), name_of, keep) for key, item in node.items.items()}
+        rest = {key: item for key, item in items.items() if item is not _NOTHING}
+        if node.is_row and rest:
+            rest = {key: rest.get(key) for key in items}
+        return Unbuilt(rest, node.build, is_row=node.is_row) if rest else _NOTHING
     rows = [_rebuilt(item, (*parts, str(index)), name_of, keep) for index, item in enumerate(node)]
     if all(row is _NOTHING for row in rows):
         return _NOTHING

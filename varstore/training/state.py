@@ -16,7 +16,9 @@ from varstore.model.store import load, save
 from varstore.text.escape import one_line
 from varstore.text.hints import listed
 from varstore.training.chosen import Choice, choose
+from varstore.training.kinds import Types, checked_types
 from varstore.training.tensors import (
+    BUILT,
     JAX,
     PARAMETER,
     TENSOR,
@@ -24,6 +26,7 @@ from varstore.training.tensors import (
     Leaf,
     MapLocation,
     as_saved,
+    built,
     can_have_gradient,
     locate,
     to_jax,
@@ -31,7 +34,7 @@ from varstore.training.tensors import (
     view_of,
     wanted,
 )
-from varstore.training.tree import flatten, prune, unflatten
+from varstore.training.tree import flatten, outline, prune
 from varstore.values.arguments import checked
 from varstore.values.nodes import leaves, replaced
 from varstore.values.select import Patterns, Rename
@@ -48,8 +51,14 @@ def save_state(path: str | os.PathLike[str], state: Any, **save_options: Unpack[
 
     Arrays, tensors and variables of other checkpoints become variables that are named by their path, such as
     ``optimizer/state/0/momentum_buffer``. Each can be read by itself, as in any checkpoint. Everything else is stored
-    exactly, in the manifest: dicts with keys of any plain type, OrderedDicts, Counters, lists, tuples, named tuples,
-    sets, None, bools, numbers of any size, strings, bytes and numpy scalars.
+    exactly, in the manifest: dicts with keys of any plain type, defaultdicts, OrderedDicts, Counters, lists, deques,
+    tuples, named tuples, sets, None, bools, numbers of any size, strings, bytes, bytearrays, numpy scalars, paths,
+    dates and times, and torch's sizes, types, devices and generators. Long lists of numbers, such as a history of
+    losses, are stored as arrays and come back as lists.
+
+    Dataclasses, members of an Enum, namespaces of argparse and subclasses of dict are saved as records: what they hold,
+    and the name of their class. They come back as a ``SimpleNamespace`` or a dict, or as objects of the classes that
+    `load_state` is given as `types`.
 
     Tensors that share memory, or lie within another tensor, do so again after `load_state`. Arrays come back in C
     order and the machine's byte order. Tensors on devices other than cpu, cuda, mps and xpu come back on the CPU. A
@@ -88,12 +97,14 @@ def load_state(
     rename: Rename | None = None,
     map_location: MapLocation = None,
     framework: Framework | None = None,
+    types: Types | None = None,
     verify: bool = True,
     threads: int | None = None,
     progress: Progress = None,
 ) -> Any:
     """Load the state that `save_state` saved, every value of the type that it had; see `varstore.load_state`."""
     options: LoadOptions = {"verify": verify, "threads": threads, "progress": progress}
+    classes = checked_types(types)
     choice: Choice = {"include": include, "exclude": exclude, "rename": rename}
 
     def load_from(checkpoint: Checkpoint) -> Any:
@@ -106,7 +117,9 @@ def load_state(
             tree = {"$": "dict", "items": [[name, {"$": "array", "name": name}] for name in checkpoint]}
         else:
             return load(checkpoint, **choice, **options)
-        return restore(checkpoint, tree, choice, map_location=map_location, framework=framework, **options)
+        return restore(
+            checkpoint, tree, choice, map_location=map_location, framework=framework, types=classes, **options
+        )
 
     return retry_if_replaced(load_from, path)
 
@@ -118,13 +131,14 @@ def restore(
     *,
     map_location: MapLocation,
     framework: Framework | None = None,
+    types: Types | None = None,
     **load_options: Unpack[LoadOptions],
 ) -> Any:
     """Return the state that a tree describes, with a checkpoint's variables as its arrays; see `load_state`."""
     if checkpoint.damaged:
         tree = prune(tree, checkpoint.damaged.__contains__)
     restoring = _Restoring(checkpoint, map_location, framework)
-    state = unflatten(tree, _same, path=checkpoint.path)
+    state = outline(tree, types, path=checkpoint.path)
     if choice is not None:
         state = choose(state, **choice, path=checkpoint.path, name_of=_name_of)
     for _, leaf in leaves(state):
@@ -132,10 +146,6 @@ def restore(
             restoring.note(leaf)
     restoring.load(**load_options)
     return replaced(state, lambda leaf: restoring.array(leaf) if isinstance(leaf, Leaf) else leaf)
-
-
-def _same(leaf: Leaf) -> Leaf:
-    return leaf
 
 
 def _name_of(leaf: Any) -> str | None:
@@ -193,6 +203,9 @@ class _Restoring:
                 self._made[identity] = as_saved(self._tensor(leaf), leaf)
             return self._made[identity]
         array = self._read(leaf.name)
+        if leaf.type in BUILT:
+            where = locate(leaf, self._map_location)
+            return built(array, leaf, where if isinstance(where, str) else leaf.device)
         return to_jax(array, leaf) if leaf.type == JAX else array
 
     def _place(self, leaf: Leaf) -> Any:

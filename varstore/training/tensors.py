@@ -23,17 +23,25 @@ from varstore.values.casting import is_floating
 from varstore.values.lazy import LazyArray, Place
 
 __all__ = [
+    "BUILT",
+    "DEVICE",
+    "GENERATOR",
     "JAX",
+    "KEY",
+    "LIST",
     "NDARRAY",
     "PARAMETER",
     "TENSOR",
     "Framework",
     "Leaf",
     "MapLocation",
+    "as_array",
     "as_saved",
     "can_have_gradient",
+    "built",
     "describe",
     "find_views",
+    "framework_named",
     "locate",
     "place_of",
     "strides_of",
@@ -49,8 +57,18 @@ JAX = "jax.Array"
 NDARRAY = "numpy.ndarray"
 """Said only of an array that came from a file of torch, where an array is numpy's if it is not a tensor."""
 
+LIST = "list"
+GENERATOR = "torch.Generator"
+KEY = "jax.key"
+BUILT = (LIST, GENERATOR, KEY)
+"""What is stored as an array and is something else: a list of numbers, a generator's state, and jax's typed keys."""
+
+_NUMBERS = {bool: np.dtype(np.bool_), int: np.dtype(np.int64), float: np.dtype(np.float64)}
+_LONG = 1024
+"""From this length on, a list of numbers is stored as an array."""
+
 _DEVICES = ("cpu", "cuda", "mps", "xpu")
-_DEVICE = re.compile(rf"(?:{'|'.join(_DEVICES)})(?::[0-9]{{1,3}})?")
+DEVICE = re.compile(rf"(?:{'|'.join(_DEVICES)})(?::[0-9]{{1,3}})?")
 """Devices that a tree may name. To move a tensor to another one imports a module of that name, or loses the values."""
 
 MapLocation: TypeAlias = Any
@@ -71,6 +89,7 @@ class Leaf:
     name: str
     type: str = ""
     device: str = "cpu"
+    impl: str = ""
     requires_grad: bool = False
     optional: bool = False
     view: tuple[str, int, tuple[int, ...]] | None = None
@@ -84,11 +103,12 @@ class Leaf:
             raise TypeError(f"a name that is not a string but {type(node['name']).__name__}")
         view = node.get("view")
         device = node.get("device", "cpu")
-        if not _DEVICE.fullmatch(device):
+        if not DEVICE.fullmatch(device):
             raise ValueError(f"{device!r} is not a device of {', '.join(_DEVICES)}")
         return cls(
             name=node["name"],
-            type=str(node.get("type", "")),
+            type=node["$"] if node["$"] in BUILT else str(node.get("type", "")),
+            impl=str(node.get("impl", "")),
             device=device,
             requires_grad=bool(node.get("requires_grad", False)),
             optional=bool(node.get("optional", False)),
@@ -115,7 +135,7 @@ def describe(value: Any, place: str) -> dict[str, Any]:
                 hint="save the plain tensors that it is made of",
             )
         place = str(value.device)
-        device = {"device": place} if value.device.type != "cpu" and _DEVICE.fullmatch(place) else {}
+        device = {"device": place} if value.device.type != "cpu" and DEVICE.fullmatch(place) else {}
         return {"type": kind, **device, **({"requires_grad": True} if value.requires_grad else {})}
     if jax is not None and isinstance(value, jax.Array):
         return {"type": JAX}
@@ -187,6 +207,8 @@ def _extent(shape: tuple[int, ...], strides: tuple[int, ...]) -> int:
 
 def wanted(leaf: Leaf, framework: Framework | None) -> Leaf:
     """Return the leaf as what the array is to become: the type that it had, or one of the named framework."""
+    if leaf.type in BUILT:
+        return leaf
     if framework == "numpy" or (framework is None and leaf.optional and not _is_installed(leaf.type.partition(".")[0])):
         return replace(leaf, type="", view=None)
     if framework == "torch" and leaf.type not in (TENSOR, PARAMETER, NDARRAY):
@@ -214,7 +236,7 @@ def to_torch(array: np.ndarray, leaf: Leaf, where: str | Callable[[Any, str], An
     Raises:
         UsageError: the device is not available, or torch does not have the type.
     """
-    torch = _framework("torch")
+    torch = framework_named("torch")
     tensor = _host_tensor(torch, array)
     moved = None if isinstance(where, str) else where(tensor, leaf.device)
     if isinstance(moved, torch.UntypedStorage | torch.storage.TypedStorage):  # as those for torch.load may return
@@ -241,7 +263,7 @@ def can_have_gradient(dtype: np.dtype[Any]) -> bool:
 def as_saved(tensor: Any, leaf: Leaf) -> Any:
     """Return a tensor as a Parameter if it was one, and with the requires_grad that it had."""
     if leaf.type == PARAMETER:
-        return _framework("torch").nn.Parameter(tensor, requires_grad=leaf.requires_grad)
+        return framework_named("torch").nn.Parameter(tensor, requires_grad=leaf.requires_grad)
     return tensor.detach().requires_grad_() if leaf.requires_grad else tensor
 
 
@@ -264,7 +286,7 @@ def to_jax(array: np.ndarray, leaf: Leaf) -> Any:
     Raises:
         UsageError: jax would convert it to a narrower type, because 64-bit types are not enabled.
     """
-    jax = _framework("jax")
+    jax = framework_named("jax")
     try:
         kept = jax.dtypes.canonicalize_dtype(array.dtype)
     except TypeError as error:
@@ -284,6 +306,66 @@ def to_jax(array: np.ndarray, leaf: Leaf) -> Any:
     return jax.numpy.array(array)
 
 
+def as_array(value: Any) -> tuple[Any, dict[str, Any]] | None:
+    """Return the array that is stored for a list of numbers, a generator or typed keys, and what the tree says of it.
+
+    None for what is none of these. A list is one if it is long, and its items are all bool, int of 64 bits or float.
+    """
+    if type(value) is list:
+        kinds = set(map(type, value)) if len(value) >= _LONG else ()
+        dtype = _NUMBERS.get(next(iter(kinds))) if len(kinds) == 1 else None
+        try:
+            return None if dtype is None else (np.array(value, dtype), {"$": LIST})
+        except OverflowError:
+            return None
+    torch, jax = sys.modules.get("torch"), sys.modules.get("jax")
+    if torch is not None and isinstance(value, torch.Generator) and DEVICE.fullmatch(str(value.device)):
+        return value.get_state().numpy(), {"$": GENERATOR, "device": str(value.device)}
+    if jax is not None and isinstance(value, jax.Array) and jax.dtypes.issubdtype(value.dtype, jax.dtypes.prng_key):
+        return jax.random.key_data(value), {"$": KEY, "impl": str(jax.random.key_impl(value))}
+    return None
+
+
+def built(array: np.ndarray, leaf: Leaf, where: str) -> Any:
+    """Return what a leaf of `BUILT` is, of its array; a generator is one of the device `where`.
+
+    Raises:
+        ManifestError: the array is not one of such a thing.
+        UsageError: the device is not available.
+    """
+    try:
+        if leaf.type == LIST:
+            if array.ndim != 1 or array.dtype not in _NUMBERS.values():
+                raise ValueError(f"a list of {array.dtype}")
+            return array.tolist()
+        if leaf.type == KEY:
+            return framework_named("jax").random.wrap_key_data(array, impl=leaf.impl)
+        return _generator(array, leaf, where)
+    except UsageError:
+        raise
+    except (TypeError, ValueError) as error:
+        raise ManifestError(f"the array does not describe a {leaf.type}", variable=leaf.name, found=error) from error
+
+
+def _generator(array: np.ndarray, leaf: Leaf, where: str) -> Any:
+    torch = framework_named("torch")
+    try:
+        generator = torch.Generator(where)
+        if generator.device.type != leaf.device.partition(":")[0]:
+            raise RuntimeError
+    except (RuntimeError, AssertionError) as error:
+        raise UsageError(
+            f"a generator of {leaf.device} cannot be one of this device",
+            variable=leaf.name,
+            found=where,
+            hint="leave it out with exclude=, and make a new one",
+        ) from error
+    try:
+        return generator.set_state(torch.from_numpy(array.copy()))
+    except RuntimeError as error:
+        raise ValueError(str(error).partition("\n")[0]) from error
+
+
 def _host_tensor(torch: Any, array: np.ndarray) -> Any:
     try:
         if array.dtype.type.__module__ == "numpy":
@@ -301,11 +383,16 @@ def _host_tensor(torch: Any, array: np.ndarray) -> Any:
     )
 
 
-def _framework(name: str) -> Any:
+def framework_named(name: str) -> Any:
+    """Import a framework.
+
+    Raises:
+        MissingDependency: it is not installed.
+    """
     try:
         return importlib.import_module(name)
     except ImportError as error:
         raise MissingDependency(
-            f"the state holds arrays of {name}, which is not installed",
+            f"the state holds arrays or other values of {name}, which is not installed",
             hint=f'install it: pip install {name}, or load the state with framework="numpy"',
         ) from error

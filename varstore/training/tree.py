@@ -13,8 +13,13 @@ is an object whose ``"$"`` says what it is:
     {"$": "int", "hex": "-0x1…"}              beyond 64 bits
     {"$": "float", "hex": "7ff8000000000000"} nan and the infinities: the IEEE 754 bits, big-endian
     {"$": "complex", "items": [real, imaginary]}
-    {"$": "bytes", "hex": "…"}                {"$": "str", "hex": "…"}: text with lone surrogates
+    {"$": "bytes", "hex": "…"}                likewise bytearray; {"$": "str", "hex": "…"}: text with lone surrogates
     {"$": "scalar", "type": "float16", "hex": "…"}   a numpy scalar, little-endian
+
+The file `kinds` has the others: values, such as a path or a date, further containers, and records of classes that are
+only named. Long lists of numbers, generators of torch and typed keys of jax are stored as arrays:
+
+    {"$": "list", "name": "losses"}           likewise torch.Generator with a device, and jax.key with an impl
 
 An array says its type if that is not numpy's. With ``"optional": true`` it is the type that a converted file stated,
 and the array comes back as numpy's where the framework is not installed. A tensor also says what its values do not: its
@@ -32,6 +37,7 @@ import struct
 import unicodedata
 from collections import Counter, OrderedDict, namedtuple
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -44,12 +50,13 @@ from varstore.layout.keys import are_far_apart
 from varstore.layout.names import folder_of
 from varstore.text.escape import one_line
 from varstore.text.hints import listed, plural
-from varstore.training.tensors import Leaf, describe, find_views
+from varstore.training.kinds import CONTAINERS, PAIRED, VALUES, Types, container, members, spelt, tag_of
+from varstore.training.tensors import BUILT, Leaf, as_array, describe, find_views
 from varstore.values.arrays import as_source
-from varstore.values.nodes import Names
-from varstore.values.opaque import without_opaque
+from varstore.values.nodes import Names, replaced
+from varstore.values.opaque import Opaque, without_opaque
 
-__all__ = ["Flat", "entries", "flatten", "prune", "unflatten"]
+__all__ = ["Flat", "entries", "flatten", "outline", "prune", "unflatten"]
 
 _log = logging.getLogger("varstore")
 _NAMED = 20
@@ -61,6 +68,8 @@ _WIDE = 1 << 63
 _PLAIN = (type(None), bool)
 _PAIRED: dict[type, str] = {dict: "dict", OrderedDict: "OrderedDict", Counter: "Counter"}
 _ROWED: dict[type, str] = {tuple: "tuple", set: "set", frozenset: "frozenset"}
+_STORED = ("array", *BUILT)
+_OF_PAIRS = (*_PAIRED.values(), *PAIRED)
 _SCALARS = {row.dtype.name: row.dtype for row in TABLE if row.dtype is not None}
 
 
@@ -86,11 +95,12 @@ def flatten(state: Any) -> Flat:
         UnsupportedDtype: the type of an array cannot be stored.
     """
     state, left_out = without_opaque(state)
+    work = _Flattening()
+    node = work.node(state, "state", ())
+    left_out += tuple(work.left_out)
     if left_out:
         names = listed(list(map(one_line, left_out)), _NAMED)
         _log.warning("left out, because an object of a class that varstore does not know is not data: %s", names)
-    work = _Flattening()
-    node = work.node(state, "state", ())
     for name, (owner, offset, strides) in find_views(work.variables).items():
         work.arrays[name]["view"] = {"of": owner, "offset": offset, "strides": list(strides)}
     text = json.dumps(node, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
@@ -100,6 +110,7 @@ def flatten(state: Any) -> Flat:
 class _Flattening:
     def __init__(self) -> None:
         self.variables: dict[str, Any] = {}
+        self.left_out: list[str] = []
         self._names = Names()
         self.arrays: dict[str, dict[str, Any]] = {}
         self._above: set[int] = set()
@@ -112,33 +123,63 @@ class _Flattening:
         encode = _ENCODERS.get(kind)
         if encode is not None:
             return encode(value)
+        plain = spelt(value, place)
+        if plain is not None:
+            return {"$": plain[0], "items": [self.node(item, place, None) for item in plain[1]]}
         if isinstance(value, np.generic):
             return _scalar(value, place)
+        if kind is list and parts is not None and (numbers := as_array(value)) is not None:
+            return self._built(*numbers, parts)
         if kind in _PAIRED or kind in _ROWED or kind is list or _is_namedtuple(value):
             return self._container(value, place, parts)
         if parts is None:
             raise _not_data(value, place, "a key is a number, a string, bytes, None, or a tuple of these")
-        return self._array(value, place, parts)
+        if kind is Opaque:  # in a container that other formats do not have
+            self.left_out.append("/".join(parts))
+            return None
+        tag = tag_of(value, place)
+        if tag is not None:
+            return self._container(value, place, parts, tag)
+        stored = as_array(value)
+        return self._array(value, place, parts) if stored is None else self._built(*stored, parts)
 
-    def _container(self, value: Any, place: str, parts: tuple[str, ...] | None) -> Any:
+    def _container(
+        self, value: Any, place: str, parts: tuple[str, ...] | None, tag: dict[str, Any] | None = None
+    ) -> Any:
         if id(value) in self._above:
             raise UsageError("contains itself", field=place, hint="remove the cycle")
         if len(self._above) >= _DEEPEST:
             raise UsageError(f"nested deeper than {_DEEPEST}", field=place, hint="flatten some of the levels")
         self._above.add(id(value))
         try:
+            if parts is not None and tag is not None:
+                return self._tagged(tag, members(value), place, parts)
             if parts is not None and type(value) in _PAIRED:
                 return self._pairs(value, place, parts)
             return self._row(value, place, parts)
         finally:
             self._above.discard(id(value))
 
-    def _pairs(self, value: Mapping[Any, Any], place: str, parts: tuple[str, ...]) -> Any:
+    def _tagged(self, tag: dict[str, Any], held: Iterable[Any], place: str, parts: tuple[str, ...]) -> Any:
+        if tag["$"] in PAIRED:
+            dot = tag["$"] == "record"
+            return {**tag, "items": [list(pair) for pair in self._nodes_of(held, place, parts, dot=dot)]}
+        items = [self.node(item, f"{place}[{at}]", (*parts, str(at))) for at, item in enumerate(held)]
+        return {**tag, "items": items}
+
+    def _nodes_of(
+        self, pairs: Iterable[tuple[Any, Any]], place: str, parts: tuple[str, ...], *, dot: bool = False
+    ) -> list[tuple[Any, Any]]:
         nodes = []
-        for key, item in value.items():
+        for key, item in pairs:
             shown = _shown(key)
             inside = self.node(key, f"{place}.keys()[{shown}]", None)
-            nodes.append((inside, self.node(item, f"{place}[{shown}]", (*parts, key if type(key) is str else shown))))
+            where = f"{place}.{key}" if dot else f"{place}[{shown}]"
+            nodes.append((inside, self.node(item, where, (*parts, key if type(key) is str else shown))))
+        return nodes
+
+    def _pairs(self, value: Mapping[Any, Any], place: str, parts: tuple[str, ...]) -> Any:
+        nodes = self._nodes_of(value.items(), place, parts)
         if type(value) is OrderedDict and (metadata := vars(value).get("_metadata")) is not None:
             about = self.node(metadata, f"{place}._metadata", (*parts, "_metadata"))
             return {"$": "OrderedDict", "items": [list(pair) for pair in nodes], "metadata": about}
@@ -173,9 +214,15 @@ class _Flattening:
         except UsageError as error:
             raise _not_data(value, place, error.hint if hasattr(value, "__array__") else _hint(value)) from error
         said = describe(value, place)
+        kind = said.pop("type") if said.get("type") in BUILT else "array"
         self.variables[name] = value
-        self.arrays[name] = {"$": "array", "name": name, **said}
+        self.arrays[name] = {"$": kind, "name": name, **said}
         return self.arrays[name]
+
+    def _built(self, array: Any, tag: dict[str, Any], parts: tuple[str, ...]) -> dict[str, Any]:
+        name = self._name(parts)
+        self.variables[name] = array
+        return {**tag, "name": name}
 
     def _name(self, parts: tuple[str, ...]) -> str:
         name = self._names.own("/".join(parts) or _ROOT)
@@ -200,7 +247,7 @@ def _not_data(value: Any, place: str, hint: str | None) -> UsageError:
 
 def _hint(value: Any) -> str:
     if hasattr(value, "state_dict"):
-        return "save its state_dict()"
+        return "save its state_dict(), or use save of its framework's module in varstore.adapters"
     return "data is numbers, text, containers and arrays; leave this out, or save what it is made from"
 
 
@@ -238,6 +285,7 @@ _ENCODERS: dict[type, Callable[[Any], Any]] = {
     complex: _complex,
     str: _str,
     bytes: _bytes,
+    bytearray: lambda value: {"$": "bytearray", "hex": value.hex()},
 }
 
 
@@ -256,16 +304,16 @@ def prune(tree: Any, gone: Callable[[str], bool]) -> Any:
         return [None if _is_gone(item, gone) else prune(item, gone) for item in tree]
     if not isinstance(tree, dict):
         return tree
-    if tree.get("$") == "array":  # a tensor within one that is gone is saved with its own values
+    if tree.get("$") in _STORED:  # a tensor within one that is gone is saved with its own values
         return {key: item for key, item in tree.items() if key != "view" or not gone(item["of"])}
-    if tree.get("$") in _PAIRED.values():
+    if tree.get("$") in _OF_PAIRS:
         pairs = [[key, prune(item, gone)] for key, item in tree["items"] if not _is_gone(item, gone)]
         return {**tree, "items": pairs}
     return {key: prune(item, gone) for key, item in tree.items() if not _is_gone(item, gone)}
 
 
 def _is_gone(node: Any, gone: Callable[[str], bool]) -> bool:
-    return isinstance(node, dict) and node.get("$") == "array" and gone(node["name"])
+    return isinstance(node, dict) and node.get("$") in _STORED and gone(node["name"])
 
 
 def entries(tree: Any) -> Iterator[tuple[str, Any]]:
@@ -279,7 +327,7 @@ def _entries(tree: Any, path: str, depth: int) -> Iterator[tuple[str, Any]]:
     for key, item in _items(tree):
         below = f"{path}/{key}" if path else str(key)
         if isinstance(tree, dict) and isinstance(key, str):
-            is_array = isinstance(item, dict) and item.get("$") == "array"
+            is_array = isinstance(item, dict) and item.get("$") in _STORED
             yield (str(item.get("name")) if is_array else below), item
         yield from _entries(item, below, depth + 1)
 
@@ -290,7 +338,7 @@ def _items(tree: Any) -> Iterable[tuple[Any, Any]]:
     kind, items = (tree.get("$"), tree.get("items")) if isinstance(tree, dict) else ("list", tree)
     if not isinstance(items, list):
         return ()
-    if kind in _PAIRED.values():
+    if kind in _OF_PAIRS:
         return ((pair[0], pair[1]) for pair in items if isinstance(pair, list) and len(pair) == 2)
     return enumerate(items) if kind == "list" or kind in _ROWED.values() else ()
 
@@ -301,8 +349,29 @@ def unflatten(tree: Any, restore: Callable[[Leaf], Any], *, path: str) -> Any:
     Raises:
         ManifestError: the tree is not one that `flatten` makes.
     """
+    with _reading(path):
+        state = _Unflattening({}).state(tree, 0)
+        return replaced(state, lambda leaf: restore(leaf) if isinstance(leaf, Leaf) else leaf)
+
+
+def outline(tree: Any, types: Types | None = None, *, path: str) -> Any:
+    """Return the state that a tree describes with a `Leaf` for each array, and with containers that are not built yet.
+
+    Args:
+        types: the classes of records, by the names that the tree has for them.
+
+    Raises:
+        ManifestError: the tree is not one that `flatten` makes.
+        UsageError: a class of `types` does not fit its record.
+    """
+    with _reading(path):
+        return _Unflattening(types or {}).state(tree, 0)
+
+
+@contextmanager
+def _reading(path: str) -> Iterator[None]:
     try:
-        return _Unflattening(restore).state(tree, 0)
+        yield
     except (LookupError, TypeError, ValueError, OverflowError, RecursionError, struct.error) as error:
         if isinstance(error, ManifestError | UsageError):
             raise
@@ -316,8 +385,8 @@ def _reason(error: Exception) -> str:
 class _Unflattening:
     """One tree while it becomes a state; what is wrong with it is a KeyError, TypeError or ValueError."""
 
-    def __init__(self, restore: Callable[[Leaf], Any]) -> None:
-        self._restore = restore
+    def __init__(self, types: Types) -> None:
+        self._types = types
         self._tuple_types: set[Any] = set()
 
     def state(self, node: Any, depth: int) -> Any:
@@ -331,11 +400,20 @@ class _Unflattening:
         kind = node.get("$")
         if kind is None:
             return {key: self.state(item, depth + 1) for key, item in node.items()}
-        if kind == "array":
-            return self._restore(Leaf.of(node))
+        if kind in _STORED:
+            return Leaf.of(node)
+        if kind not in _KNOWN:
+            raise ValueError(f"a value of the kind {kind!r}, which this release of varstore does not know")
         if "hex" in node:
             return _FROM_HEX[kind](node)
-        items = [self.state(item, depth + 1) for item in node["items"]]
+        if kind in _OF_PAIRS:
+            items = [[self.state(key, depth + 1), self.state(item, depth + 1)] for key, item in node["items"]]
+        else:
+            items = [self.state(item, depth + 1) for item in node["items"]]
+        if kind in VALUES:
+            return VALUES[kind](items)
+        if kind in CONTAINERS:
+            return container(node, items, self._types)
         if kind == "namedtuple":
             return self._tuple_type(node["type"], node["fields"])(*items)
         if kind in _HASHED:
@@ -343,7 +421,7 @@ class _Unflattening:
             if not are_far_apart(keys, is_set=not _HASHED[kind]):
                 raise ValueError("keys that were chosen to have the same hashes")
         if kind == "OrderedDict" and "metadata" in node:
-            state = OrderedDict(items)
+            state: OrderedDict[Any, Any] = OrderedDict(items)
             vars(state)["_metadata"] = self.state(node["metadata"], depth + 1)
             return state
         return _FROM_ITEMS[kind](items)
@@ -397,5 +475,7 @@ _FROM_HEX: dict[str, Callable[[Mapping[str, Any]], Any]] = {
     "float": lambda node: struct.unpack(">d", bytes.fromhex(node["hex"]))[0],
     "str": lambda node: bytes.fromhex(node["hex"]).decode("utf-8", "surrogatepass"),
     "bytes": lambda node: bytes.fromhex(node["hex"]),
+    "bytearray": lambda node: bytearray.fromhex(node["hex"]),
     "scalar": _scalar_of,
 }
+_KNOWN = frozenset({*_FROM_ITEMS, *_FROM_HEX, *VALUES, *CONTAINERS, "namedtuple"})

@@ -30,6 +30,8 @@ Result = TypeVar("Result")
 Check = Callable[[Any, str], Any]
 """Returns the value to use in place of the given one, or raises; the text is the name of the parameter."""
 
+_STATE_DICT = "pass its state_dict(), or the object to save of its framework's module in varstore.adapters"
+
 _URL = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+)://")
 
 
@@ -118,8 +120,8 @@ def check_names(variables: Mapping[str, Any], field: str) -> None:
             )
 
 
-def _wrong(value: object, field: str, expected: str) -> UsageError:
-    return UsageError("a wrong value", field=field, found=described(value), expected=expected)
+def _wrong(value: object, field: str, expected: str, hint: str | None = None) -> UsageError:
+    return UsageError("a wrong value", field=field, found=described(value), expected=expected, hint=hint)
 
 
 def _path_or_mapping(value: Any, field: str) -> Any:
@@ -170,7 +172,7 @@ def _progress(value: Any, field: str) -> Any:
 
 def _mapping(value: Any, field: str) -> Any:
     if not isinstance(value, Mapping):
-        raise _wrong(value, field, "a mapping")
+        raise _wrong(value, field, "a mapping", hint=_STATE_DICT if hasattr(value, "state_dict") else None)
     return value
 
 

@@ -7,7 +7,7 @@ A value becomes an ndarray immediately if that does not copy it. A tensor on a d
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Hashable, Iterable
+from collections.abc import Callable, Hashable, Iterable, Mapping
 from functools import partial
 from typing import Any, TypeVar
 
@@ -69,10 +69,16 @@ def as_source(value: Any, variable: str) -> Source:
         "not an array, a scalar or a variable of a checkpoint",
         variable=variable,
         found=type(value).__name__,
-        hint="save its state_dict() with save_state"
-        if hasattr(value, "state_dict")
-        else "make it an array with numpy.asarray, or use save_state for nested state",
+        hint=_way_to_save(value),
     )
+
+
+def _way_to_save(value: Any) -> str:
+    if hasattr(value, "state_dict"):
+        return "save its state_dict() with save_state"
+    if isinstance(value, str | bytes | Mapping | set):
+        return "use save_state, which saves nested state"
+    return "make it an array with numpy.asarray, or use save_state for nested state"
 
 
 def _asked(value: Any, variable: str, ask: Callable[..., Answer], *arguments: Any) -> Answer:

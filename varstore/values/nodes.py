@@ -2,14 +2,32 @@
 
 from __future__ import annotations
 
-from collections import OrderedDict
+from collections import OrderedDict, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
-__all__ = ["BARE", "Names", "dict_like", "leaves", "replaced"]
+__all__ = ["BARE", "Names", "Unbuilt", "dict_like", "leaves", "replaced"]
 
 BARE = "(array)"
 """The name of a leaf that is not in a container."""
+
+
+class Unbuilt:
+    """A container of another kind while its leaves are chosen and read: its items by key, and what builds it of them.
+
+    With `is_row`, the keys are indices, and an item that is left out becomes None.
+    """
+
+    __slots__ = ("build", "is_row", "items")
+    __hash__ = None  # type: ignore[assignment]  # it is not a key
+
+    def __init__(self, items: dict[Any, Any], build: Callable[[dict[Any, Any]], Any], *, is_row: bool = False) -> None:
+        self.items = items
+        self.build = build
+        self.is_row = is_row
+
+    def __bool__(self) -> bool:
+        return bool(self.items)
 
 
 def leaves(node: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[str, Any]]:
@@ -17,6 +35,8 @@ def leaves(node: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[str, Any]]:
     if isinstance(node, Mapping):
         for key, value in node.items():
             yield from leaves(value, (*path, key))
+    elif isinstance(node, Unbuilt):
+        yield from leaves(node.items, path)
     elif isinstance(node, (list, tuple)):
         for index, value in enumerate(node):
             yield from leaves(value, (*path, index))
@@ -25,7 +45,12 @@ def leaves(node: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[str, Any]]:
 
 
 def replaced(node: Any, leaf: Callable[[Any], Any]) -> Any:
-    """Return a copy of the state with ``leaf(value)`` in place of each leaf; containers keep their types."""
+    """Return a copy of the state with ``leaf(value)`` in place of each leaf; containers keep their types.
+
+    What is unbuilt is built.
+    """
+    if isinstance(node, Unbuilt):
+        return node.build({key: replaced(value, leaf) for key, value in node.items.items()})
     if isinstance(node, dict):
         return dict_like(node, [(key, replaced(value, leaf)) for key, value in node.items()])
     if isinstance(node, (list, tuple)):
@@ -36,7 +61,7 @@ def replaced(node: Any, leaf: Callable[[Any], Any]) -> Any:
 
 def dict_like(node: dict[Any, Any], items: Iterable[tuple[Any, Any]]) -> dict[Any, Any]:
     """Return a dict of the same type with other items; what torch keeps with a state dict, `_metadata`, stays."""
-    copy = type(node)()
+    copy = defaultdict(node.default_factory) if type(node) is defaultdict else type(node)()
     for key, value in items:
         copy[key] = value
     if isinstance(node, OrderedDict) and hasattr(node, "_metadata"):
