@@ -87,12 +87,17 @@ def test_a_seal_keeps_other_peoples_files(path):
     assert vs.verify(path).ok
 
 
-@pytest.mark.parametrize("name", ["llama-3.1", "v1.0", "step.5", "model.d"])
-def test_a_name_with_a_dot_says_how_to_write_a_checkpoint(tmp_path, name):
-    with pytest.raises(UsageError, match="format='varstore'"):
-        vs.write(tmp_path / name, W)
-    vs.write(tmp_path / name, W, format="varstore")
+@pytest.mark.parametrize("name", ["llama-3.1", "v1.0", "run.v2"])
+def test_a_name_with_a_number_after_its_dot_is_a_checkpoint(tmp_path, name):
+    vs.write(tmp_path / name, W)
     assert vs.load(tmp_path / name)["w"].tolist() == [0, 1, 2, 3]
+
+
+def test_a_name_with_an_unknown_suffix_says_how_to_write_a_checkpoint(tmp_path):
+    with pytest.raises(UsageError, match="format='varstore'"):
+        vs.write(tmp_path / "model.d", W)
+    vs.write(tmp_path / "model.d", W, format="varstore")
+    assert vs.load(tmp_path / "model.d")["w"].tolist() == [0, 1, 2, 3]
 
 
 def test_a_dot_in_a_parent_says_nothing(tmp_path):

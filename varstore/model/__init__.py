@@ -46,15 +46,18 @@ Two variables that would get one name are an error, which names both.
 
 ## Loading into a model that differs
 
-`varstore.load_into` reports what it did. Where few names match, the report suggests the rename that helps most.
+`varstore.load_into` reports what it did. A load of nothing is an error. It shows what was found, and where few names
+match, it suggests the rename that helps most.
 
     >>> model = {name.replace("net", "encoder"): np.zeros(2, np.float32) for name in layers}
-    >>> print(vs.load_into(model, "model"))
-    model -> targets: 0 of 4 loaded
-    missing         4  encoder.*    (not in the source: keeps its values)
-    unexpected      4  net.*        (not in the target)
-    unexpected      1  head.weight  (not in the target)
-    hint: try rename={'net.': 'encoder.'}: 4 of 4 names would match
+    >>> vs.load_into(model, "model")
+    Traceback (most recent call last):
+        ...
+    varstore.errors.VariableMismatch: model -> targets: nothing is loaded: 4 missing, 5 unexpected
+      missing         4  encoder.*    (not in the source: keeps its values)
+      unexpected      4  net.*        (not in the target)
+      unexpected      1  head.weight  (not in the target)
+    Try rename={'net.': 'encoder.'}: 4 of 4 names would match
     >>> report = vs.load_into(model, "model", exclude="head.*", rename={"net": "encoder"})
     >>> len(report.raise_for("missing", "unexpected").loaded)
     4
