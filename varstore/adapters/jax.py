@@ -8,25 +8,31 @@ time.
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Iterator, Mapping
-from functools import partial
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from typing import Any, Unpack
 
 import jax
 import numpy as np
 
 from varstore.disk.read.checkpoint import Checkpoint, retry_if_replaced
-from varstore.errors import VariableMismatch
-from varstore.model.match import Spec, compare
+from varstore.errors import UsageError, VariableMismatch
+from varstore.model.match import Match, Missing, OnMismatch, SourceSpec, Spec, compare
 from varstore.model.options import Path, StateOptions
 from varstore.model.refusal import Demands, refuse
-from varstore.text.hints import listed
+from varstore.model.report import LoadReport, make_report
+from varstore.training.chosen import Choice
 from varstore.training.state import load_state, save_state
-from varstore.training.tensors import Leaf
-from varstore.training.tree import unflatten
+from varstore.training.tensors import KEY, LIST, Leaf, built
+from varstore.training.tree import outline
 from varstore.values.arguments import checked
+from varstore.values.nodes import BARE, Unbuilt, replaced
+from varstore.values.select import Patterns, Rename, select
 
-__all__ = ["load", "save", "state_of"]
+__all__ = ["load", "load_into", "save", "state_of"]
+
+_ANYTHING: Spec = ((), np.dtype(np.bool_))
+"""Stands for the shape and type of a value of any kind, on both sides."""
 
 
 @checked
@@ -43,8 +49,7 @@ def save(path: Path, tree: Any, **save_options: Unpack[StateOptions]) -> Checkpo
 
     Raises:
         UsageError: a leaf is not data.
-        UnsupportedDtype: an array contains typed random keys, is spread over processes, or has another type that the
-            format cannot store.
+        UnsupportedDtype: an array is spread over processes, or has a type that the format cannot store.
         CheckpointExists, OutOfSpace, StorageError: see `varstore.save`.
 
     Example:
@@ -95,19 +100,36 @@ def _part(key: Any) -> Any:
 
 
 @checked
-def load(path: Path | Checkpoint, like: Any = None, *, strict: bool = True, cast: bool = False) -> Any:
+def load(
+    path: Path | Checkpoint,
+    like: Any = None,
+    *,
+    include: Patterns | None = None,
+    exclude: Patterns | None = None,
+    rename: Rename | None = None,
+    strict: bool = True,
+    missing: Missing = None,
+    on_mismatch: OnMismatch = "error",
+    cast: bool = False,
+) -> Any:
     """Load a pytree, with the structure of `like` if it is given.
 
     Args:
         path: a checkpoint, or its path.
-        like: a pytree with the wanted structure; the values of its leaves are ignored. A leaf that is a jax array or
-            a `jax.ShapeDtypeStruct` is restored to the devices of its sharding, a numpy array as a numpy array, and
-            numbers and strings as such. Without `like`, the result has the containers that were saved.
+        like: a pytree with the wanted structure, such as a state of Flax or Optax, whose classes come back. A leaf that
+            is a jax array or a `jax.ShapeDtypeStruct` is restored to the devices of its sharding, a numpy array as a
+            numpy array, and numbers and strings as such. Without `like`, the result has the containers that were saved.
+        include, exclude, rename: choose and rename leaves of the checkpoint, by names such as
+            ``params/Dense_0/kernel``; see `varstore.load_state`.
         strict: raise if the checkpoint has leaves that `like` does not have.
+        missing: patterns of leaves of `like` that the checkpoint need not have, and that keep their values. By
+            default, it must have all.
+        on_mismatch: what to do where shapes or types differ: "error", or "skip" to keep the value in `like`.
         cast: convert between types of the same kind, such as float32 and bfloat16.
 
     Raises:
         VariableMismatch: shapes, types or the structure differ; the message lists them, and nothing has been read.
+        UsageError: a leaf that is to keep its value does not have one.
         DigestMismatch, SizeMismatch: the values are not those that were saved.
         CheckpointNotFound, IncompleteCheckpoint: there is no checkpoint, or only an incomplete one.
 
@@ -120,26 +142,60 @@ def load(path: Path | Checkpoint, like: Any = None, *, strict: bool = True, cast
         {'kernel': Array([[1., 1., 1.],
                [1., 1., 1.]], dtype=float32), 'steps': 7}
     """
-    return retry_if_replaced(partial(_load, like=like, strict=strict, cast=cast), path)
-
-
-def _load(checkpoint: Checkpoint, like: Any, *, strict: bool, cast: bool) -> Any:
+    choice: Choice = {"include": include, "exclude": exclude, "rename": rename}
     if like is None:
-        return load_state(checkpoint)
-    wanted, structure = jax.tree_util.tree_flatten(like)
-    slots = [_Slot(index) for index in range(len(wanted))]
-    places = dict(_places(state_of(jax.tree_util.tree_unflatten(structure, slots))))
-    if checkpoint.manifest is not None and checkpoint.manifest.tree:
-        found = dict(_places(unflatten(checkpoint.tree, lambda leaf: leaf, path=checkpoint.path)))
-    else:  # plain variables: the parts of their names are the path
-        found = {(name,): Leaf(name=name) for name in checkpoint}
-        places = {(_name(place),): slot for place, slot in places.items()}
-    _compare_structure(places, found, checkpoint.path, strict=strict)
-    values = {slot.index: found[place] for place, slot in places.items()}
-    _compare_arrays(checkpoint, wanted, values, cast=cast)
-    return jax.tree_util.tree_unflatten(
-        structure, [_restored(checkpoint, wanted[index], values[index]) for index in range(len(wanted))]
-    )
+        return load_state(path, **choice)
+    wanted = "error" if missing is None else missing
+    demands = Demands(strict=strict, missing=wanted, on_mismatch=_known(on_mismatch), cast=cast, can_overlap=False)
+    return retry_if_replaced(lambda checkpoint: _Loading(checkpoint, like, choice, demands).run()[0], path)
+
+
+@checked
+def load_into(
+    like: Any,
+    source: Path | Checkpoint,
+    *,
+    include: Patterns | None = None,
+    exclude: Patterns | None = None,
+    rename: Rename | None = None,
+    strict: bool = True,
+    missing: Missing = None,
+    on_mismatch: OnMismatch = "error",
+    cast: bool = False,
+) -> tuple[Any, LoadReport]:
+    """Return a pytree with the values of a checkpoint in place of its own, and a report of what was loaded.
+
+    Arrays of jax cannot be changed, so the pytree itself stays as it is.
+
+    Args:
+        like: the pytree; see `load`.
+        source: a checkpoint, or its path.
+        include, exclude, rename, on_mismatch, cast: see `load`.
+        strict: raise if the pytree or the checkpoint has leaves that the other does not have.
+        missing: patterns of leaves of the pytree that the checkpoint need not have; they keep their values.
+
+    Raises:
+        VariableMismatch, UsageError, DigestMismatch, SizeMismatch: see `load`.
+        CheckpointNotFound, IncompleteCheckpoint: there is no checkpoint, or only an incomplete one.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from varstore.adapters.jax import load_into, save
+        >>> checkpoint = save("before", {"params": {"body": jnp.ones(2)}})
+        >>> params = {"body": jnp.zeros(2), "head": jnp.zeros(1)}
+        >>> params, report = load_into(params, "before", rename={"params/": ""}, missing="head")
+        >>> report.loaded, report.missing
+        (('body',), ('head',))
+    """
+    choice: Choice = {"include": include, "exclude": exclude, "rename": rename}
+    demands = Demands(strict=strict, missing=missing, on_mismatch=_known(on_mismatch), cast=cast, can_overlap=False)
+    return retry_if_replaced(lambda checkpoint: _Loading(checkpoint, like, choice, demands).run(), source)
+
+
+def _known(on_mismatch: OnMismatch) -> OnMismatch:
+    if on_mismatch == "overlap":
+        raise UsageError("a pytree takes whole leaves", field="on_mismatch", found="'overlap'", hint='pass "skip"')
+    return on_mismatch
 
 
 class _Slot:
@@ -149,7 +205,99 @@ class _Slot:
         self.index = index
 
 
-def _places(state: Any, place: tuple[Any, ...] = ()) -> Iterator[tuple[tuple[Any, ...], Any]]:
+class _Loading:
+    """One load into one structure; `_wanted` are its leaves in order, `_slots` the indices of them by name."""
+
+    def __init__(self, checkpoint: Checkpoint, like: Any, choice: Choice, demands: Demands) -> None:
+        self._checkpoint, self._choice, self._demands = checkpoint, choice, demands
+        self._wanted, self._structure = jax.tree_util.tree_flatten(like)
+        slots = [_Slot(index) for index in range(len(self._wanted))]
+        places = dict(_places(state_of(jax.tree_util.tree_unflatten(self._structure, slots))))
+        found = dict(_places(self._saved(), unlisted=self._unlisted))
+        named = _name if _are_apart(places) and _are_apart(found) else _exact_name
+        self._slots = {named(place): slot.index for place, slot in places.items()}
+        self._found = {named(place): value for place, value in found.items()}
+
+    def run(self) -> tuple[Any, LoadReport]:
+        """Load, and return the pytree and the report."""
+        path = self._checkpoint.path
+        match = self._match(None)
+        is_vain = bool(self._slots) and bool(self._found) and not match.pairs
+        refuse(match, self._demands, is_vain=is_vain, source=path, target="like", path=path, matched=self._match)
+        values = list(self._wanted)
+        loaded = {self._slots[pair.target]: self._found[pair.source] for pair in match.pairs}
+        for name in (*match.kept, *(item.name for item in match.mismatched)):
+            if isinstance(values[self._slots[name]], jax.ShapeDtypeStruct):
+                raise UsageError(
+                    "a ShapeDtypeStruct has no value to keep", path=path, variable=name, hint="give an array for it"
+                )
+        for index, value in loaded.items():
+            values[index] = self._restored(self._wanted[index], value)
+        return jax.tree_util.tree_unflatten(self._structure, values), make_report(match, source=path, target="like")
+
+    def _saved(self) -> Any:
+        """Return the checkpoint's state, with `Leaf` objects in place of its arrays."""
+        checkpoint = self._checkpoint
+        if checkpoint.manifest is None or not checkpoint.manifest.tree:
+            return {name: Leaf(name=name) for name in checkpoint}  # a name is the path
+        kinds = {type(leaf) for leaf in self._wanted if not _is_array(leaf)}
+        types = {f"{kind.__module__}.{kind.__qualname__}": kind for kind in kinds}
+        return outline(checkpoint.tree, types, path=checkpoint.path)
+
+    def _unlisted(self, leaf: Leaf) -> Any:
+        return built(self._checkpoint[leaf.name].numpy(), leaf, "cpu")
+
+    def _match(self, rename: Rename | None) -> Match:
+        choice = self._choice if rename is None else {**self._choice, "rename": rename}
+        selected = select(tuple(self._found), **choice, path=self._checkpoint.path)
+        targets: dict[str, Spec] = dict.fromkeys(self._slots, _ANYTHING)
+        sources: dict[str, SourceSpec] = dict.fromkeys(self._found, _ANYTHING)
+        for name, origin in selected.items():
+            value, wanted = self._found[origin], self._wanted[self._slots[name]] if name in self._slots else None
+            if isinstance(value, Leaf) and _is_array(wanted):
+                targets[name] = _spec(wanted)
+                sources[origin] = self._checkpoint[value.name].shape, self._checkpoint[value.name].dtype
+        return compare(targets, sources, selected, on_mismatch=self._demands.on_mismatch, cast=self._demands.cast)
+
+    def _restored(self, wanted: Any, value: Any) -> Any:
+        if isinstance(value, Unbuilt):
+            return replaced(value, lambda item: self._restored(None, item) if isinstance(item, Leaf) else item)
+        if isinstance(value, Leaf):
+            leaf, value = value, self._checkpoint[value.name].numpy()
+            if _is_key(wanted):
+                return jax.device_put(self._keys(value, leaf, wanted), getattr(wanted, "sharding", None))
+            if leaf.type == KEY and not _is_array(wanted):
+                return built(value, leaf, "cpu")
+            if not _is_array(wanted):
+                return value.item() if value.shape == () else value
+        if not _is_array(wanted):
+            return value
+        values = np.asarray(value).astype(wanted.dtype, copy=False)
+        if isinstance(wanted, np.ndarray | np.generic):
+            return values
+        return jax.device_put(values, getattr(wanted, "sharding", None))
+
+    def _keys(self, data: np.ndarray, leaf: Leaf, wanted: Any) -> Any:
+        """Return typed keys of the wanted kind."""
+        impl = str(jax.random.key_impl(wanted)) if isinstance(wanted, jax.Array) else leaf.impl
+        keys = built(data, replace(leaf, type=KEY, impl=impl), "cpu") if impl else None
+        if keys is None or keys.dtype != wanted.dtype or (leaf.impl and leaf.impl != impl):
+            raise VariableMismatch(
+                "the keys are for another generator",
+                path=self._checkpoint.path,
+                variable=leaf.name,
+                found=leaf.impl or "plain numbers",
+                expected=str(wanted.dtype),
+            )
+        return keys
+
+
+def _places(
+    state: Any, place: tuple[Any, ...] = (), unlisted: Callable[[Leaf], Any] | None = None
+) -> Iterator[tuple[tuple[Any, ...], Any]]:
+    """Yield the leaves of a state with the keys that lead to them; `unlisted` returns a list that is stored."""
+    if unlisted and isinstance(state, Leaf) and state.type == LIST:
+        state = unlisted(state)
     if isinstance(state, Mapping):
         items = list(state.items())
     elif isinstance(state, tuple) and hasattr(state, "_fields"):
@@ -161,51 +309,31 @@ def _places(state: Any, place: tuple[Any, ...] = ()) -> Iterator[tuple[tuple[Any
             yield place, state
         return
     for key, item in items:
-        yield from _places(item, (*place, key))
-
-
-def _compare_structure(places: Mapping[Any, Any], found: Mapping[Any, Any], path: str, *, strict: bool) -> None:
-    missing = [_name(place) for place in places if place not in found]
-    extra = [_name(place) for place in found if place not in places]
-    if missing or (strict and extra):
-        sides = [f"not in the checkpoint: {listed(missing)}"] if missing else []
-        sides += [f"only in the checkpoint: {listed(extra)}"] if extra else []
-        raise VariableMismatch(
-            "the structures differ: " + "; ".join(sides),
-            path=path,
-            hint=None if missing else "strict=False ignores what is only in the checkpoint",
-        )
+        yield from _places(item, (*place, key), unlisted)
 
 
 def _name(place: tuple[Any, ...]) -> str:
-    return "/".join(map(str, place))
+    return "/".join(map(str, place)) or BARE
 
 
-def _compare_arrays(checkpoint: Checkpoint, wanted: list[Any], values: Mapping[int, Any], *, cast: bool) -> None:
-    targets: dict[str, Spec] = {}
-    sources: dict[str, Spec] = {}
-    for index, value in values.items():
-        if isinstance(value, Leaf) and _is_array(wanted[index]):
-            variable = checkpoint[value.name]
-            targets[value.name] = tuple(wanted[index].shape), np.dtype(wanted[index].dtype)
-            sources[value.name] = variable.shape, variable.dtype
-    match = compare(targets, sources, {name: name for name in sources}, cast=cast)
-    path = checkpoint.path
-    refuse(match, Demands(cast=cast), is_vain=False, source=path, target="like", path=path)
+def _exact_name(place: tuple[Any, ...]) -> str:
+    return "/".join(map(repr, place))
+
+
+def _are_apart(places: Mapping[tuple[Any, ...], Any]) -> bool:
+    """Tell whether no two places have one name."""
+    return len(set(map(_name, places))) == len(places)
 
 
 def _is_array(leaf: Any) -> bool:
     return hasattr(leaf, "shape") and hasattr(leaf, "dtype")
 
 
-def _restored(checkpoint: Checkpoint, wanted: Any, value: Any) -> Any:
-    if isinstance(value, Leaf):
-        value = checkpoint[value.name].numpy()
-        if not _is_array(wanted):
-            return value.item() if value.shape == () else value
-    if not _is_array(wanted):
-        return value
-    values = np.asarray(value).astype(wanted.dtype, copy=False)
-    if isinstance(wanted, np.ndarray | np.generic):
-        return values
-    return jax.device_put(values, getattr(wanted, "sharding", None))
+def _is_key(leaf: Any) -> bool:
+    return _is_array(leaf) and jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+
+
+def _spec(leaf: Any) -> Spec:
+    """Return the shape and type of an array; of typed keys, those of their data."""
+    held = jax.eval_shape(jax.random.key_data, leaf) if _is_key(leaf) else leaf
+    return tuple(held.shape), np.dtype(held.dtype)

@@ -36,6 +36,8 @@ _CATEGORIES = ("kept", "unused", "mismatched")
 class Demands:
     """What a caller demands of a load, with the parameters of `varstore.load_into`; `missing` becomes a tuple.
 
+    Where targets cannot be filled in part, `can_overlap` is False.
+
     Raises:
         UsageError: `missing` is not a pattern or several.
     """
@@ -44,6 +46,7 @@ class Demands:
     missing: Patterns | None = None
     on_mismatch: OnMismatch = "error"
     cast: bool = False
+    can_overlap: bool = True
 
     def __post_init__(self) -> None:
         if self.missing is not None:
@@ -170,7 +173,7 @@ def _ways_for_shapes(mismatched: Iterable[Mismatch], demands: Demands, *, others
 
     Nothing but targets that stay as they are would be an error.
     """
-    lacking = {_lacking(mismatch, demands) for mismatch in mismatched if _can_be_allowed(mismatch)}
+    lacking = {_lacking(mismatch, demands) for mismatch in mismatched if _can_be_allowed(mismatch, demands)}
     ways = []
     if ("cast",) in lacking:
         ways.append("cast=True to convert between types of the same kind")
@@ -191,9 +194,11 @@ def _lacking(mismatch: Mismatch, demands: Demands) -> tuple[str, ...]:
     return ("cast",) * needs_cast + ("overlap",) * needs_overlap
 
 
-def _can_be_allowed(mismatch: Mismatch) -> bool:
+def _can_be_allowed(mismatch: Mismatch, demands: Demands) -> bool:
     """Tell whether `cast` and "overlap" together would let it be loaded, with values that mean the same."""
     source, target = mismatch.source_dtype, mismatch.target_dtype
     fits = is_same_type(source, target) or is_same_kind(source, target)
     shapes = mismatch.source_shape, mismatch.target_shape
+    if shapes[0] != shapes[1] and not demands.can_overlap:
+        return False
     return fits and common_corner(*shapes) is not None and not is_transposed(*shapes)

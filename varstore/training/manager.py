@@ -8,6 +8,7 @@ folders whose names say that they are leftovers, which the next manager removes.
 from __future__ import annotations
 
 import contextlib
+import importlib
 import json
 import logging
 import operator
@@ -73,6 +74,9 @@ __all__ = ["CheckpointManager"]
 _NOT_WHOLE = (FormatError, IncompleteCheckpoint, CheckpointNotFound, StorageError)
 _NAMED = 50
 _log = logging.getLogger("varstore")
+
+_LIKE = "varstore.adapters.jax"
+"""Restores into the structure of a pytree."""
 
 
 class CheckpointManager:
@@ -350,7 +354,12 @@ class CheckpointManager:
 
     @checked
     def restore(
-        self, step: int | Saved | None = None, *, map_location: MapLocation = None, **load_options: Unpack[LoadOptions]
+        self,
+        step: int | Saved | None = None,
+        *,
+        map_location: MapLocation = None,
+        like: Any = None,
+        **load_options: Unpack[LoadOptions],
     ) -> Any:
         """Load the state of a step; see `varstore.load_state`.
 
@@ -358,6 +367,8 @@ class CheckpointManager:
             step: a number, or a record that `latest`, `best` or `all` returned. Default: the latest step; if that is
                 not whole, a warning is logged, and the one before it is tried, and so on.
             map_location: as for `varstore.load_state`.
+            like: a pytree of jax with the wanted structure, as for `varstore.adapters.jax.load`, which loads into it.
+                The other options are not for it.
             load_options: `verify`, `threads` and `progress`, as for `varstore.load`.
 
         Raises:
@@ -366,15 +377,17 @@ class CheckpointManager:
             ManifestError: the manifest of the step is lost; `varstore.load` gives its arrays.
             IncompleteCheckpoint, DigestMismatch, SizeMismatch, StorageError: see `varstore.load_state`.
         """
+        if like is not None and (map_location is not None or load_options):
+            raise UsageError("like has its own devices and options", field="like", hint="leave out the other options")
         if step is not None:
             path = step.path if isinstance(step, Saved) else self._series.path(_number_of(step))
-            return _restored(path, map_location, load_options)
+            return _restored(path, map_location, like, load_options)
         failures = []
         for taken in reversed(self._series.taken()):
             error = taken.found
             if isinstance(error, Member):
                 try:
-                    return _restored(taken.path, map_location, load_options)
+                    return _restored(taken.path, map_location, like, load_options)
                 except _NOT_WHOLE as caught:
                     error = caught
             failures.append(f"step {taken.step}: {error}")
@@ -593,10 +606,12 @@ def _is_refused(taken: Taken) -> bool:
     return isinstance(taken.found, StorageError)
 
 
-def _restored(path: str, map_location: MapLocation, options: LoadOptions) -> Any:
+def _restored(path: str, map_location: MapLocation, like: Any, options: LoadOptions) -> Any:
     for attempt in attempts(path):
         with attempt as (checkpoint,), checkpoint:  # closed after an error too, which may be kept for long
             require_manifest(checkpoint)
+            if like is not None:
+                return importlib.import_module(_LIKE).load(checkpoint, like)
             return load_state(checkpoint, map_location=map_location, **options)
     raise AssertionError  # attempts end with an error
 

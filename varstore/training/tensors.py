@@ -6,6 +6,7 @@ arrays is restored. Arrays of other frameworks come back as numpy's.
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import importlib.util
 import re
@@ -322,7 +323,8 @@ def as_array(value: Any) -> tuple[Any, dict[str, Any]] | None:
     if torch is not None and isinstance(value, torch.Generator) and DEVICE.fullmatch(str(value.device)):
         return value.get_state().numpy(), {"$": GENERATOR, "device": str(value.device)}
     if jax is not None and isinstance(value, jax.Array) and jax.dtypes.issubdtype(value.dtype, jax.dtypes.prng_key):
-        return jax.random.key_data(value), {"$": KEY, "impl": str(jax.random.key_impl(value))}
+        with contextlib.suppress(RuntimeError):  # where its values were given away, it is refused as an array
+            return jax.random.key_data(value), {"$": KEY, "impl": str(jax.random.key_impl(value))}
     return None
 
 
