@@ -110,6 +110,7 @@ def main() -> int:
 def page_names() -> list[str]:
     """Return the modules that have a page: the package, the errors, the adapters, and packages with a docstring."""
     packages = {module.name for module in pkgutil.iter_modules([str(ROOT / "varstore")], "varstore.") if module.ispkg}
+    packages.add("varstore.formats.binary")
     guides = [name for name in sorted(packages - NOT_IN_THE_REFERENCE) if importlib.import_module(name).__doc__]
     adapters = [module.name for module in pkgutil.iter_modules([str(ROOT / "varstore/adapters")], "varstore.adapters.")]
     return sorted({"varstore", "varstore.errors", "varstore.adapters", *guides, *adapters})

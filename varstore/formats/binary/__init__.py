@@ -1,7 +1,7 @@
 """# Opening files from strangers
 
 Anyone can make a checkpoint and call it a model. varstore opens such files and folders with three promises. They hold
-for `varstore.open`, `varstore.read`, `varstore.load_state`, `varstore.convert`, `varstore.verify` and the command line.
+for `vs.open`, `vs.read`, `vs.load_state`, `vs.convert`, `vs.verify` and the command line.
 
 **No code runs.** A pickle is a program, and PyTorch's files contain one. varstore has an interpreter of its own for
 them, which imports nothing and calls nothing but constructors of plain data. A file that asks for what has no use but
