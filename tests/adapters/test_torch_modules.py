@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import cProfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -779,3 +780,20 @@ def test_progress_counts_all_bytes(tmp_path: Path) -> None:
     vt.load_into(Everywhere(2.0), checkpoint, progress=lambda *now: seen.append(now))
     total = sum(variable.nbytes for name, variable in checkpoint.items() if "_extra_state" not in name)
     assert (seen[0], seen[-1]) == ((0, total), (total, total))
+
+
+def calls_of(function: Callable[[], Any]) -> int:
+    function()
+    profile = cProfile.Profile()
+    profile.runcall(function)
+    return sum(entry.callcount for entry in profile.getstats())
+
+
+def test_a_load_into_a_module_makes_few_more_calls_than_one_into_arrays(tmp_path: Path) -> None:
+    """For each tensor, at most as many calls as the arrays' load again; the time of a load is that of its calls."""
+    found = nn.Sequential(*[nn.Linear(8, 8) for _ in range(100)])
+    vs.save(tmp_path / "c", found.state_dict(), durable=False)
+    arrays = {name: np.zeros(tensor.shape, np.float32) for name, tensor in found.state_dict().items()}
+    into_arrays = calls_of(lambda: vs.load_into(arrays, tmp_path / "c", threads=1))
+    into_module = calls_of(lambda: vs.load_into(found, tmp_path / "c", threads=1))
+    assert into_module <= 2 * into_arrays

@@ -16,7 +16,7 @@ from typing import Any, TypedDict
 import numpy as np
 import torch
 
-from varstore.adapters.torch.survey import Member, place_of_tensor, spec_of_tensor, survey
+from varstore.adapters.torch.survey import Member, place_of_tensor, survey
 from varstore.disk.progress import reporting
 from varstore.disk.read.checkpoint import Checkpoint
 from varstore.errors import UnsupportedDtype, UsageError, VariableMismatch
@@ -92,7 +92,7 @@ class _Loading:
         )
         self._metadata = copy.deepcopy(getattr(given, "_metadata", None)) if options["rename"] is None else None
         self._survey = survey(module, self._metadata or {}, assign=options["assign"])
-        self._places = {name: self._place(name, member) for name, member in self._survey.members.items()}
+        self._places: dict[str, Place | None] = {}  # those that were needed
         self._path = getattr(given, "path", None)  # of a checkpoint or a file
         self._where = self._path or type(given).__name__
         self._sources: dict[str, Source] = {}
@@ -218,13 +218,15 @@ class _Loading:
                 targets[name] = self._target_spec(name, spec_of(source))
         options = self._options
         match = compare(targets, sources, self._selected, on_mismatch=options["on_mismatch"], cast=options["cast"])
-        filled = {self._places.get(pair.target) for pair in match.pairs}
-        return replace(match, kept=tuple(name for name in match.kept if self._places[name] not in filled))
+        if not match.kept:
+            return match
+        filled = {self._place(pair.target) for pair in match.pairs}
+        return replace(match, kept=tuple(name for name in match.kept if self._place(name) not in filled))
 
     def _target_spec(self, name: str, known: SourceSpec) -> Spec:
         """Return what a source is compared with: its own shape and type where the module's code decides what fits."""
         member = self._survey.members.get(name)
-        own, shown = (None, None) if member is None else (spec_of_tensor(member.own), spec_of_tensor(member.shown))
+        own, shown = (None, None) if member is None else (member.own_spec, member.shown_spec)
         shape, dtype = known
         if shape is None or dtype is None:
             return own or shown or _ANYTHING
@@ -234,9 +236,18 @@ class _Loading:
             return own[0], dtype
         return own
 
-    def _place(self, name: str, member: Member) -> Place:
-        """Return where the values of a name come to lie: a place of its own if that is not known."""
-        spec = spec_of_tensor(member.own) if member.is_filled else None
+    def _place(self, name: str) -> Place | None:
+        """Return where the values of a name come to lie: a place of its own if that is not known.
+
+        None for what the module itself does not have.
+        """
+        if name not in self._places:
+            member = self._survey.members.get(name)
+            self._places[name] = None if member is None else self._new_place(name, member)
+        return self._places[name]
+
+    def _new_place(self, name: str, member: Member) -> Place:
+        spec = member.own_spec if member.is_filled else None
         if spec is None or member.own is None or not member.own.numel():
             return _place_of_its_own(name)
         return place_of_tensor(member.own, spec, assign=self._options["assign"])
@@ -269,10 +280,13 @@ class _Loading:
 
     def _move(self, pair: Pair) -> Move:
         member = self._survey.members.get(pair.target)
-        place = self._places.get(pair.target) or _place_of_its_own(pair.target)
-        target: np.ndarray | LateTarget | Place = place
+        target: np.ndarray | LateTarget | Place | None = None
         if member is not None and member.own is not None and member.is_direct:
-            target = _target_of(member.own, place)
+            target = _memory_of(member)
+        if target is None:
+            target = self._place(pair.target) or _place_of_its_own(pair.target)
+            if member is not None and member.own is not None and member.is_direct:
+                target = _target_of(member.own, target)
         return move_of(pair, target, self._sources[pair.target])
 
     def _read_values(self, *, verify: bool, threads: int | None) -> None:
@@ -339,8 +353,9 @@ class _Loading:
                 state[name] = self._survey.members[name].shown  # skipped, so it stays what it is
             elif self._survey.is_late(name) and name not in self._survey.members:
                 state[name] = torch.empty(0)  # only its name is seen
-        at = {self._places[name]: state[name] for name in loaded if name in self._places}
-        for name, place in self._places.items():
+        at = {self._place(name): state[name] for name in loaded if name in self._survey.members}
+        for name in self._survey.members:
+            place = self._place(name)
             if name not in state and place in at:
                 state[name] = tensors.get(name, at[place])
         if self._metadata is not None:
@@ -401,6 +416,23 @@ def _is_direct(move: Move) -> bool:
     return not isinstance(move.target, Place)
 
 
+def _memory_of(member: Member) -> np.ndarray | None:
+    """Return the memory of a contiguous tensor on the CPU, by what ``state_dict`` shows of it; None for another one."""
+    shown = member.shown
+    if (
+        member.own_spec is None
+        or member.own_spec[1].type.__module__ != "numpy"
+        or not shown.is_cpu
+        or not shown.is_contiguous()
+        or shown.is_conj()
+        or shown.is_neg()
+        or shown.untyped_storage().nbytes() < _end_of(shown)  # freed
+    ):
+        return None
+    memory: np.ndarray = shown.numpy()
+    return memory
+
+
 def _target_of(own: torch.Tensor, place: Place) -> np.ndarray | LateTarget:
     """Return the memory of a tensor, or what is handed the values for it: a device's, or the base of a conjugate."""
     if own.device.type == "cpu" and not own.is_conj() and not own.is_neg():
@@ -413,6 +445,12 @@ def _target_of(own: torch.Tensor, place: Place) -> np.ndarray | LateTarget:
             own.copy_(to_torch(values, Leaf(name=""), "cpu"))
 
     return LateTarget(place=place, present=lambda: _host_copy(own), hand_over=hand_over)
+
+
+def _end_of(tensor: torch.Tensor) -> int:
+    """Return where a contiguous tensor ends in its storage, in bytes."""
+    end: int = (tensor.storage_offset() + tensor.numel()) * tensor.element_size()
+    return end
 
 
 def _host_copy(tensor: torch.Tensor) -> np.ndarray:

@@ -27,6 +27,7 @@ __all__ = ["EXTRA_STATE", "Member", "Survey", "place_of_tensor", "spec_of_tensor
 
 EXTRA_STATE = "_extra_state"
 """The name that torch gives to what ``get_extra_state`` returns."""
+_PLAIN = (torch.Tensor, torch.nn.Parameter)
 _VERSION_WITH_COUNT = 2  # of batch normalisation: from then on, num_batches_tracked is saved
 
 
@@ -34,13 +35,16 @@ _VERSION_WITH_COUNT = 2  # of batch normalisation: from then on, num_batches_tra
 class Member:
     """One name of a module's state: its parameter or buffer (`own`), and what ``state_dict`` gives for it (`shown`).
 
-    With `is_custom`, code of the module sees the values; with `is_late`, it has a say in whether the name is missing.
-    With `is_filled`, the values come to lie in the memory of `own`; with `is_direct`, copying them there is all that
-    ``load_state_dict`` would do. With `is_on_meta`, it would do nothing: there is no memory.
+    `own_spec` and `shown_spec` are the shapes and types of those that are plain tensors. With `is_custom`, code of the
+    module sees the values; with `is_late`, it has a say in whether the name is missing. With `is_filled`, the values
+    come to lie in the memory of `own`; with `is_direct`, copying them there is all that ``load_state_dict`` would do,
+    and `shown` has the same memory. With `is_on_meta`, it would do nothing: there is no memory.
     """
 
     own: torch.Tensor | None
     shown: Any
+    own_spec: Spec | None = None
+    shown_spec: Spec | None = None
     is_custom: bool
     is_late: bool
     is_direct: bool = False
@@ -97,22 +101,28 @@ def survey(module: torch.nn.Module, metadata: Mapping[str, Any], *, assign: bool
             found.late.append(prefix)
         member = partial(Member, is_custom=is_custom, is_late=is_late)
         for name, own in _own_tensors(part, prefix):
-            is_shown = _is_same_memory(own, shown.get(name))
+            given, spec = shown.get(name), spec_of_tensor(own)
+            is_shown = spec is not None and _is_same_memory(own, given)
             found.members[name] = member(
                 own=own,
-                shown=shown.get(name),
+                shown=given,
+                own_spec=spec,
+                shown_spec=spec if is_shown else spec_of_tensor(given),
                 is_direct=is_shown and not is_custom and not replaces and _is_plain(own),
                 is_filled=(is_shown or not is_custom) and (assign or not own.is_meta),
                 is_on_meta=own.is_meta and not assign and _loads_plainly(part),
             )
         if takes_extra:
-            found.members[prefix + EXTRA_STATE] = member(own=None, shown=shown.get(prefix + EXTRA_STATE))
+            extra = shown.get(prefix + EXTRA_STATE)
+            found.members[prefix + EXTRA_STATE] = member(own=None, shown=extra, shown_spec=spec_of_tensor(extra))
         version = metadata.get(prefix[:-1], {}).get("version")
         if isinstance(part, _NormBase) and part.track_running_stats and (version or 0) < _VERSION_WITH_COUNT:
             found.optional.add(f"{prefix}num_batches_tracked")
     for name, value in shown.items():
         if name not in found.members and found.is_custom(name):
-            found.members[name] = Member(own=None, shown=value, is_custom=True, is_late=True)
+            found.members[name] = Member(
+                own=None, shown=value, shown_spec=spec_of_tensor(value), is_custom=True, is_late=True
+            )
     return found
 
 
@@ -134,10 +144,15 @@ def _numpy_type(dtype: torch.dtype) -> np.dtype[Any] | None:
         return None
 
 
+_device_name = cache(str)
+
+
 def place_of_tensor(tensor: torch.Tensor, spec: Spec, *, assign: bool) -> Place:
     """Return the memory that a tensor's values come to; with `assign`, that of the tensor in its place."""
     shape, dtype = spec
-    memory, address = (str(tensor.device), tensor.data_ptr()) if not assign else (("in place of", id(tensor)), 0)
+    memory, address = (
+        (_device_name(tensor.device), tensor.data_ptr()) if not assign else (("in place of", id(tensor)), 0)
+    )
     strides = torch.empty(shape, device="meta").stride() if assign else tensor.stride()
     return Place(memory, address, shape, tuple(stride * dtype.itemsize for stride in strides), dtype)
 
@@ -168,12 +183,18 @@ def _own_tensors(part: torch.nn.Module, prefix: str) -> Iterator[tuple[str, torc
 
 
 def _is_plain(tensor: torch.Tensor) -> bool:
-    return type(tensor) in (torch.Tensor, torch.nn.Parameter) and not tensor.is_meta
+    return type(tensor) in _PLAIN and not tensor.is_meta
 
 
 def _is_same_memory(own: torch.Tensor, shown: Any) -> bool:
-    tensors = (own, shown)
-    if not isinstance(shown, torch.Tensor) or any(spec_of_tensor(tensor) is None for tensor in tensors):
-        return False
-    sides = [(str(t.device), t.dtype, t.data_ptr(), t.shape, t.stride(), t.is_conj(), t.is_neg()) for t in tensors]
-    return sides[0] == sides[1]
+    return (
+        isinstance(shown, torch.Tensor)
+        and shown.layout is torch.strided
+        and own.dtype is shown.dtype
+        and (type(shown) in _PLAIN or spec_of_tensor(shown) is not None)
+        and own.data_ptr() == shown.data_ptr()
+        and own.shape == shown.shape
+        and own.stride() == shown.stride()
+        and own.device == shown.device
+        and (own.is_conj(), own.is_neg()) == (shown.is_conj(), shown.is_neg())
+    )
