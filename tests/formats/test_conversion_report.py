@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import argparse
+import collections
+import datetime
 import math
+import pathlib
 from collections import Counter, OrderedDict, namedtuple
 
 import ml_dtypes
@@ -234,3 +238,40 @@ def test_a_dry_run_refuses_what_the_conversion_would(source, tmp_path):
     assert list(vs.open(tmp_path / "c")) == ["w"]
     vs.convert(tmp_path / "c", tmp_path / "linked", dry_run=True)
     assert not (tmp_path / "linked").exists()
+
+
+def test_what_training_scripts_hold_becomes_plain_in_other_formats(tmp_path):
+    state = {
+        "args": argparse.Namespace(lr=0.5, out=pathlib.Path("a/b"), w=np.ones(2)),
+        "last": collections.deque([1, np.zeros(2)], 3),
+        "when": datetime.datetime(2026, 1, 2),
+        "took": datetime.timedelta(seconds=3),
+        "seen": collections.defaultdict(list, {pathlib.Path("a"): [1]}),
+        "losses": [0.5] * 2000,
+        "bytes": bytearray(b"x"),
+    }
+    vs.save_state(tmp_path / "c", state)
+    done = vs.convert(tmp_path / "c", tmp_path / "c.pt")
+    back = vs.read(tmp_path / "c.pt").state()
+    assert repr(back.pop("losses")) == repr(np.full(2000, 0.5))
+    assert repr(back) == repr(
+        {
+            "args": {"lr": 0.5, "out": "a/b", "w": np.ones(2)},
+            "last": [1, np.zeros(2)],
+            "when": "2026-01-02T00:00:00",
+            "took": 3.0,
+            "seen": {"a": [1]},
+            "bytes": b"x",
+        }
+    )
+    assert done.changed == {
+        "args": "SimpleNamespace -> dict",
+        "args/out": "PosixPath -> str",
+        "last": "deque -> list",
+        "when": "datetime -> str",
+        "took": "timedelta -> float",
+        "seen": "defaultdict -> dict",
+        "bytes": "bytearray -> bytes",
+    }
+    arrays = vs.convert(tmp_path / "c", tmp_path / "c.npz")
+    assert sorted(arrays.names) == ["args/w", "last/1", "losses"]

@@ -36,6 +36,7 @@ from varstore.model.match import is_same_type
 from varstore.model.options import Path, StoreOptions
 from varstore.storage.failures import translated
 from varstore.text.hints import plural
+from varstore.training.kinds import plain
 from varstore.values.arguments import checked
 from varstore.values.arrays import Stored
 from varstore.values.casting import cast_values, is_floating
@@ -425,6 +426,9 @@ def convert(
             tree = nested(opened) or {}
             if is_linked and is_whole and opened.manifest is not None:
                 kept = {"tree": opened.manifest.tree}  # the nested state, which refers to the variables by name
+        plainer: dict[str, str] = {}
+        if isinstance(opened, Checkpoint) and row.name != "varstore":
+            tree = plain(tree, plainer)
         tree, opaque = without_opaque(tree)
         if keeps_tree and opaque and tree is None:
             raise UsageError("there is nothing to write: the file is an object of an unknown class", path=source)
@@ -449,7 +453,7 @@ def convert(
         if row.name != "varstore":
             said_of = (f"{name}: {said}" for name, array in arrays.items() for said in _attributes_of(array))
             reasons |= dict.fromkeys(said_of, f"{row.name} holds nothing of an array but its values")
-            changed |= _plain_types(tree) if keeps_tree else {}
+            changed |= _plain_types(tree) | plainer if keeps_tree else {}
         absent = opened.absent_chunks if isinstance(opened, ForeignCheckpoint) else {}
         return Converted(
             source_format=source_row.name,

@@ -26,9 +26,20 @@ from varstore.errors import UsageError
 from varstore.layout.keys import are_far_apart
 from varstore.training.tensors import DEVICE, framework_named
 from varstore.values.arguments import described
-from varstore.values.nodes import Unbuilt
+from varstore.values.nodes import BARE, Unbuilt, dict_like
 
-__all__ = ["CONTAINERS", "PAIRED", "VALUES", "Types", "checked_types", "container", "members", "spelt", "tag_of"]
+__all__ = [
+    "CONTAINERS",
+    "PAIRED",
+    "VALUES",
+    "Types",
+    "checked_types",
+    "container",
+    "members",
+    "plain",
+    "spelt",
+    "tag_of",
+]
 
 Types: TypeAlias = Mapping[str, type]
 """Classes by the names that a tree has for them, such as ``"project.config.Config"``."""
@@ -296,3 +307,36 @@ def _misfit(cls: type, name: str, why: str) -> UsageError:
         found=f"{cls.__module__}.{cls.__qualname__}",
         hint="leave it out of types= to get a types.SimpleNamespace or a dict",
     )
+
+
+# --- for other formats -----------------------------------------------------------------------------------------------
+
+_PLAINER: dict[type, Callable[[Any], Any]] = {
+    **dict.fromkeys((type(pathlib.Path()), pathlib.PurePosixPath, pathlib.PureWindowsPath, np.str_), str),
+    **dict.fromkeys((datetime.datetime, datetime.date, datetime.time), lambda value: value.isoformat()),
+    datetime.timedelta: datetime.timedelta.total_seconds,
+    bytearray: bytes,
+    deque: list,
+    defaultdict: dict,
+    SimpleNamespace: lambda value: dict(vars(value)),
+}
+_PLAINER_OF_TORCH: dict[str, Callable[[Any], Any]] = {"torch.Size": tuple, "torch.dtype": str, "torch.device": str}
+
+
+def plain(state: Any, changed: dict[str, str], path: tuple[str, ...] = ()) -> Any:
+    """Return a state with numbers, text and plain containers in place of the kinds above, as other formats hold them.
+
+    `changed` gets what became of each, by name, as in ``"deque -> list"``.
+    """
+    kind = type(state)
+    way = _PLAINER.get(kind) or _PLAINER_OF_TORCH.get(f"{kind.__module__}.{kind.__qualname__}")
+    if way is not None:
+        state = way(state)
+        changed["/".join(path) or BARE] = f"{kind.__name__} -> {type(state).__name__}"
+    if isinstance(state, dict):
+        pairs = [(plain(key, {}), plain(item, changed, (*path, str(key)))) for key, item in state.items()]
+        return dict_like(state, pairs)
+    if isinstance(state, list | tuple):
+        items = [plain(item, changed, (*path, str(at))) for at, item in enumerate(state)]
+        return type(state)(*items) if hasattr(state, "_fields") else type(state)(items)
+    return state
