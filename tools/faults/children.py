@@ -71,9 +71,12 @@ class Run:
 class Child:
     """A child process that runs a function whenever it is told to; once killed, the next run starts another."""
 
-    def __init__(self, injector: Injector, work: Callable[[], object]) -> None:
+    def __init__(
+        self, injector: Injector, work: Callable[[], object], start: Callable[[], object] = lambda: None
+    ) -> None:
         self._injector = injector
         self._work = work
+        self._begin = start
         self._pid = 0
         self._orders: IO[bytes]
         self._reports: IO[bytes]
@@ -122,7 +125,7 @@ class Child:
         if self._pid == 0:
             self._orders.close()
             self._reports.close()
-            _be_child(self._injector, self._work, source, sink)
+            _be_child(self._injector, self._work, self._begin, source, sink)
         source.close()
         sink.close()
 
@@ -141,7 +144,13 @@ def _pipe() -> tuple[IO[bytes], IO[bytes]]:
     return open(source, "rb"), open(sink, "wb")
 
 
-def _be_child(injector: Injector, work: Callable[[], object], source: IO[bytes], sink: IO[bytes]) -> None:
+def _be_child(
+    injector: Injector,
+    work: Callable[[], object],
+    start: Callable[[], object],
+    source: IO[bytes],
+    sink: IO[bytes],
+) -> None:
     """Do as told until there are no more orders, then end without Python's exit handlers, which are the parent's."""
     try:
         gc.disable()  # what it closes would be counted, at any moment
@@ -153,6 +162,7 @@ def _be_child(injector: Injector, work: Callable[[], object], source: IO[bytes],
             injector.install()
         except Unavailable as error:
             unavailable = error
+        start()
         while True:
             os.chdir(pickle.load(source))
             signal.alarm(_PATIENCE)
@@ -164,7 +174,7 @@ def _be_child(injector: Injector, work: Callable[[], object], source: IO[bytes],
 
 
 def _work(injector: Injector, work: Callable[[], object]) -> Said:
-    before = _descriptors()
+    before, threads = _descriptors(), _thread._count()
     name, message, is_ours, is_storage_error = "", "", False, False
     in_threads: list[str] = []
     threading.excepthook = lambda told: in_threads.append(f"{told.exc_type.__name__}: {told.exc_value}")
@@ -174,7 +184,7 @@ def _work(injector: Injector, work: Callable[[], object]) -> Said:
     except BaseException as error:  # Ctrl-C, too; its traceback would keep descriptors open
         name, message = type(error).__name__, str(error)
         is_ours, is_storage_error = isinstance(error, VarstoreError), isinstance(error, StorageError)
-    while _thread._count():  # one may begin another, at any moment; SIGALRM comes if they do not end
+    while _thread._count() > threads:  # one may begin another, at any moment; SIGALRM comes if they do not end
         time.sleep(0.001)
     injector.disarm()
     gc.collect()

@@ -30,7 +30,8 @@ def _compare(scenario: Scenario, place: Path) -> Outcome:
     own = Counter(count_calls(injector, scenario, place))
     chosen = "trace=" + ",".join(f"?{name}" for name in injector.names)
     with fresh_home(scenario, place) as home:
-        table = trace(partial(scenario.act, home), ["-c", "-U", "name,calls", "-e", chosen], place)
+        options = ["-c", "-U", "name,calls", "-e", chosen]
+        table = trace(partial(scenario.act, home), options, place, start=scenario.start)
     rows = re.findall(r"^(\w+) +(\d+)$", table, re.MULTILINE)
     other = Counter({name: int(calls) for name, calls in rows if name != "total"})
     if abs(own.total() - other.total()) <= _TOLERANCE * max(own.total(), other.total()):

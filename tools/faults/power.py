@@ -223,7 +223,7 @@ def record(scenario: Scenario, place: Path) -> Trace:
     with fresh_home(scenario, place) as home:
         recorder = _Recorder(home)
         chosen = "trace=" + ",".join(f"?{name}" for name in _CALLS.split())
-        text = trace(partial(scenario.act, home), ["-y", "-s", "0", "-e", chosen], place)
+        text = trace(partial(scenario.act, home), ["-y", "-s", "0", "-e", chosen], place, start=scenario.start)
     for line in _whole_lines(text):
         recorder.take(line)
     return Trace(root=recorder.root, before=recorder.before, steps=recorder.steps)

@@ -10,6 +10,7 @@ import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from importlib import import_module
 from pathlib import Path
 from typing import Any, Final
 
@@ -40,6 +41,10 @@ NEXT: Final[_Arrays] = {"step": np.array(8)}
 """What is saved afterwards, to check that saving still works."""
 
 
+def _nothing_more() -> None:
+    """Begin no thread, and end none."""
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Scenario:
     """One call in a home directory, which is the working directory unless `prepare` changes it."""
@@ -60,6 +65,10 @@ class Scenario:
     """Whether the old checkpoints verify."""
     leftovers: int = 1
     """How many leftovers a killed call may leave."""
+    start: Callable[[], object] = _nothing_more
+    """What begins the threads of a package in each child, before anything is counted."""
+    stop: Callable[[], object] = _nothing_more
+    """What ends them."""
     harmless: str = ""
     """A pattern of paths that may be there at any time, such as shards that no index lists."""
 
@@ -240,7 +249,7 @@ def _train(steps: int, home: Path, *, keep: int = 1, prefix: str = "net") -> Non
         callback.step_end(epoch=1, step=step, variables=NEW if step == 2 else OLD)
 
 
-_FORMATS: Final = {  # not Zarr, which the package zarr writes in threads, in another order each time
+_FORMATS: Final = {
     "safetensors": ".safetensors",
     "sharded safetensors": ".safetensors.index.json",
     "torch": ".pt",
@@ -250,6 +259,7 @@ _FORMATS: Final = {  # not Zarr, which the package zarr writes in threads, in an
     "megengine": ".mge",
     "mindspore": ".ckpt",
     "onnx": ".onnx",
+    "zarr": ".zarr",
 }
 _FLAT_NEW: Final[_Arrays] = {"w1": np.arange(16, dtype=np.float32), "w2": np.arange(60_000, dtype=np.float32)}
 _FLAT_OLD: Final[_Arrays] = {"w1": np.zeros(16, np.float32), "w3": np.ones(3, np.float32)}
@@ -265,9 +275,11 @@ def _formats() -> Iterator[Scenario]:
             options = {"model": os.fspath(_MODEL)}
             old, new, following = map(_initializers, (1, 2, 3))
         else:
-            options = {"shard_bytes": 1000} if "sharded" in name else {"overwrite": True} if name == "oneflow" else {}
+            options = {"shard_bytes": 1000} if "sharded" in name else {}
+            options |= {"overwrite": True} if name in ("oneflow", "zarr") else {}
             old, new, following = _FLAT_OLD, _FLAT_NEW, _FLAT_NEXT
         write = partial(_write, options)
+        threads: dict[str, Any] = {"start": _start_zarr, "stop": _stop_zarr} if name == "zarr" else {}
         yield Scenario(
             name=f"write {name}",
             prepare=partial(write, old, target),
@@ -275,6 +287,7 @@ def _formats() -> Iterator[Scenario]:
             again=partial(write, following, target),
             leftovers=3 if "sharded" in name else 1,
             harmless=r"model.*\.safetensors" if "sharded" in name else "",
+            **threads,
         )
         yield Scenario(
             name=f"convert to {name}",
@@ -283,6 +296,7 @@ def _formats() -> Iterator[Scenario]:
             again=partial(write, following, target),
             leftovers=3 if "sharded" in name else 1,
             harmless=r"model.*\.safetensors" if "sharded" in name else "",
+            **threads,
         )
         yield Scenario(
             name=f"convert from {name}",
@@ -290,6 +304,7 @@ def _formats() -> Iterator[Scenario]:
             act=partial(_convert, {"durable": True, "threads": 1}, "source" + suffix, TARGET),
             new={TARGET: contents_of(new)},
             again=partial(_save, NEXT, overwrite=True),
+            **threads,
         )
 
 
@@ -299,6 +314,17 @@ def _write(options: Mapping[str, Any], arrays: _Arrays, target: str, home: Path)
 
 def _convert(options: Mapping[str, Any], source: str, target: str, home: Path) -> None:
     vs.convert(home / source, home / target, **options)
+
+
+def _start_zarr() -> None:
+    """Have the package zarr do one thing after another in the threads that begin now."""
+    import_module("zarr").config.set({"async.concurrency": 1, "threading.max_workers": 1})
+    sync = import_module("zarr.core.sync")
+    sync.sync(import_module("asyncio").to_thread(int))
+
+
+def _stop_zarr() -> None:
+    import_module("zarr.core.sync").cleanup_resources()
 
 
 def _initializers(factor: int) -> _Arrays:

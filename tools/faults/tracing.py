@@ -22,8 +22,12 @@ _PR_SET_PTRACER = 0x59616D61
 _ANYBODY = ctypes.c_ulong(-1)
 
 
-def trace(work: Callable[[], object], options: Sequence[str], place: Path) -> str:
+def trace(
+    work: Callable[[], object], options: Sequence[str], place: Path, *, start: Callable[[], object] = lambda: None
+) -> str:
     """Return what strace writes with these options; `place` is a directory for its output.
+
+    `start` is called in the child before it is traced.
 
     Raises:
         Unavailable: strace is not installed, or may not attach to a process.
@@ -35,6 +39,7 @@ def trace(work: Callable[[], object], options: Sequence[str], place: Path) -> st
     if pid == 0:
         try:
             ctypes.CDLL(None).prctl(_PR_SET_PTRACER, _ANYBODY, 0, 0, 0)  # else only a parent may attach
+            start()
             os.kill(os.getpid(), signal.SIGSTOP)
             work()
         finally:

@@ -10,6 +10,7 @@ Format: https://zarr-specs.readthedocs.io
 
 from __future__ import annotations
 
+import contextlib
 import math
 import os
 import stat
@@ -139,7 +140,7 @@ def write(
     arrays = flat_arrays(state, format="zarr")
     for name, array in arrays.items():
         _check_writable(path, name, array, arrays)
-    with new_folder(path, may_replace=_is_tree if overwrite else None) as staging:
+    with new_folder(path, may_replace=_is_tree if overwrite else None) as staging, _waiting_for_threads():
         store = zarr.storage.LocalStore(staging)
         is_bare = set(arrays) == {BARE}
         if not is_bare:
@@ -149,8 +150,29 @@ def write(
             zarr.create_array(store, name=None if is_bare else name, data=values, zarr_format=zarr_format)
 
 
+@contextlib.contextmanager
+def _waiting_for_threads() -> Iterator[None]:
+    """After Ctrl-C or an error, wait for what the package's threads still write to the folder that is to be removed."""
+    try:
+        yield
+    except BaseException:
+        import asyncio
+
+        import zarr.core.sync
+
+        async def rest() -> None:
+            tasks = asyncio.all_tasks() - {asyncio.current_task()}
+            await asyncio.gather(*tasks, return_exceptions=True)
+
+        zarr.core.sync.sync(rest())
+        raise
+
+
 def _is_tree(path: str) -> bool:
-    return any(os.path.lexists(os.path.join(path, name)) for name in (V3, V2_ARRAY, _V2_GROUP))
+    try:
+        return not {V3, V2_ARRAY, _V2_GROUP}.isdisjoint(os.listdir(path))
+    except (FileNotFoundError, NotADirectoryError):
+        return False
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
