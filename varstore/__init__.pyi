@@ -5,6 +5,7 @@ and ``open`` are public but not in ``__all__``, so that ``import *`` replaces no
 """
 
 from varstore import errors
+from varstore.disk.read.attached import AttachedFile
 from varstore.disk.read.checkpoint import Checkpoint, open_checkpoint
 from varstore.disk.read.variable import Variable
 from varstore.disk.relink import LinksReport, links
@@ -107,6 +108,7 @@ open = open_checkpoint
 
 __all__ = [
     "AtSteps",
+    "AttachedFile",
     "Best",
     "Checkpoint",
     "CheckpointConfig",

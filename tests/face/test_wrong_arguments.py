@@ -26,7 +26,7 @@ ELSEWHERE = {
         ("AtSteps", "Best", "EverySeconds", "EverySteps", "KeepEverySteps", "KeepIf", "Latest"), "training"
     ),
     **dict.fromkeys(("OnePerMinutes", "Pinned", "SaveIf", "CheckpointManager"), "training"),
-    **dict.fromkeys(("DiffReport", "LinksReport", "VerifyReport"), "made by us"),
+    **dict.fromkeys(("AttachedFile", "DiffReport", "LinksReport", "VerifyReport"), "made by us"),
     **dict.fromkeys(("VarstoreError", "Session", "clear_default_session", "get_all_variables"), "no arguments"),
 }
 
@@ -41,6 +41,7 @@ def values():
 STORE = {
     "attributes": {"a": 1},
     "variable_attributes": None,
+    "files": {"labels.txt": b"cat"},
     "base": None,
     "overwrite": True,
     "durable": False,

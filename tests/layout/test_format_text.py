@@ -136,7 +136,7 @@ def check_shape(shape: tuple[int, ...], type_name: str) -> tuple[int, ...]:
 # --- F5: the manifest --------------------------------------------------------------------------------------------
 
 HEADER = [(int(offset), int(size)) for offset, size, _ in table("offset", "bytes", "content")]
-MESSAGES = {message: message_table(message) for message in ("Manifest", "Variable")}
+MESSAGES = {message: message_table(message) for message in ("Manifest", "Variable", "File")}
 BLOCK = 16_777_216
 
 
@@ -161,14 +161,16 @@ def read_message(data: bytes, message: str) -> dict[str, Any]:
             value, at = _varint(data, at)
         field, kind = MESSAGES[message].get(key >> 3, ("", ""))
         kind, _, repeated = kind.partition(", ")
-        is_known = isinstance(value, bytes) if kind in ("string", "bytes", "Variable") else repeated or key & 7 == 0
+        is_known = (
+            isinstance(value, bytes) if kind in ("string", "bytes", "Variable", "File") else repeated or key & 7 == 0
+        )
         if not field or not is_known:
             later.add(key >> 3)
             continue
         if kind == "string":
             value = value.decode()
-        elif kind == "Variable":
-            value = read_message(value, "Variable")
+        elif kind in ("Variable", "File"):
+            value = read_message(value, kind)
         elif kind in ("int64", "int32"):
             value = [_signed(number) for number in (_varints(value) if isinstance(value, bytes) else [value])]
             value = value if repeated else value[0]

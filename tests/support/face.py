@@ -41,6 +41,7 @@ BEYOND_STAR = ("bool", "float", "open")
 """Public names that ``import *`` leaves out, because they are Python's own."""
 
 NOT_CALLED = {
+    "AttachedFile",
     "Checkpoint",
     "Converted",
     "DiffReport",

@@ -30,18 +30,34 @@ class Variable(_message.Message):
     meta_digest: bytes
     def __init__(self, name: _Optional[str] = ..., folder: _Optional[str] = ..., shape: _Optional[_Iterable[int]] = ..., data_type: _Optional[int] = ..., size: _Optional[int] = ..., encoding: _Optional[str] = ..., attributes: _Optional[str] = ..., digests: _Optional[bytes] = ..., alias_of: _Optional[str] = ..., meta_digest: _Optional[bytes] = ...) -> None: ...
 
+class File(_message.Message):
+    __slots__ = ("name", "size", "digests", "kind", "attributes")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    SIZE_FIELD_NUMBER: _ClassVar[int]
+    DIGESTS_FIELD_NUMBER: _ClassVar[int]
+    KIND_FIELD_NUMBER: _ClassVar[int]
+    ATTRIBUTES_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    size: int
+    digests: bytes
+    kind: str
+    attributes: str
+    def __init__(self, name: _Optional[str] = ..., size: _Optional[int] = ..., digests: _Optional[bytes] = ..., kind: _Optional[str] = ..., attributes: _Optional[str] = ...) -> None: ...
+
 class Manifest(_message.Message):
-    __slots__ = ("format_version", "writer", "time_ns", "attributes", "tree", "variables")
+    __slots__ = ("format_version", "writer", "time_ns", "attributes", "tree", "variables", "files")
     FORMAT_VERSION_FIELD_NUMBER: _ClassVar[int]
     WRITER_FIELD_NUMBER: _ClassVar[int]
     TIME_NS_FIELD_NUMBER: _ClassVar[int]
     ATTRIBUTES_FIELD_NUMBER: _ClassVar[int]
     TREE_FIELD_NUMBER: _ClassVar[int]
     VARIABLES_FIELD_NUMBER: _ClassVar[int]
+    FILES_FIELD_NUMBER: _ClassVar[int]
     format_version: int
     writer: str
     time_ns: int
     attributes: str
     tree: str
     variables: _containers.RepeatedCompositeFieldContainer[Variable]
-    def __init__(self, format_version: _Optional[int] = ..., writer: _Optional[str] = ..., time_ns: _Optional[int] = ..., attributes: _Optional[str] = ..., tree: _Optional[str] = ..., variables: _Optional[_Iterable[_Union[Variable, _Mapping]]] = ...) -> None: ...
+    files: _containers.RepeatedCompositeFieldContainer[File]
+    def __init__(self, format_version: _Optional[int] = ..., writer: _Optional[str] = ..., time_ns: _Optional[int] = ..., attributes: _Optional[str] = ..., tree: _Optional[str] = ..., variables: _Optional[_Iterable[_Union[Variable, _Mapping]]] = ..., files: _Optional[_Iterable[_Union[File, _Mapping]]] = ...) -> None: ...

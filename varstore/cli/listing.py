@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from operator import attrgetter
 from typing import Any
 
@@ -25,7 +25,7 @@ _TABLE_ROWS = 500
 _HEADINGS = ("name", "shape", "type", "bytes", "")
 
 
-@click.command(short_help="List the variables of a checkpoint.")
+@click.command(short_help="List the variables and files of a checkpoint.")
 @click.argument("path", type=click.Path())
 @click.argument("patterns", metavar="[PATTERN]...", nargs=-1)
 @click.option("--json", "as_json", is_flag=True, help="Print a JSON object, for programs.")
@@ -33,6 +33,8 @@ _HEADINGS = ("name", "shape", "type", "bytes", "")
 @click.pass_context
 def ls(ctx: click.Context, path: str, patterns: tuple[str, ...], as_json: bool, allow_incomplete: bool) -> None:
     """List the variables of the checkpoint PATH: name, shape, type and size in bytes; no values are read.
+
+    Attached files are listed after them, with the type "file", unless PATTERNs are given.
 
     PATH can also be the folder of a single variable. If PATTERNs are given, only variables whose name matches one of
     them are listed: * matches any text, separators too; ? matches one character; [ab] matches one of several. Tied
@@ -51,22 +53,25 @@ def ls(ctx: click.Context, path: str, patterns: tuple[str, ...], as_json: bool, 
     if isinstance(opened, vs.Variable):
         if patterns:
             raise click.UsageError("PATH is the folder of a single variable, so PATTERN cannot be given.")
-        variables, damaged = [opened], {}
+        variables, damaged, files = [opened], {}, []
     else:
         variables, damaged = list(opened.select(patterns or None).values()), dict(opened.damaged)
+        files = [] if patterns else list(opened.files.values())
     if as_json:
-        click.echo(json.dumps({"path": path, **_as_json(variables, damaged)}, indent=2))
+        click.echo(json.dumps({"path": path, **_as_json(variables, damaged, files)}, indent=2))
     else:
-        print_listing(variables)
+        print_listing(variables, files)
         for name, problem in damaged.items():
             click.echo(f"damaged: {one_line(name)}: {one_line(with_flags(problem), PROBLEM_LIMIT)}", err=True)
     ctx.exit(1 if damaged else 0)
 
 
-def print_listing(variables: list[vs.Variable]) -> None:
-    """Print variables as a table on a terminal, and as plain columns elsewhere."""
+def print_listing(variables: list[vs.Variable], files: Sequence[vs.AttachedFile] = ()) -> None:
+    """Print variables and files as a table on a terminal, and as plain columns elsewhere."""
     rows = [_row(variable) for variable in variables]
-    total = (plural(len(variables), "variable"), "", "", str(_total(variables)), "")
+    rows += [(one_line(file.name), "", "file", str(file.nbytes), "") for file in files]
+    counted = plural(len(variables), "variable") + (f", {plural(len(files), 'file')}" if files else "")
+    total = (counted, "", "", str(_total(variables) + sum(file.nbytes for file in files)), "")
     if is_terminal() and len(rows) <= _TABLE_ROWS:
         _print_table(rows, total)
     else:
@@ -99,7 +104,7 @@ def _total(variables: list[vs.Variable]) -> int:
     return sum(files.values())
 
 
-def _as_json(variables: list[vs.Variable], damaged: dict[str, str]) -> dict[str, Any]:
+def _as_json(variables: list[vs.Variable], damaged: dict[str, str], files: Sequence[vs.AttachedFile]) -> dict[str, Any]:
     return {
         "nbytes": _total(variables),
         "variables": [
@@ -114,6 +119,16 @@ def _as_json(variables: list[vs.Variable], damaged: dict[str, str]) -> dict[str,
                 "digests": list(variable.digests),
             }
             for variable in variables
+        ],
+        "files": [
+            {
+                "name": file.name,
+                "nbytes": file.nbytes,
+                "kind": file.kind,
+                "attributes": dict(file.attributes),
+                "digests": list(file.digests),
+            }
+            for file in files
         ],
         "damaged": damaged,
     }

@@ -26,6 +26,8 @@ _DIGESTS = 4
 def show(path: str, name: str | None, allow_incomplete: bool) -> None:
     """Show the variable NAME of the checkpoint PATH. Without NAME, PATH is the folder of the variable.
 
+    NAME can also be that of an attached file: its size, kind, digests and attributes are shown.
+
     Prints its shape, type and folder, the digests of its blocks of 16 MiB, its attributes, its first values, and
     statistics of all values: how many are zero, nan and infinite, and the min, max, mean and standard deviation of
     those that are finite. Complex numbers count by their magnitude. Values are read a few MiB at a time and are not
@@ -40,6 +42,9 @@ def show(path: str, name: str | None, allow_incomplete: bool) -> None:
     if isinstance(opened, vs.Checkpoint):
         if name is None:
             raise click.UsageError("PATH is a checkpoint, so give the NAME of a variable; `varstore ls` lists them.")
+        if name not in opened and name in opened.files:
+            print_facts(_described_file(opened.files[name]))
+            return
         opened = opened[name]
     elif name is not None:
         raise click.UsageError("PATH is the folder of a single variable, so NAME cannot be given.")
@@ -55,14 +60,26 @@ def _described(variable: vs.Variable) -> Iterator[tuple[str, str]]:
     yield "folder", variable.path
     if variable.entry.alias_of:
         yield "tied to", variable.entry.alias_of
-    if variable.digests:
-        shown = variable.digests[:_DIGESTS]
-        more = f" and {len(variable.digests) - len(shown)} more" if len(shown) < len(variable.digests) else ""
+    yield from _recorded(variable)
+
+
+def _described_file(file: vs.AttachedFile) -> Iterator[tuple[str, str]]:
+    yield "name", file.name
+    yield "kind", file.kind
+    yield "bytes", f"{file.nbytes:,}"
+    yield "file", file.path
+    yield from _recorded(file)
+
+
+def _recorded(what: vs.Variable | vs.AttachedFile) -> Iterator[tuple[str, str]]:
+    if what.digests:
+        shown = what.digests[:_DIGESTS]
+        more = f" and {len(what.digests) - len(shown)} more" if len(shown) < len(what.digests) else ""
         yield "xxh3-128", ", ".join(shown) + more
     else:
         yield "xxh3-128", "none"
-    if variable.attributes:
-        yield "attributes", json.dumps(dict(variable.attributes), ensure_ascii=False)
+    if what.attributes:
+        yield "attributes", json.dumps(dict(what.attributes), ensure_ascii=False)
 
 
 def _measured(variable: vs.Variable) -> Iterator[tuple[str, str]]:

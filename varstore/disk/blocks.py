@@ -22,6 +22,7 @@ __all__ = [
     "SMALL",
     "DIRECT_ALIGNMENT",
     "AlignedBuffer",
+    "copy_file",
     "digest_block",
     "lies_as_out",
     "read_block",
@@ -119,6 +120,30 @@ def write_out(path: str, array: np.ndarray, dir_fd: int, *, sync: bool) -> bytes
         os.close(fd)
 
 
+def copy_file(path: str, source: int, nbytes: int, dir_fd: int, *, sync: bool) -> bytes:
+    """Create a file with the bytes of an open one and return their digests; it is made durable if asked.
+
+    Raises:
+        OSError: the source ends before.
+    """
+    fd = syscalls.create(path, dir_fd)
+    try:
+        digests = b"".join(_copy_block(source, fd, start, stop) for start, stop in spans(nbytes))
+        if sync:
+            syscalls.sync(fd)
+        return digests
+    finally:
+        os.close(fd)
+
+
+def _copy_block(source: int, target: int, start: int, stop: int) -> bytes:
+    hasher = xxhash.xxh3_128()
+    for piece, offset in _read_pieces(source, start, stop):
+        hasher.update(piece)
+        syscalls.write_all(target, piece, offset)
+    return hasher.digest()
+
+
 class AlignedBuffer:
     """A page-aligned buffer that direct I/O can write from, filled again and again."""
 
@@ -176,9 +201,15 @@ def digest_file_block(fd: int, start: int, stop: int) -> bytes:
         OSError: the file ends before.
     """
     hasher = xxhash.xxh3_128()
+    for piece, _ in _read_pieces(fd, start, stop):
+        hasher.update(piece)
+    return hasher.digest()
+
+
+def _read_pieces(fd: int, start: int, stop: int) -> Iterator[tuple[memoryview, int]]:
+    """Yield bytes start to stop of a file in pieces, each with its offset, and each in the same memory."""
     chunk = np.empty(min(READ_CHUNK, stop - start), np.uint8)
     for offset in range(start, stop, READ_CHUNK):
-        piece = chunk[: stop - offset]
-        _read_all(fd, piece.data, offset)
-        hasher.update(piece.data)
-    return hasher.digest()
+        piece = chunk[: stop - offset].data
+        _read_all(fd, piece, offset)
+        yield piece, offset

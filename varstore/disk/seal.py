@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import time
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from functools import partial
 from pathlib import PurePosixPath
 
@@ -16,9 +16,10 @@ from varstore.disk.read.scan import WalkedEntries
 from varstore.disk.save.durability import Durability
 from varstore.disk.save.leftovers import remove_old_manifests
 from varstore.errors import InvalidName, ManifestError
+from varstore.layout.attached import FileEntry
 from varstore.layout.collector import collector_paused
 from varstore.layout.difference import DiffReport, compare
-from varstore.layout.manifest import UPGRADE, WITHOUT_MANIFEST, Entry, Manifest, digest_in
+from varstore.layout.manifest import NO_FILES, UPGRADE, WITHOUT_MANIFEST, Entry, Manifest, digest_in
 from varstore.layout.names import MANIFEST
 from varstore.layout.readable import readable
 from varstore.storage import syscalls
@@ -35,7 +36,7 @@ def seal(path: str | os.PathLike[str], *, writer: str = "varstore", progress: Pr
     """Write a manifest that records what is in the folders now, and return what that changes.
 
     Use it for a checkpoint without a manifest, and after a change by hand. For folders that the present manifest lists,
-    names and attributes are kept.
+    names and attributes are kept, as are attached files that are still there. Other files are not made attached ones.
 
     Args:
         path: a checkpoint's directory.
@@ -85,18 +86,20 @@ def _seal(checkpoint: Checkpoint, *, writer: str, progress: Progress) -> DiffRep
                 if advance:
                     advance(entry.nbytes)
         entries = {name: _tied(entry, known.get(entry.folder), entries) for name, entry in entries.items()}
+        files = _files_now(directory, before.files if before else NO_FILES)
         after = Manifest(
             writer=writer,
             time_ns=time.time_ns(),
             attributes=before.attributes if before else {},
             tree=before.tree if before else "",
             entries=entries,
+            files=files,
         )
         with collector_paused():
             encoded = after.encode()
-        _make_durable(directory, entries.values())
+        _make_durable(directory, entries.values(), files)
         _replace_manifest(directory, encoded)
-    return compare(root, root, listed, entries)
+    return compare(root, root, listed, entries, (before.files if before else NO_FILES, files))
 
 
 def _listed(checkpoint: Checkpoint) -> dict[str, Entry]:
@@ -135,11 +138,29 @@ def _tied(entry: Entry, known: Entry | None, entries: Mapping[str, Entry]) -> En
     return entry._replace(alias_of=first.name)
 
 
-def _make_durable(directory: Directory, entries: Collection[Entry]) -> None:
+def _files_now(directory: Directory, listed: Mapping[str, FileEntry]) -> dict[str, FileEntry]:
+    """Return the attached files that are still there, as they are now.
+
+    Raises:
+        UnsafeContent: one is not a regular file.
+    """
+    files = {}
+    for name, entry in listed.items():
+        try:
+            nbytes = directory.status(entry.file).st_size
+        except FileNotFoundError:
+            continue
+        directory.check_regular(entry.file)
+        found = entry._replace(nbytes=nbytes)
+        files[name] = found._replace(digests=all_digests(directory, found))
+    return files
+
+
+def _make_durable(directory: Directory, entries: Collection[Entry], files: Iterable[str]) -> None:
     """Make durable what the manifest is about to vouch for: people change folders with tools that do not."""
     folders = [entry.folder for entry in entries]
     above = {str(parent) for folder in folders for parent in PurePosixPath(folder).parents}
-    Durability(durable=True, each=False).sync_all(directory.fd, folders, sorted(above, reverse=True))
+    Durability(durable=True, each=False).sync_all(directory.fd, folders, sorted(above, reverse=True), files)
 
 
 def _replace_manifest(directory: Directory, data: bytes) -> None:

@@ -426,6 +426,8 @@ def convert(
             tree = nested(opened) or {}
             if is_linked and is_whole and opened.manifest is not None:
                 kept = {"tree": opened.manifest.tree}  # the nested state, which refers to the variables by name
+            if is_linked and opened.files:
+                kept["files"] = {**opened.files, **(options.get("files") or {})}
         plainer: dict[str, str] = {}
         if isinstance(opened, Checkpoint) and row.name != "varstore":
             tree = plain(tree, plainer)

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 
 from varstore.disk.read.checkpoint import Checkpoint, retry_if_replaced
 from varstore.disk.read.digests import all_digests
+from varstore.layout.attached import FileEntry
 from varstore.layout.difference import DiffReport, compare
-from varstore.layout.manifest import Entry
+from varstore.layout.manifest import NO_FILES, Entry
 from varstore.layout.readable import readable
 from varstore.storage.directory import Directory
 from varstore.storage.failures import translated
@@ -19,6 +21,8 @@ __all__ = ["DiffReport", "diff"]
 @checked
 def diff(a: str | os.PathLike[str] | Checkpoint, b: str | os.PathLike[str] | Checkpoint) -> DiffReport:
     """Compare two checkpoints by name, shape, type and digest; values are read only where a digest is missing.
+
+    Attached files are compared by name, digest, kind and attributes.
 
     Args:
         a: the earlier checkpoint: its directory, or an open `Checkpoint`.
@@ -40,7 +44,12 @@ def diff(a: str | os.PathLike[str] | Checkpoint, b: str | os.PathLike[str] | Che
 
 
 def _compared(first: Checkpoint, second: Checkpoint) -> DiffReport:
-    return compare(first.path, second.path, _with_digests(first, second), _with_digests(second, first))
+    files = _files_of(first), _files_of(second)
+    return compare(first.path, second.path, _with_digests(first, second), _with_digests(second, first), files)
+
+
+def _files_of(checkpoint: Checkpoint) -> Mapping[str, FileEntry]:
+    return checkpoint.manifest.files if checkpoint.manifest else NO_FILES
 
 
 def _with_digests(checkpoint: Checkpoint, other: Checkpoint) -> dict[str, Entry]:

@@ -20,6 +20,7 @@ from varstore.disk.read.digests import all_digests
 from varstore.disk.read.scan import variable_folders
 from varstore.disk.threads import SLOW, Lane, do_here_until_slow, in_lanes, piece, run, thread_count
 from varstore.errors import FormatError, IncompleteCheckpoint, ManifestError, VarstoreError
+from varstore.layout.attached import FileEntry
 from varstore.layout.manifest import BLOCK, Entry, block_count
 from varstore.layout.names import MARKER, Folder
 from varstore.layout.readable import readable
@@ -39,8 +40,8 @@ _BATCH = 64
 class VerifyReport:
     """What `verify` found: `problems` has a sentence per problem, with file and variable.
 
-    `unchecked` names the variables without a digest to compare with; only their sizes were checked. `variables` and
-    `nbytes` count what was looked at. The report is true if nothing is wrong.
+    `unchecked` names the variables without a digest to compare with; only their sizes were checked. `variables`,
+    `files` (attached ones) and `nbytes` count what was looked at. The report is true if nothing is wrong.
 
     Example:
         >>> checkpoint = vs.save("lenet", {"fc/bias": np.zeros(10, np.float32)})
@@ -54,6 +55,7 @@ class VerifyReport:
     nbytes: int
     problems: tuple[str, ...]
     unchecked: tuple[str, ...]
+    files: int = 0
 
     @property
     def ok(self) -> bool:
@@ -64,7 +66,8 @@ class VerifyReport:
         return self.ok
 
     def __str__(self) -> str:
-        size = f"{plural(self.variables, 'variable')}, {plural(self.nbytes, 'byte')}"
+        attached = f"{plural(self.files, 'file')}, " if self.files else ""
+        size = f"{plural(self.variables, 'variable')}, {attached}{plural(self.nbytes, 'byte')}"
         if self.problems:
             head = f"{self.path}: {plural(len(self.problems), 'problem')} in {size}"
         elif self.unchecked:
@@ -107,7 +110,9 @@ def verify(path: str | os.PathLike[str], *, threads: int | None = None, progress
 def _verified(checkpoint: Checkpoint, *, threads: int | None, progress: Progress) -> VerifyReport:
     problems = _tree_problems(checkpoint)
     entries = _decodable_entries(checkpoint, problems)
-    total = sum(entry.nbytes for entry in entries)
+    files = list(checkpoint.manifest.files.values()) if checkpoint.manifest else []
+    everything: list[Entry | FileEntry] = [*entries, *files]
+    total = sum(entry.nbytes for entry in everything)
     start = time.perf_counter()
     with (
         translated(checkpoint.path, "verifying failed"),
@@ -120,13 +125,14 @@ def _verified(checkpoint: Checkpoint, *, threads: int | None, progress: Progress
             listed = {entry.folder for entry in entries}
             problems += _unlisted_problems(directory, listed)
         work = _Verification(directory, advance)
-        work.run(entries, thread_count(threads, seconds), calls_wait=seconds > SLOW)
-        problems += [work.problems[entry.name] for entry in entries if entry.name in work.problems]
+        work.run(everything, thread_count(threads, seconds), calls_wait=seconds > SLOW)
+        problems += [work.problems[entry.file] for entry in everything if entry.file in work.problems]
         if problems:
             directory.check_still_there()
     return VerifyReport(
         path=checkpoint.path,
         variables=len(entries),
+        files=len(files),
         nbytes=total,
         problems=tuple(problems),
         unchecked=tuple(entry.name for entry in entries if entry.nbytes and not entry.digests),
@@ -184,7 +190,7 @@ class _Verification:
         self._blocks_left: dict[int, int] = {}
         self.problems: dict[str, str] = {}
 
-    def run(self, entries: Sequence[Entry], threads: int, *, calls_wait: bool) -> None:
+    def run(self, entries: Sequence[Entry | FileEntry], threads: int, *, calls_wait: bool) -> None:
         """Check all of these."""
         small = [entry for entry in entries if entry.nbytes < SMALL]
         size = min(_BATCH, piece(len(small))) if calls_wait else _BATCH
@@ -198,19 +204,22 @@ class _Verification:
                 os.close(fd)
 
     @contextlib.contextmanager
-    def _noting(self, entry: Entry) -> Iterator[None]:
+    def _noting(self, entry: Entry | FileEntry) -> Iterator[None]:
         try:
             yield
         except (VarstoreError, OSError) as error:
             with self._lock:
-                self.problems.setdefault(entry.name, str(error))
+                self.problems.setdefault(entry.file, str(error))
 
-    def _check_form(self, entry: Entry) -> None:
+    def _check_form(self, entry: Entry | FileEntry) -> None:
+        if isinstance(entry, FileEntry):
+            self._directory.check_regular(entry.file)
+            return
         if entry.meta is not None:
             readable(entry, path=self._directory.path)
         check_meta(self._directory, entry)
 
-    def _check_small(self, entries: Sequence[Entry]) -> None:
+    def _check_small(self, entries: Sequence[Entry | FileEntry]) -> None:
         for entry in entries:
             with self._noting(entry):
                 self._check_form(entry)
@@ -218,7 +227,7 @@ class _Verification:
         if self._advance:
             self._advance(sum(entry.nbytes for entry in entries))
 
-    def _lanes(self, entries: Sequence[Entry]) -> Iterator[Lane]:
+    def _lanes(self, entries: Sequence[Entry | FileEntry]) -> Iterator[Lane]:
         for entry in entries:
             fd = self._opened(entry)
             if fd is not None:
@@ -226,7 +235,7 @@ class _Verification:
             elif self._advance:
                 self._advance(entry.nbytes)
 
-    def _opened(self, entry: Entry) -> int | None:
+    def _opened(self, entry: Entry | FileEntry) -> int | None:
         """Return the descriptor of a large ``out`` whose blocks are to be read; None where it has a problem already."""
         with self._noting(entry):
             self._check_form(entry)
@@ -236,8 +245,8 @@ class _Verification:
             return fd
         return None
 
-    def _check_block(self, entry: Entry, fd: int, start: int, stop: int) -> None:
-        if entry.name not in self.problems:
+    def _check_block(self, entry: Entry | FileEntry, fd: int, start: int, stop: int) -> None:
+        if entry.file not in self.problems:
             with self._noting(entry):
                 found = digest_file_block(fd, start, stop)
                 check_digest(self._directory, entry, entry.digests, start // BLOCK, found)

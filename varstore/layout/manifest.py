@@ -21,7 +21,7 @@ import json
 import struct
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -29,6 +29,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import xxhash
 
 from varstore.errors import InvalidName, ManifestError, MetaError, UsageError
+from varstore.layout.attached import DATA, FileEntry, refused_name
 from varstore.layout.dtypes import BY_NUMBER
 from varstore.layout.encodings import ENCODINGS, RAW
 from varstore.layout.meta import Meta, shape_problem
@@ -48,6 +49,7 @@ __all__ = [
     "HEADER_SIZE",
     "MANIFEST_LIMIT",
     "NO_ATTRIBUTES",
+    "NO_FILES",
     "UPGRADE",
     "WITHOUT_MANIFEST",
     "Entry",
@@ -77,6 +79,7 @@ WITHOUT_MANIFEST = (
 )
 """The hint of an error about a manifest that is lost."""
 NO_ATTRIBUTES: Mapping[str, Any] = MappingProxyType({})
+NO_FILES: Mapping[str, FileEntry] = MappingProxyType({})
 
 _HEADER = struct.Struct("<8sIIQ16s")
 HEADER_SIZE = _HEADER.size
@@ -187,6 +190,11 @@ class Entry(NamedTuple):
     witnessed: bool = False
 
     @property
+    def file(self) -> str:
+        """The path of ``out`` relative to the checkpoint."""
+        return f"{self.folder}/out"
+
+    @property
     def form(self) -> str:
         """Shape and data type as text, for messages."""
         if self.meta is None:
@@ -212,6 +220,7 @@ class Manifest:
     attributes: Mapping[str, Any]
     tree: str
     entries: Mapping[str, Entry]
+    files: Mapping[str, FileEntry] = field(default_factory=lambda: NO_FILES)
     skipped: Callable[[], set[int]] = set
     """Returns the numbers of the fields of a later version that were skipped, and would not be written again."""
 
@@ -228,6 +237,14 @@ class Manifest:
         )
         for entry in self.entries.values():
             _add_entry(body.variables, entry)
+        for file in self.files.values():
+            body.files.add(
+                name=file.name,
+                size=file.nbytes,
+                digests=file.digests,
+                kind="" if file.kind == DATA else file.kind,
+                attributes=attributes_json(file.attributes),
+            )
         return frame(body.SerializeToString())
 
     @classmethod
@@ -263,7 +280,8 @@ class Manifest:
             attributes=_from_json(body.attributes, path) if body.attributes else NO_ATTRIBUTES,
             tree=body.tree,
             entries=entries,
-            skipped=lambda: fields.skipped([body, *body.variables]),
+            files=_decode_files(body.files, entries.folders(), path, fields) if body.files else NO_FILES,
+            skipped=lambda: fields.skipped([body, *body.variables, *body.files]),
         )
 
     def folders(self) -> dict[str, str]:
@@ -499,6 +517,29 @@ def _decode_entry(message: manifest_pb2.Variable, path: str) -> Entry:
         meta_digest,
         True,
     )
+
+
+def _decode_files(
+    messages: Sequence[manifest_pb2.File], folders: Iterable[str], path: str, fields: _LaterFields
+) -> Mapping[str, FileEntry]:
+    files: dict[str, FileEntry] = {}
+    for message in messages:
+        fields.check(message)
+        name, size, digests = message.name, message.size, message.digests
+        problem = None
+        if name in files:
+            problem = "it is listed twice"
+        elif len(digests) != DIGEST_SIZE * block_count(size):
+            problem = f"{plural(len(digests), 'byte')} of digests cannot cover {plural(size, 'byte')}"
+        if problem is not None:
+            raise ManifestError(
+                f"the manifest contradicts itself about an attached file: {problem}", path=path, found=name
+            )
+        said = _from_json(message.attributes, path) if message.attributes else NO_ATTRIBUTES
+        files[name] = FileEntry(name, size, digests, message.kind or DATA, said)
+    if (refused := refused_name(files, {folder.partition("/")[0] for folder in folders})) is not None:
+        raise ManifestError(f"an attached file cannot have its name: {refused[1]}", path=path, found=refused[0])
+    return MappingProxyType(files)
 
 
 def _fits(meta: Meta, size: int, encoding: str) -> bool:

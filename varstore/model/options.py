@@ -15,6 +15,7 @@ from varstore.disk.progress import Progress
 from varstore.disk.read.checkpoint import Checkpoint
 from varstore.disk.save.foreign import Foreign
 from varstore.text.hints import nearest
+from varstore.values.attached import FileContent
 
 __all__ = ["LoadOptions", "Path", "RunOptions", "SaveOptions", "StateOptions", "StoreOptions", "check_options"]
 
@@ -36,6 +37,7 @@ class RunOptions(TypedDict, total=False):
     threads: int | None
     progress: Progress
     variable_attributes: Mapping[str, Mapping[str, Any]] | None
+    files: Mapping[str, FileContent] | None
 
 
 class StoreOptions(TypedDict, total=False):
@@ -43,6 +45,7 @@ class StoreOptions(TypedDict, total=False):
 
     attributes: Mapping[str, Any] | None
     variable_attributes: Mapping[str, Mapping[str, Any]] | None
+    files: Mapping[str, FileContent] | None
     base: Path | Checkpoint | None
     overwrite: bool
     foreign: Foreign

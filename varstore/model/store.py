@@ -26,6 +26,7 @@ from varstore.model.options import Path
 from varstore.storage.directory import locate
 from varstore.text.hints import plural
 from varstore.values.arguments import checked
+from varstore.values.attached import FileContent
 from varstore.values.plan import plan_save
 from varstore.values.select import Patterns, Rename, select
 from varstore.version import __version__
@@ -65,6 +66,7 @@ def save(
     attributes: Mapping[str, Any] | None = None,
     variable_attributes: Mapping[str, Mapping[str, Any]] | None = None,
     tree: str = "",
+    files: Mapping[str, FileContent] | None = None,
     base: Path | Checkpoint | None = None,
     overwrite: bool = False,
     foreign: Foreign = "error",
@@ -85,8 +87,11 @@ def save(
         attributes: JSON data to keep with the checkpoint.
         variable_attributes: JSON data to keep with single variables, by name.
         tree: the JSON text that describes nested state; `varstore.save_state` makes it.
-        base: an earlier checkpoint. Variables that equal its variables of the same name in shape, type and digest
-            are linked to it instead of being written.
+        files: files to keep beside the variables, such as a graph or a tokenizer, by name: bytes, the path of a regular
+            file, which is copied, or a file of another checkpoint, which is linked. See `Checkpoint.files`. They lie in
+            the root, so a name has no ``/``, and is not the first part of a variable's name.
+        base: an earlier checkpoint. Variables that equal its variables of the same name in shape, type and digest, and
+            files that equal its files, are linked to it instead of being written.
         overwrite: replace the checkpoint at `path`. At every moment the path holds the old one or the new one.
         foreign: what becomes of other people's files in a checkpoint that is replaced, such as a ``config.json`` that
             somebody put there: "error" refuses to replace it, "keep" hands them to the new one, "delete" removes them.
@@ -98,8 +103,8 @@ def save(
         progress: a function that is called with (bytes done, total bytes), or True for a progress bar.
 
     Raises:
-        InvalidName, UnsupportedDtype, CheckpointExists, OutOfSpace: the plan cannot be carried out; nothing was
-            written.
+        InvalidName, UnsupportedDtype, CheckpointExists, OutOfSpace, UsageError: the plan cannot be carried out; nothing
+            was written.
         OutOfSpace, StorageError: writing failed; what was written is removed.
 
     Example:
@@ -117,12 +122,12 @@ def save(
         attributes = origin.attributes
         if variables.keys() == origin.keys():
             tree = tree or origin.manifest.tree
-    plan = plan_save(variables, attributes=attributes, variable_attributes=variable_attributes, tree=tree)
-    if not manifest and (plan.attributes or variable_attributes or tree):
+    plan = plan_save(variables, attributes=attributes, variable_attributes=variable_attributes, tree=tree, files=files)
+    if not manifest and (plan.attributes or variable_attributes or tree or files):
         raise UsageError(
-            "attributes and nested state are stored in the manifest, and manifest=False does not write one",
+            "attributes, nested state and files are recorded in the manifest, and manifest=False does not write one",
             path=path,
-            hint="leave out manifest=False, or save arrays without attributes",
+            hint="leave out manifest=False, or save arrays without attributes and files",
         )
     target = os.fspath(path)
     location = locate(target)
@@ -137,6 +142,7 @@ def save(
             plan,
             writer=f"varstore {__version__}",
             base=earlier,
+            base_files=earlier.files if files and isinstance(earlier, Checkpoint) else {},
             overwrite=overwrite,
             foreign=foreign,
             durable=durable,

@@ -65,12 +65,14 @@ _ATTEMPTS = 100
 
 
 class _Variable(Protocol):
-    """What has a folder in a checkpoint."""
+    """What has a folder in a checkpoint with a `file` in it, or, with the folder "", an attached file."""
 
     @property
     def name(self) -> str: ...
     @property
     def folder(self) -> str: ...
+    @property
+    def file(self) -> str: ...
     @property
     def nbytes(self) -> int: ...
 
@@ -263,7 +265,7 @@ class Directory:
 
     @contextlib.contextmanager
     def out(self, variable: _Variable) -> Iterator[int]:
-        """Hold a variable's ``out`` open, which is as long as it should be: its descriptor.
+        """Hold a variable's ``out``, or an attached file, open, which is as long as it should be: its descriptor.
 
         Raises:
             SizeMismatch: it is longer or shorter.
@@ -278,10 +280,10 @@ class Directory:
 
     def open_out(self, variable: _Variable) -> int:
         """Open a variable's ``out``; raises what `out` does."""
-        relative = f"{variable.folder}/out"
-        fd = self.open(relative, variable=variable.name)
+        name = _name_of(variable)
+        fd = self.open(variable.file, variable=name)
         try:
-            self.check_size(variable, self.size(fd, relative, variable.name))
+            self.check_size(variable, self.size(fd, variable.file, name))
         except BaseException:
             os.close(fd)
             raise
@@ -296,9 +298,9 @@ class Directory:
         if size != variable.nbytes and not self._becomes(f"{variable.folder}/out", variable.nbytes):
             self.check_no_pointer(variable, size)
             raise SizeMismatch(
-                "out is not as long as it was saved",
-                path=self.place(f"{variable.folder}/out"),
-                variable=variable.name,
+                f"{os.path.basename(variable.file)} is not as long as it was saved",
+                path=self.place(variable.file),
+                variable=_name_of(variable),
                 found=plural(size, "byte"),
                 expected=plural(variable.nbytes, "byte"),
                 hint="restore it from a copy; after a change on purpose, run `varstore seal`",
@@ -325,15 +327,15 @@ class Directory:
         Raises:
             SizeMismatch: it is.
         """
-        relative = f"{variable.folder}/out"
         if size >= POINTER_LIMIT:
             return
-        head = self.read_small(relative, limit=POINTER_LIMIT, variable=variable.name)
+        name = _name_of(variable)
+        head = self.read_small(variable.file, limit=POINTER_LIMIT, variable=name)
         if is_pointer(head):
             raise SizeMismatch(
-                "out is a pointer of Git LFS, not the values",
-                path=self.place(relative),
-                variable=variable.name,
+                f"{os.path.basename(variable.file)} is a pointer of Git LFS, not the {'values' if name else 'content'}",
+                path=self.place(variable.file),
+                variable=name,
                 found=plural(size, "byte"),
                 expected=size_behind(head),
                 hint=FETCH,
@@ -359,6 +361,20 @@ class Directory:
             return _read_from_start(fd, size)
         finally:
             os.close(fd)
+
+    def check_regular(self, relative: str) -> None:
+        """Check that a name is that of a regular file, and not of a link to one.
+
+        Raises:
+            UnsafeContent: it is not.
+            FormatError: there is no such file.
+        """
+        try:
+            status = self.status(relative)
+        except OSError as error:
+            raise self._cannot_open(error, relative, None) from error
+        if not stat.S_ISREG(status.st_mode):
+            raise self.not_regular(relative, None)
 
     def status(self, relative: str) -> os.stat_result:
         """Return what the system knows of a file or folder in it, or of a link itself.
@@ -556,6 +572,11 @@ class Directory:
         if error.errno in (errno.ENXIO, errno.ENODEV):
             return self.not_regular(relative, variable)
         return storage_error(error, path, "the file cannot be opened")
+
+
+def _name_of(variable: _Variable) -> str | None:
+    """Return the name for messages: of an attached file, the path says it."""
+    return variable.name if variable.folder else None
 
 
 def _folders_in(folder: int | str) -> list[str]:

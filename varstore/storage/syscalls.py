@@ -42,6 +42,7 @@ __all__ = [
     "READ_FILE",
     "READ_FOLDER",
     "READ_ONLY",
+    "READ_WITHOUT_WAITING",
     "READ_FOLDER_ITSELF",
     "address_space",
     "at_fork",
@@ -89,6 +90,8 @@ _NOFOLLOW = getattr(os, "O_NOFOLLOW", 0)
 
 READ = os.O_RDONLY | _CLOEXEC
 """To open a file, following links."""
+READ_WITHOUT_WAITING = READ | _NONBLOCK
+"""To open what may be a pipe, which it then does not wait for, following links."""
 READ_FILE = READ | _NONBLOCK | _NOFOLLOW
 """To open what may be a pipe or a link, which it then does not wait for or follow."""
 READ_FOLDER = READ | _DIRECTORY

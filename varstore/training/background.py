@@ -34,10 +34,12 @@ from varstore.layout.location import Location
 from varstore.model.options import SaveOptions, StateOptions, check_options
 from varstore.model.store import save
 from varstore.storage.directory import locate
+from varstore.storage.failures import translated
 from varstore.storage.forks import tell_children
 from varstore.storage.memory import available_memory
 from varstore.training.tree import flatten
 from varstore.values.arguments import checked
+from varstore.values.attached import FileContent, PlannedFile, SourceFile
 from varstore.values.lazy import LazyArray
 from varstore.values.plan import SavePlan, plan_save
 
@@ -281,8 +283,10 @@ class BackgroundSaver:
         is told how the save ended. With `at_once`, it is written before this returns, past the buffers.
         """
         check_options(save_options, SaveOptions, "save_async()")
-        plan = plan_save(variables)
+        plan = plan_save(variables, files=save_options.get("files"))
         location = locate(path)
+        if plan.files:
+            save_options["files"] = {file.name: _given(file) for file in plan.files}
         if isinstance(base := save_options.get("base"), str | os.PathLike):
             save_options["base"] = locate(base).absolute
         ending = ending or Ending()
@@ -300,9 +304,11 @@ class BackgroundSaver:
                 self._turn.wait()
             if budget is None:
                 budget = (available_memory() + self.buffered) // 2
-            in_thread = not copy or _buffer_size(plan) <= budget
+            in_thread = not copy or _buffer_size(plan) + _files_size(plan) <= budget
             if copy and in_thread:
                 variables = self._copied(plan)
+                if plan.files:
+                    save_options["files"] = {file.name: _read(file) for file in plan.files}
             job = partial(_save, location, variables, after, save_options)
             if not (in_thread and self._hand_over(_Turn(location.path, ending, job))):
                 _Turn(location.path, ending, job).work()
@@ -362,6 +368,28 @@ def _copies(targets: list[tuple[np.ndarray | LazyArray, np.ndarray]]) -> Iterato
 
 def _buffer_size(plan: SavePlan) -> int:
     return _ALIGNMENT + sum(_aligned(variable.nbytes) for variable in plan.variables if not variable.is_linked)
+
+
+def _files_size(plan: SavePlan) -> int:
+    """Return the bytes of the files outside, which are read before the save goes on in the background."""
+    return sum(file.nbytes for file in plan.files if isinstance(file.source, SourceFile))
+
+
+def _given(file: PlannedFile) -> FileContent:
+    """Return an attached file in a form that keeps its meaning when the working directory changes."""
+    source = file.source
+    if isinstance(source, np.ndarray):
+        return source.data
+    return source.path if isinstance(source, SourceFile) else source
+
+
+def _read(file: PlannedFile) -> FileContent:
+    """Return an attached file in a form that keeps its bytes."""
+    if not isinstance(file.source, SourceFile):
+        return _given(file)
+    path = file.source.path
+    with translated(path, "the file cannot be read"), open(path, "rb") as source:
+        return source.read()
 
 
 def _aligned(nbytes: int) -> int:

@@ -105,7 +105,8 @@ class CheckpointManager:
         budget: as for `varstore.save_async`.
         prefix: what the names of the folders begin with; the step follows.
         clock: a function that returns the time in seconds since the epoch.
-        save_options: `durable`, `threads`, `progress` and `variable_attributes` of `varstore.save`, for every save.
+        save_options: `durable`, `threads`, `progress`, `variable_attributes` and `files` of `varstore.save`, for every
+            save. Files that did not change are linked to those of the latest step.
 
     Raises:
         UsageError: an argument is of the wrong type, the directory is a file, or the prefix contains ``/`` or begins
@@ -595,6 +596,7 @@ class CheckpointManager:
                 stay,
                 attributes=attributes,
                 tree=tree,
+                files=checkpoint.files,
                 overwrite=True,
                 foreign="keep",
                 durable=durable,

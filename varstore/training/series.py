@@ -23,6 +23,7 @@ from typing import Any, NamedTuple, TypeGuard
 from varstore.disk.read.checkpoint import Checkpoint, open_checkpoint
 from varstore.disk.threads import for_each
 from varstore.errors import ManifestError, VarstoreError
+from varstore.layout.attached import FileEntry
 from varstore.layout.manifest import Entry
 from varstore.layout.names import MANIFEST, MARKER
 from varstore.layout.staged import is_staging_name
@@ -238,10 +239,11 @@ def check_files(saved: Saved) -> None:
         VarstoreError: one is not, or the step cannot be opened.
     """
     with open_step(saved.path) as checkpoint, Directory(checkpoint.location) as directory:
-        for_each(checkpoint.content.entries.values(), partial(_check_file, directory))
+        files = [file.entry for file in checkpoint.files.values()]
+        for_each([*checkpoint.content.entries.values(), *files], partial(_check_file, directory))
 
 
-def _check_file(directory: Directory, entry: Entry) -> None:
+def _check_file(directory: Directory, entry: Entry | FileEntry) -> None:
     with directory.out(entry):
         pass
 

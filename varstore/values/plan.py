@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Hashable, Mapping
+from collections.abc import Hashable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, NamedTuple
@@ -19,6 +19,7 @@ from varstore.layout.meta import Meta
 from varstore.layout.names import Folder, folder_of
 from varstore.layout.readable import readable
 from varstore.values.arrays import Source, Stored, as_source
+from varstore.values.attached import PlannedFile, plan_files
 from varstore.values.lazy import LazyArray
 
 __all__ = ["PlannedVariable", "SavePlan", "plan_save"]
@@ -42,6 +43,11 @@ class PlannedVariable(NamedTuple):
         """Whether ``out`` is a link to a file of another variable, in this checkpoint or in another one."""
         return bool(self.alias_of) or isinstance(self.source, Stored)
 
+    @property
+    def file(self) -> str:
+        """The path of ``out`` relative to the checkpoint."""
+        return f"{self.folder}/out"
+
     def entry(self, digests: bytes) -> Entry:
         """Return the entry for the manifest, once the digests are known."""
         name, folder, meta, nbytes, _, attributes, alias_of = self
@@ -56,6 +62,7 @@ class SavePlan:
     parents: tuple[str, ...]
     attributes: Mapping[str, Any]
     tree: str
+    files: tuple[PlannedFile, ...] = ()
 
     @property
     def written(self) -> list[PlannedVariable]:
@@ -68,13 +75,14 @@ class SavePlan:
 
     @property
     def tops(self) -> dict[str, None]:
-        """The first parts of the folders, in order."""
-        return dict.fromkeys(variable.folder.partition("/")[0] for variable in self.variables)
+        """The names of all that is made in the root: the first parts of the folders, in order, and then the files."""
+        return dict.fromkeys([*_tops(self.variables), *(file.name for file in self.files)])
 
     @property
     def nbytes(self) -> int:
-        """The number of bytes of values to write, links not included."""
-        return sum(variable.nbytes for variable in self.written)
+        """The number of bytes of values and attached files to write, links not included."""
+        files = sum(file.nbytes for file in self.files if file.stored is None)
+        return sum(variable.nbytes for variable in self.written) + files
 
 
 def plan_save(
@@ -83,6 +91,7 @@ def plan_save(
     attributes: Mapping[str, Any] | None = None,
     variable_attributes: Mapping[str, Mapping[str, Any]] | None = None,
     tree: str = "",
+    files: Mapping[str, Any] | None = None,
 ) -> SavePlan:
     """Return the plan for saving these variables.
 
@@ -90,7 +99,7 @@ def plan_save(
         InvalidName: a name cannot be a folder; see `folder_of`.
         UnsupportedDtype: the format cannot store a type; see `data_type_of`.
         UsageError: `variables` is not a mapping of names to arrays, attributes are not JSON, or `variable_attributes`
-            has names that are not in `variables`.
+            has names that are not in `variables`; or of `plan_files`, whose errors these are too.
     """
     if not isinstance(variables, Mapping):
         raise UsageError(
@@ -116,7 +125,14 @@ def plan_save(
             )
         ]
         parents = {parent for folder in folders if "/" in folder for parent in _parents(folder)}
-    return SavePlan(variables=tuple(planned), parents=tuple(sorted(parents)), attributes=kept, tree=tree)
+    attached = plan_files(files, _tops(planned) if files else ())
+    return SavePlan(
+        variables=tuple(planned), parents=tuple(sorted(parents)), attributes=kept, tree=tree, files=attached
+    )
+
+
+def _tops(variables: Iterable[PlannedVariable]) -> dict[str, None]:
+    return dict.fromkeys(variable.folder.partition("/")[0] for variable in variables)
 
 
 def _form(source: Source) -> tuple[tuple[int, ...], np.dtype[Any], Source]:

@@ -13,6 +13,7 @@ from types import MappingProxyType, TracebackType
 from typing import Any, TypeVar
 
 from varstore.disk.read.advice import advice_on_absent, advice_on_incomplete, is_being_replaced
+from varstore.disk.read.attached import AttachedFile
 from varstore.disk.read.content import Content, incomplete_error, read_content
 from varstore.disk.read.variable import Variable
 from varstore.errors import (
@@ -206,6 +207,12 @@ class Checkpoint(Mapping[str, Variable]):
     def manifest(self) -> Manifest | None:
         """The manifest, None for a checkpoint without one."""
         return self.content.manifest
+
+    @property
+    def files(self) -> Mapping[str, AttachedFile]:
+        """The files that were saved beside the variables, by name; none without a manifest."""
+        known = self.manifest.files if self.manifest else {}
+        return MappingProxyType({name: AttachedFile(self._location, entry) for name, entry in known.items()})
 
     @property
     def damaged(self) -> Mapping[str, str]:

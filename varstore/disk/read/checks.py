@@ -8,6 +8,7 @@ from collections.abc import Iterable
 import xxhash
 
 from varstore.errors import DigestMismatch, ManifestError
+from varstore.layout.attached import FileEntry
 from varstore.layout.location import Location
 from varstore.layout.manifest import BLOCK, DIGEST_SIZE, Entry
 from varstore.layout.meta import META_LIMIT, encode_meta
@@ -16,8 +17,8 @@ from varstore.storage.directory import Directory
 __all__ = ["check_digest", "check_files", "check_meta"]
 
 
-def check_digest(directory: Directory, entry: Entry, digests: bytes, block: int, found: bytes) -> None:
-    """Check the digest of one block of ``out``, if there is one to compare with.
+def check_digest(directory: Directory, entry: Entry | FileEntry, digests: bytes, block: int, found: bytes) -> None:
+    """Check the digest of one block of ``out`` or of an attached file, if there is one to compare with.
 
     Raises:
         DigestMismatch: the bytes are not those that were saved.
@@ -25,9 +26,9 @@ def check_digest(directory: Directory, entry: Entry, digests: bytes, block: int,
     expected = digests[block * DIGEST_SIZE : (block + 1) * DIGEST_SIZE]
     if expected and found != expected:
         raise DigestMismatch(
-            "out does not hold the bytes that were saved",
-            path=directory.place(f"{entry.folder}/out"),
-            variable=entry.name,
+            f"{entry.file.rpartition('/')[2]} does not hold the bytes that were saved",
+            path=directory.place(entry.file),
+            variable=entry.name if entry.folder else None,
             field=f"bytes {block * BLOCK} to {min((block + 1) * BLOCK, entry.nbytes)}",
             found=f"xxh3-128 {found.hex()}",
             expected=expected.hex(),

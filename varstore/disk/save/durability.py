@@ -42,8 +42,18 @@ class Durability:
     durable: bool
     each: bool
 
-    def sync_all(self, dir_fd: int, variables: Collection[str], parents: Collection[str], *, threads: int = 1) -> None:
+    def sync_all(
+        self,
+        dir_fd: int,
+        variables: Collection[str],
+        parents: Collection[str],
+        attached: Iterable[str] = (),
+        *,
+        threads: int = 1,
+    ) -> None:
         """Make durable what was written below a folder: those of variables with their files, and their parents.
+
+        The names of `attached` files are made durable with the folder itself, at the commit.
 
         More `threads` are for file systems whose calls wait for a server.
 
@@ -61,6 +71,7 @@ class Durability:
             else:
                 return
         files = [f"{folder}/{name}" for folder in variables for name in ("meta", "out")]
+        files += attached
         if self.each:
             files = []
         if threads == 1:

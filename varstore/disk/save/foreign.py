@@ -65,7 +65,7 @@ def foreign_files(fd: int, path: str, seen: dict[tuple[int, int], int]) -> list[
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class _Known:
-    """The folders of variables, each with its encoding, and those above them.
+    """The folders of variables, each with its encoding, those above them, and the attached files.
 
     `seen` is as for `foreign_files`, and the time of a change that came after `settled` is not noted: the next one
     may get the same time.
@@ -73,6 +73,7 @@ class _Known:
 
     variables: Mapping[str, str]
     parents: Collection[str]
+    files: Collection[str]
     seen: dict[tuple[int, int], int]
     settled: int
 
@@ -80,7 +81,8 @@ class _Known:
 def _known_folders(fd: int, path: str, seen: dict[tuple[int, int], int]) -> _Known | None:
     try:
         data = Directory(Location(path, path), fd).read_small(MANIFEST, limit=MANIFEST_LIMIT)
-        variables = Manifest.decode(data, path=path).folders()
+        manifest = Manifest.decode(data, path=path)
+        variables = manifest.folders()
     except FormatError:
         return None
     parents: set[str] = set()
@@ -90,7 +92,11 @@ def _known_folders(fd: int, path: str, seen: dict[tuple[int, int], int]) -> _Kno
             parents.add(above)
     is_shared = syscalls.file_system_type(fd) in syscalls.SHARED_FILE_SYSTEMS  # where times come from other clocks
     return _Known(
-        variables=variables, parents=parents, seen=seen, settled=0 if is_shared else time.time_ns() - _SETTLED
+        variables=variables,
+        parents=parents,
+        files=manifest.files.keys(),
+        seen=seen,
+        settled=0 if is_shared else time.time_ns() - _SETTLED,
     )
 
 
@@ -99,7 +105,7 @@ def _foreign(root: int, known: _Known | None) -> Iterator[str]:
 
     It is looked at level by level, so that many folders are listed at the same time where calls wait.
     """
-    level: dict[str, Collection[str]] = {"": {MANIFEST, MARKER}}
+    level: dict[str, Collection[str]] = {"": {MANIFEST, MARKER, *(known.files if known else ())}}
     while level:
         listed: dict[str, list[tuple[str, bool]]] = {}
         for_each(level.items(), partial(_list, root=root, known=known, listed=listed))

@@ -53,6 +53,7 @@ __all__ = [
 ]
 
 NAME_LIMIT = 255 - len(".") - len(REPLACED) - 8
+_CHANGEABLE = 0o333
 _MANIFEST = re.compile(rf"\.{MANIFEST}\.[0-9a-f]{{8}}")
 
 
@@ -255,11 +256,18 @@ def clean_in_place(fd: int) -> list[str]:
 
 
 def undo_in_place(fd: int, tops: Iterable[str]) -> None:
-    """Remove what a save wrote into a folder, its marker first; `tops` are the folders that it made there."""
+    """Remove what a save wrote into a folder, its marker first; `tops` are the folders and files that it made there.
+
+    A file that may be changed or executed is not one that a save made.
+    """
     remove_file(MARKER, fd)
     for top in tops:
         if top and "/" not in top:
             remove_written(top, fd)
+            with contextlib.suppress(OSError):
+                status = os.stat(top, dir_fd=fd, follow_symlinks=False)
+                if stat.S_ISREG(status.st_mode) and not status.st_mode & _CHANGEABLE:
+                    remove_file(top, fd)
     remove_file(MANIFEST, fd)
 
 

@@ -30,12 +30,14 @@ from varstore.disk.save.small_files import SmallFiles
 from varstore.disk.save.staging import Staging
 from varstore.disk.threads import Job
 from varstore.errors import DigestMismatch, FormatError, VarstoreError
+from varstore.layout.attached import FileEntry
 from varstore.layout.location import Location
 from varstore.layout.manifest import Entry
 from varstore.layout.meta import encode_meta
 from varstore.storage import syscalls
 from varstore.storage.directory import Directory
 from varstore.values.arrays import Stored
+from varstore.values.attached import PlannedFile, StoredFile
 from varstore.values.lazy import LazyArray
 from varstore.values.plan import PlannedVariable
 
@@ -45,7 +47,10 @@ _GONE = (VarstoreError, OSError)
 """What reading from another checkpoint raises; an error of our own disk comes again when values are written."""
 _NOT_COPIED = {errno.ENOSPC, errno.EDQUOT, errno.EEXIST, errno.EMFILE, errno.ENFILE}
 """Where a link fails so, a copy would too; where a file system refuses links for any other reason, copying helps."""
-_Original = PlannedVariable | Entry
+_New = PlannedVariable | PlannedFile
+_Original = PlannedVariable | Entry | FileEntry
+_CHANGEABLE = 0o333
+"""Modes of a file that somebody may write to or execute: no save makes one."""
 _READABLE = stat.S_IRUSR | stat.S_IRGRP | stat.S_IROTH
 
 
@@ -172,18 +177,25 @@ class Links:
             return ()
         return (partial(self._digest, variable),)
 
-    def _link_out(
-        self, variable: PlannedVariable, original: _Original, directory: Directory, folder_fd: int, name: str
-    ) -> bool:
-        """Give ``out`` its new name, if that can be; only a file of ours is safe from its owner.
+    def add_file(self, file: PlannedFile, stored: StoredFile) -> None:
+        """Link an attached file of another checkpoint, or copy it; raises what `add` does."""
+        with Directory(stored.location) as directory:
+            if self._link_out(file, stored.entry, directory, directory.fd, stored.entry.file):
+                self._digests[file.name] = stored.entry.digests
+            else:
+                self._copy_checked(file, directory, stored.entry)
 
-        A file that was locked away is not handed on either.
+    def _link_out(self, variable: _New, original: _Original, directory: Directory, folder_fd: int, name: str) -> bool:
+        """Give ``out``, or an attached file, its new name, if that can be; only a file of ours is safe from its owner.
+
+        A file that was locked away is not handed on either, nor is an attached one that may be executed.
         """
-        target = variable.folder + "/out"
+        target = variable.file
         if not _linked(name, folder_fd, target, self._fd):
             return False
         status = os.stat(target, dir_fd=self._fd, follow_symlinks=False)
-        if not (stat.S_ISREG(status.st_mode) and status.st_mode & _READABLE and status.st_uid == self._owner):
+        is_ours = stat.S_ISREG(status.st_mode) and status.st_mode & _READABLE and status.st_uid == self._owner
+        if not is_ours or (not variable.folder and status.st_mode & _CHANGEABLE):
             os.unlink(target, dir_fd=self._fd)
             return False
         directory.check_size(original, status.st_size)
@@ -222,28 +234,31 @@ class Links:
     def _copy(self, variable: PlannedVariable, stored: Stored) -> None:
         try:
             with Directory(stored.location) as directory:
-                owner = self._copy_out(variable, directory, stored.entry)
-            known = stored.entry.digests
-            self._digests[variable.name] = known
-            if not known or owner != self._owner:
-                self._digest(variable)
-            if known and self._digests[variable.name] != known:
-                raise DigestMismatch(
-                    "a file of another user is not what its checkpoint says",
-                    path=directory.place(f"{stored.entry.folder}/out"),
-                    variable=stored.entry.name,
-                    hint="verify that checkpoint",
-                )
+                self._copy_checked(variable, directory, stored.entry)
         except _GONE as error:
             self._instead(variable, error)()
 
-    def _copy_out(self, variable: PlannedVariable, directory: Directory, original: _Original) -> int:
-        """Copy ``out``, and return whom it belongs to: another user may write to it meanwhile."""
+    def _copy_checked(self, variable: _New, directory: Directory, entry: Entry | FileEntry) -> None:
+        owner = self._copy_out(variable, directory, entry)
+        known = entry.digests
+        self._digests[variable.name] = known
+        if not known or owner != self._owner:
+            self._digest(variable)
+        if known and self._digests[variable.name] != known:
+            raise DigestMismatch(
+                "a file of another user is not what its checkpoint says",
+                path=directory.place(entry.file),
+                variable=entry.name if entry.folder else None,
+                hint="verify that checkpoint",
+            )
+
+    def _copy_out(self, variable: _New, directory: Directory, original: _Original) -> int:
+        """Copy ``out``, or an attached file, and return whom it belongs to: another user may write to it meanwhile."""
         with self._lock:
             self.copied += variable.nbytes
         with directory.out(original) as source:
             owner = os.fstat(source).st_uid
-            fd = syscalls.create(variable.folder + "/out", self._fd)
+            fd = syscalls.create(variable.file, self._fd)
             try:
                 done = 0
                 while done < original.nbytes:
@@ -257,7 +272,7 @@ class Links:
                 os.close(fd)
         return owner
 
-    def _digest(self, variable: PlannedVariable) -> None:
+    def _digest(self, variable: _New) -> None:
         with self._here.out(variable) as fd:
             blocks = spans(variable.nbytes)
             self._digests[variable.name] = b"".join(digest_file_block(fd, start, stop) for start, stop in blocks)

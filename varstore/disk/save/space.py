@@ -11,6 +11,7 @@ from varstore.errors import OutOfSpace
 from varstore.storage import syscalls
 from varstore.storage.directory import is_shared
 from varstore.values.arrays import Stored
+from varstore.values.attached import PlannedFile
 from varstore.values.plan import PlannedVariable, SavePlan
 
 __all__ = ["check_space", "disk_became_full"]
@@ -32,7 +33,7 @@ def check_space(plan: SavePlan, target: str) -> None:
     free = _free(status)
     far = _far(plan, target)
     nbytes = sum(v.nbytes for v in far) + plan.nbytes
-    files = len(plan.variables) + (_FILES - 1) * (len(plan.written) + len(far))
+    files = len(plan.variables) + (_FILES - 1) * (len(plan.written) + len(far)) + len(plan.files)
     if status.f_favail < files and _counts_inodes(status, target):
         raise _too_few_inodes("too few files can be made on this disk; nothing was written", status, target, files)
     if free < nbytes and _counts_bytes(status, target):
@@ -46,17 +47,18 @@ def disk_became_full(plan: SavePlan, target: str, copied: int) -> OutOfSpace:
     problem = "the disk became full; the save was undone"
     status = _file_system_of(target)
     nbytes = plan.nbytes + max(copied, sum(v.nbytes for v in _far(plan, target)))
-    files = _FILES * len(plan.variables)
+    files = _FILES * len(plan.variables) + len(plan.files)
     if nbytes <= _free(status) and status.f_favail < files and _counts_inodes(status, target):
         return _too_few_inodes(problem, status, target, files)
     return _too_few_bytes(problem, status, target, f"at least {nbytes:,} bytes", plan)
 
 
-def _far(plan: SavePlan, target: str) -> list[PlannedVariable]:
-    """Return the variables of other file systems, which are copied and not linked."""
-    stored = [
+def _far(plan: SavePlan, target: str) -> list[PlannedVariable | PlannedFile]:
+    """Return the variables and files of other file systems, which are copied and not linked."""
+    stored: list[tuple[PlannedVariable | PlannedFile, str]] = [
         (v, v.source.location.absolute) for v in plan.variables if isinstance(v.source, Stored) and not v.alias_of
     ]
+    stored += [(file, file.stored.location.absolute) for file in plan.files if file.stored is not None]
     device: int = _looked_up(os.stat, target).st_dev
     far = {root for root in {root for _, root in stored} if _device_of(root) not in (None, device)}
     return [v for v, root in stored if root in far]

@@ -188,7 +188,7 @@ class Staging:
 
     `fd` is its directory descriptor; everything is created relative to it. Where the target is an empty
     mount point, or the working directory, it is the target itself: the marker alone then says "complete". `tops` are
-    the folders that will be made in it.
+    the folders and files that will be made in it.
     """
 
     def __init__(self, target: Target, durability: Durability, tops: Collection[str]) -> None:
@@ -405,7 +405,9 @@ class Staging:
         if self.target.mode is not None:
             return self.target.mode
         for top in self._tops:
-            return stat.S_IMODE(os.stat(top, dir_fd=self.fd, follow_symlinks=False).st_mode)
+            status = os.stat(top, dir_fd=self.fd, follow_symlinks=False)
+            if stat.S_ISDIR(status.st_mode):
+                return stat.S_IMODE(status.st_mode)
         return mode_of_new_folder(self.fd)
 
     def _take_name(self) -> None:

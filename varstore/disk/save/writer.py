@@ -23,6 +23,7 @@ import numpy as np
 
 from varstore.disk.blocks import SMALL
 from varstore.disk.progress import Progress, reporting
+from varstore.disk.save.attached import AttachedFiles, link_equal
 from varstore.disk.save.durability import SYNC_EACH, Durability
 from varstore.disk.save.folders import make_folders, make_folders_by_level
 from varstore.disk.save.foreign import Foreign
@@ -40,6 +41,7 @@ from varstore.layout.manifest import Entry, Manifest, digest_in
 from varstore.storage import syscalls
 from varstore.storage.failures import storage_error
 from varstore.values.arrays import Stored
+from varstore.values.attached import StoredFile
 from varstore.values.lazy import LazyArray
 from varstore.values.plan import PlannedVariable, SavePlan
 
@@ -65,6 +67,7 @@ def write_checkpoint(
     *,
     writer: str,
     base: Mapping[str, Stored],
+    base_files: Mapping[str, StoredFile],
     overwrite: bool,
     foreign: Foreign,
     durable: bool,
@@ -74,7 +77,8 @@ def write_checkpoint(
 ) -> Saved:
     """Write the plan as a checkpoint: all of it, or nothing.
 
-    A variable is linked to the variable of the same name in `base` if shape, type and digest are equal.
+    A variable is linked to the variable of the same name in `base` if shape, type and digest are equal, and an attached
+    file to that in `base_files` if size and digest are.
 
     Raises:
         CheckpointExists: the target is taken.
@@ -101,9 +105,11 @@ def write_checkpoint(
         if base:
             values = {v.name: v.source for v in plan.variables if not isinstance(v.source, Stored)}
             plan = link_unchanged(plan, base, workers)
+        if base_files and plan.files:
+            plan = link_equal(plan, base_files)
         check_space(plan, target.path)
         nbytes = plan.nbytes
-        durability = Durability(durable=durable, each=durable and len(plan.variables) <= SYNC_EACH)
+        durability = Durability(durable=durable, each=durable and len(plan.variables) + len(plan.files) <= SYNC_EACH)
         with Staging(target, durability, plan.tops) as staging:
             seconds = min(looking, staging.seconds)
             calls_wait = seconds > SLOW
@@ -121,7 +127,10 @@ def write_checkpoint(
                 record = encoded = identity = None
                 if manifest:
                     now, attributes, tree = time.time_ns(), plan.attributes, plan.tree
-                    record = Manifest(writer=writer, time_ns=now, attributes=attributes, tree=tree, entries=entries)
+                    files = {file.name: file.entry(work.digests[file.name]) for file in plan.files}
+                    record = Manifest(
+                        writer=writer, time_ns=now, attributes=attributes, tree=tree, entries=entries, files=files
+                    )
                     encoded = record.encode()
                     identity = digest_in(encoded)
             marker = staging.commit(encoded)
@@ -169,6 +178,7 @@ class _Writer:
         self._small = SmallFiles(staging, self.digests, advance, batch, make)
         self._large = LargeFiles(staging, self.digests, advance)
         self._links = Links(staging, self._small, self.digests, values, batch, make)
+        self._attached = AttachedFiles(staging, self._links, self.digests, advance)
 
     @property
     def copied(self) -> int:
@@ -189,7 +199,8 @@ class _Writer:
             self._staging.carry()
         folders = list(map(attrgetter("folder"), self._plan.variables))
         sync_all = self._staging.durability.sync_all
-        sync_all(self._staging.fd, folders, self._plan.parents, threads=self._threads if self._calls_wait else 1)
+        names = [file.name for file in self._plan.files]
+        sync_all(self._staging.fd, folders, self._plan.parents, names, threads=self._threads if self._calls_wait else 1)
 
     def _make(self, variables: Iterable[PlannedVariable]) -> None:
         folders: dict[str, str] = {v.folder: v.name for v in variables if v.folder not in self._made}
@@ -207,6 +218,8 @@ class _Writer:
         small, large, links = self._small, self._large, self._links
         variables, folder_fd = self._plan.variables, self._staging.fd
         made = self._made
+        for file in self._plan.files:
+            yield partial(self._attached.write, file)
         for at, variable in enumerate(variables):
             if self._calls_wait:
                 if variable.alias_of or (variable.nbytes >= SMALL and not isinstance(variable.source, Stored)):

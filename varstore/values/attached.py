@@ -1,0 +1,106 @@
+"""What a caller gives to `save` as attached files: bytes, paths, and files of other checkpoints."""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Collection, Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from varstore.errors import InvalidName, UsageError
+from varstore.layout.attached import DATA, FileEntry, refused_name
+from varstore.layout.location import Location
+from varstore.layout.manifest import NO_ATTRIBUTES
+
+__all__ = ["FileContent", "PlannedFile", "SourceFile", "StoredFile", "identity_of", "plan_files"]
+
+Identity = tuple[int, int, int, int]
+
+
+class StoredFile:
+    """An attached file of a checkpoint; saving it in another one links it."""
+
+    entry: FileEntry
+    location: Location
+
+
+FileContent = bytes | bytearray | memoryview | str | os.PathLike[str] | StoredFile
+"""What `save` takes for an attached file."""
+
+
+class SourceFile(NamedTuple):
+    """A regular file outside, which is copied; `identity` tells whether it changed since it was looked at."""
+
+    path: str
+    identity: Identity
+
+
+class PlannedFile(NamedTuple):
+    """One attached file to save; `stored`, if there is one, is a file of these bytes that can be linked."""
+
+    name: str
+    nbytes: int
+    source: np.ndarray | SourceFile | StoredFile
+    kind: str = DATA
+    attributes: Mapping[str, Any] = NO_ATTRIBUTES
+    stored: StoredFile | None = None
+
+    @property
+    def folder(self) -> str:
+        """The root, where all attached files lie."""
+        return ""
+
+    @property
+    def file(self) -> str:
+        """The path relative to the checkpoint."""
+        return self.name
+
+    def entry(self, digests: bytes) -> FileEntry:
+        """Return the entry for the manifest, once the digests are known."""
+        return FileEntry(self.name, self.nbytes, digests, self.kind, self.attributes)
+
+
+def plan_files(files: Mapping[str, Any] | None, tops: Collection[str]) -> tuple[PlannedFile, ...]:
+    """Return the plan for attached files beside variables whose folders begin with `tops`.
+
+    Raises:
+        InvalidName: a name is reserved, is that of a variable's folder, or differs from another one only in case.
+        UsageError: `files` is not a mapping, or a value is neither bytes nor the path of a regular file.
+    """
+    if not files:
+        return ()
+    if not isinstance(files, Mapping):
+        raise UsageError("files must be a mapping of names to bytes or paths", found=type(files).__name__)
+    if (refused := refused_name(files, tops)) is not None:
+        raise InvalidName("an attached file cannot have this name", field=f"files[{refused[0]!r}]", found=refused[1])
+    return tuple(_planned(str.__str__(name), content) for name, content in files.items())
+
+
+def identity_of(status: os.stat_result) -> Identity:
+    """Return what tells a file from another one, and from what it was before it changed."""
+    return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
+
+
+def _planned(name: str, content: Any) -> PlannedFile:
+    field = f"files[{name!r}]"
+    if isinstance(content, StoredFile):
+        entry = content.entry
+        return PlannedFile(name, entry.nbytes, content, entry.kind, entry.attributes, content)
+    if isinstance(content, bytes | bytearray | memoryview):
+        is_ours = isinstance(content, memoryview) and isinstance(getattr(content.obj, "base", None), bytes)
+        values = np.frombuffer(content if is_ours else bytes(content), np.uint8)  # others may be changed later
+        return PlannedFile(name, values.nbytes, values)
+    if not isinstance(content, str | os.PathLike) or not isinstance(path := os.fspath(content), str):
+        raise UsageError("must be bytes or a path", field=field, found=type(content).__name__)
+    try:
+        status = os.stat(path)
+    except (OSError, ValueError) as error:
+        reason = (isinstance(error, OSError) and error.strerror) or str(error)
+        raise UsageError(
+            "the file cannot be read", field=field, path=path, found=reason, hint="for the content itself, pass bytes"
+        ) from error
+    if not stat.S_ISREG(status.st_mode):
+        raise UsageError("not a regular file", field=field, path=path, hint="pass the path of a file, or bytes")
+    return PlannedFile(name, status.st_size, SourceFile(os.path.abspath(path), identity_of(status)))
