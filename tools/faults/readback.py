@@ -24,7 +24,8 @@ _NUMBERS: Final = {"kFloat": 2, "kInt64": 6}
 _TYPES: Final = {"float32": "kFloat", "int64": "kInt64"}
 _HEADER: Final = struct.Struct("<8sIIQ16s")  # magic, version, zero, length of the body, its digest
 _BLOCK: Final = 16_777_216
-_MANIFEST: Final = {4: "attributes", 5: "tree", 6: "variables"}
+_MANIFEST: Final = {4: "attributes", 5: "tree", 6: "variables", 1000: "files"}
+_FILE: Final = {1: "name", 2: "size", 3: "digests"}
 _VARIABLE: Final = {1: "name", 2: "folder", 3: "shape", 4: "data_type", 5: "size", 8: "digests", 9: "alias_of"}
 _SHARDS_INDEX: Final = ".safetensors.index.json"
 _SHARD: Final = re.compile(r".*-\d{5}-of-\d{5}.*\.safetensors")
@@ -40,10 +41,12 @@ Variable = tuple[tuple[int, ...], str, bytes]
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Contents:
-    """The variables of a checkpoint by folder, and the sets of folders that share one ``out``."""
+    """The variables of a checkpoint by folder, the sets of folders that share one ``out``, and the attached files."""
 
     variables: Mapping[str, Variable]
     ties: frozenset[frozenset[str]]
+    files: Mapping[str, bytes] = field(default_factory=dict)
+    """The digest of each attached file, by name."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -53,6 +56,8 @@ class Checkpoint:
     variables: Mapping[str, Variable]
     ties: frozenset[frozenset[str]] = field(compare=False)
     """Not compared, because a file system without links gets copies."""
+    files: Mapping[str, bytes]
+    """The digest of each attached file that the manifest lists, as it is now."""
     is_complete: bool
     """Whether there is a marker."""
     attributes: Any
@@ -66,7 +71,7 @@ class Checkpoint:
 
     @property
     def contents(self) -> Contents:
-        return Contents(variables=self.variables, ties=self.ties)
+        return Contents(variables=self.variables, ties=self.ties, files=self.files)
 
     @property
     def is_whole(self) -> bool:
@@ -91,8 +96,8 @@ class Seen:
         return "; ".join(f"{path}: {unit}" for path, unit in self.units.items()) or "nothing"
 
 
-def contents_of(arrays: Mapping[str, np.ndarray]) -> Contents:
-    """Return the content of a checkpoint of these arrays; an array with two names is tied."""
+def contents_of(arrays: Mapping[str, np.ndarray], files: Mapping[str, bytes] | None = None) -> Contents:
+    """Return the content of a checkpoint of these arrays and files; an array with two names is tied."""
     folders = defaultdict(set)
     for name, array in arrays.items():
         folders[id(array)].add(name)
@@ -101,6 +106,7 @@ def contents_of(arrays: Mapping[str, np.ndarray]) -> Contents:
             name: (array.shape, _TYPES[array.dtype.name], _digest(array.tobytes())) for name, array in arrays.items()
         },
         ties=frozenset(frozenset(names) for names in folders.values() if len(names) > 1),
+        files={name: _digest(content) for name, content in (files or {}).items()},
     )
 
 
@@ -204,15 +210,22 @@ def read_checkpoint(path: Path) -> Checkpoint:
     known = {"snapshot_done", "manifest"} | {f"{folder}/{name}" for folder in variables for name in ("meta", "out")}
     temporary = frozenset(name for name in files if not is_visible(name))
     attributes, contradictions = None, frozenset[str]()
+    attached: dict[str, bytes] = {}
     if "manifest" in files:
+        listed = _listed_files((path / "manifest").read_bytes())
+        attached = {name: (path / name).read_bytes() for name in listed if name in files}
         attributes, contradictions = _compare((path / "manifest").read_bytes(), variables, contents)
+        wrong = {f"{name} differs from the manifest" for name in listed if listed[name] != _said_of(attached.get(name))}
+        wrong |= {f"{name} may be written to" for name in attached if (path / name).lstat().st_mode != 0o100444}
+        contradictions |= wrong
     return Checkpoint(
         variables=variables,
         ties=frozenset(frozenset(names) for names in folders.values() if len(names) > 1),
         is_complete="snapshot_done" in files and not (path / "snapshot_done").stat().st_size,
         attributes=attributes,
         contradictions=contradictions,
-        unknown=frozenset(files - known - temporary),
+        files={name: _digest(content) for name, content in attached.items()},
+        unknown=frozenset(files - known - temporary - attached.keys()),
         temporary=temporary,
     )
 
@@ -255,6 +268,22 @@ def _compare(
                 wrong.add(f"{folder} does not equal {first}")
     texts = {key: json.loads(found[key][0]) for key in ("attributes", "tree") if key in found}
     return texts, frozenset(wrong)
+
+
+def _listed_files(manifest: bytes) -> dict[str, tuple[int, bytes] | None]:
+    """Return size and digests of each attached file that a manifest lists; nothing if it is torn."""
+    body = manifest[_HEADER.size :]
+    if len(manifest) < _HEADER.size or _HEADER.unpack_from(manifest)[-1] != _digest(body):
+        return {}
+    entries = [_message(data, _FILE) for data in _message(body, _MANIFEST).get("files", [])]
+    return {entry["name"][0].decode(): (entry.get("size", [0])[0], entry.get("digests", [b""])[0]) for entry in entries}
+
+
+def _said_of(content: bytes | None) -> tuple[int, bytes] | None:
+    """Return what a manifest says of a file with this content."""
+    if content is None:
+        return None
+    return len(content), b"".join(_digest(content[at : at + _BLOCK]) for at in range(0, len(content), _BLOCK))
 
 
 def _digest(data: bytes) -> bytes:

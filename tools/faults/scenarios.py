@@ -37,6 +37,10 @@ EARLIER: Final[_Arrays] = {**_TIED, "step": np.array(6)}
 """The base; everything except the step is linked to it."""
 OLD: Final[_Arrays] = {"encoder/weight": np.ones((2, 3), np.float32), "gone/bias": np.arange(4), "step": np.array(5)}
 """What is overwritten: one variable differs, one is missing in the new checkpoint."""
+FILES: Final = {"graph.onnx": b"graph" * 300_000, "labels.txt": b"cat, dog"}
+"""What is attached; of the files of the base, the large one is linked."""
+OLD_FILES: Final = {**FILES, "labels.txt": b"cat", "gone.json": b"{}"}
+"""What is attached to the base, and to what is overwritten."""
 NEXT: Final[_Arrays] = {"step": np.array(8)}
 """What is saved afterwards, to check that saving still works."""
 
@@ -82,6 +86,7 @@ def _save(
     overwrite: bool = False,
     durable: bool = False,
     manifest: bool = True,
+    files: Mapping[str, bytes] | None = None,
 ) -> None:
     vs.save(
         home / name,
@@ -91,8 +96,27 @@ def _save(
         overwrite=overwrite,
         durable=durable,
         manifest=manifest,
+        files=files,
         threads=1,
     )
+
+
+def _save_with_source(home: Path, *, durable: bool) -> None:
+    """Save with attached files, one of them from a path."""
+    vs.save(
+        home / TARGET,
+        NEW,
+        attributes=_ATTRIBUTES,
+        files={**FILES, "graph.onnx": home / "source"},
+        base=home / "base",
+        durable=durable,
+        threads=1,
+    )
+
+
+def _prepare_source(home: Path) -> None:
+    (home / "source").write_bytes(FILES["graph.onnx"])
+    _save(EARLIER, home, name="base", files={"labels.txt": FILES["labels.txt"]})
 
 
 def _nothing(_: Path) -> None:
@@ -100,13 +124,21 @@ def _nothing(_: Path) -> None:
 
 
 def _saving(
-    name: str, prepare: _Work, *, durable: bool, act: Callable[..., object] | None = None, **options: Any
+    name: str,
+    prepare: _Work,
+    *,
+    durable: bool,
+    act: Callable[..., object] | None = None,
+    files: Mapping[str, bytes] | None = None,
+    **options: Any,
 ) -> Scenario:
+    if files and act is None:
+        options["files"] = files
     return Scenario(
         name=f"{name}, durable" if durable else name,
         prepare=prepare,
         act=partial(act or partial(_save, NEW), durable=durable, **options),
-        new={TARGET: contents_of(NEW)},
+        new={TARGET: contents_of(NEW, files)},
         again=partial(_save, NEXT, overwrite=True),
         is_durable=durable,
     )
@@ -121,6 +153,10 @@ def _saves(*, durable: bool) -> Iterator[Scenario]:
     yield saving("compose", _save_parts, act=_compose)
     yield saving("no manifest", _nothing, manifest=False)
     yield saving("overwrite, no manifest", partial(_save, OLD, manifest=False), manifest=False, overwrite=True)
+    yield saving("files", _nothing, files=FILES)
+    yield saving("overwrite files", partial(_save, OLD, files=OLD_FILES), files=FILES, overwrite=True)
+    yield saving("base files", partial(_save, EARLIER, name="base", files=OLD_FILES), files=FILES, base="base")
+    yield saving("files of paths", _prepare_source, act=_save_with_source, files=FILES)
     yield saving("in background", partial(_save, OLD), act=_save_in_background)
 
 

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from varstore.errors import InvalidName, UsageError
+from varstore.errors import InvalidName, StorageError, UsageError
 from varstore.layout.attached import DATA, FileEntry, refused_name
 from varstore.layout.location import Location
 from varstore.layout.manifest import NO_ATTRIBUTES
@@ -68,6 +68,7 @@ def plan_files(files: Mapping[str, Any] | None, tops: Collection[str]) -> tuple[
     Raises:
         InvalidName: a name is reserved, is that of a variable's folder, or differs from another one only in case.
         UsageError: `files` is not a mapping, or a value is neither bytes nor the path of a regular file.
+        StorageError: the system refuses to look at a file.
     """
     if not files:
         return ()
@@ -96,10 +97,13 @@ def _planned(name: str, content: Any) -> PlannedFile:
         raise UsageError("must be bytes or a path", field=field, found=type(content).__name__)
     try:
         status = os.stat(path)
-    except (OSError, ValueError) as error:
-        reason = (isinstance(error, OSError) and error.strerror) or str(error)
+    except (FileNotFoundError, NotADirectoryError, ValueError) as error:
         raise UsageError(
-            "the file cannot be read", field=field, path=path, found=reason, hint="for the content itself, pass bytes"
+            "there is no such file", field=field, path=path, hint="for the content itself, pass bytes"
+        ) from error
+    except OSError as error:
+        raise StorageError(
+            "the file cannot be read", number=error.errno, field=field, path=path, found=error.strerror
         ) from error
     if not stat.S_ISREG(status.st_mode):
         raise UsageError("not a regular file", field=field, path=path, hint="pass the path of a file, or bytes")

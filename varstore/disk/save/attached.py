@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import stat
 from collections.abc import Callable, Mapping
@@ -51,10 +52,13 @@ def _digests_of(file: PlannedFile) -> bytes:
 def _opened(source: SourceFile) -> int:
     """Open a source, if it is still the file that the plan was made for."""
     fd = syscalls.open_fd(source.path, syscalls.READ_WITHOUT_WAITING)
-    if _is_same(fd, source):
-        return fd
-    os.close(fd)
-    raise _changed(source)
+    try:
+        if not _is_same(fd, source):
+            raise _changed(source)
+    except BaseException:
+        os.close(fd)
+        raise
+    return fd
 
 
 def _is_same(fd: int, source: SourceFile) -> bool:
@@ -93,7 +97,8 @@ class AttachedFiles:
             except (VarstoreError, OSError):
                 if file.stored is file.source:
                     raise
-                _remove(file.name, self._fd)
+                with contextlib.suppress(FileNotFoundError):
+                    os.unlink(file.name, dir_fd=self._fd)
             else:
                 return
         if isinstance(file.source, np.ndarray):
@@ -112,10 +117,3 @@ class AttachedFiles:
                 raise _changed(source)
         finally:
             os.close(fd)
-
-
-def _remove(name: str, dir_fd: int) -> None:
-    try:
-        os.unlink(name, dir_fd=dir_fd)
-    except FileNotFoundError:
-        return
