@@ -62,7 +62,7 @@ class PlannedFile(NamedTuple):
         return FileEntry(self.name, self.nbytes, digests, self.kind, self.attributes)
 
 
-def plan_files(files: Mapping[str, Any] | None, tops: Collection[str]) -> tuple[PlannedFile, ...]:
+def plan_files(files: Mapping[str, Any], tops: Collection[str]) -> tuple[PlannedFile, ...]:
     """Return the plan for attached files beside variables whose folders begin with `tops`.
 
     Raises:
@@ -70,8 +70,6 @@ def plan_files(files: Mapping[str, Any] | None, tops: Collection[str]) -> tuple[
         UsageError: `files` is not a mapping, or a value is neither bytes nor the path of a regular file.
         StorageError: the system refuses to look at a file.
     """
-    if not files:
-        return ()
     if not isinstance(files, Mapping):
         raise UsageError("files must be a mapping of names to bytes or paths", found=type(files).__name__)
     if (refused := refused_name(files, tops)) is not None:

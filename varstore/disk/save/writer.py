@@ -178,7 +178,7 @@ class _Writer:
         self._small = SmallFiles(staging, self.digests, advance, batch, make)
         self._large = LargeFiles(staging, self.digests, advance)
         self._links = Links(staging, self._small, self.digests, values, batch, make)
-        self._attached = AttachedFiles(staging, self._links, self.digests, advance)
+        self._advance = advance
 
     @property
     def copied(self) -> int:
@@ -218,8 +218,9 @@ class _Writer:
         small, large, links = self._small, self._large, self._links
         variables, folder_fd = self._plan.variables, self._staging.fd
         made = self._made
-        for file in self._plan.files:
-            yield partial(self._attached.write, file)
+        if self._plan.files:
+            attached = AttachedFiles(self._staging, links, self.digests, self._advance)
+            yield from (partial(attached.write, file) for file in self._plan.files)
         for at, variable in enumerate(variables):
             if self._calls_wait:
                 if variable.alias_of or (variable.nbytes >= SMALL and not isinstance(variable.source, Stored)):
