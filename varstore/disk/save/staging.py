@@ -159,13 +159,20 @@ def _looked_at(target: Target, fd: int) -> Target:
     return replace(target, replaces=True, mode=mode, kept=kept)
 
 
+def _for_ranks(hint: str) -> str:
+    """Return a hint with what helps where launchers, such as torchrun, say that several processes run one program."""
+    if os.environ.get("WORLD_SIZE", "1") == "1":
+        return hint
+    return f"if every process of this distributed run saves here, save in the one of rank 0 only; otherwise, {hint}"
+
+
 def _check_replaceable(target: Target, names: list[str], *, immovable: bool) -> None:
     if not target.overwrite:
         raise CheckpointExists(
             "the target is not empty",
             path=target.shown,
             found=_few(names),
-            hint="choose a new path, or overwrite=True to replace the whole checkpoint",
+            hint=_for_ranks("choose a new path, or overwrite=True to replace the whole checkpoint"),
         )
     if immovable:
         raise CheckpointExists(
@@ -308,7 +315,9 @@ class Staging:
         self.owner = os.stat(self._note, dir_fd=self.fd, follow_symlinks=False).st_uid
 
     def _taken(self, problem: str) -> CheckpointExists:
-        return CheckpointExists(problem, path=self.target.shown, hint="its checkpoint stands; choose a new path")
+        return CheckpointExists(
+            problem, path=self.target.shown, hint=_for_ranks("its checkpoint stands; choose a new path")
+        )
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
