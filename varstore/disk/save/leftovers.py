@@ -465,8 +465,9 @@ def set_aside(path: str) -> None:
 
 
 def _remove_marker(name: str, dir_fd: int) -> None:
-    """Say of a folder that it is to be removed, and not about to get its name."""
+    """Say of a folder that it is to be removed, and not about to get its name; it has durably lost the one it had."""
     with contextlib.suppress(OSError):
+        syscalls.sync_names(dir_fd)
         fd = syscalls.folder_in(name, dir_fd, same_mount=True)
         try:
             remove_file(MARKER, fd)
