@@ -32,7 +32,7 @@ KINDS: Final = {
     ("pickles", "*"): "hostile pickle",
     ("mutants", "*"): "damaged file",
     ("races", "*"): "race",
-    ("retention", "*"): "history of a run",
+    ("retention", "*"): "run history",
 }
 """Names each kind of fault by command and pattern; what is not here, such as `count`, is not quoted."""
 
