@@ -138,9 +138,9 @@ ORDER: dict[str, tuple[str, ...]] = {
     "formats/mindspore": ("cipher", "program", "messages"),
     "formats/onnx": ("tensors", "model"),
     "formats/zarr": ("codecs", "arrays", "tree", "orbax"),
-    "inspection": ("storage", "verify", "diff"),
+    "inspection": ("storage", "verify", "diff", "moments", "stats"),
     "adapters": ("torch", "jax", "lightning", "transformers", "mindspore", "paddle"),
     "adapters/torch": ("survey", "modules", "optimizers"),
-    "cli": ("output", "statistics", "listing", "show", "check", "repair", "convert", "demo"),
+    "cli": ("output", "listing", "show", "stats", "check", "repair", "convert", "demo"),
 }
 """Every file and folder of each folder, `__init__` aside; each imports only from those before it."""

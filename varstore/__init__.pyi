@@ -21,6 +21,11 @@ from varstore.inspection.diff import (
     DiffReport,
     diff,
 )
+from varstore.inspection.stats import (
+    Statistics,
+    StatsReport,
+    stats,
+)
 from varstore.inspection.storage import check_storage
 from varstore.inspection.verify import (
     VerifyReport,
@@ -127,6 +132,8 @@ __all__ = [
     "Pinned",
     "SaveIf",
     "Session",
+    "Statistics",
+    "StatsReport",
     "Variable",
     "VarstoreError",
     "VerifyReport",
@@ -173,6 +180,7 @@ __all__ = [
     "save_state",
     "save_state_async",
     "seal",
+    "stats",
     "truncated_normal",
     "truncated_normal_initializer",
     "uint16",

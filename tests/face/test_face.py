@@ -26,6 +26,7 @@ SIGNATURES = {
     "seal": "path",
     "diff": "a, b",
     "clean": "directory",
+    "stats": "source, *, include=None, exclude=None",
     "get_variable": "name, shape=None, dtype=None, initializer=None, regularizer=None, trainable=None, "
     "model_name=None, random_seed=None",
     "get_all_variables": "",
@@ -48,6 +49,8 @@ MEMBERS = {
     "Variable": "name shape dtype nbytes attributes path numpy __getitem__ __array__ __len__",
     "VerifyReport": "ok problems",
     "DiffReport": "equal",
+    "StatsReport": "ok as_json keys values items __getitem__ __len__ __bool__ __str__ _repr_html_",
+    "Statistics": "ok as_json count zeros nan inf min max mean std norm quantiles quantile_error __bool__ _repr_html_",
     "LoadReport": "loaded kept unused mismatched cast raise_for",
 }
 

@@ -26,7 +26,8 @@ ELSEWHERE = {
         ("AtSteps", "Best", "EverySeconds", "EverySteps", "KeepEverySteps", "KeepIf", "Latest"), "training"
     ),
     **dict.fromkeys(("OnePerMinutes", "Pinned", "SaveIf", "CheckpointManager"), "training"),
-    **dict.fromkeys(("AttachedFile", "DiffReport", "LinksReport", "VerifyReport"), "made by us"),
+    **dict.fromkeys(("AttachedFile", "DiffReport", "LinksReport", "Statistics", "StatsReport"), "made by us"),
+    "VerifyReport": "made by us",
     **dict.fromkeys(("VarstoreError", "Session", "clear_default_session", "get_all_variables"), "no arguments"),
 }
 
@@ -102,6 +103,7 @@ CALLS = {
     "links": (vs.links, lambda: {"directory": ".", "dry_run": False, "progress": None}),
     "check_storage": (vs.check_storage, lambda: {"directory": "."}),
     "diff": (vs.diff, lambda: {"a": "c", "b": "s"}),
+    "stats": (vs.stats, lambda: {"source": "c", "include": "w", "exclude": "b", "quantiles": True, "threads": 1}),
     "read": (vs.read, lambda: {"path": "m.npz", "format": None}),
     "read mindspore": (vs.read, lambda: {"path": "m.ckpt", "format": "mindspore", "key": None, "crc_check": True}),
     "read torch": (vs.read, lambda: {"path": "m.pt", "format": "torch", "encoding": "latin-1"}),

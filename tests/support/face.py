@@ -53,6 +53,8 @@ NOT_CALLED = {
     "Retention",
     "Saved",
     "SessionVariable",
+    "Statistics",
+    "StatsReport",
     "Variable",
     "VerifyReport",
 }

@@ -22,6 +22,7 @@ __all__ = ["main"]
 _MODULES = {
     "ls": "listing",
     "show": "show",
+    "stats": "stats",
     "verify": "check",
     "diff": "check",
     "seal": "repair",
@@ -68,8 +69,8 @@ class _Commands(click.Group):
 @click.group(
     cls=_Commands,
     context_settings={"help_option_names": ["-h", "--help"]},
-    epilog="Exit status: 0 if all is well; 1 if verify, diff or ls --allow-incomplete found something; 2 for wrong "
-    "usage; 3 if the operation failed, with the reason on stderr; 130 if interrupted.",
+    epilog="Exit status: 0 if all is well; 1 if stats, verify, diff or ls --allow-incomplete found something; 2 for "
+    "wrong usage; 3 if the operation failed, with the reason on stderr; 130 if interrupted.",
 )
 @click.version_option(vs.__version__, prog_name="varstore")
 def main() -> None:

@@ -6,15 +6,12 @@ import json
 from collections.abc import Iterator
 
 import click
-import numpy as np
 
 import varstore as vs
 from varstore.cli.output import allow_incomplete_option, open_path, print_facts
-from varstore.cli.statistics import summarize
 
 __all__ = ["show"]
 
-_AT_ONCE = 1 << 20
 _HEAD = 8
 _DIGESTS = 4
 
@@ -29,8 +26,8 @@ def show(path: str, name: str | None, allow_incomplete: bool) -> None:
     NAME can also be that of an attached file: its size, kind, digests and attributes are shown.
 
     Prints its shape, type and folder, the digests of its blocks of 16 MiB, its attributes, its first values, and
-    statistics of all values: how many are zero, nan and infinite, and the min, max, mean and standard deviation of
-    those that are finite. Complex numbers count by their magnitude. Values are read a few MiB at a time and are not
+    statistics of all values: how many are zero, nan and infinite, and the min, max, mean, standard deviation and norm
+    of those that are finite. Complex numbers count by their magnitude. Values are read a few MiB at a time and are not
     compared with the digests; `varstore verify` does that.
 
     \b
@@ -83,12 +80,6 @@ def _recorded(what: vs.Variable | vs.AttachedFile) -> Iterator[tuple[str, str]]:
 
 
 def _measured(variable: vs.Variable) -> Iterator[tuple[str, str]]:
-    first = next(_chunks(variable), np.empty(0))[:_HEAD]
+    first = variable.numpy(mmap=True).reshape(-1)[:_HEAD]
     yield "values", " ".join([*map(str, first), *(["…"] if variable.size > _HEAD else [])]) or "none"
-    yield from summarize(_chunks(variable))
-
-
-def _chunks(variable: vs.Variable) -> Iterator[np.ndarray]:
-    """Yield all values in order; each part is a new mapping, so that the pages of the others can be freed."""
-    for start in range(0, variable.size, _AT_ONCE):
-        yield variable.numpy(mmap=True).reshape(-1)[start : start + _AT_ONCE]
+    yield from vs.stats({variable.name: variable}, quantiles=False)[variable.name].rows()

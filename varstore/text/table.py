@@ -15,26 +15,34 @@ __all__ = ["Table"]
 class Table:
     """What a report shows. Each row becomes one line, whatever its cells contain; see `one_line`.
 
-    `form` is the format of a row as text. `limit` is the number of characters of a cell or note that are shown.
+    `form` is the format of a row as text; with `headings`, columns are as wide as their longest cells instead. `limit`
+    is the number of characters of a cell or note that are shown.
     """
 
     title: str
     rows: Sequence[Sequence[Any]] = ()
     notes: Sequence[str] = ()
     form: str = "  {}"
+    headings: Sequence[str] = ()
     limit: int = LIMIT
 
     def __str__(self) -> str:
-        rows = [self.form.format(*row).rstrip() for row in self._cells()]
+        cells, form = self._cells(), self.form
+        if self.headings:
+            cells = [list(self.headings), *cells]
+            form = "  " + "  ".join(f"{{:<{max(map(len, column))}}}" for column in zip(*cells, strict=True))
+        rows = [form.format(*row).rstrip() for row in cells]
         return "\n".join([self._shown_title(), *rows, *self._shown_notes()])
 
     def html(self) -> str:
         """Return the table as HTML."""
         from html import escape
 
+        head = "".join(f"<th>{escape(heading)}</th>" for heading in self.headings)
+        head = f"<tr>{head}</tr>" if head else ""
         body = "".join("<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in row) + "</tr>" for row in self._cells())
         below = "".join(f"<div>{escape(note)}</div>" for note in self._shown_notes())
-        return f"<table><caption>{escape(self._shown_title())}</caption>{body}</table>{below}"
+        return f"<table><caption>{escape(self._shown_title())}</caption>{head}{body}</table>{below}"
 
     def _cells(self) -> list[list[str]]:
         return [[one_line(cell, self.limit) for cell in row] for row in self.rows]

@@ -20,7 +20,7 @@ from varstore.storage.directory import Directory
 from varstore.storage.failures import translated
 from varstore.values.parts import in_c_order, read_indexed
 
-__all__ = ["read_index", "row_chunks"]
+__all__ = ["chunk_indices", "read_index", "row_chunks"]
 
 _AT_ONCE = 4 << 20
 """Bytes of a chunk."""
@@ -66,7 +66,7 @@ def row_chunks(location: Location, variable: Readable, *, verify: bool) -> Itera
         Directory(location) as directory,
         directory.out(entry) as fd,
     ):
-        for index, shape in _chunk_indices(variable.shape, variable.stored.itemsize):
+        for index, shape in chunk_indices(variable.shape, variable.stored.itemsize):
             values = np.empty(shape, variable.stored)
             flat = values.reshape(-1).view(np.uint8)
             done = 0
@@ -84,7 +84,7 @@ def row_chunks(location: Location, variable: Readable, *, verify: bool) -> Itera
             yield index, values.astype(variable.dtype, copy=False)
 
 
-def _chunk_indices(shape: tuple[int, ...], itemsize: int) -> Iterator[tuple[tuple[Any, ...], tuple[int, ...]]]:
+def chunk_indices(shape: tuple[int, ...], itemsize: int) -> Iterator[tuple[tuple[Any, ...], tuple[int, ...]]]:
     """Yield indices and the shapes of what they select, in C order, each of at most a few MiB."""
     if math.prod(shape) * itemsize <= _AT_ONCE:
         yield (...,), shape
