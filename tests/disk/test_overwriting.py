@@ -479,3 +479,14 @@ def test_of_two_new_saves_where_nothing_can_be_renamed_one_wins(tmp_path, monkey
         assert len(vs.load(path)) == 2
         assert vs.verify(path).ok
         assert os.listdir(tmp_path) == ["c"]
+
+
+def test_what_is_replaced_by_a_checkpoint_that_cannot_be_read_back_stays(path, monkeypatch):
+    monkeypatch.setattr(syscalls, "file_system_type", lambda _: min(syscalls.SHARED_FILE_SYSTEMS))
+    monkeypatch.setattr(staging, "_PAUSES", ())
+    monkeypatch.setattr(staging.Staging, "_digest_there", lambda _: None)
+    with pytest.raises(StorageError, match="does not give back"):
+        vs.save(path, NEW, overwrite=True)
+    (left,) = set(os.listdir(path.parent)) - {"c"}
+    assert set(vs.open(path)) == set(NEW)
+    assert set(vs.open(path.parent / left)) == set(OLD)

@@ -243,6 +243,16 @@ def test_a_killed_save_in_place_is_cleaned(tmp_path, monkeypatch, then):
     assert vs.verify(".").ok
 
 
+def test_a_killed_save_in_place_of_many_long_names_is_cleaned(tmp_path):
+    names = [f"{i:05}{'n' * 195}" for i in range(6000)]  # more than a MiB of them
+    for name in (names[0], names[-1]):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "out").touch()
+    (tmp_path / ".saving-0123abcd").write_text("\n".join(names))
+    assert {str(tmp_path / name) for name in (names[0], names[-1])} <= set(vs.clean(tmp_path))
+    assert os.listdir(tmp_path) == []
+
+
 def test_a_save_in_place_that_lives_is_not_cleaned(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     removed = []

@@ -252,6 +252,18 @@ def test_a_folder_that_nobody_signed_goes_by_its_lock(places):
     assert vs.clean(there) == [str(there / ".d.saving-0123abcd")]
 
 
+def test_a_folder_of_another_format_that_is_being_written_stays_for_a_day(places):
+    here, there = places
+    left = there / ".c.zarr.0123abcd.tmp"
+    (here / left.name).mkdir()
+    (here / left.name / "zarr.json").write_text("{}")
+    cleaned = vs.clean(there)
+    assert cleaned == []
+    assert cleaned.kept == {str(left): "a process that is not known"}
+    age(left)
+    assert vs.clean(there) == [str(left)]
+
+
 def test_a_folder_that_is_complete_and_waits_for_its_name_is_left(places):
     here, there = places
     vs.save(here / "c", values_of(1))

@@ -145,12 +145,12 @@ def check_storage(directory: str | os.PathLike[str]) -> StorageReport:
         raise CheckpointNotFound("there is no such directory", path=path)
     if not syscalls.CAN_SAVE:
         raise syscalls.cannot_save(path, "checking storage")
-    kind, read_only = _type_of(path), bool(syscalls.statvfs(path).f_flag & syscalls.READ_ONLY)
-    found = {"free": _free(path)}
-    if read_only:
-        found["read-only"] = "yes"
-    else:
-        with translated(path, "the probes failed"):
+    kind = _type_of(path)
+    with translated(path, "the probes failed"):
+        found = {"free": _free(path)}
+        if syscalls.statvfs(path).f_flag & syscalls.READ_ONLY:
+            found["read-only"] = "yes"
+        else:
             found |= _probed(path)
     known = _class_of(kind, path, found)
     return StorageReport(

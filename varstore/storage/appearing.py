@@ -102,7 +102,8 @@ def end_temporary(name: str, dir_fd: int) -> bool:
         others = [other for other in os.listdir(dir_fd) if other != name and other.endswith(name[-_RANDOM:])]
         parts = [part for part in (name, *others) if _is_part(part, dir_fd)]
         wholes = {name, *filter(is_temporary, others)} - {*parts}
-        claimed += [claim(whole, dir_fd, folder=False) for whole in wholes - {name}]  # its writer holds no part
+        for whole in wholes - {name}:
+            claimed.append(claim(whole, dir_fd, folder=False))  # its writer holds no part
         for part in parts:
             if wholes:
                 os.unlink(_target(part), dir_fd=dir_fd)

@@ -30,7 +30,7 @@ from functools import partial
 from typing import NamedTuple
 
 from varstore.layout.names import MARKER
-from varstore.layout.staged import NOTE, SAVING
+from varstore.layout.staged import NOTE, SAVING, is_staging_name
 from varstore.storage import syscalls
 
 __all__ = [
@@ -47,7 +47,7 @@ __all__ = [
 
 _NO_LOCKS = {errno.EBADF, errno.EINVAL, errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP}
 _SIGNATURE = "writer"
-_NOTE_LIMIT = 1 << 20
+_NOTE_LIMIT = 1 << 26
 _DAY = 86400 * 10**9
 
 
@@ -115,9 +115,11 @@ def notes_in(fd: int) -> dict[str, list[str]]:
 def _lines_of(name: str, dir_fd: int) -> list[str]:
     fd = syscalls.open_fd(name, syscalls.READ_FILE, dir_fd=dir_fd)
     try:
-        if not stat.S_ISREG(os.fstat(fd).st_mode):
+        status = os.fstat(fd)
+        if not stat.S_ISREG(status.st_mode):
             return []
-        return syscalls.pread(fd, _NOTE_LIMIT, 0).decode("utf-8", "surrogateescape").split("\n")
+        lines = syscalls.pread(fd, min(status.st_size, _NOTE_LIMIT), 0).decode("utf-8", "surrogateescape").split("\n")
+        return lines if status.st_size <= _NOTE_LIMIT else lines[:-1]  # the last one is cut
     finally:
         os.close(fd)
 
@@ -184,7 +186,7 @@ def require_gone(fd: int, name: str, dir_fd: int) -> None:
     if is_known_by_lock:
         return
     writer = _writer_of(fd)
-    is_gone = writer.is_gone if writer else _is_being_removed(fd)
+    is_gone = writer.is_gone if writer else is_staging_name(name) and _is_being_removed(fd)
     if not is_gone and _is_younger(fd, _new_file(dir_fd).st_mtime_ns - _DAY):
         raise _living(writer, name)
 
@@ -194,7 +196,7 @@ def _living(writer: Writer | None, name: str) -> BlockingIOError:
 
 
 def _is_being_removed(fd: int) -> bool:
-    """Tell whether what nobody signed is a folder whose marker is gone, and not one that was just made."""
+    """Tell whether a staging folder that nobody signed has lost its marker, and is not one that was just made."""
     if not stat.S_ISDIR(os.fstat(fd).st_mode):
         return False
     names = os.listdir(fd)

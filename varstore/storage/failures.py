@@ -8,9 +8,9 @@ from collections.abc import Iterator
 
 from varstore.errors import OutOfSpace, StorageError, VarstoreError
 
-_HINTS = {errno.ESPIPE: "the file system takes bytes only in their order; mount rclone with --vfs-cache-mode writes"}
-
 __all__ = ["storage_error", "translated"]
+
+_HINTS = {errno.ESPIPE: "the file system takes bytes only in their order; mount rclone with --vfs-cache-mode writes"}
 
 
 def storage_error(error: OSError, path: str, doing: str) -> StorageError:

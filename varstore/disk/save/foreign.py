@@ -175,7 +175,7 @@ def carry(files: Iterable[str], old: str, fd: int, owner: int, carried: dict[str
         CheckpointExists: a file would lie where the new checkpoint has one.
     """
     files = list(files)
-    for path in [path for path in carried if path not in files]:
+    for path in carried.keys() - {*files}:
         _take_back(path, fd, carried)
     given: list[str] = []
     folders: set[str] = set()

@@ -89,8 +89,8 @@ def clean_staging(directory: str | os.PathLike[str], *, name: str | None = None)
     itself, as to a mount point. A checkpoint that was set aside and never replaced gets its name back. What belongs to
     another user stays, and so does what a save that still runs writes. On a file system that other machines share,
     that is known of processes of this machine; what another machine left is removed when nothing in it has changed for
-    a day, and so are files of which nobody knows who writes them. All that stays is in `kept` of what is returned, each
-    path with whose it is.
+    a day, and so is what nobody signed, such as a file or folder of `convert`. All that stays is in `kept` of what is
+    returned, each path with whose it is.
 
     Args:
         directory: the directory that holds the checkpoints.

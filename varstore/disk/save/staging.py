@@ -494,6 +494,7 @@ class Staging:
                 raise self._taken("another writer saved here meanwhile")
             if pause is not None:
                 time.sleep(pause)
+        self.is_visible = True  # so that what it replaced is not removed
         raise StorageError(
             "the checkpoint has its name, but the file system does not give back what was written",
             number=errno.EIO,
