@@ -12,6 +12,7 @@ import pathlib
 import struct
 import tempfile
 from collections import Counter, OrderedDict, defaultdict, deque, namedtuple
+from functools import cached_property
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -443,6 +444,27 @@ def test_objects_of_unknown_classes_are_left_out_of_any_container(tmp_path: Path
     assert sorted(checkpoint.left_out) == ["a/1", "b/x", "c/0"]
     assert "a/1" in caplog.text
     assert same(load_state(tmp_path / "c"), {"a": deque([1, None]), "b": SimpleNamespace(x=None, y=2), "c": [None]})
+
+
+def test_attributes_that_are_not_fields_are_named(tmp_path: Path, caplog: Any) -> None:
+    @dataclasses.dataclass
+    class Meter:
+        total: float = 1.0
+
+        @cached_property
+        def half(self) -> float:
+            return self.total / 2
+
+    class Config(dict):  # type: ignore[type-arg]
+        pass
+
+    meter, config = Meter(), Config(lr=0.1)
+    meter.window = np.ones(3)  # type: ignore[attr-defined]
+    assert meter.half == 0.5
+    config.source = "a.yaml"  # type: ignore[attr-defined]
+    checkpoint = save_state(tmp_path / "c", {"meter": meter, "config": config})
+    assert sorted(checkpoint.left_out) == ["config/source", "meter/window"]
+    assert "meter/window" in caplog.text
 
 
 def test_a_state_of_a_later_release_is_refused_by_its_kind(tmp_path: Path) -> None:

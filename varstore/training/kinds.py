@@ -17,6 +17,7 @@ import pathlib
 import re
 from collections import Counter, OrderedDict, defaultdict, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import cached_property
 from types import MemberDescriptorType, SimpleNamespace
 from typing import Any, TypeAlias
 
@@ -39,6 +40,7 @@ __all__ = [
     "plain",
     "spelt",
     "tag_of",
+    "unsaved",
 ]
 
 Types: TypeAlias = Mapping[str, type]
@@ -199,6 +201,18 @@ def members(value: Any) -> Iterable[Any]:
     if isinstance(value, deque):
         return value
     return list(vars(value).items() if not dataclasses.is_dataclass(value) else _fields(value))
+
+
+def unsaved(value: Any) -> list[str]:
+    """Return the attributes that `members` does not have: a subclass of dict's, and a dataclass's that are not fields."""
+    if isinstance(value, dict):
+        fields = set()
+    elif dataclasses.is_dataclass(value) and not isinstance(value, enum.Enum):
+        fields = {field.name for field in dataclasses.fields(value)}
+    else:
+        return []
+    extra = getattr(value, "__dict__", {}).keys() - fields
+    return sorted(name for name in extra if not isinstance(getattr(type(value), name, None), cached_property))
 
 
 def _fields(value: Any) -> Iterator[tuple[str, Any]]:

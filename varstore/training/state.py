@@ -63,7 +63,8 @@ def save_state(path: str | os.PathLike[str], state: Any, **save_options: Unpack[
     Tensors that share memory, or lie within another tensor, do so again after `load_state`. Arrays come back in C
     order and the machine's byte order. Tensors on devices other than cpu, cuda, mps and xpu come back on the CPU. A
     container that is in two places comes back as two containers. Objects of classes that varstore does not know, which
-    `varstore.read` found in another system's file, are left out; the result's `left_out` names them.
+    `varstore.read` found in another system's file, are left out, and so are attributes that are not a dataclass's
+    fields or a dict's items; the result's `left_out` names them.
 
     Args:
         path: as for `varstore.save`.

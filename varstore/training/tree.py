@@ -50,7 +50,7 @@ from varstore.layout.keys import are_far_apart
 from varstore.layout.names import folder_of
 from varstore.text.escape import one_line
 from varstore.text.hints import listed, plural
-from varstore.training.kinds import CONTAINERS, PAIRED, VALUES, Types, container, members, spelt, tag_of
+from varstore.training.kinds import CONTAINERS, PAIRED, VALUES, Types, container, members, spelt, tag_of, unsaved
 from varstore.training.tensors import BUILT, Leaf, as_array, describe, find_views
 from varstore.values.arrays import as_source
 from varstore.values.nodes import Names, replaced
@@ -88,6 +88,7 @@ def flatten(state: Any) -> Flat:
     A variable's name is the path to the array, its keys joined by ``/``. If the name is taken, ``~2``, ``~3`` and so on
     are appended; if it cannot be a folder, the name is ``unnamed/N``. Equal states get equal names. What another file
     holds instead of data, an `Opaque`, is left out, and a warning names it: lists and tuples have None in its place.
+    So are attributes of a subclass of dict, and of a dataclass, if they are not its fields.
 
     Raises:
         UsageError: a value is not data, or a container contains itself or is nested deeper than 100. The message says
@@ -100,7 +101,7 @@ def flatten(state: Any) -> Flat:
     left_out += tuple(work.left_out)
     if left_out:
         names = listed(list(map(one_line, left_out)), _NAMED)
-        _log.warning("left out, because an object of a class that varstore does not know is not data: %s", names)
+        _log.warning("left out, objects of unknown classes and attributes that are not a record's fields: %s", names)
     for name, (owner, offset, strides) in find_views(work.variables).items():
         work.arrays[name]["view"] = {"of": owner, "offset": offset, "strides": list(strides)}
     text = json.dumps(node, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
@@ -139,6 +140,7 @@ class _Flattening:
             return None
         tag = tag_of(value, place)
         if tag is not None:
+            self.left_out += ("/".join((*parts, name)) for name in unsaved(value))
             return self._container(value, place, parts, tag)
         stored = as_array(value)
         return self._array(value, place, parts) if stored is None else self._built(*stored, parts)
