@@ -204,7 +204,7 @@ def members(value: Any) -> Iterable[Any]:
 
 
 def unsaved(value: Any) -> list[str]:
-    """Return the attributes that `members` does not have: a subclass of dict's, and a dataclass's that are not fields."""
+    """Return the attributes that `members` does not have: those of dicts, and of dataclasses beside their fields."""
     if isinstance(value, dict):
         fields = set()
     elif dataclasses.is_dataclass(value) and not isinstance(value, enum.Enum):
