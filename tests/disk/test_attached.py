@@ -66,6 +66,15 @@ def test_bytes_and_files_come_back_and_can_only_be_read(tmp_path, durable):
     assert pickle.loads(pickle.dumps(checkpoint.files["a.bin"])).read() == b"abc"
 
 
+def test_small_files_start_no_threads(tmp_path, monkeypatch):
+    def refuse(*arguments, **options):
+        raise AssertionError("a thread was started")
+
+    monkeypatch.setattr(threading.Thread, "start", refuse)
+    vs.save(tmp_path / "a", VALUES, files={"x": b"abc"})
+    vs.save(tmp_path / "b", VALUES, files={"x": b"abc"}, base=tmp_path / "a")
+
+
 @pytest.mark.parametrize("name", ["small", "large"])
 @pytest.mark.parametrize("position", [0, -1])
 def test_one_flipped_byte_is_found(tmp_path, name, position):
@@ -140,8 +149,9 @@ def test_sources_that_are_no_regular_files_are_refused_before_the_first_byte(tmp
     for content in (3, None, np.zeros(2), ["x"]):
         with pytest.raises(UsageError):
             vs.save(tmp_path / "c", VALUES, files={"x": content})
-    with pytest.raises(UsageError):
-        vs.save(tmp_path / "c", VALUES, files=["x"])
+    for files in (["x"], [], np.zeros(2), "", 0):
+        with pytest.raises(UsageError):
+            vs.save(tmp_path / "c", VALUES, files=files)
     with pytest.raises(UsageError, match="manifest=False"):
         vs.save(tmp_path / "c", VALUES, files={"x": b""}, manifest=False)
     assert sorted(os.listdir(tmp_path)) == before

@@ -123,7 +123,7 @@ def save(
         if variables.keys() == origin.keys():
             tree = tree or origin.manifest.tree
     plan = plan_save(variables, attributes=attributes, variable_attributes=variable_attributes, tree=tree, files=files)
-    if not manifest and (plan.attributes or variable_attributes or tree or files):
+    if not manifest and (plan.attributes or variable_attributes or tree or plan.files):
         raise UsageError(
             "attributes, nested state and files are recorded in the manifest, and manifest=False does not write one",
             path=path,
@@ -142,7 +142,7 @@ def save(
             plan,
             writer=f"varstore {__version__}",
             base=earlier,
-            base_files=earlier.files if files and isinstance(earlier, Checkpoint) else {},
+            base_files=earlier.files if plan.files and isinstance(earlier, Checkpoint) else {},
             overwrite=overwrite,
             foreign=foreign,
             durable=durable,

@@ -125,7 +125,7 @@ def plan_save(
             )
         ]
         parents = {parent for folder in folders if "/" in folder for parent in _parents(folder)}
-    attached = plan_files(files, _tops(planned)) if files else ()
+    attached = () if files is None else plan_files(files, _tops(planned))
     return SavePlan(
         variables=tuple(planned), parents=tuple(sorted(parents)), attributes=kept, tree=tree, files=attached
     )

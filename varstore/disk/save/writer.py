@@ -220,7 +220,11 @@ class _Writer:
         made = self._made
         if self._plan.files:
             attached = AttachedFiles(self._staging, links, self.digests, self._advance)
-            yield from (partial(attached.write, file) for file in self._plan.files)
+            for file in self._plan.files:
+                if self._calls_wait or file.nbytes >= SMALL:
+                    yield partial(attached.write, file)
+                else:
+                    attached.write(file)
         for at, variable in enumerate(variables):
             if self._calls_wait:
                 if variable.alias_of or (variable.nbytes >= SMALL and not isinstance(variable.source, Stored)):
