@@ -274,6 +274,7 @@ class _Crew:
         self._jobs = iter(jobs)
         self._on_failure = on_failure
         self._is_begun = False
+        self._is_drained = False
         self._taking = threading.Lock()
         self._counting = threading.Lock()
         self._busy = threading.Lock()
@@ -302,7 +303,7 @@ class _Crew:
     def _start_helpers(self, count: int) -> None:
         for number in range(1, count + 1):
             with self._counting:
-                if self.is_over or self.error is not None:
+                if self.is_over or self._is_drained or self.error is not None:
                     return
                 if not self._helping:
                     self._busy.acquire()
@@ -335,7 +336,9 @@ class _Crew:
         """Return the next job, None where there is none, or none is to be begun any more."""
         try:
             with self._taking:
-                return None if self.error else next(self._jobs, None)
+                job = None if self.error else next(self._jobs, None)
+                self._is_drained = job is None
+                return job
         except BaseException as error:  # handed to the caller of run
             self._fail(error)
             return None
