@@ -100,7 +100,10 @@ def _within(data: bytes, damage: Damage, choice: random.Random) -> bytes:
     """Damage a file, or the content of one member of an archive, whose checksums then match."""
     if data[:2] == b"PK" and choice.random() < 0.7:
         with zipfile.ZipFile(io.BytesIO(data)) as archive:
-            members = {info.filename: archive.read(info) for info in archive.infolist()}
+            try:
+                members = {info.filename: archive.read(info) for info in archive.infolist()}
+            except zipfile.BadZipFile:  # an archive of torch without checksums
+                return damage(data, choice)
         likely = [name for name in members if name.endswith((".pkl", ".npy"))] or [*members]
         victim = choice.choice(likely if choice.random() < 0.7 else [*members])
         members[victim] = damage(members[victim], choice)

@@ -116,7 +116,8 @@ def _size_of(items: list[Any]) -> Any:
 
 
 _SPELT: dict[type, tuple[str, Callable[[Any], list[Any]]]] = {
-    type(pathlib.Path()): ("Path", lambda value: [os.fspath(value)]),
+    pathlib.PosixPath: ("Path", lambda value: [os.fspath(value)]),
+    pathlib.WindowsPath: ("Path", lambda value: [os.fspath(value)]),
     pathlib.PurePosixPath: ("PurePosixPath", lambda value: [os.fspath(value)]),
     pathlib.PureWindowsPath: ("PureWindowsPath", lambda value: [os.fspath(value)]),
     datetime.datetime: ("datetime", _zone),
@@ -326,7 +327,9 @@ def _misfit(cls: type, name: str, why: str) -> UsageError:
 # --- for other formats -----------------------------------------------------------------------------------------------
 
 _PLAINER: dict[type, Callable[[Any], Any]] = {
-    **dict.fromkeys((type(pathlib.Path()), pathlib.PurePosixPath, pathlib.PureWindowsPath, np.str_), str),
+    **dict.fromkeys(
+        (pathlib.PosixPath, pathlib.WindowsPath, pathlib.PurePosixPath, pathlib.PureWindowsPath, np.str_), str
+    ),
     **dict.fromkeys((datetime.datetime, datetime.date, datetime.time), lambda value: value.isoformat()),
     datetime.timedelta: datetime.timedelta.total_seconds,
     bytearray: bytes,
