@@ -151,6 +151,38 @@ def test_numbers_and_arrays_stand_for_each_other(tmp_path: Path) -> None:
     assert (int(back["step"]), back["count"], type(back["count"])) == (3, 4, int)
 
 
+@pytest.mark.parametrize(
+    ("saved", "wanted", "cast"),
+    [
+        (3.5, jnp.zeros(1000), True),
+        (3, jnp.zeros(1000, jnp.int32), False),
+        (3.5, jnp.int32(0), False),
+        (3.5, jnp.int32(0), True),
+        (3, jnp.float32(0), False),
+        (1 << 40, jnp.int32(0), False),
+        (1 << 70, jnp.int32(0), False),
+        ("text", jnp.zeros(2), True),
+        (True, jnp.int32(0), False),
+    ],
+)
+def test_a_plain_value_replaces_only_an_array_of_its_shape_and_kind(
+    tmp_path: Path, saved: Any, wanted: Any, cast: bool
+) -> None:
+    vj.save(tmp_path / "c", {"a": saved, "b": jnp.ones(2)})
+    with pytest.raises(VariableMismatch):
+        vj.load(tmp_path / "c", {"a": wanted, "b": jnp.ones(2)}, cast=cast)
+
+
+@pytest.mark.parametrize(
+    ("saved", "wanted", "cast"),
+    [(3.5, jnp.bfloat16(0), False), (True, jnp.bool_(False), False), (3, jnp.float32(0), True)],
+)
+def test_a_plain_value_takes_the_width_of_the_array(tmp_path: Path, saved: Any, wanted: Any, cast: bool) -> None:
+    vj.save(tmp_path / "c", {"a": saved, "b": jnp.ones(2)})
+    back = vj.load(tmp_path / "c", {"a": wanted, "b": jnp.ones(2)}, cast=cast)
+    assert (back["a"].dtype, back["a"].item()) == (wanted.dtype, saved)
+
+
 def test_what_cannot_be_saved(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"state\['f'\]: function"):
         vj.save(tmp_path / "c", {"f": lambda: 1})

@@ -18,7 +18,7 @@ from hypothesis.extra import numpy as hnp
 
 import varstore as vs
 from varstore.cli import main
-from varstore.errors import CheckpointExists
+from varstore.errors import CheckpointExists, UsageError
 from varstore.layout.dtypes import TABLE
 from varstore.values.casting import cast_values
 
@@ -275,3 +275,33 @@ def test_what_training_scripts_hold_becomes_plain_in_other_formats(tmp_path):
     }
     arrays = vs.convert(tmp_path / "c", tmp_path / "c.npz")
     assert sorted(arrays.names) == ["args/w", "last/1", "losses"]
+
+
+def test_a_bare_tensor_converts_between_formats_of_nested_state(tmp_path):
+    values = np.arange(6, dtype=np.float32).reshape(2, 3)
+    vs.write(tmp_path / "bare.pt", values)
+    vs.convert(tmp_path / "bare.pt", tmp_path / "bare.mge")
+    vs.save_state(tmp_path / "d", values)
+    vs.convert(tmp_path / "d", tmp_path / "again.pt")
+    for name in ("bare.mge", "again.pt"):
+        np.testing.assert_array_equal(vs.read(tmp_path / name).state(), values)
+
+
+def test_an_option_that_a_format_does_not_have_is_refused_by_its_name(tmp_path):
+    state = {"w": np.ones(2)}
+    vs.write(tmp_path / "a.npz", state)
+    vs.save(tmp_path / "d", state)
+    for act in (
+        lambda: vs.read(tmp_path / "a.npz", encoding="latin-1"),
+        lambda: vs.convert(tmp_path / "a.npz", tmp_path / "a.pt", encoding="latin-1"),
+        lambda: vs.read(tmp_path / "d", encoding="latin-1"),
+        lambda: vs.convert(tmp_path / "d", tmp_path / "a.pt", encoding="latin-1"),
+        lambda: vs.read(tmp_path / "a.npz", absent="error"),
+        lambda: vs.read(tmp_path / "a.npz", key=bytes(16)),
+        lambda: vs.read(tmp_path / "a.npz", crc_check=True),
+    ):
+        with pytest.raises(UsageError, match=r"the format (numpy|varstore) does not have this option"):
+            act()
+    assert not (tmp_path / "a.pt").exists()
+    opened = vs.read(tmp_path / "a.npz", encoding="utf-8", absent="fill", key=None, crc_check=False, unknown="error")
+    assert opened["w"].numpy().tolist() == [1, 1]

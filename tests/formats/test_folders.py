@@ -348,3 +348,48 @@ assert {*sys.modules} == modules, {*sys.modules} - modules
 )
 def test_nothing_is_opened_but_what_was_given(path):
     run_python(AUDIT, DATA / path)
+
+
+def orbax_item(step: Path, name: str) -> Path:
+    shutil.copytree(DATA / "orbax/plain_zarr", step / name)
+    (step / name / "_CHECKPOINT_METADATA").rename(step / "_CHECKPOINT_METADATA")
+    return step / name
+
+
+def test_chunks_that_one_item_of_orbax_lacks_are_told_by_the_name_of_the_array(tmp_path):
+    (orbax_item(tmp_path / "1", "model") / "params.dense.bias/0").unlink()
+    opened = vs.read(tmp_path / "1")
+    assert "model/params/dense/bias" in opened
+    assert opened.absent_chunks == {"model/params/dense/bias": 1}
+
+
+@pytest.mark.parametrize(("depth", "fits"), [(98, True), (101, False), (900, False)])
+def test_json_items_of_orbax_are_nested_as_deep_as_a_state_can_be(tmp_path, depth, fits):
+    orbax_item(tmp_path / "1", "model")
+    (tmp_path / "1/about").mkdir()
+    (tmp_path / "1/about/metadata").write_text('{"a":' + "[" * depth + "]" * depth + "}")
+    if fits:
+        assert set(vs.read(tmp_path / "1").state()) == {"about", "model"}
+    else:
+        with pytest.raises(FormatError, match="nested too deeply"):
+            vs.read(tmp_path / "1")
+
+
+def test_a_directory_of_many_numbered_names_is_listed_once(tmp_path, monkeypatch):
+    for number in range(50):
+        (tmp_path / f"shard{number}of{number}").mkdir()
+    vs.save(tmp_path / "step7", {"w": np.ones(2)})
+    seen: list[str] = []
+    listdir, scandir = os.listdir, os.scandir
+
+    def noted(list_it):
+        def listing(path="."):
+            seen.append(str(path))
+            return list_it(path)
+
+        return listing
+
+    monkeypatch.setattr(os, "listdir", noted(listdir))
+    monkeypatch.setattr(os, "scandir", noted(scandir))
+    assert vs.read(tmp_path)["w"].numpy().tolist() == [1, 1]
+    assert len([path for path in seen if path.rstrip("/") == str(tmp_path)]) <= 4

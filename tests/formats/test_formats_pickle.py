@@ -40,7 +40,9 @@ from varstore.formats.paddle import states as paddle
 from varstore.formats.pickles.arrays import PLAIN
 from varstore.formats.pickles.machine import Machine
 from varstore.formats.pickles.tree import DEEPEST, plain_tree
+from varstore.formats.torch import distributed
 from varstore.formats.torch.tensors import Storage, Storages
+from varstore.formats.torch.zip import read_zip
 from varstore.values.lazy import LazyArray
 from varstore.values.nodes import BARE, leaves
 from varstore.values.opaque import Opaque
@@ -268,6 +270,25 @@ def test_a_file_of_python_2_is_converted_with_its_encoding(tmp_path: Path) -> No
         vs.convert(path, tmp_path / "d")
     vs.convert(path, tmp_path / "d", encoding="latin-1")
     assert vs.load_state(tmp_path / "d") == vs.load_state(vs.read(path, encoding="latin-1")) == {"note": "é"}
+
+
+def test_the_encoding_is_that_of_the_files_of_a_folder_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "model"
+    path.mkdir()
+    crafted.torch_file(path / "pytorch_model.bin", b"}U\4noteU\1\xe9s")
+    (path / "config.json").write_text("{}")
+    assert vs.read(path, encoding="latin-1").state() == {"note": "é"}
+    with pytest.raises(FormatError, match="such as encoding='latin-1'"):
+        vs.read(path)
+    said = []
+
+    def reading(*arguments: Any, **options: Any) -> Any:
+        said.append(options["encoding"])
+        return read_zip(*arguments, **options)
+
+    monkeypatch.setattr(distributed, "read_zip", reading)
+    vs.read(FIXTURES / "formats/torch/distributed", encoding="latin-1")
+    assert set(said) == {"latin-1"}
 
 
 @given(values=st.binary(max_size=600), encoding=st.sampled_from(["ascii", "utf-8", "latin-1", "gbk", "bytes"]))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import pickle
 import shutil
 import subprocess
 from pathlib import Path
@@ -137,3 +138,44 @@ def test_no_file_beside_is_followed_out_of_the_folder(tmp_path, file):
     (tmp_path / "model" / file).symlink_to(tmp_path / "elsewhere")
     with pytest.raises(UnsafeContent):
         vs.write(tmp_path / "copy.pdiparams", {}, model=f"{model}.pdiparams")
+
+
+def test_two_names_of_one_variable_are_refused(tmp_path):
+    model = original(tmp_path / "model", "methods")
+    one = np.ones((3, 2), np.float32)
+    with pytest.raises(VariableMismatch, match=r"linear_0\.w_0.*'fc\.weight' and 'linear_0\.w_0'"):
+        vs.write(
+            tmp_path / "copy.pdiparams",
+            {"fc.weight": one, "linear_0.w_0": 2 * one},
+            model=model,
+            parameter_names={"fc.weight": "linear_0.w_0"},
+        )
+    assert not list(tmp_path.glob("copy*"))
+
+
+def test_a_program_that_names_two_variables_alike_is_refused(tmp_path):
+    model = original(tmp_path / "model", "jit_linear")
+    program = model.with_suffix(".json")
+    first, second = list(vs.read(model))[:2]
+    program.write_text(program.read_text().replace(f'"{second}"', f'"{first}"'))
+    for act in (
+        lambda: vs.read(model),
+        lambda: vs.write(tmp_path / "copy.pdiparams", {}, model=model),
+    ):
+        with pytest.raises(FormatError, match="names two variables alike"):
+            act()
+
+
+@pytest.mark.parametrize("shared", ["fc", "second"])
+def test_a_structured_name_that_is_not_unique_is_not_taken(tmp_path, shared):
+    model = original(tmp_path / "model", "jit_linear")
+    names = list(vs.read(model))
+    assert len(names) == 2
+    values = [vs.read(model)[name].numpy().tolist() for name in names]
+    new = "fc" if shared == "fc" else names[1]
+    about = {names[0]: {"structured_name": new}} | ({names[1]: {"structured_name": new}} if shared == "fc" else {})
+    Path(f"{model}.pdiparams.info").write_bytes(pickle.dumps(about, protocol=2))
+    opened = vs.read(model)
+    assert [(name, array.numpy().tolist()) for name, array in opened.items()] == list(zip(names, values, strict=True))
+    Path(f"{model}.pdiparams.info").write_bytes(pickle.dumps({names[0]: {"structured_name": "fc"}}, protocol=2))
+    assert list(vs.read(model)) == ["fc", names[1]]

@@ -119,3 +119,22 @@ def test_weights_that_are_one_do_not_get_two_values(tmp_path):
     with pytest.raises(VariableMismatch, match="are one"):
         vs.write(tmp_path / "copy.pt2", dict(zip(tied, (first, second), strict=True)), model=MODEL)
     vs.write(tmp_path / "copy.pt2", dict(zip(tied, (first, first), strict=True)), model=MODEL)
+
+
+def test_an_empty_weight_may_have_an_offset_beyond_its_bytes(tmp_path):
+    index = "program_2_13/data/weights/model_weights_config.json"
+    with zipfile.ZipFile(MODEL) as given, zipfile.ZipFile(tmp_path / "model.pt2", "w") as copy:
+        for member in given.namelist():
+            content = given.read(member)
+            if member == index:
+                about = json.loads(content)
+                about["config"]["fc.bias"]["tensor_meta"] |= {
+                    "sizes": [{"as_int": 0}],
+                    "storage_offset": {"as_int": 1 << 20},
+                }
+                content = json.dumps(about).encode()
+            copy.writestr(member, content)
+    values = {"fc.bias": np.zeros(0, np.float32), "fc.weight": np.ones((2, 3), np.float32)}
+    vs.write(tmp_path / "copy.pt2", values, model=tmp_path / "model.pt2")
+    found = vs.read(tmp_path / "copy.pt2")
+    assert (found["fc.bias"].shape, found["fc.weight"].numpy().tolist()) == ((0,), [[1, 1, 1], [1, 1, 1]])

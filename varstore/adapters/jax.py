@@ -34,6 +34,8 @@ __all__ = ["load", "load_into", "save", "state_of"]
 _ANYTHING: Spec = ((), np.dtype(np.bool_))
 """Stands for the shape and type of a value of any kind, on both sides."""
 
+_KINDS: dict[type, Any] = {bool: np.bool_, int: np.integer, float: np.floating, complex: np.complexfloating}
+
 
 @checked
 def save(path: Path, tree: Any, **save_options: Unpack[StateOptions]) -> Checkpoint:
@@ -254,9 +256,10 @@ class _Loading:
         sources: dict[str, SourceSpec] = dict.fromkeys(self._found, _ANYTHING)
         for name, origin in selected.items():
             value, wanted = self._found[origin], self._wanted[self._slots[name]] if name in self._slots else None
-            if isinstance(value, Leaf) and _is_array(wanted):
+            if wanted is not None and _is_array(wanted):
                 targets[name] = _spec(wanted)
-                sources[origin] = self._checkpoint[value.name].shape, self._checkpoint[value.name].dtype
+                stored = self._checkpoint[value.name] if isinstance(value, Leaf) else None
+                sources[origin] = _plain_spec(value, wanted) if stored is None else (stored.shape, stored.dtype)
         return compare(targets, sources, selected, on_mismatch=self._demands.on_mismatch, cast=self._demands.cast)
 
     def _restored(self, wanted: Any, value: Any) -> Any:
@@ -337,3 +340,17 @@ def _spec(leaf: Any) -> Spec:
     """Return the shape and type of an array; of typed keys, those of their data."""
     held = jax.eval_shape(jax.random.key_data, leaf) if _is_key(leaf) else leaf
     return tuple(held.shape), np.dtype(held.dtype)
+
+
+def _plain_spec(value: Any, wanted: Any) -> SourceSpec:
+    """Return the shape and type of a value that is not stored as an array.
+
+    A Python number has no width: as in jax, it has the type of the wanted array if that is of its kind and can hold it.
+    """
+    given = np.asarray(value)
+    kind = _KINDS.get(type(value))
+    is_alike = kind is not None and jax.numpy.issubdtype(wanted.dtype, kind)
+    if is_alike and kind is np.integer:
+        limits = jax.numpy.iinfo(wanted.dtype)
+        is_alike = limits.min <= value <= limits.max
+    return given.shape, np.dtype(wanted.dtype) if is_alike else given.dtype

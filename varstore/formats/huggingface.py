@@ -18,6 +18,7 @@ import os
 import re
 import stat
 from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 from typing import Any
 
 from varstore.errors import FormatError, UsageError
@@ -61,10 +62,13 @@ def holds_weights(names: Iterable[str]) -> bool:
     return {"blobs", "snapshots"} <= names or _PIPELINE in names or bool(_candidates(names))
 
 
-def read(path: str, *, limit: int | None = None, unknown: Unknown = "opaque") -> ForeignCheckpoint:
+def read(
+    path: str, *, limit: int | None = None, encoding: str = "utf-8", unknown: Unknown = "opaque"
+) -> ForeignCheckpoint:
     """Open a folder; if it has weights in several formats, those of safetensors.
 
-    `unknown` says what becomes of names in files of PyTorch that varstore does not know: see `varstore.read`.
+    `encoding` is that of strings of Python 2 in files of PyTorch, and `unknown` says what becomes of names in them that
+    varstore does not know: see `varstore.read`.
 
     Raises:
         FormatError: there are no weights in it, or several files of them without an index; see `safetensors.read` and
@@ -72,14 +76,15 @@ def read(path: str, *, limit: int | None = None, unknown: Unknown = "opaque") ->
         UnsafeContent: a link or an index leads out of the folder; see `safetensors.read` and `torch.read`.
     """
     budget = Budget(path, 0, limit=limit)
+    open_torch = partial(torch.opened, folder=budget, encoding=encoding, unknown=unknown)
     folder = _snapshot(path)
     names = _names_in(folder)
     if _PIPELINE not in names:
-        return _model(folder, names, budget, unknown, shown=path)
+        return _model(folder, names, budget, open_torch, shown=path)
     parts = {}
     for name in sorted(names):
         if (place := _real_folder(folder, name)) and _candidates(inner := _names_in(place)):
-            parts[name] = _model(place, inner, budget, unknown, shown=place)
+            parts[name] = _model(place, inner, budget, open_torch, shown=place)
     if not parts:
         raise FormatError("no folder of this pipeline holds weights", path=path, found=listed(sorted(names), _SHOWN))
     tree = {name: part.tree for name, part in parts.items()}
@@ -121,7 +126,9 @@ def write(
                 file.write(text)
 
 
-def _model(folder: str, names: set[str], budget: Budget, unknown: Unknown, *, shown: str) -> ForeignCheckpoint:
+def _model(
+    folder: str, names: set[str], budget: Budget, open_torch: Callable[[Source], ForeignCheckpoint], *, shown: str
+) -> ForeignCheckpoint:
     chosen = _candidates(names)
     if len(chosen) != 1:
         raise FormatError(
@@ -136,14 +143,14 @@ def _model(folder: str, names: set[str], budget: Budget, unknown: Unknown, *, sh
     source = Source(inside(folder, name), shown=os.path.join(folder, name))
     if not name.endswith(f".bin{_INDEX}"):
         if name.endswith(".bin"):
-            opened = torch.opened(source, folder=budget, unknown=unknown)
+            opened = open_torch(source)
         else:
             opened = safetensors.opened(source, folder=budget)
         opened.path, opened.format = shown, "huggingface"
         return opened
     weight_map, files, metadata = safetensors.parts_of(source)
     budget.include(source)
-    parts = {part: torch.opened(file, folder=budget, unknown=unknown) for part, file in files.items()}
+    parts = {part: open_torch(file) for part, file in files.items()}
     if missing := [name for name, part in weight_map.items() if name not in parts[part]]:
         raise FormatError(
             "the index names tensors that are not in their files", path=source.path, found=missing[:_SHOWN]

@@ -79,9 +79,10 @@ def step_in(path: str) -> str:
         return path
     with translated(path, "reading failed"):
         names = os.listdir(path) if os.path.isdir(path) else []
-    numbered = {match[1] for name in names if (match := _STEP.fullmatch(name))}
+    numbered = ((name, match[1]) for name in names if (match := _STEP.fullmatch(name)))
+    prefixes = {prefix for name, prefix in numbered if os.path.lexists(os.path.join(path, name, MARKER))}
     found: dict[str, str] = {}
-    for prefix in numbered:
+    for prefix in prefixes:  # each of which lists the directory again
         for member in reversed(Series(path, prefix).members()):
             with contextlib.suppress(VarstoreError):  # passed over, as by CheckpointManager.latest
                 check_files(member.saved)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import inspect
 import os
 import shutil
 import tempfile
@@ -80,7 +81,7 @@ class ReadOptions(TypedDict, total=False):
     """Options of `read` that a single format has."""
 
     encoding: str
-    """torch: the encoding of strings that Python 2 pickled, or "bytes" to leave them as they are."""
+    """torch, huggingface: the encoding of strings that Python 2 pickled, or "bytes" to leave them as they are."""
     key: bytes | None
     """MindSpore: the key of an encrypted file, 16, 24 or 32 bytes."""
     crc_check: bool
@@ -91,6 +92,16 @@ class ReadOptions(TypedDict, total=False):
     """Zarr and Orbax: "error" refuses chunks that are absent; by default, they are the fill value."""
     unknown: Unknown
     """Pickles: whether names that varstore does not know make an `Opaque` leaf, or are an error."""
+
+
+_DEFAULTS: ReadOptions = {
+    "encoding": "utf-8",
+    "key": None,
+    "crc_check": False,
+    "limit": None,
+    "absent": "fill",
+    "unknown": "opaque",
+}
 
 
 class ConvertOptions(StoreOptions, total=False):
@@ -185,7 +196,7 @@ def read(
         the whole nested object, and `attributes`, the metadata of the file.
 
     Raises:
-        UsageError: the format is unknown.
+        UsageError: the format is unknown, or does not have an option.
         FormatError: the file is damaged, or not of the named format.
         UnsafeContent: the file asks to run code, refers to files outside its folder, or is out of proportion to its
             size.
@@ -212,7 +223,7 @@ def read(
     row = detect(path) if format is None else named(format)
     if row.folder == "always" and isinstance(path, Held):
         raise UsageError(f"{row.name} is the format of a folder", path=path, hint="pass the path of the folder")
-    chosen = {name: value for name, value in options.items() if name != "unknown" or row.is_pickle}
+    chosen = _for_reader(row, path, options)
     try:
         with files_noted() as files:
             opened: OpenedCheckpoint | ForeignCheckpoint = row.module.read(path, **chosen)
@@ -423,7 +434,8 @@ def convert(
         kept: dict[str, Any] = {}
         is_linked = row is source_row and row.name == "varstore"
         if isinstance(opened, Checkpoint):
-            tree = nested(opened) or {}
+            found = nested(opened)
+            tree = found if _holds_anything(found) else {}
             if is_linked and is_whole and opened.manifest is not None:
                 kept = {"tree": opened.manifest.tree}  # the nested state, which refers to the variables by name
             if is_linked and opened.files:
@@ -436,7 +448,7 @@ def convert(
             raise UsageError("there is nothing to write: the file is an object of an unknown class", path=source)
         with reporting(progress, total, f"writing {target}") as advance:
             wrapped = _Wrapped(cast, advance, fails=dry_run)
-            if keeps_tree and tree and not is_linked:
+            if keeps_tree and _holds_anything(tree) and not is_linked:
                 state = wrapped.tree(tree)
             else:
                 state = {name: wrapped.array(array) for name, array in arrays.items()}
@@ -470,12 +482,18 @@ def convert(
             absent_chunks={name: absent[origin] for name, origin in chosen.items() if origin in absent},
         )
 
+    opening: ReadOptions = {"limit": limit} if encoding is None else {"limit": limit, "encoding": encoding}
     if source_row.name == "varstore":
+        _for_reader(source_row, source, opening)
         return retry_if_replaced(
             lambda found: write_from(OpenedCheckpoint(found.location, found.content)), step_in(source)
         )
-    opening: ReadOptions = {"limit": limit} if encoding is None else {"limit": limit, "encoding": encoding}
     return write_from(read(source, source_row.name, **opening))
+
+
+def _holds_anything(tree: Any) -> bool:
+    """Tell whether a tree is not empty; one that is a tensor has no truth value."""
+    return isinstance(tree, LazyArray) or bool(tree)
 
 
 def _parameter_names(opened: Any, chosen: Mapping[str, str], format: str, options: Mapping[str, Any]) -> dict[str, Any]:
@@ -492,6 +510,20 @@ def _parameter_names(opened: Any, chosen: Mapping[str, str], format: str, option
 def _for_format(row: Format, options: Mapping[str, Any]) -> dict[str, Any]:
     """Return the options without `overwrite` for files, which are replaced in any case."""
     return {name: value for name, value in options.items() if name != "overwrite" or row.folder}
+
+
+def _for_reader(row: Format, path: str, options: ReadOptions) -> dict[str, Any]:
+    """Return the options that the reader of a format has; others must have their default, which says nothing.
+
+    Formats that are not pickles have no names that could be unknown, so `unknown` is not refused.
+    """
+    had = inspect.signature(row.module.read).parameters
+    for name, value in options.items():
+        if name in _DEFAULTS and name not in {*had, "unknown"} and value != _DEFAULTS.get(name):
+            raise UsageError(
+                f"the format {row.name} does not have this option", path=path, field=name, hint="leave it out"
+            )
+    return {name: value for name, value in options.items() if name in had or name not in _DEFAULTS}
 
 
 def _bytes_in(row: Format, arrays: Mapping[str, Any], wrapped: _Wrapped) -> int:

@@ -10,6 +10,7 @@ https://github.com/PaddlePaddle/Paddle/tree/v3.3.1/paddle/phi/core/framework
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import struct
@@ -179,7 +180,11 @@ def _stream(source: Source, wire: Wire, start: int) -> Stream:
 
 
 def parameter_names(source: Source) -> list[str] | None:
-    """Return the names of the variables in a ``.pdiparams`` file, in order; None if there is no program beside it."""
+    """Return the names of the variables in a ``.pdiparams`` file, in order; None if there is no program beside it.
+
+    Raises:
+        FormatError: the program is damaged, or names two variables alike.
+    """
     if not source.path.endswith(".pdiparams"):
         return None
     for suffix, names in ((".json", _names_in_json), (".pdmodel", _names_in_protobuf)):
@@ -187,7 +192,10 @@ def parameter_names(source: Source) -> list[str] | None:
         if program is not None:
             if program.size > _LONGEST_PROGRAM:
                 raise _damaged(program, 0, "the program", f"{program.size} bytes")
-            return sorted(names(program))
+            found = sorted(names(program))
+            if twice := [name for name, after in itertools.pairwise(found) if name == after]:
+                raise FormatError("the program names two variables alike", path=program.path, variable=twice[0])
+            return found
     return None
 
 

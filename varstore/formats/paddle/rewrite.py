@@ -10,7 +10,7 @@ import os
 from collections.abc import Iterator, Mapping
 from typing import Any, BinaryIO
 
-from varstore.errors import FormatError, UsageError
+from varstore.errors import FormatError, UsageError, VariableMismatch
 from varstore.formats.binary.budget import Budget
 from varstore.formats.binary.source import Source
 from varstore.formats.paddle.program import PROGRAMS, Stream, companion, files_of, parameter_names, streams_of
@@ -40,12 +40,23 @@ def write_copy(path: str, state: Any, model: str, names: Mapping[str, str], stru
 
     Raises:
         UsageError: the model has no program, or the path is that of the model.
-        VariableNotFound, VariableMismatch: the model does not have a variable, or not of this shape or type.
+        VariableNotFound, VariableMismatch: the model does not have a variable, or not of this shape or type; or two
+            names stand for one.
         FormatError: a file of the model is damaged.
     """
-    arrays = {}
+    arrays: dict[str, LazyArray] = {}
+    given: dict[str, str] = {}
     for name, array in flat_arrays(state, format="paddle").items():
-        arrays[names.get(name, structured.get(name, name))] = array
+        variable = names.get(name, structured.get(name, name))
+        if variable in given:
+            raise VariableMismatch(
+                "two names stand for one variable of the model",
+                path=path,
+                variable=variable,
+                found=f"{given[variable]!r} and {name!r}",
+                hint="give it one value, under one of the names",
+            )
+        given[variable], arrays[variable] = name, array
     main = Source(files_of(model)[0])
     if not main.path.endswith(PARAMETERS):
         raise UsageError("this is not a file of a program's variables", path=main.path, expected=f"*{PARAMETERS}")

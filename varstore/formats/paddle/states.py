@@ -12,7 +12,7 @@ from __future__ import annotations
 import math
 import os
 import stat
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Mapping
 from typing import Any
 
@@ -276,7 +276,7 @@ def _read_streams(source: Source, budget: Budget) -> ForeignCheckpoint:
             found=plural(len(arrays), "tensor"),
             expected=f"{len(names)}",
         )
-    structured = _structured_names(source)
+    structured = _unambiguous(names, _structured_names(source))
     tree = {structured.get(name, name): array for name, array in zip(names, arrays, strict=True)}
     about = {"parameter_names": dict(zip(tree, names, strict=True))}
     return ForeignCheckpoint(source.path, "paddle", tree, about, budget=budget)
@@ -317,6 +317,13 @@ def _structured_names(source: Source) -> dict[str, str]:
         for name, about in (value.items() if isinstance(value, dict) else ())
         if isinstance(about, dict) and isinstance(about.get("structured_name"), str)
     }
+
+
+def _unambiguous(names: list[str], structured: dict[str, str]) -> dict[str, str]:
+    """Return the structured names of these parameters that no other parameter has, as either of its names."""
+    counts = Counter(structured[name] for name in names if name in structured)
+    taken = set(names)
+    return {name: new for name, new in structured.items() if new == name or (counts[new] == 1 and new not in taken)}
 
 
 def _tuple(machine: Machine, items: Any = ()) -> Any:

@@ -45,7 +45,7 @@ def read(
         StorageError: the operating system refused.
     """
     if kind_of(path) == stat.S_IFDIR:
-        return read_distributed(os.fspath(path), limit=limit, unknown=unknown)
+        return read_distributed(os.fspath(path), limit=limit, encoding=encoding, unknown=unknown)
     return opened(Source(path), limit=limit, encoding=encoding, unknown=unknown)
 
 

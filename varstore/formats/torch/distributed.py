@@ -40,10 +40,13 @@ _MOST_EXPANSION = 1032  # the limit of deflate
 _KEY_LIMIT = 1 << 61  # integers below it are their own hash
 
 
-def read_distributed(root: str, *, limit: int | None = None, unknown: Unknown = "error") -> ForeignCheckpoint:
+def read_distributed(
+    root: str, *, limit: int | None = None, encoding: str = "utf-8", unknown: Unknown = "error"
+) -> ForeignCheckpoint:
     """Open a folder that `torch.distributed.checkpoint.save` wrote, nested like the saved state.
 
-    `unknown` is for the values that are not tensors, see `read`; the metadata contains no objects of others.
+    `encoding` and `unknown` are for the values that are not tensors, see `read`; the metadata contains no objects of
+    others.
 
     Raises:
         UnsafeContent: the metadata asks to run code, a path leads out of the folder, there is a link in it, or the
@@ -59,7 +62,7 @@ def read_distributed(root: str, *, limit: int | None = None, unknown: Unknown = 
     )
     metadata = machine.run()
     machine.refuse_unclaimed()
-    reader = _Reader(root, source.path, _fields(metadata, "Metadata", source.path), budget, unknown)
+    reader = _Reader(root, source.path, _fields(metadata, "Metadata", source.path), budget, encoding, unknown)
     tree = reader.tree()
     return ForeignCheckpoint(root, "torch", tree, {"distributed": True}, budget=budget, unknown=tuple(reader.unknown))
 
@@ -71,7 +74,10 @@ class _Object(Instance):
 
 
 class _Reader:
-    def __init__(self, root: str, path: str, fields: dict[str, Any], budget: Budget, unknown: Unknown) -> None:
+    def __init__(
+        self, root: str, path: str, fields: dict[str, Any], budget: Budget, encoding: str, unknown: Unknown
+    ) -> None:
+        self._encoding = encoding
         self._mode: Unknown = unknown
         self.unknown: list[tuple[str, str, int]] = []
         self._root = root
@@ -116,7 +122,7 @@ class _Reader:
             self._taken[source.path] = self._taken.get(source.path, 0) + size
             if self._taken[source.path] > source.size:
                 self._fail("the place of a variable", name, "the place of other variables")
-            opened = read_zip(source, self._budget, start, size, unknown=self._mode)
+            opened = read_zip(source, self._budget, start, size, encoding=self._encoding, unknown=self._mode)
             self.unknown += opened.unknown
             return _Value(opened.tree)
         fields = _fields(about, "TensorStorageMetadata", self._path)

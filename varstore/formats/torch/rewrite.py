@@ -56,7 +56,7 @@ def write_program(path: str, state: Any, model: str) -> None:
     order = ">" if is_big_endian(members, index) else "="
     changes: dict[str, list[_Change]] = {}
     for name, member, about in listed_weights(source, members, index, Budget(model, source.size)):
-        if name in arrays:
+        if name in arrays and arrays[name].size:  # the offset of an empty weight need not be in its member
             if about.get("use_pickle"):
                 raise FormatError("the program holds this weight as a pickle", path=model, variable=name)
             changes.setdefault(member.name, []).append(_change(name, arrays[name], member, about, order, model))

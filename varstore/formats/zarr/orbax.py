@@ -60,15 +60,30 @@ def read(path: str, *, limit: int | None = None, absent: Absent = "fill") -> For
     budget = Budget(path, size, files=files, limit=limit, refuses_absent=absent == "error")
     trees: dict[str, Any] = {}
     attributes: dict[str, Any] = {}
+    items = {name: folder for name, folder in items.items() if {METADATA, _JSON_ITEM} & folder.files.keys()}
+    is_one = len(items) == 1 and not items.keys() - {"", _DEFAULT_ITEM}
     for name, folder in items.items():
         if METADATA in folder.files:
-            prefix = f"{name}/" if len(items) > 1 else ""
-            trees[name], attributes = _tree(folder, budget, prefix)
-        elif _JSON_ITEM in folder.files:
-            trees[name] = json_in(folder, budget, _JSON_ITEM)
-    is_one = len(trees) == 1 and not trees.keys() - {"", _DEFAULT_ITEM}
+            trees[name], attributes = _tree(folder, budget, "" if is_one else f"{name}/")
+        else:
+            trees[name] = _json_item(folder, budget)
     tree = next(iter(trees.values())) if is_one else trees
     return ForeignCheckpoint(path, "orbax", tree, attributes if is_one else {}, budget=budget)
+
+
+def _json_item(folder: WalkedFolder, budget: Budget) -> dict[str, Any]:
+    item = json_in(folder, budget, _JSON_ITEM)
+    level: list[Any] = [item]
+    for _ in range(DEEPEST):
+        level = [inner for outer in level for inner in (outer.values() if isinstance(outer, dict) else outer)]
+        level = [inner for inner in level if isinstance(inner, dict | list)]
+    if level:
+        raise FormatError(
+            "the data is nested too deeply",
+            path=os.path.join(folder.path, _JSON_ITEM),
+            expected=f"at most {DEEPEST} levels",
+        )
+    return item
 
 
 def _step(path: str) -> str:
