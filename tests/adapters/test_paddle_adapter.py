@@ -334,6 +334,17 @@ def test_fit_resumes_bit_for_bit(tmp_path, scheduler):
         assert resumed._optimizer.get_lr() == whole._optimizer.get_lr() != 0.05
 
 
+def test_a_run_with_mixed_precision_resumes_without_it_and_not_without_an_optimizer(tmp_path):
+    keeper = VarstoreCallback(vs.CheckpointManager(tmp_path / "run"))
+    fit(prepared(), 1, keeper)
+    state = load(keeper.manager.latest())
+    names = vs.open(keeper.manager.latest()).attributes["parameter_names"]
+    keeper.manager.save(2, {**state, "scaler": {"scale": 2.0}}, attributes={"parameter_names": names})
+    assert keeper.resume(prepared()) == 1
+    with pytest.raises(UsageError, match="not prepared"):
+        keeper.resume(paddle.Model(network()))
+
+
 def test_fit_saves_batches_and_metrics(tmp_path):
     manager = vs.CheckpointManager(tmp_path / "run", save_when=vs.EverySteps(2), background=True)
     keeper = VarstoreCallback(manager, each="batch")

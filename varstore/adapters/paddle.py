@@ -469,12 +469,14 @@ class VarstoreCallback(paddle.callbacks.Callback):  # type: ignore[misc, unused-
         """Load the latest checkpoint into a prepared model, and return how many epochs it has behind it, or 0.
 
         Raises:
-            UsageError: a `VarstoreCallback` did not save the latest checkpoint.
+            UsageError: a `VarstoreCallback` did not save the latest checkpoint, or the model has no optimizer.
             VariableMismatch: the model is another one.
         """
         latest = self.manager.latest()
         if latest is None:
             return 0
+        if model._optimizer is None:
+            raise UsageError("the model is not prepared for training", hint="call its prepare with an optimizer first")
         with open_checkpoint(latest) as checkpoint:
             tree = checkpoint.tree
             if not isinstance(tree, dict) or tree.keys() - {"scaler"} != _PARTS:
@@ -487,8 +489,9 @@ class VarstoreCallback(paddle.callbacks.Callback):  # type: ignore[misc, unused-
             moved = _moved_names(model.network, _known_names(checkpoint))
             load_into(model.network, checkpoint, include="model/*", rename={"model/": ""})
             _set_state(model._optimizer, state["optimizer"], moved, checkpoint.path)
-        if state.get("scaler"):
-            model._scaler.load_state_dict(state["scaler"])
+        scaler = getattr(model, "_scaler", None)  # there is none without mixed precision
+        if scaler is not None and state.get("scaler"):
+            scaler.load_state_dict(state["scaler"])
         self._done = state["done"]
         return int(self._done["epoch"])
 
