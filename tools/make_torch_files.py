@@ -210,6 +210,27 @@ def torchscript_frozen(path: Path) -> dict[str, Any]:
     return {"tensors": {"c0": model.weight, "c1": model.bias}}
 
 
+class Scaled(nn.Module):  # type: ignore[misc]
+    """A layer beside a tensor that has the name of a constant."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc = nn.Linear(3, 2)
+        self.c0 = torch.arange(3.0)
+
+    def forward(self, values: torch.Tensor) -> torch.Tensor:
+        """Return the output of the layer for scaled values."""
+        return self.fc(values * self.c0)
+
+
+@maker("torchscript_frozen_in_part.pt")
+def torchscript_frozen_in_part(path: Path) -> dict[str, Any]:
+    """Write a frozen module that keeps one of its tensors."""
+    model = Scaled().eval()
+    torch.jit.freeze(torch.jit.script(model), preserved_attrs=["c0"]).save(str(path))
+    return {"tensors": {"c0": model.c0, "c0~2": model.fc.weight, "c1": model.fc.bias}}
+
+
 def program(path: Path) -> dict[str, Any]:
     """Write an exported program."""
     model = net()

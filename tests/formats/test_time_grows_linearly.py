@@ -102,6 +102,15 @@ def storages_in_the_same_bytes(path, count):
     return torch_file(path, b"(" + once + b"h\0h\1\x85R" * count + b"t", storage=b"\0")
 
 
+@maker(1500)
+def states_of_one_dict(path, count):
+    state = b"}(" + b"".join(b"X\6\0\0\0%06dN" % i for i in range(count)) + b"u"
+    given = (
+        b"ctorch._utils\n_rebuild_wrapper_subclass\ncfoo\nBar\n(cfoo\nBar\nt(" + state + b"q\0" + b"h\0" * count + b"t"
+    )
+    return torch_file(path, b"ctorch._tensor\n_rebuild_from_type_v2\n(" + given + b"tR")
+
+
 @maker(200)
 def attributes_of_a_program(path, count):
     body = b"c__torch__\nM\n)\x81}(" + b"".join(b"X\6\0\0\0%06d" % i + b"](NNe" for i in range(count)) + b"ub"

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from support import FIXTURES, load_truth, run_python
+from support import FIXTURES, crafted, load_truth, run_python
 from support.crafted import torch_file
 from support.hostile_pickles import STOP, called, named, number, storage, tensor, text, torch_zip
 
@@ -41,7 +41,7 @@ def rewritten(name: str, target: Path, change: Any, *, compression: int = zipfil
 WHOLE = [
     *PROGRAMS,
     *("torchscript.pt", "torchscript_traced.pt", "torchscript_frozen.pt", "whole_module_legacy.pth"),
-    "graph_module.pt",
+    *("torchscript_frozen_in_part.pt", "graph_module.pt"),
 ]
 
 
@@ -283,6 +283,30 @@ def test_several_models_in_a_program_are_told_apart(tmp_path):
     assert set(vs.read(path)) == {f"{model}/{name}" for model in ("model", "decode") for name in names}
 
 
+def pickled_weights(path: Path, names: dict[str, str], body: bytes) -> Path:
+    """Write a program whose weights are files of `torch.save`; `names` maps each weight to its member."""
+    root = "program/data/weights"
+    config = {weight: {"path_name": member, "use_pickle": True} for weight, member in names.items()}
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("program/archive_format", "pt2")
+        archive.writestr(f"{root}/model_weights_config.json", json.dumps({"config": config}))
+        for member in set(names.values()):
+            archive.writestr(f"{root}/{member}", torch_zip(body + STOP))
+    return path
+
+
+def test_unknown_names_of_pickled_weights_are_listed(tmp_path):
+    path = pickled_weights(tmp_path / "a.pt2", {"w": "weight_0", "v": "weight_1"}, named("foo", "Bar") + b")\x81")
+    opened = vs.read(path)
+    assert opened.unknown == (("foo", "Bar", 1),) * 2
+    assert sorted(opened.state()) == ["v", "w"]
+
+
+def test_a_pickled_weight_that_several_names_share_is_refused(tmp_path):
+    with pytest.raises(UnsafeContent, match="one pickle"):
+        vs.read(pickled_weights(tmp_path / "a.pt2", {"w": "weight_0", "v": "weight_0"}, wrapper(b"}")))
+
+
 # --- _load_from_bytes --------------------------------------------------------------------------------------------
 
 
@@ -403,6 +427,42 @@ def test_attributes_of_a_wrapper_are_named(tmp_path):
     assert vs.read(path, unknown="error").state()["class"] == "foo.Wrapped"
     slots = wrapper(b"N}" + text("data") + view + b"s\x86")
     assert list(vs.read(torch_file(tmp_path / "b.pt", slots, storage=VALUES))) == ["data"]
+
+
+@pytest.mark.parametrize("state", [b"N" + b"}" * 2 + b"\x87", b"}K\1\x86", b"K\1"])
+def test_a_wrapper_with_a_state_of_its_own_is_a_record(tmp_path, state):
+    view = text("data") + tensor(storage("torch.FloatStorage", "0", 4), 0, [4], [1])
+    path = torch_file(tmp_path / "a.pt", wrapper(state.replace(b"}", b"}" + view + b"s")), storage=VALUES)
+    assert repr(vs.read(path).state()) == "<Opaque foo.Wrapped>"
+
+
+def test_attributes_of_a_wrapper_are_paid_for(tmp_path):
+    """One dict may be the state of many objects."""
+    state = b"}(" + b"".join(text(f"{i}") + b"N" for i in range(2000)) + b"u"
+    again = wrapper(b"h\0") + b"0"
+    path = torch_file(tmp_path / "a.pt", state + b"q\0" + b"0" + again * 2000 + b"N")
+    with pytest.raises(UnsafeContent, match="out of proportion"):
+        vs.read(path)
+
+
+def test_attributes_and_slots_that_collide_are_refused(tmp_path):
+    """Each of the two dicts is allowed, but not both in one."""
+    pairs = crafted.colliding_pairs(128)
+    dicts = (
+        b"".join(b"J" + struct.pack("<i", a) + crafted.long1(b) + b"\x86N" for a, b in half)
+        for half in (pairs[:64], pairs[64:])
+    )
+    path = torch_file(tmp_path / "a.pt", wrapper(b"".join(b"}(" + one + b"u" for one in dicts) + b"\x86"))
+    with pytest.raises(UnsafeContent, match="same hashes"):
+        vs.read(path)
+
+
+@pytest.mark.parametrize("kept", [b"N", b"K\1", b"](" + text("a") + b"e"])
+def test_what_is_not_a_set_of_buffers_leaves_none_out(tmp_path, kept):
+    view = tensor(storage("torch.FloatStorage", "0", 4), 0, [4], [1])
+    parts = text("_parameters") + b"}" + text("_modules") + b"}" + text("_buffers") + b"}" + text("a") + view + b"s"
+    body = named("foo", "Net") + b")\x81}(" + parts + text("_non_persistent_buffers_set") + kept + b"ub"
+    assert list(vs.read(torch_file(tmp_path / "a.pt", body, storage=VALUES))) == ["a"]
 
 
 @pytest.mark.parametrize("hook", [named("os", "system"), named("builtins", "eval"), named("foo", "hook")])

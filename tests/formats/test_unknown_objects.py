@@ -18,6 +18,10 @@ from support.crafted import pickled, torch_file
 
 import varstore as vs
 from varstore.errors import FormatError, UnsafeContent, UsageError, VarstoreError
+from varstore.formats.binary.budget import Budget
+from varstore.formats.pickles import code
+from varstore.formats.pickles.machine import Machine
+from varstore.formats.pickles.tree import plain_tree
 from varstore.values.nodes import leaves
 from varstore.values.opaque import Opaque, without_opaque
 
@@ -282,6 +286,27 @@ def test_names_that_run_code_refuse_the_file_in_every_mode(tmp_path, module, nam
 def test_an_object_is_not_called_or_changed_in_other_ways(tmp_path, body):
     with pytest.raises(FormatError):
         vs.read(torch_file(tmp_path / "a.pt", body))
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"\x8c\3fooq\0\x8c\3Barq\1(" + b"h\0h\1\x93" * 200_000 + b"t",
+        b"cfoo\nBar\n)\x81q\0(" + b"h\0" * 200_000 + b"lb",
+    ],
+    ids=["names", "mentions"],
+)
+def test_names_and_mentions_of_objects_are_paid_for(body):
+    machine = Machine(body + b".", path="a", table={}, budget=Budget("a", 0), unknown="opaque")
+    with pytest.raises(UnsafeContent, match="out of proportion"):
+        plain_tree(machine.run(), machine, lambda _value: NotImplemented)
+
+
+def test_long_names_are_not_kept():
+    before = code._runs_code.cache_info().misses
+    assert code.runs_code("os" + ".path" * 100, "a")
+    assert not code.runs_code("foo", "b" * 300)
+    assert code._runs_code.cache_info().misses == before
 
 
 def test_no_module_of_the_file_is_imported(tmp_path):

@@ -103,7 +103,7 @@ def _device_of(items: list[Any]) -> Any:
 def _dtype_of(items: list[Any]) -> Any:
     [name] = items
     torch = framework_named("torch")
-    dtype = getattr(torch, name, None) if _DTYPE.fullmatch(name) else None
+    dtype = vars(torch).get(name) if _DTYPE.fullmatch(name) else None  # getattr may import a submodule
     if not isinstance(dtype, torch.dtype):
         raise ValueError(f"{name!r} is not a type of torch")
     return dtype

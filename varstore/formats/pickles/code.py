@@ -56,12 +56,19 @@ _NAMES = {
     "types": _set("CellType CodeType FrameType FunctionType LambdaType MethodType ModuleType new_class"),
 }
 _WITHIN = ("numpy.testing", "numpy.distutils", "numpy.f2py", "torch.hub", "torch.ops", "torch.utils.cpp_extension")
+_LONGEST_KEPT = 256
+"""The characters of a name whose answer is kept: the names are those of a file, and may be as long as it is."""
 _PYTHON_2 = {"__builtin__": "builtins", "copy_reg": "copyreg"}
 
 
-@lru_cache(maxsize=1024)
 def runs_code(module: str, name: str) -> bool:
     """Return whether a name has no use but to run code; one that leads through attributes is judged by each part."""
+    judge = _runs_code if len(module) + len(name) <= _LONGEST_KEPT else _runs_code.__wrapped__
+    return judge(module, name)
+
+
+@lru_cache(maxsize=1024)
+def _runs_code(module: str, name: str) -> bool:
     path = _PYTHON_2.get(module, module)
     if path.partition(".")[0] in _MODULES or any(f"{path}.".startswith(f"{top}.") for top in _WITHIN):
         return True

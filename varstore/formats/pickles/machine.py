@@ -390,6 +390,7 @@ class Machine(Tape):
             self.fail("a name in the pickle is not text", found=f"{show(module)}, {show(name)}")
         found = Global(module, name, self._table.get((module, name)), self.at)
         if found.entry is None:
+            self.charge(NODE)
             self.foreign.append(found)
         return found
 

@@ -65,7 +65,7 @@ class _Walk:
             return value, 1, 0
         identity, done = id(value), self._done[self._inside]
         if self._inside and (depth > DEEPEST or identity in self._open):
-            return _mention(value), 1, 0
+            return self._mentioned(value)
         known = done.get(identity)
         if known is None:
             if identity in self._open:
@@ -78,11 +78,15 @@ class _Walk:
             known = known[0], 1, known[2]
         if depth + known[2] > DEEPEST:
             if self._inside:
-                return _mention(value), 1, 0
+                return self._mentioned(value)
             self._fail(f"the object is nested deeper than {DEEPEST}")
         if known[1] > self._most:
             self._fail("the object repeats parts of itself out of proportion to the file")
         return known
+
+    def _mentioned(self, value: Any) -> tuple[Opaque, int, int]:
+        self._machine.charge(NODE)
+        return _mention(value), 1, 0
 
     def _convert(self, value: Any, depth: int) -> tuple[Any, int, int]:
         if depth > DEEPEST:
@@ -171,7 +175,7 @@ class _Walk:
         raise FormatError(problem, path=self._machine.path, hint="no framework writes such a checkpoint")
 
 
-def claim(module: Instance, seen: set[int]) -> None:
+def claim(module: Any, seen: set[int]) -> None:
     """Claim every name in a module's state: they are classes and functions of its code, and stay inert."""
     waiting: list[Any] = [module]
     while waiting:
@@ -226,7 +230,9 @@ def _variables(module: Instance, prefix: str, machine: Machine, depth: int) -> I
     if depth > DEEPEST:
         machine.fail(f"modules are nested deeper than {DEEPEST}")
     state = module.state
-    temporary = state.get("_non_persistent_buffers_set", ())
+    temporary = state.get("_non_persistent_buffers_set")
+    if not isinstance(temporary, (set, frozenset)):  # old files do not have it, and in a list each search takes long
+        temporary = ()
     for part in ("_parameters", "_buffers"):
         for name, value in state[part].items():
             machine.charge(_NAME + 4 * len(prefix))

@@ -10,7 +10,7 @@ Source: https://github.com/pytorch/pytorch/blob/v2.13.0/torch/export/pt2_archive
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -67,12 +67,27 @@ def read_archive(
         raise FormatError("there are no weights in this exported program", path=source.path)
     trees: dict[str, Any] = {}
     names: list[tuple[str, str, int]] = []
+    opened: set[str] = set()
+
+    def nested(member: Member) -> Any:
+        if member.name in opened:
+            raise UnsafeContent(
+                "several weights of this exported program are one pickle",
+                path=source.path,
+                field=member.name[:100],
+                expected="a member for each of them, as torch writes them",
+            )
+        opened.add(member.name)
+        found = _nested(source, member, budget, unknown)
+        names.extend(found.unknown)
+        return found.tree
+
+    is_checked = any(member.crc for member in members.values())
     for model, member in weights.items():
         if member.name.endswith(_INDEX):
-            trees[model] = _indexed(source, members, member, budget, unknown)
+            trees[model] = _indexed(source, members, member, budget, nested, is_checked=is_checked)
         else:
-            opened = _nested(source, member, budget, unknown)
-            trees[model], names = opened.tree, [*names, *opened.unknown]
+            trees[model] = nested(member)
     tree = next(iter(trees.values())) if len(trees) == 1 else trees
     return ForeignCheckpoint(source.path, "torch", tree, {"exported": True}, budget=budget, unknown=tuple(names))
 
@@ -99,16 +114,21 @@ def _nested(source: Source, member: Member, budget: Budget, unknown: Unknown) ->
 
 
 def _indexed(
-    source: Source, members: Mapping[str, Member], index: Member, budget: Budget, unknown: Unknown
+    source: Source,
+    members: Mapping[str, Member],
+    index: Member,
+    budget: Budget,
+    nested: Callable[[Member], Any],
+    *,
+    is_checked: bool,
 ) -> OrderedDict[str, Any]:
-    """Return the weights that an index lists."""
+    """Return the weights that an index lists; `nested` opens a member that is a file of `torch.save`."""
     swapped = is_big_endian(members, index)
     storages = Storages(budget)
-    is_checked = any(member.crc for member in members.values())
     tree: OrderedDict[str, Any] = OrderedDict()
     for name, member, about in listed_weights(source, members, index, budget):
         if about.get("use_pickle"):
-            tree[name] = _nested(source, member, budget, unknown).tree
+            tree[name] = nested(member)
             continue
         tree[name] = _weight(storages, member, about, source.path, name)
     for storage in storages.found:

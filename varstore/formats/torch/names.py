@@ -118,16 +118,27 @@ def _dtype_of(machine: Machine, value: Any) -> np.dtype[Any]:
 def _subclass(machine: Machine, function: Any, kind: Any, arguments: Any, state: Any = None) -> Any:
     if isinstance(kind, Global):
         kind.claim()  # only the values are kept, not the class
-    is_wrapper = type(function) is Global and (function.module, function.name) == ("torch._utils", _WRAPPER)
-    parts: dict[Any, Any] = {}
-    for part in state if type(state) is tuple else (state,):  # attributes, and those that are slots
-        parts |= part if type(part) is dict else {}
-    if is_wrapper and type(arguments) is tuple and arguments and isinstance(arguments[0], Global):
+    if type(function) is not Global or (function.module, function.name) != ("torch._utils", _WRAPPER):
+        return machine.call(function, arguments)
+    if type(arguments) is tuple and arguments and isinstance(arguments[0], Global):
         arguments[0].claim()
-    if is_wrapper and any(type(part) in (LazyArray, dict) for part in parts.values()):
-        machine.charge(NODE + 20 * ITEM * len(parts))
+    parts = _attributes(machine, state)
+    if any(type(part) in (LazyArray, dict) for part in parts.values()):
         return {"class": str(kind), **parts}
     return machine.call(function, arguments)
+
+
+def _attributes(machine: Machine, state: Any) -> dict[Any, Any]:
+    """Return the attributes in the state of an object, which is a dict, or a pair with one for the slots.
+
+    Another state is that of a class with a `__setstate__` of its own, and does not have attributes.
+    """
+    both = state if type(state) is tuple else (state, None)
+    if len(both) != 2 or any(part is not None and type(part) is not dict for part in both):
+        return {}
+    machine.charge(NODE + 20 * ITEM * sum(len(part or ()) for part in both))
+    machine.check_keys([key for part in both for key in part or ()])
+    return {key: value for part in both for key, value in (part or {}).items()}
 
 
 def _wrapper(machine: Machine, kind: Any, *arguments: Any) -> Any:

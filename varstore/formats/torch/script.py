@@ -41,8 +41,9 @@ def script_state(module: Any, machine: Machine) -> OrderedDict[str, LazyArray]:
 def constants(values: Any) -> OrderedDict[str, LazyArray]:
     """Return the tensors among the constants of the code, by the names that the code has for them.
 
-    A module that was frozen has its parameters there.
+    A module that was frozen has its parameters there, except those of the attributes that were to be preserved.
     """
+    claim(values, set())
     items = enumerate(values) if isinstance(values, tuple) else ()
     return OrderedDict((f"c{index}", value) for index, value in items if isinstance(value, LazyArray))
 

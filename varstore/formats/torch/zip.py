@@ -10,6 +10,7 @@ Source: `_load` in https://github.com/pytorch/pytorch/blob/v2.13.0/torch/seriali
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Mapping
 from functools import partial
 from typing import Any
@@ -27,6 +28,7 @@ from varstore.formats.torch.legacy import nested_load, reading
 from varstore.formats.torch.names import storage_identity, torch_leaf, torch_table
 from varstore.formats.torch.script import constants, script_state
 from varstore.formats.torch.tensors import Storage, Storages
+from varstore.values.nodes import Names
 from varstore.values.parts import Read
 
 __all__ = ["least_size", "locate", "read_members", "read_zip"]
@@ -66,13 +68,16 @@ def read_members(
     read = partial(_unpickled, source.path, members, roots[0], budget, encoding, unknown)
     machine, value, leaf = read("data")
     if f"{roots[0]}constants.pkl" in members:
-        value = script_state(value, machine)
-        machine.refuse_unclaimed()
-        if not value:
-            machine, found, leaf = read("constants")
-            value = constants(found)
-    tree = plain_tree(value, machine, leaf)
-    return ForeignCheckpoint(source.path, "torch", tree, budget=budget, unknown=machine.unknown())
+        tree = plain_tree(script_state(value, machine), machine, leaf)
+        names = Names()
+        tree = OrderedDict((names.own(name), tensor) for name, tensor in tree.items())
+        of_code, value, leaf = read("constants")
+        more = plain_tree(constants(value), of_code, leaf)
+        tree |= {names.own(name): tensor for name, tensor in more.items()}
+        unknown_names = machine.unknown() + of_code.unknown()
+    else:
+        tree, unknown_names = plain_tree(value, machine, leaf), machine.unknown()
+    return ForeignCheckpoint(source.path, "torch", tree, budget=budget, unknown=unknown_names)
 
 
 def _unpickled(
