@@ -13,8 +13,9 @@ from varstore.formats.opened import ForeignCheckpoint, read_state
 from varstore.model.options import LoadOptions
 from varstore.training.state import restore
 from varstore.training.tensors import Framework
+from varstore.values.select import Patterns, Rename
 
-__all__ = ["optimizer_state", "state_of"]
+__all__ = ["optimizer_state", "refuse_choice", "state_of"]
 
 
 def state_of(state: Any, state_dict: Callable[[Any], Any] = methodcaller("state_dict")) -> Any:
@@ -31,6 +32,14 @@ def _without_factories(state: Any) -> Any:
     if type(state) in (dict, defaultdict):
         return {key: _without_factories(item) for key, item in state.items()}
     return state
+
+
+def refuse_choice(include: Patterns | None, exclude: Patterns | None, rename: Rename | None) -> None:
+    """Refuse a choice of variables for the state of an optimizer."""
+    if include is not None or exclude is not None or rename is not None:
+        raise UsageError(
+            "the state of an optimizer can only be loaded whole", hint="leave out include, exclude and rename"
+        )
 
 
 def optimizer_state(

@@ -20,7 +20,7 @@ from varstore.errors import UnsupportedDtype, UsageError, VariableMismatch
 from varstore.formats.opened import ForeignCheckpoint
 from varstore.formats.verbs import open_source
 from varstore.loading import load_state
-from varstore.model.into import fill_targets
+from varstore.model.into import fill_targets, from_source
 from varstore.model.match import Missing, OnMismatch, OnTied
 from varstore.model.moves import LateTarget, Place
 from varstore.model.options import LoadOptions, Path, StateOptions
@@ -29,7 +29,7 @@ from varstore.model.report import LoadReport
 from varstore.text.hints import shortened
 from varstore.training.manager import CheckpointManager
 from varstore.training.state import save_state
-from varstore.values.arguments import check_names, checked
+from varstore.values.arguments import checked
 from varstore.values.arrays import as_source
 from varstore.values.nodes import leaves, replaced
 from varstore.values.select import Patterns, Rename, select
@@ -263,10 +263,8 @@ def load_into(
             found=type(target).__name__,
             hint="for other objects, load the state and pass it to their method set_state_dict or load_state_dict",
         )
-    if is_optimizer and not (include is None and exclude is None and rename is None):
-        raise UsageError(
-            "the state of an optimizer can only be loaded whole", hint="leave out include, exclude and rename"
-        )
+    if is_optimizer:
+        live.refuse_choice(include, exclude, rename)
 
     def load_from(given: Mapping[str, Any]) -> LoadReport:
         if is_optimizer:
@@ -294,11 +292,7 @@ def load_into(
         )
 
     own = {} if is_optimizer else _tensors_of(target)
-    opened = open_source(source)
-    if isinstance(opened, Mapping) and not isinstance(opened, Checkpoint):
-        check_names(opened, "source")
-        return load_from(opened)
-    return retry_if_replaced(load_from, opened)
+    return from_source(open_source(source), load_from)
 
 
 def _known_names(given: Mapping[str, Any]) -> Mapping[str, str]:

@@ -28,7 +28,7 @@ from varstore.values.arguments import check_names
 from varstore.values.arrays import as_source
 from varstore.values.select import Patterns, Rename, select
 
-__all__ = ["carry_out", "check_targets", "fill_targets", "load_into", "prepare"]
+__all__ = ["carry_out", "check_targets", "fill_targets", "from_source", "load_into", "prepare"]
 
 
 def load_into(
@@ -65,10 +65,17 @@ def load_into(
             progress=progress,
         )
 
+    return from_source(source, load_from)
+
+
+def from_source(
+    source: Path | Checkpoint | Mapping[str, Any], load: Callable[[Mapping[str, Any]], LoadReport]
+) -> LoadReport:
+    """Load from a mapping, or from a checkpoint, which is opened again if it was replaced meanwhile."""
     if isinstance(source, Mapping) and not isinstance(source, Checkpoint):
         check_names(source, "source")
-        return load_from(source)
-    return retry_if_replaced(load_from, source)
+        return load(source)
+    return retry_if_replaced(load, source)
 
 
 def fill_targets(

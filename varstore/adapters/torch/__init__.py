@@ -20,13 +20,14 @@ from varstore.errors import UsageError
 from varstore.formats.opened import ForeignCheckpoint
 from varstore.formats.registry import detect
 from varstore.formats.verbs import open_source, read
+from varstore.model.into import from_source
 from varstore.model.match import Missing, OnMismatch, OnTied
 from varstore.model.options import LoadOptions, Path, StateOptions
 from varstore.model.report import LoadReport
 from varstore.training.chosen import Choice
 from varstore.training.state import load_state, save_state
 from varstore.training.tensors import Framework, MapLocation
-from varstore.values.arguments import check_names, checked, described
+from varstore.values.arguments import checked, described
 from varstore.values.select import Patterns, Rename
 
 __all__ = ["load", "load_into", "save", "state_of"]
@@ -202,10 +203,7 @@ def load_into(
     """
     load_options: LoadOptions = {"verify": verify, "threads": threads, "progress": progress}
     if isinstance(target, torch.optim.Optimizer):
-        if include is not None or exclude is not None or rename is not None:
-            raise UsageError(
-                "the state of an optimizer can only be loaded whole", hint="leave out include, exclude and rename"
-            )
+        live.refuse_choice(include, exclude, rename)
     elif not isinstance(target, torch.nn.Module):
         raise UsageError(
             "not a module or an optimizer",
@@ -229,8 +227,4 @@ def load_into(
             return load_into_optimizer(target, given, **load_options)
         return load_into_module(target, given, options, load_options)
 
-    source = open_source(source)
-    if isinstance(source, Mapping) and not isinstance(source, Checkpoint):
-        check_names(source, "source")
-        return load_from(source)
-    return retry_if_replaced(load_from, source)
+    return from_source(open_source(source), load_from)

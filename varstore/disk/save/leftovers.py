@@ -37,6 +37,7 @@ from varstore.storage.removing import empty, remove, remove_file, remove_written
 from varstore.values.arguments import checked
 
 __all__ = [
+    "CHANGEABLE",
     "NAME_LIMIT",
     "beside",
     "Cleaned",
@@ -53,7 +54,8 @@ __all__ = [
 ]
 
 NAME_LIMIT = 255 - len(".") - len(REPLACED) - 8
-_CHANGEABLE = 0o333
+CHANGEABLE = 0o333
+"""Modes of an attached file that somebody may write to or execute: no save makes one."""
 _MANIFEST = re.compile(rf"\.{MANIFEST}\.[0-9a-f]{{8}}")
 
 
@@ -266,7 +268,7 @@ def undo_in_place(fd: int, tops: Iterable[str]) -> None:
             remove_written(top, fd)
             with contextlib.suppress(OSError):
                 status = os.stat(top, dir_fd=fd, follow_symlinks=False)
-                if stat.S_ISREG(status.st_mode) and not status.st_mode & _CHANGEABLE:
+                if stat.S_ISREG(status.st_mode) and not status.st_mode & CHANGEABLE:
                     remove_file(top, fd)
     remove_file(MANIFEST, fd)
 

@@ -26,6 +26,7 @@ from functools import partial
 import numpy as np
 
 from varstore.disk.blocks import digest_file_block, spans, write_out
+from varstore.disk.save.leftovers import CHANGEABLE
 from varstore.disk.save.small_files import SmallFiles
 from varstore.disk.save.staging import Staging
 from varstore.disk.threads import Job
@@ -49,8 +50,6 @@ _NOT_COPIED = {errno.ENOSPC, errno.EDQUOT, errno.EEXIST, errno.EMFILE, errno.ENF
 """Where a link fails so, a copy would too; where a file system refuses links for any other reason, copying helps."""
 _New = PlannedVariable | PlannedFile
 _Original = PlannedVariable | Entry | FileEntry
-_CHANGEABLE = 0o333
-"""Modes of a file that somebody may write to or execute: no save makes one."""
 _READABLE = stat.S_IRUSR | stat.S_IRGRP | stat.S_IROTH
 
 
@@ -195,7 +194,7 @@ class Links:
             return False
         status = os.stat(target, dir_fd=self._fd, follow_symlinks=False)
         is_ours = stat.S_ISREG(status.st_mode) and status.st_mode & _READABLE and status.st_uid == self._owner
-        if not is_ours or (not variable.folder and status.st_mode & _CHANGEABLE):
+        if not is_ours or (not variable.folder and status.st_mode & CHANGEABLE):
             os.unlink(target, dir_fd=self._fd)
             return False
         directory.check_size(original, status.st_size)
