@@ -71,7 +71,7 @@ def check_storage(ctx: click.Context, directory: str, as_json: bool) -> None:
     """Find out what varstore can promise on the file system of DIRECTORY, with probes that leave nothing behind.
 
     Prints the file system's class, what is promised on it, and what the probes found: a rename onto a full folder, an
-    exchange of two folders, links, locks, fsync, what is said of free space, and how fine the times of files are.
+    exchange of two folders, links, locks, fsync, what is said of free space, and the resolution of file times.
 
     Exit status: 0 if a save is whole or absent there; 1 if not; 3 if DIRECTORY could not be checked.
 

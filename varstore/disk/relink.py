@@ -1,4 +1,4 @@
-"""Make equal files of a run one file again, after a copy that made each of its links a file of its own.
+"""Make equal files of variables in a run one file again, after a copy that made each link a file of its own.
 
 A file is replaced by a link to an equal one, in three steps. The link is made beside the checkpoint, under a temporary
 name that `varstore.clean` knows. What it leads to must be the file whose bytes were compared, and what it replaces

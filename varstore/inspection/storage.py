@@ -131,7 +131,7 @@ def check_storage(directory: str | os.PathLike[str]) -> StorageReport:
 
     Raises:
         CheckpointNotFound: there is no such directory.
-        StorageError: the operating system refuses what every file system has.
+        StorageError: the operating system refuses a call that every file system supports.
 
     Example:
         >>> report = vs.check_storage(".")

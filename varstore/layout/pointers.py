@@ -1,4 +1,4 @@
-"""Pointers of Git LFS: the few lines of text that lie in the place of a file whose content git has not fetched.
+"""Pointers of Git LFS: short texts that git leaves in place of files whose content it has not fetched.
 
 Source: https://github.com/git-lfs/git-lfs/blob/main/docs/spec.md
 """

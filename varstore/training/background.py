@@ -150,7 +150,7 @@ class PendingSave:
         """Wait until the save has ended, for at most `timeout` seconds.
 
         Raises:
-            TimeoutError: it has not ended.
+            TimeoutError: the save has not ended in that time.
             UsageError: another process began it, and this one was forked before its end.
             Exception: the error that the save raised.
         """

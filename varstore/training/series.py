@@ -172,7 +172,8 @@ class Series:
     def _state(self, name: str, fd: int) -> tuple[int, ...] | None:
         """Return what changes whenever the manifest or the marker does, None if one of them is not there.
 
-        Both are found by the descriptor of the directory: a path is followed anew each time, which takes longer.
+        Both are found by the descriptor of the directory, which is quicker than
+        following the whole path each time.
         """
         at, dir_fd = (name, fd) if syscalls.HAS_FOLDERS else (self._above + name, None)
         try:

@@ -56,7 +56,7 @@ def save_state(path: str | os.PathLike[str], state: Any, **save_options: Unpack[
     dates and times, and torch's sizes, types, devices and generators. Long lists of numbers, such as a history of
     losses, are stored as arrays and come back as lists.
 
-    Dataclasses, members of an Enum, namespaces of argparse and subclasses of dict are saved as records: what they hold,
+    Dataclasses, Enum members, namespaces of argparse and subclasses of dict are saved as records: what they hold,
     and the name of their class. They come back as a ``SimpleNamespace`` or a dict, or as objects of the classes that
     `load_state` is given as `types`.
 

@@ -58,7 +58,7 @@ _LOOKS = 4
 class Checkpoint(Mapping[str, Variable]):
     """The variables of a checkpoint by name, in the order they were saved, or sorted if there is no manifest.
 
-    Nothing is kept open: the directory is opened anew for each read. After `close`, or the end of a ``with`` block,
+    Nothing is kept open: the directory is opened again for each read. After `close`, or the end of a ``with`` block,
     later lookups of variables through this handle fail. A handle can be pickled: another process on this machine
     opens the same checkpoint when it first uses the handle, and gets an error if the checkpoint has been replaced.
 

@@ -143,7 +143,7 @@ def _list(
     try:
         fd = syscalls.folder_in(folder or ".", root)
     except OSError as error:
-        if error.errno in _NOT_A_FOLDER and is_inner:  # it is damaged
+        if error.errno in _NOT_A_FOLDER and is_inner:  # a damaged checkpoint has something else there
             return
         raise
     try:
