@@ -393,3 +393,18 @@ def test_a_directory_of_many_numbered_names_is_listed_once(tmp_path, monkeypatch
     monkeypatch.setattr(os, "scandir", noted(scandir))
     assert vs.read(tmp_path)["w"].numpy().tolist() == [1, 1]
     assert len([path for path in seen if path.rstrip("/") == str(tmp_path)]) <= 4
+
+
+@pytest.mark.parametrize(("index", "end"), [("pytorch_model.bin", "bin"), ("model.safetensors", "safetensors")])
+def test_indexes_follow_one_rule(tmp_path, index, end):
+    files = {"1": {"a": 1, "b": 2, "unlisted": 3}, "2": {"b": 4, "c": 5}}
+    for name, values in files.items():
+        format = "torch" if end == "bin" else "safetensors"
+        vs.write(tmp_path / f"{name}.{end}", {key: np.full(1, value) for key, value in values.items()}, format)
+    weight_map = {"c": f"2.{end}", "a": f"1.{end}", "b": f"2.{end}"}
+    (tmp_path / f"{index}.index.json").write_text(json.dumps({"weight_map": weight_map}))
+    found = {name: array.tolist() for name, array in vs.read(tmp_path).items()}
+    assert found == {"a": [1], "unlisted": [3], "b": [4], "c": [5]}
+    (tmp_path / f"{index}.index.json").write_text(json.dumps({"weight_map": weight_map | {"c": f"1.{end}"}}))
+    with pytest.raises(FormatError, match=r"not in their files.*\['c'\]"):
+        vs.read(tmp_path)

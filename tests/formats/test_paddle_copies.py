@@ -13,7 +13,16 @@ import pytest
 from support import FIXTURES, ROOT
 
 import varstore as vs
-from varstore.errors import FormatError, UnsafeContent, UsageError, VariableMismatch, VariableNotFound
+from varstore.errors import (
+    CheckpointExists,
+    FormatError,
+    StorageError,
+    UnsafeContent,
+    UsageError,
+    VariableMismatch,
+    VariableNotFound,
+)
+from varstore.storage.appearing import _Place
 
 DATA = FIXTURES / "formats/paddle"
 NAMES = ["generated_tensor_0", "linear_0.b_0", "linear_0.w_0", "linear_1.b_0", "linear_1.w_0"]
@@ -179,3 +188,44 @@ def test_a_structured_name_that_is_not_unique_is_not_taken(tmp_path, shared):
     assert [(name, array.numpy().tolist()) for name, array in opened.items()] == list(zip(names, values, strict=True))
     Path(f"{model}.pdiparams.info").write_bytes(pickle.dumps({names[0]: {"structured_name": "fc"}}, protocol=2))
     assert list(vs.read(model)) == ["fc", names[1]]
+
+
+def test_the_files_of_a_copy_appear_together(tmp_path, monkeypatch):
+    model = original(tmp_path / "model", "methods")
+    appear = _Place.appear
+
+    def visible():
+        return sorted(path.name for path in tmp_path.glob("copy*"))
+
+    def killed(self, name):
+        if self.name == "copy.pdiparams":
+            assert len(visible()) == 3
+            raise OSError(5, "killed")
+        appear(self, name)
+
+    monkeypatch.setattr(_Place, "appear", killed)
+    with pytest.raises(StorageError):
+        vs.write(tmp_path / "copy.pdiparams", {}, model=model)
+    assert visible() == []
+    monkeypatch.undo()
+    vs.write(tmp_path / "copy.pdiparams", {}, model=model)
+    assert len(visible()) == 4
+
+
+def test_of_a_copy_that_is_there_only_the_values_are_replaced(tmp_path):
+    model = original(tmp_path / "model", "jit_linear")
+    new = {name: np.full(array.shape, 5, array.dtype) for name, array in vs.read(model).items()}
+    for _ in range(2):
+        vs.write(tmp_path / "copy.pdiparams", new, model=model)
+    assert all((array.numpy() == 5).all() for array in vs.read(tmp_path / "copy").values())
+    before = (tmp_path / "copy.pdiparams").read_bytes()
+    program = tmp_path / "copy.json"
+    for other in (program.read_bytes() + b" ", program.read_bytes()[:-1], b""):
+        program.write_bytes(other)
+        with pytest.raises(CheckpointExists, match=r"copy\.json"):
+            vs.write(tmp_path / "copy.pdiparams", {}, model=model)
+        assert (program.read_bytes(), (tmp_path / "copy.pdiparams").read_bytes()) == (other, before)
+    program.unlink()
+    program.symlink_to(tmp_path / "model/jit_linear.json")
+    with pytest.raises(CheckpointExists, match=r"copy\.json"):
+        vs.write(tmp_path / "copy.pdiparams", {}, model=model)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import shutil
@@ -138,3 +139,60 @@ def test_an_empty_weight_may_have_an_offset_beyond_its_bytes(tmp_path):
     vs.write(tmp_path / "copy.pt2", values, model=tmp_path / "model.pt2")
     found = vs.read(tmp_path / "copy.pt2")
     assert (found["fc.bias"].shape, found["fc.weight"].numpy().tolist()) == ((0,), [[1, 1, 1], [1, 1, 1]])
+
+
+@pytest.mark.parametrize("in_header", [False, True])
+def test_a_checksum_that_does_not_follow_the_content_is_not_written_there(tmp_path, in_header):
+    content = bytearray(MODEL.read_bytes())
+    with zipfile.ZipFile(MODEL) as given, zipfile.ZipFile(tmp_path / "model.pt2", "w") as copy:
+        for member in given.namelist():
+            copy.writestr(member, given.read(member))
+        headers = [info.header_offset for info in copy.infolist()]
+    content = bytearray((tmp_path / "model.pt2").read_bytes())
+    for at in headers:
+        content[at + 6] |= 8
+        if not in_header:
+            content[at + 14 : at + 18] = bytes(4)
+    (tmp_path / "model.pt2").write_bytes(content)
+    vs.write(tmp_path / "copy.pt2", {"fc.weight": np.ones((2, 3), np.float32)}, model=tmp_path / "model.pt2")
+    with zipfile.ZipFile(tmp_path / "copy.pt2") as archive:
+        assert archive.testzip() is None
+    assert vs.read(tmp_path / "copy.pt2")["fc.weight"].tolist() == [[1, 1, 1], [1, 1, 1]]
+    changed = [
+        at
+        for at, (old, new) in enumerate(zip(content, (tmp_path / "copy.pt2").read_bytes(), strict=True))
+        if old != new
+    ]
+    assert len(changed) <= 24 + 4 + 4 * in_header
+
+
+@pytest.mark.parametrize(("name", "model"), [("a.pt", MODEL), ("a.ckpt", FIXTURES / "formats/mindspore/net.mindir")])
+def test_a_copy_is_called_like_a_program(tmp_path, name, model):
+    with pytest.raises(UsageError, match="as a copy of one"):
+        vs.write(tmp_path / name, {}, model=model)
+    vs.write(held := io.BytesIO(), {}, "torch" if name == "a.pt" else "mindspore", model=model)
+    assert held.getvalue() == model.read_bytes()
+    assert not (tmp_path / name).exists()
+
+
+def test_a_dry_run_copies_nothing(tmp_path, monkeypatch):
+    monkeypatch.setattr("varstore.formats.torch.rewrite.copy_archive", None)
+    name, array = next((name, array) for name, array in vs.read(MODEL).items() if array.dtype == np.float32)
+    vs.save(tmp_path / "c", {name: np.ones(array.shape, np.float32)})
+    assert vs.convert(tmp_path / "c", tmp_path / "a.pt2", model=MODEL, dry_run=True).names == (name,)
+    with pytest.raises(vs.errors.StorageError):
+        vs.convert(tmp_path / "c", tmp_path / "nowhere/a.pt2", model=MODEL, dry_run=True)
+
+
+def test_strings_of_python_2_in_a_program_are_read_as_the_caller_says(tmp_path):
+    inner = io.BytesIO()
+    with zipfile.ZipFile(inner, "w") as archive:
+        archive.writestr("archive/data.pkl", b"\x80\x02}U\x01aU\x01\xe9s.")
+        archive.writestr("archive/version", "3")
+    with zipfile.ZipFile(tmp_path / "a.pt2", "w") as archive:
+        archive.writestr("a/archive_format", "pt2")
+        archive.writestr("a/data/weights/model.pt", inner.getvalue())
+    assert vs.read(tmp_path / "a.pt2", encoding="latin-1").state() == {"a": "é"}
+    assert vs.read(tmp_path / "a.pt2", encoding="bytes").state() == {b"a": b"\xe9"}
+    with pytest.raises(FormatError, match="encoding='latin-1'"):
+        vs.read(tmp_path / "a.pt2")

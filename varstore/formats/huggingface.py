@@ -32,7 +32,6 @@ from varstore.storage.containment import inside
 from varstore.storage.failures import translated
 from varstore.storage.looking import kind_of
 from varstore.text.hints import listed
-from varstore.values.lazy import LazyArray
 
 __all__ = ["holds_weights", "read", "write"]
 
@@ -148,14 +147,14 @@ def _model(
             opened = safetensors.opened(source, folder=budget)
         opened.path, opened.format = shown, "huggingface"
         return opened
-    weight_map, files, metadata = safetensors.parts_of(source)
     budget.include(source)
-    parts = {part: open_torch(file) for part, file in files.items()}
-    if missing := [name for name, part in weight_map.items() if name not in parts[part]]:
-        raise FormatError(
-            "the index names tensors that are not in their files", path=source.path, found=missing[:_SHOWN]
-        )
-    arrays: dict[str, LazyArray] = {name: parts[part][name] for name, part in weight_map.items()}
+    parts: dict[str, ForeignCheckpoint] = {}
+
+    def open_part(file: Source) -> tuple[ForeignCheckpoint, dict[str, Any]]:
+        opened = parts[file.path] = open_torch(file)
+        return opened, {}
+
+    arrays, metadata = safetensors.read_index(source, open_part)
     whole = Budget(shown, budget.size, limit=budget.limit)
     return ForeignCheckpoint(shown, "huggingface", arrays, metadata, budget=whole, unknown=_all_unknown(parts))
 

@@ -14,8 +14,8 @@ import json
 import os
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any, TypeVar
 
 import ml_dtypes
 import numpy as np
@@ -32,7 +32,7 @@ from varstore.storage.appearing import replacing, replacing_set
 from varstore.storage.containment import inside
 from varstore.values.lazy import LazyArray
 
-__all__ = ["INDEX_SUFFIX", "opened", "parts_of", "read", "write"]
+__all__ = ["INDEX_SUFFIX", "opened", "read", "read_index", "write"]
 
 INDEX_SUFFIX = ".safetensors.index.json"
 
@@ -69,6 +69,7 @@ _DTYPES: dict[str, np.dtype[Any]] = {
 _NAMES = {dtype: name for name, dtype in _DTYPES.items()}
 _BITS = {name: bits_of(dtype) for name, dtype in _DTYPES.items()}
 
+Tensor = TypeVar("Tensor")
 Place = tuple[Source, int, int, tuple[int, ...], np.dtype[Any], int]
 """Where a tensor lies: file, first byte, length, and its shape, type and the length that they need."""
 
@@ -138,11 +139,16 @@ def write(
         _write_file(path, arrays, metadata)
 
 
-def parts_of(source: Source) -> tuple[dict[str, str], dict[str, Source], dict[str, Any]]:
-    """Return what an index file says: the file of each tensor by name, the files, and the metadata.
+def read_index(
+    source: Source, open_part: Callable[[Source], tuple[Mapping[str, Tensor], Mapping[str, Any]]]
+) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Return the tensors in the files that an index names, and its metadata with theirs; safetensors or others.
+
+    `open_part` returns the tensors in one of these files and its metadata. A file may hold more tensors than the index
+    says, but of a name that the index gives to another file, that one's tensor is taken.
 
     Raises:
-        FormatError: it is not an index.
+        FormatError: it is not an index, or a tensor is not in the file that it says.
         UnsafeContent: it names a file outside its folder.
         CheckpointNotFound: a file is missing.
     """
@@ -159,22 +165,22 @@ def parts_of(source: Source) -> tuple[dict[str, str], dict[str, Source], dict[st
         part: Source(inside(folder or ".", part, stated_by=path), shown=os.path.join(folder, part))
         for part in dict.fromkeys(weight_map.values())
     }
-    return weight_map, files, metadata
+    tensors: dict[str, Tensor] = {}
+    for part, file in files.items():
+        own, own_metadata = open_part(file)
+        metadata = {**own_metadata, **metadata}
+        tensors.update((name, tensor) for name, tensor in own.items() if weight_map.get(name, part) == part)
+    if missing := weight_map.keys() - tensors.keys():
+        raise FormatError("the index names tensors that are not in their files", path=path, found=sorted(missing)[:5])
+    return tensors, metadata
 
 
 def _read_index(source: Source, budget: Budget) -> tuple[dict[str, Place], dict[str, Any]]:
-    weight_map, files, metadata = parts_of(source)
-    tensors: dict[str, Place] = {}
-    for part, file in files.items():
+    def open_part(file: Source) -> tuple[dict[str, Place], dict[str, Any]]:
         budget.include(file)
-        own, own_metadata = _read_file(file, budget)
-        metadata = {**own_metadata, **metadata}
-        tensors.update((name, place) for name, place in own.items() if weight_map.get(name, part) == part)
-    if missing := weight_map.keys() - tensors.keys():
-        raise FormatError(
-            "the index names tensors that are not in their files", path=source.path, found=sorted(missing)[:5]
-        )
-    return tensors, metadata
+        return _read_file(file, budget)
+
+    return read_index(source, open_part)
 
 
 def _read_file(source: Source, budget: Budget) -> tuple[dict[str, Place], dict[str, Any]]:

@@ -35,6 +35,7 @@ from varstore.formats.pickles.machine import Unknown
 from varstore.layout.names import MARKER
 from varstore.model.match import is_same_type
 from varstore.model.options import Path, StoreOptions
+from varstore.storage.appearing import nothing_written
 from varstore.storage.failures import translated
 from varstore.text.hints import plural
 from varstore.training.kinds import plain
@@ -300,7 +301,8 @@ def write(
         UsageError: the format is unknown or can only be read, or it cannot store a value.
         UnsupportedDtype: the format does not have a type.
         InvalidName: the format cannot store a name.
-        CheckpointExists: a folder is to be written, and the path exists.
+        CheckpointExists: a folder is to be written, and the path exists; or what is beside a program of several files
+            is not its own.
         MissingDependency: a package that the format requires is not installed.
         StorageError: the operating system refused.
 
@@ -341,7 +343,8 @@ def _write_to(file: BinaryIO, state: Any, format: str | None, options: Any) -> W
         raise UsageError(f"{row.name} is written as a folder", path=name or None, hint="pass the path of a new folder")
     state, left_out = _data_of(state, row)
     with tempfile.TemporaryDirectory() as folder:
-        written = os.path.join(folder, os.path.basename(name) or f"file{row.suffixes[0]}")
+        suffix = os.path.splitext(os.fspath(options.get("model") or ""))[1] or row.suffixes[0]
+        written = os.path.join(folder, os.path.basename(name) or f"file{suffix}")
         row.module.write(written, state, **_for_format(row, options))
         if os.listdir(folder) != [os.path.basename(written)]:
             raise UsageError("several files were to be written", path=name or None, hint="pass the path of a new file")
@@ -547,13 +550,17 @@ class _NotWritten(Exception):
 
 
 def _write_dry(row: Format, target: str, state: Any, options: Mapping[str, Any]) -> None:
-    """Check what a format checks before it reads the first value, by writing to a place that is removed."""
+    """Check what a format checks before it writes the first byte; a folder is begun at a place that is removed."""
     is_taken = row.folder and os.path.lexists(target) and not (os.path.isdir(target) and not os.listdir(target))
     if os.path.islink(target) or (is_taken and not options.get("overwrite")):
         raise CheckpointExists("the target exists", path=target, hint="remove it, or pass overwrite=True")
-    with tempfile.TemporaryDirectory() as folder, contextlib.suppress(_NotWritten, OutOfSpace):
-        given = {name: value for name, value in options.items() if name not in ("overwrite", "foreign")}
-        row.module.write(os.path.join(folder, os.path.basename(target.rstrip("/"))), state, **given)
+    given = {name: value for name, value in options.items() if name not in ("overwrite", "foreign")}
+    with contextlib.suppress(_NotWritten, OutOfSpace), nothing_written():
+        if not row.folder:
+            row.module.write(target, state, **given)
+            return
+        with tempfile.TemporaryDirectory() as folder:
+            row.module.write(os.path.join(folder, os.path.basename(target.rstrip("/"))), state, **given)
 
 
 class _Wrapped:

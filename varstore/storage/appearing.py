@@ -19,6 +19,7 @@ import os
 import re
 import stat
 from collections.abc import Callable, Collection, Iterator
+from contextvars import ContextVar
 from functools import partial
 from typing import BinaryIO
 
@@ -37,6 +38,7 @@ __all__ = [
     "is_temporary",
     "make_folders",
     "new_folder",
+    "nothing_written",
     "remove_temporary",
     "replacing",
     "replacing_set",
@@ -47,6 +49,7 @@ __all__ = [
 _TEMPORARY = re.compile(r"\.(?P<target>.+)\.[0-9a-f]{8}\.tmp", re.DOTALL)
 _RANDOM = len(".XXXXXXXX.tmp")
 TEMPORARY_LIMIT = 200
+_refused: ContextVar[bool] = ContextVar("_refused", default=False)
 _EACH = 16
 """Files; a folder of more is synced by flushing the file system once."""
 
@@ -216,6 +219,21 @@ def _telling(path: str, stands: list[bool]) -> Iterator[None]:
         raise storage_error(error, path, doing) from error
 
 
+class _NotOpened(Exception):
+    """Raised in the place of a file that would be opened."""
+
+
+@contextlib.contextmanager
+def nothing_written() -> Iterator[None]:
+    """End the block, without an error, where it would open a new file."""
+    token = _refused.set(True)
+    try:
+        with contextlib.suppress(_NotOpened):
+            yield
+    finally:
+        _refused.reset(token)
+
+
 @contextlib.contextmanager
 def replacing(path: str) -> Iterator[BinaryIO]:
     """Open a new file beside `path`; it becomes `path` when the block ends well and is removed otherwise.
@@ -301,6 +319,8 @@ def _new_file(place: _Place, random: str, appear: Callable[[str], None]) -> Iter
     What has the name of the place hands on its mode.
     """
     mode = _mode_of_file(place)
+    if _refused.get():
+        raise _NotOpened
 
     def make(name: str) -> int:
         # the user's alone until it is whole, since the file that it replaces may be so

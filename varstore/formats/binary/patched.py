@@ -59,13 +59,8 @@ def copy_archive(
         start, size = member.span
         content = contents[info.filename](source.read(start, size))
         crc = sums[info.filename] = struct.pack("<L", zlib.crc32(content.data) if is_checked else 0)
-        (flags,) = struct.unpack("<H", source.bytes(info.header_offset + _FLAGS_AT, 2))
-        if not flags & _CRC_FOLLOWS:
-            copy.replace(info.header_offset + _LOCAL_CRC, crc)
-        copy.replace(start, content.data)
-        if flags & _CRC_FOLLOWS:
-            has_magic = source.bytes(start + size, 4) == _DESCRIPTOR
-            copy.replace(start + size + (4 if has_magic else 0), crc)
+        for at in sorted((start, *_checksums(source, info, start + size))):
+            copy.replace(at, content.data if at == start else crc)
     for info in infos:
         fields = _CENTRAL.unpack(source.bytes(directory, _CENTRAL.size))
         if fields[0] != _CENTRAL_MAGIC:
@@ -74,6 +69,21 @@ def copy_archive(
             copy.replace(directory + _CENTRAL_CRC, sums[info.filename])
         directory += _CENTRAL.size + sum(fields[12:15])
     copy.up_to(source.size)
+
+
+def _checksums(source: Source, info: zipfile.ZipInfo, end: int) -> list[int]:
+    """Return where the checksum of a member is, but for the directory: in its header, or after its content, or in both.
+
+    Where a header says that it follows the content, it need not be there, and may be in the header as well.
+    """
+    (flags,) = struct.unpack("<H", source.bytes(info.header_offset + _FLAGS_AT, 2))
+    header = info.header_offset + _LOCAL_CRC
+    if not flags & _CRC_FOLLOWS:
+        return [header]
+    crc = struct.pack("<L", info.CRC)
+    after = source.bytes(end, min(8, source.size - end))
+    found = [header] if source.bytes(header, 4) == crc else []
+    return found + ([end + 4] if after == _DESCRIPTOR + crc else [end] if after.startswith(crc) else [])
 
 
 class PatchedCopy:

@@ -140,13 +140,14 @@ def write(path: str, state: Any, *, model: str | os.PathLike[str] | None = None)
     Raises:
         UnsupportedDtype: MindSpore cannot load a type.
         UsageError: an array has the shape (0,), which the format cannot distinguish from a scalar, or a value is not an
-            array or a number; see `flat_arrays`.
+            array or a number, see `flat_arrays`; or one of `path` and `model` is a program's and the other is not.
         StorageError: the operating system refused.
     """
-    if model is not None:
+    is_program = path.endswith(SUFFIX)
+    if is_program and model is not None:
         write_program(path, state, os.fspath(model))
         return
-    if path.endswith(SUFFIX):
+    if is_program or model is not None:
         raise UsageError(
             "a program can only be written as a copy of one with other values",
             path=path,

@@ -2,20 +2,25 @@
 
 What is not replaced is copied byte for byte, descriptions of variables too. A layer that was saved with several methods
 has a program and a file of variables for each, ``PREFIX.METHOD.json`` and so on, which share variables by their names.
+
+The files of a copy appear together, ``PREFIX.pdiparams`` last. Their names are fixed, so no step could replace several
+of them: of a copy that is there, only that file is replaced, and the others must be what they would become.
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
-from collections.abc import Iterator, Mapping
-from typing import Any, BinaryIO
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
+from typing import Any
 
-from varstore.errors import FormatError, UsageError, VariableMismatch
+from varstore.errors import CheckpointExists, CheckpointNotFound, FormatError, UsageError, VariableMismatch
 from varstore.formats.binary.budget import Budget
 from varstore.formats.binary.source import Source
 from varstore.formats.paddle.program import PROGRAMS, Stream, companion, files_of, parameter_names, streams_of
 from varstore.formats.state.flat import check_fits, fetch_plain, flat_arrays
-from varstore.storage.appearing import replacing
+from varstore.storage.appearing import replacing_whole
 from varstore.storage.containment import inside
 from varstore.storage.failures import translated
 from varstore.values.lazy import LazyArray
@@ -31,7 +36,7 @@ def write_copy(path: str, state: Any, model: str, names: Mapping[str, str], stru
     """Write ``path`` and the files beside it as copies of those of `model`, with other values.
 
     Args:
-        path: the new file, which ends in ``.pdiparams``; existing files are replaced.
+        path: the new file, which ends in ``.pdiparams``; an existing one is replaced.
         state: names and arrays, with the shapes and types of those in the model: as `read` names them, or as Paddle
             does, or by names of which `names` knows what Paddle calls them.
         model: the original: its prefix, program or file of variables.
@@ -42,6 +47,7 @@ def write_copy(path: str, state: Any, model: str, names: Mapping[str, str], stru
         UsageError: the model has no program, or the path is that of the model.
         VariableNotFound, VariableMismatch: the model does not have a variable, or not of this shape or type; or two
             names stand for one.
+        CheckpointExists: a file beside `path` exists, and is not what it would become.
         FormatError: a file of the model is damaged.
     """
     arrays: dict[str, LazyArray] = {}
@@ -67,15 +73,26 @@ def write_copy(path: str, state: Any, model: str, names: Mapping[str, str], stru
     known = {name: stream.array for _, _, variables in parts for name, stream in variables.items()}
     for name, array in arrays.items():
         check_fits(main.path, name, array, known)
+    beside: dict[str, _Content] = {}
     for infix, source, variables in parts:
-        with replacing(f"{new}{infix}{PARAMETERS}") as file:
-            _write_variables(file, source, variables, arrays)
+        beside[f"{new}{infix}{PARAMETERS}"] = partial(_variables_of, source, variables, arrays)
         for suffix in PROGRAMS:
             if (program := companion(source, suffix, instead=PARAMETERS)) is not None:
-                _copy(program, f"{new}{infix}{suffix}")
+                beside[f"{new}{infix}{suffix}"] = partial(_range, program, 0, program.size)
         for suffix in _BESIDE:
-            if (beside := companion(source, suffix)) is not None:
-                _copy(beside, f"{new}{infix}{PARAMETERS}{suffix}")
+            if (about := companion(source, suffix)) is not None:
+                beside[f"{new}{infix}{PARAMETERS}{suffix}"] = partial(_range, about, 0, about.size)
+    content = beside.pop(path)
+    missing = {place: of for place, of in beside.items() if not _is_there(place, of)}
+    with replacing_whole(path) as (file, whole):
+        for place, of in missing.items():
+            with whole.part(place) as part:
+                part.writelines(of())
+        file.writelines(content())
+
+
+_Content = Callable[[], Iterator[memoryview]]
+"""Gives the bytes of a file piece by piece."""
 
 
 def _methods(prefix: str, main: Source) -> Iterator[tuple[str, Source]]:
@@ -106,22 +123,42 @@ def _variables(source: Source) -> dict[str, Stream]:
     return dict(zip(names, streams, strict=True))
 
 
-def _write_variables(
-    file: BinaryIO, source: Source, variables: Mapping[str, Stream], arrays: Mapping[str, LazyArray]
-) -> None:
+def _is_there(path: str, content: _Content) -> bool:
+    """Tell whether there is a file with this content.
+
+    Raises:
+        CheckpointExists: there is something else.
+    """
+    if not os.path.lexists(path):
+        return False
+    if not os.path.islink(path):
+        with contextlib.suppress(FormatError, CheckpointNotFound):  # what is not a regular file, or changes meanwhile
+            there, at = Source(path), 0
+            for piece in content():
+                if at + len(piece) > there.size or there.bytes(at, len(piece)) != piece:
+                    break
+                at += len(piece)
+            else:
+                if at == there.size:
+                    return True
+    raise CheckpointExists(
+        "a file of another program, or of other values, is in the place of one that belongs to the copy",
+        path=path,
+        hint="remove the files of the program that is there, or choose another path",
+    )
+
+
+def _variables_of(
+    source: Source, variables: Mapping[str, Stream], arrays: Mapping[str, LazyArray]
+) -> Iterator[memoryview]:
     for name, stream in variables.items():
-        _copy_range(file, source, stream.start, stream.values)
+        yield from _range(source, stream.start, stream.values)
         if name in arrays:
-            file.write(fetch_plain(name, arrays[name]).reshape(-1).view("u1").data)
+            yield fetch_plain(name, arrays[name]).reshape(-1).view("u1").data
         else:
-            _copy_range(file, source, stream.values, stream.end)
+            yield from _range(source, stream.values, stream.end)
 
 
-def _copy(source: Source, path: str) -> None:
-    with replacing(path) as file:
-        _copy_range(file, source, 0, source.size)
-
-
-def _copy_range(file: BinaryIO, source: Source, start: int, end: int) -> None:
+def _range(source: Source, start: int, end: int) -> Iterator[memoryview]:
     for at in range(start, end, _PIECE):
-        file.write(source.read(at, min(_PIECE, end - at)).data)
+        yield source.read(at, min(_PIECE, end - at)).data

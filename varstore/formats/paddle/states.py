@@ -156,6 +156,7 @@ def write(
             program and the other is not.
         VariableNotFound, VariableMismatch: the program does not have a variable, or not of this shape or type.
         UnsupportedDtype: Paddle does not have the type of a tensor, or would read it as another: uint16 and float8.
+        CheckpointExists: a file beside a program is in the way; see `write_copy`.
         StorageError: the operating system refused.
     """
     is_program = os.fspath(path).endswith(PARAMETERS)

@@ -40,9 +40,7 @@ _MOST_EXPANSION = 1032  # the limit of deflate
 _KEY_LIMIT = 1 << 61  # integers below it are their own hash
 
 
-def read_distributed(
-    root: str, *, limit: int | None = None, encoding: str = "utf-8", unknown: Unknown = "error"
-) -> ForeignCheckpoint:
+def read_distributed(root: str, *, limit: int | None = None, encoding: str, unknown: Unknown) -> ForeignCheckpoint:
     """Open a folder that `torch.distributed.checkpoint.save` wrote, nested like the saved state.
 
     `encoding` and `unknown` are for the values that are not tensors, see `read`; the metadata contains no objects of
@@ -162,7 +160,8 @@ class _Reader:
             self._fail("a chunk", name, f"{list(sizes)} of {dtype} in {size} bytes")
 
         def tensor() -> LazyArray:
-            values = read_zip(source, Budget(source.path, size, limit=self._budget.limit), start, size)
+            budget = Budget(source.path, size, limit=self._budget.limit)
+            values = read_zip(source, budget, start, size, encoding="utf-8", unknown="error")
             if list(values) != [BARE] or values[BARE].shape != sizes or values[BARE].dtype != dtype:
                 self._fail("a chunk", name, show({name: repr(values[name]) for name in values}))
             return values[BARE]

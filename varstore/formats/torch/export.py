@@ -46,9 +46,7 @@ _TYPES = {
 """The types of torch by their numbers in `ScalarType` of torch/_export/serde/schema.py."""
 
 
-def read_archive(
-    source: Source, budget: Budget, *, encoding: str = "utf-8", unknown: Unknown = "error"
-) -> ForeignCheckpoint:
+def read_archive(source: Source, budget: Budget, *, encoding: str, unknown: Unknown) -> ForeignCheckpoint:
     """Open a zip file of PyTorch: of `torch.save`, `torch.jit.save` or `torch.export.save`; see `read` for the options.
 
     Raises:
@@ -78,7 +76,7 @@ def read_archive(
                 expected="a member for each of them, as torch writes them",
             )
         opened.add(member.name)
-        found = _nested(source, member, budget, unknown)
+        found = _nested(source, member, budget, encoding, unknown)
         names.extend(found.unknown)
         return found.tree
 
@@ -101,7 +99,7 @@ def _models(members: Mapping[str, Member], folder: str, end: str) -> dict[str, M
     }
 
 
-def _nested(source: Source, member: Member, budget: Budget, unknown: Unknown) -> ForeignCheckpoint:
+def _nested(source: Source, member: Member, budget: Budget, encoding: str, unknown: Unknown) -> ForeignCheckpoint:
     """Open a file of `torch.save` that is a member of the archive."""
     if not member.is_plain:
         raise FormatError(
@@ -110,7 +108,7 @@ def _nested(source: Source, member: Member, budget: Budget, unknown: Unknown) ->
             field=member.name[:100],
             hint="unpack the archive, and pack it again without compression",
         )
-    return read_zip(source, budget, *member.span, unknown=unknown)
+    return read_zip(source, budget, *member.span, encoding=encoding, unknown=unknown)
 
 
 def _indexed(

@@ -31,9 +31,7 @@ _COST = 16
 """What each of these bytes is charged, because a pickle can ask for the same ones again and again."""
 
 
-def read_legacy(
-    source: Source, budget: Budget, *, encoding: str = "utf-8", unknown: Unknown = "error"
-) -> ForeignCheckpoint:
+def read_legacy(source: Source, budget: Budget, *, encoding: str, unknown: Unknown) -> ForeignCheckpoint:
     """Open a file in the older format; see `read` for `encoding` and `unknown`.
 
     Raises:
@@ -47,9 +45,7 @@ def read_legacy(
     return _opened(source, value, machine, budget)
 
 
-def read_pickle(
-    source: Source, budget: Budget, *, encoding: str = "utf-8", unknown: Unknown = "error"
-) -> ForeignCheckpoint:
+def read_pickle(source: Source, budget: Budget, *, encoding: str, unknown: Unknown) -> ForeignCheckpoint:
     """Open a pickle that `pickle.dump` made of tensors: each storage in it is the bytes of a file in the older format.
 
     Raises:

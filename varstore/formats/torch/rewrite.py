@@ -50,7 +50,7 @@ def write_program(path: str, state: Any, model: str) -> None:
             expected="a file of torch.export.save of PyTorch 2.9 or later",
             hint="load it with a later version of PyTorch, and save it again",
         )
-    known = read_archive(source, Budget(model, source.size))
+    known = read_archive(source, Budget(model, source.size), encoding="utf-8", unknown="opaque")
     for name, array in arrays.items():
         check_fits(model, name, array, known)
     order = ">" if is_big_endian(members, index) else "="

@@ -48,14 +48,16 @@ def write(path: str | os.PathLike[str], state: Any, *, model: str | os.PathLike[
     A path that ends in ``.pt2`` gets a copy of the exported program `model` with other weights: see `write_program`.
 
     Raises:
-        UsageError: a value is not a tensor, a scalar or a container of them.
+        UsageError: a value is not a tensor, a scalar or a container of them; or one of `path` and `model` is a
+            program's and the other is not.
         UnsupportedDtype: torch does not have the type of a tensor.
         StorageError: the operating system refused.
     """
-    if model is not None:
+    is_program = os.fspath(path).endswith(PROGRAM)
+    if is_program and model is not None:
         write_program(os.fspath(path), state, os.fspath(model))
         return
-    if os.fspath(path).endswith(PROGRAM):
+    if is_program or model is not None:
         raise UsageError(
             "an exported program can only be written as a copy of one with other weights",
             path=path,

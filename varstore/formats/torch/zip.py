@@ -43,8 +43,8 @@ def read_zip(
     base: int = 0,
     size: int | None = None,
     *,
-    encoding: str = "utf-8",
-    unknown: Unknown = "error",
+    encoding: str,
+    unknown: Unknown,
 ) -> ForeignCheckpoint:
     """Open a zip file that starts at byte `base` of `source` and is `size` bytes long; see `read` for the options.
 
@@ -57,7 +57,7 @@ def read_zip(
 
 
 def read_members(
-    source: Source, members: Mapping[str, Member], budget: Budget, *, encoding: str = "utf-8", unknown: Unknown
+    source: Source, members: Mapping[str, Member], budget: Budget, *, encoding: str, unknown: Unknown
 ) -> ForeignCheckpoint:
     """Open an archive of which these are the members, as `read_zip` does."""
     roots = [name[: -len("data.pkl")] for name in members if name.count("/") == 1 and name.endswith("/data.pkl")]
