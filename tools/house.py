@@ -138,7 +138,7 @@ ORDER: dict[str, tuple[str, ...]] = {
     "formats/mindspore": ("cipher", "program", "messages"),
     "formats/onnx": ("tensors", "model"),
     "formats/zarr": ("codecs", "arrays", "tree", "orbax"),
-    "inspection": ("storage", "verify", "diff", "moments", "stats"),
+    "inspection": ("storage", "verify", "diff", "moments", "pictures", "stats"),
     "adapters": ("torch", "jax", "lightning", "transformers", "mindspore", "paddle"),
     "adapters/torch": ("survey", "modules", "optimizers"),
     "cli": ("output", "listing", "show", "stats", "check", "repair", "convert", "demo"),

@@ -15,11 +15,23 @@ import numpy as np
 
 from varstore.layout.dtypes import TABLE
 
-__all__ = ["BINS", "Histogram", "Moments", "Piece", "histogram", "is_numeric", "merged", "piece_of", "quantile"]
+__all__ = [
+    "AT_ONCE",
+    "BINS",
+    "Histogram",
+    "Moments",
+    "Piece",
+    "as_numbers",
+    "histogram",
+    "is_numeric",
+    "merged",
+    "piece_of",
+    "quantile",
+]
 
 BINS = 4096
 """Bins of the histogram from which quantiles are read, of equal width from the least value to the largest."""
-_AT_ONCE = 1 << 15
+AT_ONCE = 1 << 15
 """Values that are worked on at a time: they and their squares fit the processor's cache."""
 _WIDE = 300
 """Exponents of two beyond which a variable is scaled; the squares of what is not are far from the ends of float64."""
@@ -109,7 +121,7 @@ def histogram(values: np.ndarray, low: Any, high: Any) -> Histogram:
     first, last = math.ldexp(low, -shift), math.ldexp(high, -shift)
     with np.errstate(all="ignore"):
         for part in _parts(values):
-            numbers = _scaled(_finite(_as_numbers(part)), shift)
+            numbers = _scaled(_finite(as_numbers(part)), shift)
             numbers -= first
             numbers *= BINS / (last - first)
             counts += np.bincount(np.clip(numbers, 0, BINS - 1).astype(np.int64), minlength=BINS)
@@ -137,12 +149,12 @@ def quantile(counts: Histogram, low: Any, high: Any, at: float) -> tuple[float, 
 
 def _parts(values: np.ndarray) -> Iterator[np.ndarray]:
     flat = values.reshape(-1)
-    for start in range(0, flat.size, _AT_ONCE):
-        yield flat[start : start + _AT_ONCE]
+    for start in range(0, flat.size, AT_ONCE):
+        yield flat[start : start + AT_ONCE]
 
 
 def _looked_at(part: np.ndarray) -> Piece:
-    numbers = _as_numbers(part)
+    numbers = as_numbers(part)
     count = numbers.size
     zeros = count - int(np.count_nonzero(numbers != 0))
     nan = inf = 0
@@ -186,7 +198,7 @@ def _unscaled(value: float, shift: int) -> float:
         return math.copysign(math.inf, value)
 
 
-def _as_numbers(part: np.ndarray) -> np.ndarray:
+def as_numbers(part: np.ndarray) -> np.ndarray:
     """Return values that numpy can compare: integers as such, complex values by magnitude, all others as floats."""
     kind = part.dtype.kind
     if part.dtype.type.__module__ != "numpy":

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import heapq
+import itertools
 import math
 import os
 import threading
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -22,6 +24,7 @@ from varstore.disk.threads import Job, run, thread_count
 from varstore.errors import UnsupportedDtype
 from varstore.formats.verbs import open_source
 from varstore.inspection.moments import Histogram, Piece, histogram, is_numeric, merged, piece_of, quantile
+from varstore.inspection.pictures import Bins, Counted, HeatMap, Mosaic, counted, joined, matrix_shape
 from varstore.layout.location import Location
 from varstore.layout.readable import Readable, readable
 from varstore.model.options import Path
@@ -61,6 +64,9 @@ class Statistics:
     rows along the first axis, of two or more, in which all values are zero. `duplicate_of` names the first variable of
     the same shape, type and bytes; constant variables, tied ones and links to one file are not duplicates.
 
+    `histogram` counts the finite values in at most 64 bins, and `heat_map` shows a matrix in at most 64 x 64 blocks;
+    they are None where they were not asked for, and where there is nothing to show.
+
     Example:
         >>> found = vs.stats({"w": np.array([[3.0, 4.0], [0.0, 0.0]])})["w"]
         >>> found.norm, found.zeros, found.dead_rows, found.marks
@@ -82,6 +88,8 @@ class Statistics:
     quantile_error: float | None = None
     dead_rows: int = 0
     duplicate_of: str | None = None
+    histogram: Bins | None = None
+    heat_map: HeatMap | None = None
 
     @property
     def ok(self) -> bool:
@@ -136,6 +144,7 @@ class Statistics:
             "dead_rows": self.dead_rows,
             "duplicate_of": self.duplicate_of,
             "marks": list(self.marks),
+            **{name: found.as_json() for name in ("histogram", "heat_map") if (found := getattr(self, name))},
         }
 
     def __str__(self) -> str:
@@ -227,6 +236,8 @@ def stats(
     include: Patterns | None = None,
     exclude: Patterns | None = None,
     quantiles: bool = True,
+    histograms: bool = False,
+    heat_maps: int = 0,
     threads: int | None = None,
     progress: Progress = None,
 ) -> StatsReport:
@@ -242,6 +253,8 @@ def stats(
         exclude: a glob pattern or several; variables that match are not looked at.
         quantiles: also read them from a histogram of 4,096 bins, for which variables of more than 4 MiB are read
             twice; see `Statistics`.
+        histograms: also count the values of each variable in bins, in the same pass.
+        heat_maps: for how many matrices, the largest, a heat map is made, in the same pass.
         threads: default one per processor, at most eight.
         progress: a function that is called with (bytes done, total bytes), or True for a progress bar.
 
@@ -267,7 +280,8 @@ def stats(
           fc/weight  [3, 3]  float32  6      0    0    0    1    0.333333  0.471405  1.73205
           fc/bias    [3]     float64  3      0    0    0    0    0         0         0        all zero
     """
-    look = partial(_report, include=include, exclude=exclude, quantiles=quantiles, threads=threads, progress=progress)
+    wanted = _Wanted(quantiles, histograms, heat_maps)
+    look = partial(_report, include=include, exclude=exclude, wanted=wanted, threads=threads, progress=progress)
     opened = open_source(source)
     if isinstance(opened, Mapping) and not isinstance(opened, Checkpoint):
         check_names(opened, "source")
@@ -280,7 +294,7 @@ def _report(
     *,
     include: Patterns | None,
     exclude: Patterns | None,
-    quantiles: bool,
+    wanted: _Wanted,
     threads: int | None,
     progress: Progress,
 ) -> StatsReport:
@@ -303,11 +317,13 @@ def _report(
         else:
             left_out[name] = f"values of type {dtype} are not numbers"
     looks = list(shared.values())
+    _begin_heat_maps(looks, wanted.heat_maps)
+    quantiles = wanted.quantiles
     total = sum(look.nbytes * (2 if quantiles and not look.is_small else 1) for look in looks)
     with reporting(progress, total, f"looking at {path or 'arrays'}") as advance:
         count = min(thread_count(threads), max(1, sum(len(look.indices) for look in looks)))
         done = advance or (lambda _: None)
-        run(_first_pass(looks, done, quantiles=quantiles), count)
+        run(_first_pass(looks, done, wanted), count)
         for look in looks:
             if not look.is_small:
                 look.settle()
@@ -317,6 +333,14 @@ def _report(
     found = {id(look): look.statistics(duplicates.get(look.name), quantiles=quantiles) for look in looks}
     variables = {name: found[id(look)] for name, look in looked_at.items()}
     return StatsReport(path=path, variables=variables, left_out=left_out)
+
+
+class _Wanted(NamedTuple):
+    """What is asked for beside counts and moments."""
+
+    quantiles: bool
+    histograms: bool
+    heat_maps: int
 
 
 class _Look:
@@ -330,10 +354,15 @@ class _Look:
         self.nbytes = math.prod(self.shape) * self.dtype.itemsize
         is_whole = isinstance(array, LazyArray) and array._part is None
         self.indices = [((...,), self.shape)] if is_whole else list(chunk_indices(self.shape, self.dtype.itemsize))
+        self.offsets = [0, *itertools.accumulate(math.prod(shape) for _, shape in self.indices)]
+        """How many values come before each piece, in C order."""
         self.pieces: list[Piece | None] = [None] * len(self.indices)
         self.digests = [b""] * len(self.indices)
         self.dead: dict[int, int] = {}
         """By piece, how many whole rows of it are zero."""
+        self.counted: dict[int, Counted] = {}
+        """Histograms of the pieces that have finite values."""
+        self.mosaic: Mosaic | None = None
         self.known: Piece | None = None
         self.counts: Histogram | None = None
         self._lock = threading.Lock()
@@ -350,16 +379,20 @@ class _Look:
         """Return the values of a piece in C order and in the byte order of this machine."""
         return np.ascontiguousarray(values).astype(self.dtype, copy=False).reshape(self.indices[at][1])
 
-    def look(self, at: int, values: np.ndarray, *, quantiles: bool) -> None:
+    def look(self, at: int, values: np.ndarray, wanted: _Wanted) -> None:
         """Look at a piece for the first time, and for the last if it is the only one."""
         piece = self.pieces[at] = piece_of(values)
         self.digests[at] = digest_block(values, 0, values.nbytes)
         row = self._row_size()
         if row and values.size % row == 0 and piece.zeros >= row:
             self.dead[at] = int(np.count_nonzero((values.reshape(-1, row) == 0).all(axis=1)))
+        if wanted.histograms and piece.low is not None:
+            self.counted[at] = counted(values, piece.low, piece.high)
+        if self.mosaic:
+            self.mosaic.add(self.offsets[at], values)
         if self.is_small:
             self.settle()
-            if quantiles and self.is_spread:
+            if wanted.quantiles and self.is_spread:
                 self.look_again(values)
 
     def settle(self) -> None:
@@ -439,7 +472,16 @@ class _Look:
             quantile_error=error,
             dead_rows=self._dead_rows(),
             duplicate_of=duplicate_of,
+            histogram=joined(list(self.counted.values())).bins() if self.counted else None,
+            heat_map=self.mosaic.heat_map() if self.mosaic else None,
         )
+
+
+def _begin_heat_maps(looks: Iterable[_Look], count: int) -> None:
+    """Let the largest matrices have heat maps."""
+    found = [(look, shape) for look in looks if (shape := matrix_shape(look.shape)) is not None]
+    for look, shape in heapq.nlargest(count, found, key=lambda item: math.prod(item[1])):
+        look.mosaic = Mosaic(shape)
 
 
 def _memory(array: Source) -> Hashable:
@@ -452,26 +494,26 @@ def _memory(array: Source) -> Hashable:
     return array.location, array.entry.folder
 
 
-def _first_pass(looks: Iterable[_Look], done: Callable[[int], None], *, quantiles: bool) -> Iterator[Job]:
+def _first_pass(looks: Iterable[_Look], done: Callable[[int], None], wanted: _Wanted) -> Iterator[Job]:
     group: list[_Look] = []
     for look in looks:
         if not look.is_small:
             for at in range(len(look.indices)):
-                yield partial(_look_at_piece, look, at, done, quantiles)
+                yield partial(_look_at_piece, look, at, done, wanted)
         elif look.nbytes >= SMALL:
-            yield partial(_look_at_all, [look], done, quantiles)
+            yield partial(_look_at_all, [look], done, wanted)
         else:
             group.append(look)
             if len(group) == _GROUP:
-                yield partial(_look_at_all, group, done, quantiles)
+                yield partial(_look_at_all, group, done, wanted)
                 group = []
     if group:
-        yield partial(_look_at_all, group, done, quantiles)
+        yield partial(_look_at_all, group, done, wanted)
 
 
-def _look_at_all(group: Sequence[_Look], done: Callable[[int], None], quantiles: bool) -> None:
+def _look_at_all(group: Sequence[_Look], done: Callable[[int], None], wanted: _Wanted) -> None:
     for look, values in _read_all(group):
-        look.look(0, values, quantiles=quantiles)
+        look.look(0, values, wanted)
     done(sum(look.nbytes for look in group))
 
 
@@ -490,8 +532,8 @@ def _read_all(group: Sequence[_Look]) -> Iterator[tuple[_Look, np.ndarray]]:
             yield look, look.as_read(values, 0)
 
 
-def _look_at_piece(look: _Look, at: int, done: Callable[[int], None], quantiles: bool) -> None:
-    look.look(at, look.read(at), quantiles=quantiles)
+def _look_at_piece(look: _Look, at: int, done: Callable[[int], None], wanted: _Wanted) -> None:
+    look.look(at, look.read(at), wanted)
     done(math.prod(look.indices[at][1]) * look.dtype.itemsize)
 
 
