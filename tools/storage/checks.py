@@ -19,6 +19,7 @@ import varstore as vs
 from tools.faults.races import BY_PATH, FILLINGS, filling_of, losses, overwriting, save
 from varstore.disk.save.leftovers import discard
 from varstore.errors import CheckpointExists, StorageError
+from varstore.values.lazy import LazyArray
 
 __all__ = ["CHECKS", "Ground", "Skipped", "image_values", "save_image"]
 
@@ -93,11 +94,18 @@ def _require_clean(folder: Path) -> None:
 
 
 def _save(durable: bool, ground: Ground) -> None:
+    with suppress(ArithmeticError):
+        vs.save(ground.here / "a/b", {"w": np.ones(9), "late": LazyArray((9,), np.dtype(int), _fail)}, durable=durable)
+    assert not os.listdir(ground.here), "a save that failed left files behind"
     save_image(ground.here / "c", durable=durable)
     _require_whole(ground.here / "c")
     _require_clean(ground.here)
     if ground.there is not None:
         _require_whole(ground.there / "c")
+
+
+def _fail() -> np.ndarray:
+    raise ArithmeticError
 
 
 def _slices(path: Path) -> None:

@@ -227,7 +227,7 @@ def _rename_onto(fd: int) -> str:
         return f"refused: {_told(error)}"
     folder_fd = syscalls.folder_in("old", fd)
     try:
-        return _MERGES if len(os.listdir(folder_fd)) > 1 else "replaces it"
+        return _MERGES if len(syscalls.names_in(folder_fd)) > 1 else "replaces it"
     finally:
         os.close(folder_fd)
 

@@ -102,7 +102,7 @@ def end_temporary(name: str, dir_fd: int) -> bool:
     try:
         if stat.S_ISDIR(mode):
             return remove(name, dir_fd)
-        others = [other for other in os.listdir(dir_fd) if other != name and other.endswith(name[-_RANDOM:])]
+        others = [other for other in syscalls.names_in(dir_fd) if other != name and other.endswith(name[-_RANDOM:])]
         parts = [part for part in (name, *others) if _is_part(part, dir_fd)]
         wholes = {name, *filter(is_temporary, others)} - {*parts}
         for whole in wholes - {name}:
@@ -166,7 +166,7 @@ class _Place:
         """
         short = self.name[:TEMPORARY_LIMIT]
         if self.fd is not None:
-            for left in os.listdir(self.fd):
+            for left in syscalls.names_in(self.fd):
                 if is_temporary(left, short):
                     remove_temporary(left, self.fd)
         while True:
@@ -479,7 +479,7 @@ def replacing_set(
         _remove_parts(index, {*chosen} - {*listed()})
         raise
     with contextlib.suppress(OSError), _Place(index) as place:
-        names = os.listdir(place.folder if place.fd is None else place.fd)
+        names = os.listdir(place.folder) if place.fd is None else syscalls.names_in(place.fd)
         found = {name for name in names if parts.fullmatch(name)}
         if any(is_temporary(name, place.name[:TEMPORARY_LIMIT]) for name in names):  # of another writer, with its files
             found &= before

@@ -109,7 +109,7 @@ def sign(fd: int, began: str, more: Iterable[str] = ()) -> str:
 
 def notes_in(fd: int) -> dict[str, list[str]]:
     """Return the lines of each note in an open folder: who writes to it, and what was added to that."""
-    return {name: _lines_of(name, fd) for name in os.listdir(fd) if NOTE.fullmatch(name)}
+    return {name: _lines_of(name, fd) for name in syscalls.names_in(fd) if NOTE.fullmatch(name)}
 
 
 def _lines_of(name: str, dir_fd: int) -> list[str]:
@@ -199,7 +199,7 @@ def _is_being_removed(fd: int) -> bool:
     """Tell whether a staging folder that nobody signed has lost its marker, and is not one that was just made."""
     if not stat.S_ISDIR(os.fstat(fd).st_mode):
         return False
-    names = os.listdir(fd)
+    names = syscalls.names_in(fd)
     return bool(names) and MARKER not in names
 
 
@@ -209,9 +209,7 @@ def _is_younger(fd: int, time_ns: int) -> bool:
         return True
     if not stat.S_ISDIR(os.fstat(fd).st_mode):
         return False
-    with os.scandir(fd) as entries:
-        found = [(entry.name, entry.is_dir(follow_symlinks=False)) for entry in entries]
-    return any(_is_younger_below(name, fd, time_ns, folder=is_folder) for name, is_folder in found)
+    return any(_is_younger_below(name, fd, time_ns, folder=folder) for name, folder in syscalls.entries_in(fd))
 
 
 def _is_younger_below(name: str, dir_fd: int, time_ns: int, *, folder: bool) -> bool:

@@ -55,8 +55,7 @@ def remove(name: str, dir_fd: int, *, each: Each | None = None) -> bool:
 def empty(fd: int, *, but: Collection[str] = (), each: Each | None = None) -> None:
     """Remove all that can be removed from an open folder, except what has one of these names; see `remove`."""
     try:
-        with os.scandir(fd) as entries:
-            found = [(entry.name, entry.is_dir(follow_symlinks=False)) for entry in entries if entry.name not in but]
+        found = [entry for entry in syscalls.entries_in(fd) if entry[0] not in but]
     except OSError:
         return
     folders = [name for name, is_folder in found if is_folder]
@@ -92,8 +91,7 @@ def remove_written(name: str, dir_fd: int) -> None:
     with contextlib.suppress(OSError):
         fd = syscalls.folder_in(name, dir_fd, same_mount=True)
         try:
-            with os.scandir(fd) as entries:
-                found = {entry.name: entry.is_dir(follow_symlinks=False) for entry in entries}
+            found = dict(syscalls.entries_in(fd))
             if MARKER in found or MANIFEST in found:
                 return
             for below, is_folder in found.items():
@@ -138,7 +136,7 @@ def _holds_only_hidden(name: str, dir_fd: int) -> bool:
     with contextlib.suppress(OSError):
         fd = syscalls.folder_in(name, dir_fd)
         try:
-            return all(map(_HIDDEN.match, os.listdir(fd)))
+            return all(map(_HIDDEN.match, syscalls.names_in(fd)))
         finally:
             os.close(fd)
     return False

@@ -53,6 +53,7 @@ __all__ = [
     "copy_range",
     "create",
     "create_each",
+    "entries_in",
     "exchange",
     "file_system_type",
     "flock",
@@ -61,6 +62,7 @@ __all__ = [
     "host_name",
     "is_missing",
     "map_file",
+    "names_in",
     "open_fd",
     "open_folder",
     "openat2_beneath",
@@ -300,6 +302,29 @@ def folder_in(path: str, dir_fd: int, *, same_mount: bool = False) -> int:
         os.close(fd)
         raise OSError(errno.EXDEV, os.strerror(errno.EXDEV), path)
     return fd
+
+
+def names_in(fd: int) -> list[str]:
+    """Return the names in an open folder as they are now.
+
+    A descriptor may show what there was when it was opened, as on btrfs, or each name only once, as on sshfs. So the
+    folder is opened again for each list of its names; one that was opened just for that can be listed directly.
+    """
+    listed = open_fd(os.curdir, READ_FOLDER, dir_fd=fd)
+    try:
+        return os.listdir(listed)
+    finally:
+        os.close(listed)
+
+
+def entries_in(fd: int) -> list[tuple[str, bool]]:
+    """Return the names in an open folder as they are now, each with whether it is a folder; see `names_in`."""
+    listed = open_fd(os.curdir, READ_FOLDER, dir_fd=fd)
+    try:
+        with os.scandir(listed) as entries:
+            return [(entry.name, entry.is_dir(follow_symlinks=False)) for entry in entries]
+    finally:
+        os.close(listed)
 
 
 def exchange(first: str, second: str, dir_fd: int) -> None:

@@ -237,7 +237,7 @@ def clean_in_place(fd: int) -> list[str]:
     Raises:
         BlockingIOError: its writer lives, or may live.
     """
-    names = set(os.listdir(fd))
+    names = set(syscalls.names_in(fd))
     if not any(map(NOTE.fullmatch, names)):
         return []
     require_gone(fd, ".", fd)
@@ -254,7 +254,7 @@ def clean_in_place(fd: int) -> list[str]:
             os.unlink(note, dir_fd=fd)
     except OSError:
         return []
-    return sorted(names - set(os.listdir(fd)))
+    return sorted(names - set(syscalls.names_in(fd)))
 
 
 def undo_in_place(fd: int, tops: Iterable[str]) -> None:
@@ -275,7 +275,7 @@ def undo_in_place(fd: int, tops: Iterable[str]) -> None:
 
 def remove_old_manifests(fd: int) -> None:
     """Remove what killed seals left in the open directory of a checkpoint."""
-    for name in filter(_MANIFEST.fullmatch, os.listdir(fd)):
+    for name in filter(_MANIFEST.fullmatch, syscalls.names_in(fd)):
         remove_temporary(name, fd)
 
 
@@ -309,12 +309,12 @@ def give_way(
     try:
         if begin:
             _note(waits, waiting, sync=sync)
-        elif waits not in os.listdir(waiting):
+        elif waits not in syscalls.names_in(waiting):
             return False
         if not _empty_target(target, dir_fd, emptying, filling, sync=sync, begin=begin and replaces):
             remove_file(waits, waiting)
             return False
-        if os.listdir(waiting) == [waits]:
+        if syscalls.names_in(waiting) == [waits]:
             with contextlib.suppress(OSError):  # some overlays cannot remove a folder of a lower layer
                 os.rmdir(target, dir_fd=dir_fd)
             remove(name, dir_fd, each=for_each)
@@ -335,7 +335,7 @@ def _empty_target(target: str, dir_fd: int, emptying: str, filling: str, *, sync
     except FileNotFoundError:
         return True
     try:
-        names = os.listdir(fd)
+        names = syscalls.names_in(fd)
         if filling in names or not names:
             return True
         if begin:
@@ -347,7 +347,7 @@ def _empty_target(target: str, dir_fd: int, emptying: str, filling: str, *, sync
         if sync:
             syscalls.sync_names(fd)
         with contextlib.suppress(FileNotFoundError):  # another overwriter does the same
-            if os.listdir(fd) == [emptying]:
+            if syscalls.names_in(fd) == [emptying]:
                 os.unlink(emptying, dir_fd=fd)
             else:
                 os.rename(emptying, filling, src_dir_fd=fd, dst_dir_fd=fd)
@@ -385,7 +385,7 @@ def _claim_target(fd: int, filling: str) -> None:
     """
     with contextlib.suppress(BlockingIOError):
         lock(fd)
-        names = os.listdir(fd)
+        names = syscalls.names_in(fd)
         others = (name for name in names if GIVING_WAY.fullmatch(name) and name != filling)
         if (filling in names or MARKER not in names) and not any(others):
             return
@@ -395,9 +395,9 @@ def _claim_target(fd: int, filling: str) -> None:
 def _move(source: int, target: int, *, but: Collection[str] = ()) -> list[str]:
     """Move the files in one folder, and below, to the same places in another; return the folders of those."""
     folders = []
-    with os.scandir(source) as entries:
-        found = [(entry.name, entry.is_dir(follow_symlinks=False)) for entry in entries if entry.name not in but]
-    for name, is_folder in found:
+    for name, is_folder in syscalls.entries_in(source):
+        if name in but:
+            continue
         if not is_folder:
             os.rename(name, name, src_dir_fd=source, dst_dir_fd=target)
             continue

@@ -455,7 +455,7 @@ class Staging:
         except OSError as error:
             return error.errno != errno.ENOENT
         try:
-            return bool(os.listdir(fd))
+            return bool(syscalls.names_in(fd))
         finally:
             os.close(fd)
 
@@ -595,7 +595,7 @@ class Staging:
 
 def _content(fd: int, path: str) -> list[str]:
     """Return the names in a directory; at a mount point, without the lost+found that ext file systems create."""
-    names = os.listdir(fd)
+    names = syscalls.names_in(fd)
     return [name for name in names if name != "lost+found"] if os.path.ismount(path) else names
 
 
