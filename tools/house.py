@@ -42,6 +42,7 @@ ORDER: dict[str, tuple[str, ...]] = {
         "dtypes",
         "meta",
         "encodings",
+        "chunks",
         "keys",
         "location",
         "attached",
@@ -139,7 +140,8 @@ ORDER: dict[str, tuple[str, ...]] = {
     "formats/onnx": ("tensors", "model"),
     "formats/zarr": ("codecs", "arrays", "tree", "orbax"),
     "inspection": ("storage", "verify", "diff", "moments", "pictures", "stats"),
-    "adapters": ("torch", "jax", "lightning", "transformers", "mindspore", "paddle"),
+    "adapters": ("torch", "jax", "lightning", "transformers", "mindspore", "paddle", "zarr"),
+    "adapters/zarr": ("data_types", "paths", "store", "tensorstore"),
     "adapters/torch": ("survey", "modules", "optimizers"),
     "cli": ("output", "listing", "show", "stats", "check", "repair", "convert", "demo"),
 }

@@ -20,7 +20,7 @@ paddle      | 3.11 | paddlepaddle==3.3.1 setuptools numpy
 paddle2     | 3.11 | paddlepaddle==2.6.2 setuptools numpy<2
 mindspore   | 3.11 | mindspore==2.10.0
 onnx        | 3.11 | onnx==1.23.2 onnxruntime==1.31.1 numpy
-zarr        | 3.11 | zarr==3.1.6 orbax-checkpoint==0.12.8 jax tensorstore
+zarr        | 3.11 | zarr==3.1.6 orbax-checkpoint==0.12.8 jax tensorstore xarray dask
 jax         | 3.11 | jax flax optax
 lightning   | 3.11 | torch==2.13.0 lightning transformers accelerate
 megengine   | 3.8  | megengine==1.13.0

@@ -15,7 +15,7 @@ lightning | test_lightning_adapter test_lightning_runs test_transformers_adapter
 mindspore | test_model_checkpoint test_mindspore_adapter test_docstrings test_readme_frameworks test_from_mindspore
 paddle    | test_paddle_values test_paddle_adapter test_readme_frameworks test_docstrings test_from_paddle
 paddle2   | test_paddle_values test_paddle_adapter test_readme_frameworks test_docstrings test_from_paddle
-zarr      | test_strangers_ocdbt_folders
+zarr      | test_strangers_ocdbt_folders test_zarr_readers test_zarr_store test_docstrings
 '
 
 cd "$root"

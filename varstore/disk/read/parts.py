@@ -20,7 +20,7 @@ from varstore.storage.directory import Directory
 from varstore.storage.failures import translated
 from varstore.values.parts import in_c_order, read_indexed
 
-__all__ = ["chunk_indices", "read_index", "row_chunks"]
+__all__ = ["chunk_indices", "read_index", "read_run", "row_chunks"]
 
 _AT_ONCE = 4 << 20
 """Bytes of a chunk."""
@@ -50,6 +50,33 @@ def read_index(location: Location, variable: Readable, index: Any) -> Any:
             whole=lambda: read_values(location, variable),
             convert=lambda values: values.astype(variable.dtype, copy=False),
         )
+
+
+def read_run(location: Location, variable: Readable, start: int, stop: int) -> np.ndarray:
+    """Return the elements from `start` to `stop` in C order, as a row; every byte is compared with its digest.
+
+    Digests cover blocks of 16 MiB, so the blocks that the run begins and ends in are read whole.
+
+    Raises:
+        DigestMismatch: the bytes are not those that were saved.
+    """
+    entry, size = variable.entry, variable.stored.itemsize
+    values = np.empty(stop - start, variable.stored)
+    flat, first, last = values.view(np.uint8), start * size, stop * size
+    with translated(location.path, "reading failed"), Directory(location) as directory, directory.out(entry) as fd:
+        if not variable.digests:
+            read_part(fd, variable, flat, first, hashed=False)
+            return values.astype(variable.dtype, copy=False)
+        for block in range(first // BLOCK, -(-last // BLOCK)):
+            begin, end = block * BLOCK, min((block + 1) * BLOCK, variable.nbytes)
+            is_inside = first <= begin and end <= last
+            row = flat[begin - first : end - first] if is_inside else np.empty(end - begin, np.uint8)
+            digest = read_part(fd, variable, row, begin, hashed=True)
+            check_digest(directory, entry, variable.digests, block, digest)
+            if not is_inside:
+                wanted = slice(max(first, begin), min(last, end))
+                flat[wanted.start - first : wanted.stop - first] = row[wanted.start - begin : wanted.stop - begin]
+    return values.astype(variable.dtype, copy=False)
 
 
 def row_chunks(location: Location, variable: Readable, *, verify: bool) -> Iterator[tuple[tuple[Any, ...], np.ndarray]]:
