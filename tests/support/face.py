@@ -224,12 +224,19 @@ def _skeleton(module: str) -> dict[str, Any]:
     spec = importlib.util.find_spec(module)
     assert spec is not None
     assert spec.origin is not None
-    tree = ast.parse(Path(spec.origin).read_text())
+    return _skeleton_of(module, Path(spec.origin))
+
+
+def _skeleton_of(module: str, path: Path) -> dict[str, Any]:
+    tree = ast.parse(path.read_text())
     kept = [_bare(node) for node in tree.body if isinstance(node, ast.FunctionDef | ast.ClassDef)]
     kept += [node for node in tree.body if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "__all__"]
     future = ast.parse("from __future__ import annotations").body
     names: dict[str, Any] = {"__name__": module}
-    exec(compile(ast.Module([*future, *kept], []), spec.origin, "exec"), names)
+    exec(compile(ast.Module([*future, *kept], []), str(path), "exec"), names)
+    for node in tree.body:  # what a package takes from its own files
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith(f"{module}."):
+            names = _skeleton_of(str(node.module), path.with_name(f"{str(node.module).rpartition('.')[2]}.py")) | names
     return {name: names[name] for name in names["__all__"]}
 
 
