@@ -22,7 +22,7 @@ mindspore   | 3.11 | mindspore==2.10.0
 onnx        | 3.11 | onnx==1.23.2 onnxruntime==1.31.1 numpy
 zarr        | 3.11 | zarr==3.1.6 orbax-checkpoint==0.12.8 jax tensorstore xarray dask
 jax         | 3.11 | jax flax optax
-lightning   | 3.11 | torch==2.13.0 lightning transformers accelerate
+lightning   | 3.11 | torch==2.13.0 lightning omegaconf transformers accelerate peft
 megengine   | 3.8  | megengine==1.13.0
 oneflow     | 3.10 | oneflow==0.9.0 numpy<1.24 protobuf<4 nvidia-cudnn-cu11==8.5.0.96 nvidia-cublas-cu11==11.10.3.66
 '

@@ -10,7 +10,7 @@ import importlib
 import os
 import re
 import stat
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -101,6 +101,8 @@ FORMATS: tuple[Format, ...] = (
 
 _VERSION = re.compile(r"\.v?[0-9].*")
 """What looks like a suffix in the name of a directory, as in ``llama-3.1`` and ``run.v2``."""
+_OF_LIGHTNING = "pytorch-lightning_version"
+"""What each checkpoint of Lightning has."""
 _MODULES = {"varstore": "native", "oneflow-legacy": "oneflow_legacy", "orbax": "zarr.orbax"}
 _BY_NAME = {format.name: format for format in FORMATS}
 
@@ -171,13 +173,17 @@ def _by_suffix(path: str) -> Format | None:
     return None if is_file else _BY_NAME["varstore"]
 
 
-def target_format(path: str, format: str | None) -> Format:
+def target_format(path: str, format: str | None, state: Any = None) -> Format:
     """Return the format in which to write to a path: the named one, or that of the suffix.
+
+    Files of Lightning and of MindSpore have the same suffix: a `state` that Lightning made is not for MindSpore.
 
     Raises:
         UsageError: the format is unknown, or can only be read.
     """
     row = _by_suffix(path) if format is None else named(format)
+    if format is None and path.lower().endswith(".ckpt") and isinstance(state, Mapping) and _OF_LIGHTNING in state:
+        return _BY_NAME["torch"]
     if row is None and os.path.isdir(path):
         return _BY_NAME["varstore"]
     if row is None:

@@ -316,7 +316,7 @@ def write(
 
     if not isinstance(path, str | os.PathLike):
         return _write_to(path, variables_or_state, format, options)
-    row = target_format(os.fspath(path), format)
+    row = target_format(os.fspath(path), format, getattr(variables_or_state, "tree", variables_or_state))
     state, left_out = _data_of(variables_or_state, row)
     row.module.write(os.fspath(path), state, **_for_format(row, options))
     return Written(path=os.fspath(path), format=row.name, left_out=left_out)
@@ -417,11 +417,12 @@ def convert(
     source, target = os.fspath(source), os.fspath(target)
     if os.path.realpath(source) == os.path.realpath(target):
         raise UsageError("source and target are the same", path=source)
-    row = target_format(target, format)
+    target_format(target, format)
     source_row = detect(source) if source_format is None else named(source_format)
     cast = None if dtype is None else _floating(dtype)
 
     def write_from(opened: OpenedCheckpoint | ForeignCheckpoint) -> Converted:
+        row = target_format(target, format, opened.tree)
         chosen = select(opened, include=include, exclude=exclude, rename=rename, path=source, all_apply=True)
         model = options.get("model") if ignore_extra else None
         named = _parameter_names(opened, chosen, row.name, options)
