@@ -34,7 +34,7 @@ plain bytes, an index reads only what it needs. `state()` reads the whole nested
 | varstore | none | checkpoint directories, the latest step of a `CheckpointManager` | checkpoint directories |
 | huggingface | none | folders of `save_pretrained` and diffusers, the cache of the Hub | folders |
 | safetensors | `.safetensors`, `.safetensors.index.json` | files, and models in several files with an index | both |
-| torch | `.pt`, `.pth`, `.bin`, `.tar`, `.pt2` | `torch.save` since 0.1.10, programs, distributed folders | files |
+| torch | `.pt`, `.pth`, `.bin`, `.tar`, `.pt2`, Lightning's `.ckpt` | files, programs, distributed folders | files |
 | numpy | `.npz`, `.npy` | files of `numpy.savez` and `numpy.save` | both |
 | oneflow | `.of` | folders and files of `flow.save`, folders of variables | folders |
 | oneflow-legacy | none | as varstore, without a manifest | folders that OneFlow 0.9 loads whole |
