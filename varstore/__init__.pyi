@@ -26,6 +26,7 @@ from varstore.inspection.stats import (
     StatsReport,
     stats,
 )
+from varstore.inspection.steps import RunStep, RunSteps, steps
 from varstore.inspection.storage import check_storage
 from varstore.inspection.verify import (
     VerifyReport,
@@ -130,6 +131,8 @@ __all__ = [
     "OnePerMinutes",
     "PendingSave",
     "Pinned",
+    "RunStep",
+    "RunSteps",
     "SaveIf",
     "Session",
     "Statistics",
@@ -181,6 +184,7 @@ __all__ = [
     "save_state_async",
     "seal",
     "stats",
+    "steps",
     "truncated_normal",
     "truncated_normal_initializer",
     "uint16",

@@ -49,6 +49,8 @@ class _Commands(click.Group):
 
     def invoke(self, ctx: click.Context) -> Any:
         _never_fail_to_encode()
+        if os.environ.get("NO_COLOR") or os.environ.get("TERM") == "dumb":
+            ctx.color = False
         try:
             result = super().invoke(ctx)
             sys.stdout.flush()

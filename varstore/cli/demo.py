@@ -67,7 +67,7 @@ def demo(directory: str) -> None:
     print_meta(os.path.join(extended, "dense3-weight", "meta"))
     for path in (first, extended):
         click.echo(f"\n$ varstore ls {one_line(path)}")
-        print_listing(list(flow.open(path).values()))
+        print_listing(flow.open(path))
     click.echo(f"\n$ varstore verify {one_line(first)} {one_line(extended)}")
     for path in (first, extended):
         verified = flow.verify(path)

@@ -1,13 +1,12 @@
 """What commands print with: text that is safe for a terminal, and errors in the words of the command line.
 
 Nothing that comes from a disk can send control codes to a terminal, forge a line, or fill the screen; see
-`varstore.text.escape`. The library's messages name its parameters; here
-they become the flags of the command that was called.
+`varstore.text.escape`. The library's messages name its parameters; here they become the flags of the command that was
+called.
 """
 
 from __future__ import annotations
 
-import os
 import re
 import sys
 from collections.abc import Iterable, Iterator
@@ -20,11 +19,9 @@ from varstore.text.escape import one_line
 
 __all__ = [
     "FAILED",
-    "allow_incomplete_option",
     "complain",
     "error_text",
     "is_terminal",
-    "open_path",
     "print_facts",
     "print_report",
     "progress",
@@ -45,12 +42,6 @@ _ARGUMENTS = {"include": "patterns"}
 
 _OF_THE_CALL = {"overwrite"}
 """Parameters of what was called; to give one to another command would not help."""
-
-allow_incomplete_option = click.option(
-    "--allow-incomplete",
-    is_flag=True,
-    help="Open a checkpoint that is incomplete or whose manifest is torn, and use the variables that are whole.",
-)
 
 
 def complain(message: str) -> None:
@@ -114,15 +105,6 @@ def print_report(report: Any, *, ok: bool) -> None:
     """Print a report of the library; its first line is green or red on a terminal."""
     head, *rest = [one_line(line, _LONGEST) for line in with_flags(str(report)).split("\n")]
     click.echo("\n".join([click.style(head, fg="green" if ok else "red"), *rest]))
-
-
-def open_path(path: str, *, allow_incomplete: bool) -> vs.Checkpoint | vs.Variable:
-    """Open a checkpoint, or one variable by its folder."""
-    is_variable = os.path.isfile(os.path.join(path, "out"))
-    if allow_incomplete and not is_variable:
-        return vs.open(path, allow_incomplete=True)
-    opened = vs.checkpoint.get(path)
-    return opened if isinstance(opened, vs.Variable) else opened.checkpoint
 
 
 def _flag(parameter: str, value: str = "") -> str | None:

@@ -8,7 +8,8 @@ from collections.abc import Iterator
 import click
 
 import varstore as vs
-from varstore.cli.output import allow_incomplete_option, open_path, print_facts
+from varstore.cli.output import print_facts
+from varstore.cli.sources import allow_incomplete_option, open_path
 
 __all__ = ["show"]
 

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
 
 import click
 
 import varstore as vs
-from varstore.cli.output import open_path, print_report, progress
+from varstore.cli.output import print_report, progress
+from varstore.cli.sources import open_path
 
 __all__ = ["stats"]
 
@@ -51,20 +51,14 @@ def stats(
       varstore stats --json lenet | jq '.variables[].norm'
     """
     failing = _ALWAYS | _marks(fail_on)
-    report = vs.stats(_source(path), include=patterns or None, quantiles=quantiles, progress=progress())
+    opened = open_path(path)
+    source = {opened.name: opened} if isinstance(opened, vs.Variable) else opened
+    report = vs.stats(source, include=patterns or None, quantiles=quantiles, progress=progress())
     if as_json:
         click.echo(json.dumps(report.as_json(), indent=2))
     else:
         print_report(report, ok=report.ok)
     ctx.exit(1 if any(failing.intersection(found.marks) for found in report.values()) else 0)
-
-
-def _source(path: str) -> str | dict[str, vs.Variable]:
-    """Return the path, or the variable whose folder it is, by its name."""
-    if not os.path.isfile(os.path.join(path, "out")):
-        return path
-    opened = open_path(path, allow_incomplete=False)
-    return {opened.name: opened} if isinstance(opened, vs.Variable) else path
 
 
 def _marks(given: str) -> set[str]:

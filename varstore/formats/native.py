@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import re
 from collections.abc import Mapping
 from typing import Any, Unpack
 
@@ -12,12 +11,10 @@ from varstore.disk.read.checkpoint import Checkpoint, open_checkpoint
 from varstore.disk.read.variable import Variable
 from varstore.errors import FormatError, VarstoreError
 from varstore.formats.state.flat import flat_leaves
-from varstore.layout.names import MANIFEST, MARKER
 from varstore.model.options import SaveOptions
 from varstore.model.store import save
-from varstore.storage.failures import translated
 from varstore.text.hints import listed
-from varstore.training.series import Series, check_files
+from varstore.training.series import Series, check_files, prefixes_in
 from varstore.training.state import load_state
 from varstore.training.tensors import PARAMETER, TENSOR, Framework, Leaf, MapLocation, strides_of
 from varstore.training.tree import flatten, unflatten
@@ -27,7 +24,6 @@ from varstore.values.select import Patterns, Rename
 
 __all__ = ["OpenedCheckpoint", "nested", "read", "step_in", "write"]
 
-_STEP = re.compile(r"(.*?)(?:0|[1-9][0-9]*)", re.DOTALL)
 _SHOWN = 5
 
 
@@ -75,14 +71,8 @@ def step_in(path: str) -> str:
     Raises:
         FormatError: there are the steps of several runs, whose names begin differently.
     """
-    if any(os.path.lexists(os.path.join(path, name)) for name in (MARKER, MANIFEST)):
-        return path
-    with translated(path, "reading failed"):
-        names = os.listdir(path) if os.path.isdir(path) else []
-    numbered = ((name, match[1]) for name in names if (match := _STEP.fullmatch(name)))
-    prefixes = {prefix for name, prefix in numbered if os.path.lexists(os.path.join(path, name, MARKER))}
     found: dict[str, str] = {}
-    for prefix in prefixes:  # each of which lists the directory again
+    for prefix in prefixes_in(path):  # each of which lists the directory again
         for member in reversed(Series(path, prefix).members()):
             with contextlib.suppress(VarstoreError):  # passed over, as by CheckpointManager.latest
                 check_files(member.saved)

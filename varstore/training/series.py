@@ -32,10 +32,24 @@ from varstore.storage.directory import Directory
 from varstore.storage.failures import translated
 from varstore.training.policies import Saved
 
-__all__ = ["KEY", "Member", "Record", "Series", "Taken", "check_files", "open_step", "require_manifest", "time_of"]
+__all__ = [
+    "KEY",
+    "Member",
+    "Record",
+    "Series",
+    "Taken",
+    "check_files",
+    "open_step",
+    "prefixes_in",
+    "require_manifest",
+    "time_of",
+]
 
 KEY = "training"
 """The attribute of a checkpoint that holds its step, time and metrics, and what was removed from it."""
+
+
+_STEP = re.compile(r"(.*?)(?:0|[1-9][0-9]*)", re.DOTALL)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -182,6 +196,19 @@ class Series:
         except OSError:
             return None
         return manifest.st_dev, manifest.st_ino, manifest.st_size, manifest.st_mtime_ns, marker.st_ino, marker.st_mode
+
+
+def prefixes_in(path: str) -> set[str]:
+    """Return what the names of the steps in a directory begin with: of each run, if there are several.
+
+    There are none in a checkpoint, whatever its folders are named.
+    """
+    if any(os.path.lexists(os.path.join(path, name)) for name in (MARKER, MANIFEST)):
+        return set()
+    with translated(path, "reading failed"):
+        names = os.listdir(path) if os.path.isdir(path) else []
+    numbered = ((name, match[1]) for name in names if (match := _STEP.fullmatch(name)))
+    return {prefix for name, prefix in numbered if os.path.lexists(os.path.join(path, name, MARKER))}
 
 
 def _is_folder(entry: os.DirEntry[str]) -> bool:
