@@ -506,3 +506,21 @@ def test_states_of_optax_come_back_as_their_classes(tmp_path: Path) -> None:
         manager.save(1, vj.state_of({"optimizer": state}))
         back = manager.restore(like={"optimizer": chain.init(params)})["optimizer"]
     assert same(back, state)
+
+
+def test_files_of_other_systems_are_loaded_as_checkpoints_are(tmp_path: Path) -> None:
+    tree = {"layers": [{"w": jnp.ones((2, 3), jnp.bfloat16)}, {"w": jnp.arange(3.0)}], "step": 3}
+    like = {"layers": [{"w": jnp.zeros((2, 3), jnp.bfloat16)}, {"w": np.zeros(3, np.float32)}], "step": 0}
+    varstore.write(tmp_path / "c.pt", jax.tree_util.tree_map(np.asarray, tree) | {"step": 3})
+    for source in (tmp_path / "c.pt", varstore.read(tmp_path / "c.pt")):
+        back, report = vj.load_into(like, source)
+        assert same(back, {**tree, "layers": [tree["layers"][0], {"w": np.arange(3, dtype=np.float32)}]})
+        assert report.loaded == ("layers/0/w", "layers/1/w", "step")
+        assert same(vj.load(source, include="layers/1/*"), {"layers": [None, {"w": np.arange(3, dtype=np.float32)}]})
+    varstore.write(tmp_path / "c.safetensors", {"layers/1/w": np.arange(3, dtype=np.float32)})
+    half = vj.load(tmp_path / "c.safetensors", like={"layers": {"1": {"w": jnp.zeros(3, jnp.bfloat16)}}}, cast=True)
+    assert half["layers"]["1"]["w"].dtype == jnp.bfloat16
+    with pytest.raises(VariableMismatch, match="pass a dict of names and arrays as the source"):
+        vj.load_into({"layers": [{"w": jnp.zeros((3, 2))}]}, tmp_path / "c.pt", strict=False)
+    turned, _ = vj.load_into({"layers": [{"w": jnp.zeros((3, 2))}]}, {"layers/0/w": np.ones((3, 2), np.float32)})
+    assert turned["layers"][0]["w"].all()

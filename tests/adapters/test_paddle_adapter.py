@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import sys
+import time
+import types
 
 import ml_dtypes
 import numpy as np
@@ -396,3 +399,24 @@ def test_the_names_of_a_translated_layer_are_mapped_by_its_program(tmp_path, pir
     if pir == "1" and paddle.__version__ < "3":
         pytest.skip("Paddle 2 does not make such programs")
     assert run_python(TRANSLATED, tmp_path, pir, FLAGS_enable_pir_api=pir).stdout.endswith("done\n")
+
+
+def test_names_of_many_parameters_are_found_in_linear_time():
+    adapter = sys.modules["varstore.adapters.paddle"]
+    names = {f"linear_{number}.w_0" for number in range(20_000)} | {"a", "a_b", ""}
+    group = [types.SimpleNamespace(name=name) for name in names]
+    optimizer = types.SimpleNamespace(_parameter_list=[*group[:3], {"params": group[3:]}])
+    owner = adapter._Beginnings(optimizer).owner
+    assert [owner(key) for key in ("a_b_c", "a_bc", "a", "b_a", 3, "", "_")] == ["a_b", "a"] + ["a"] + [""] * 4
+    known = {f"net/{name}": name for name in names} | {"_" * 100_000: "x"}
+
+    class Layer:
+        def state_dict(self, **_):
+            return {name: types.SimpleNamespace(name=f"new_{name}") for name in names if name}
+
+    start = time.perf_counter()
+    keys = [f"{name}_moment1_0" for name in names]
+    assert {owner(key) for key in keys} == names
+    assert owner("_" * 1_000_000) == ""
+    assert len(adapter._moved_names(Layer(), known)) == len(names) - 1
+    assert time.perf_counter() - start < 10

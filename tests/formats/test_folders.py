@@ -408,3 +408,16 @@ def test_indexes_follow_one_rule(tmp_path, index, end):
     (tmp_path / f"{index}.index.json").write_text(json.dumps({"weight_map": weight_map | {"c": f"1.{end}"}}))
     with pytest.raises(FormatError, match=r"not in their files.*\['c'\]"):
         vs.read(tmp_path)
+
+
+def test_links_among_the_items_and_steps_of_orbax_are_named(tmp_path):
+    orbax_item(tmp_path / "1", "model")
+    orbax_item(tmp_path / "away", "2")
+    (tmp_path / "1/other").symlink_to(tmp_path / "away/2")
+    with pytest.raises(UnsafeContent, match="an item of this step is a link: found 'other' -> "):
+        vs.read(tmp_path / "1")
+    (tmp_path / "1/other").unlink()
+    assert len(vs.read(tmp_path)) == len(vs.read(tmp_path / "1/model"))
+    (tmp_path / "2").symlink_to(tmp_path / "1")
+    with pytest.raises(UnsafeContent, match="the latest step is a link: found '2' -> "):
+        vs.read(tmp_path)

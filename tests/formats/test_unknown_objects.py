@@ -352,3 +352,53 @@ def test_leaves_do_not_lead_into_a_record(tmp_path):
     opened = vs.read(written(tmp_path / "a.mge", {"args": argparse.Namespace(w=W)}))
     assert [name for name, _ in leaves(opened.tree)] == ["args"]
     assert len(opened) == 0
+
+
+class Signal(np.ndarray):
+    """An array with a class of its own."""
+
+
+class Outer:
+    """A class with another in it."""
+
+    class Inner:
+        """That one."""
+
+
+@pytest.mark.parametrize("protocol", [2, 4])
+@pytest.mark.filterwarnings("ignore")
+def test_arrays_of_numpys_own_classes_are_arrays_and_others_are_records(tmp_path, protocol):
+    state = {
+        "matrix": np.matrix([[1.0, 2.0]]),
+        "recarray": np.arange(3).view(np.recarray),
+        "chararray": np.char.array([b"a", b"bc"]),
+        "records": np.rec.array([(1, 2.0)], dtype=[("a", int), ("b", float)]),
+        "signal": np.ones(100).view(Signal),
+    }
+    opened = vs.read(written(tmp_path / "a.mge", state, protocol))
+    assert {name: np.asarray(array).tolist() for name, array in opened.items()} == {
+        name: state[name].tolist() for name in ("matrix", "recarray", "chararray")
+    }
+    inert = opened.state()
+    assert {repr(inert[name]) for name in ("records", "signal")} == {
+        "<Opaque numpy.ndarray>",
+        f"<Opaque {__name__}.Signal>",
+    }
+    assert inert["signal"].state[1] == (100,)
+    with pytest.raises(UnsafeContent, match="Signal"):
+        vs.read(written(tmp_path / "a.mge", {"signal": state["signal"]}, protocol), unknown="error")
+
+
+def test_a_slice_of_anything_opens(tmp_path):
+    state = {"a": slice(0.5, None), "b": slice("x", np.int64(2), 3), "c": slice((1, 2), [None])}
+    opened = vs.read(written(tmp_path / "a.mge", state)).state()
+    assert (opened["a"], opened["b"]) == (state["a"], state["b"])
+    assert (repr(opened["c"]), opened["c"].arguments) == ("<Opaque builtins.slice>", ((1, 2), [None], None))
+
+
+def test_a_class_within_a_class_is_refused_with_a_way_out(tmp_path):
+    for unknown in ("error", "opaque"):
+        with pytest.raises(UnsafeContent, match=r"a class or a method that is within a class.*pickle protocol 4"):
+            vs.read(written(tmp_path / "a.mge", {"w": W, "a": Outer.Inner()}, 2), unknown=unknown)
+    opened = vs.read(written(tmp_path / "a.mge", {"w": W, "a": Outer.Inner()}, 4))
+    assert opened.unknown == ((__name__, "Outer.Inner", 1),)

@@ -7,6 +7,7 @@ import importlib.util
 import inspect
 import io
 import pkgutil
+import re
 from collections.abc import Iterator
 from types import ModuleType
 from typing import Any
@@ -38,10 +39,14 @@ def of_the_face() -> Iterator[doctest.DocTest]:
         yield from examples(documented(name), name)
 
 
+FOUND = pkgutil.walk_packages(vs.__path__, "varstore.", onerror=lambda _: None)  # adapters need their frameworks
+PACKAGES = ["varstore"] + [
+    module.name for module in FOUND if module.ispkg and not module.name.startswith("varstore.adapters.")
+]
+
+
 def of_the_guides() -> Iterator[doctest.DocTest]:
-    found = pkgutil.walk_packages(vs.__path__, "varstore.", onerror=lambda _: None)  # adapters need their frameworks
-    packages = [module.name for module in found if module.ispkg and not module.name.startswith("varstore.adapters.")]
-    for name in ("varstore", *packages):
+    for name in PACKAGES:
         text = importlib.import_module(name).__doc__ or ""
         yield doctest.DocTestParser().get_doctest(text, {"np": np, "vs": vs}, name, None, None)
 
@@ -96,3 +101,11 @@ def test_an_example_that_is_wrong_fails(text, message, tmp_path, monkeypatch):
     test = doctest.DocTestParser().get_doctest(text, {"vs": vs}, "wrong", None, None)
     with pytest.raises(AssertionError, match=message):
         run(test)
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+def test_what_a_guide_names_is_there(package):
+    named = re.findall(r"`(varstore(?:\.\w+)+)(?:\(\))?`", importlib.import_module(package).__doc__ or "")
+    for name in named:
+        if not name.startswith("varstore.adapters."):  # these need their frameworks
+            pkgutil.resolve_name(name)

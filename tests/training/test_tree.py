@@ -404,6 +404,63 @@ def test_a_class_that_does_not_fit_its_record_is_an_error(tmp_path: Path, value:
         load_state(tmp_path / "c", types={tag: cls})
 
 
+class Access(enum.Flag):
+    """What may be combined, and refuses what it does not know."""
+
+    READ = 1
+    WRITE = 2
+    RUN = 4
+
+    @classmethod
+    def _missing_(cls, value: object) -> Any:
+        raise AssertionError("nothing of the class is called")
+
+
+class Mode(enum.IntFlag):
+    """What may be combined with any number."""
+
+    A = 1
+    B = 2
+
+
+class Counts(defaultdict[str, int]):
+    """A defaultdict with a class of its own."""
+
+
+def test_members_of_a_flag_come_back_together(tmp_path: Path) -> None:
+    both = enum.Flag._missing_.__func__(Access, 3)  # type: ignore[attr-defined]
+    state = [both, Access.READ, Mode.A | Mode.B, Mode.A | 8, Mode(0)]
+    save_state(tmp_path / "c", state)
+    types = {f"{__name__}.{cls.__qualname__}": cls for cls in (Access, Mode)}
+    back = load_state(tmp_path / "c", types=types)
+    assert [(type(one), one._value_) for one in back] == [(type(one), one._value_) for one in state]
+    assert back[0] is both
+
+    class Access2(enum.Flag):
+        """Another numbering, in which one of them is missing."""
+
+        READ = 4
+        RUN = 1
+
+    with pytest.raises(UsageError, match=r"does not have a member 'READ\|WRITE'"):
+        load_state(tmp_path / "c", types={**types, f"{__name__}.Access": Access2})
+
+
+def test_a_defaultdict_with_a_class_keeps_its_factory(tmp_path: Path) -> None:
+    state = [Counts(int, a=1), Counts(None, b=2), Counts(lambda: 3, c=3)]
+    checkpoint = save_state(tmp_path / "c", state)
+    assert checkpoint.left_out == ("2/default_factory",)
+    plain = load_state(tmp_path / "c")
+    assert (plain, {type(one) for one in plain}) == ([{"a": 1}, {"b": 2}, {"c": 3}], {dict})
+    back = load_state(tmp_path / "c", types={f"{__name__}.Counts": Counts})
+    assert [(type(one), one.default_factory) for one in back] == [(Counts, int), (Counts, None), (Counts, None)]
+    assert back == state
+    assert back[0]["new"] == 0
+    save(tmp_path / "d", {}, tree='{"$":"mapping","type":"a.B","factory":"eval","items":[]}')
+    with pytest.raises(ManifestError):
+        load_state(tmp_path / "d")
+
+
 @pytest.mark.parametrize("types", [3, [Config], {"a": 3}, {"a": "Config"}])
 def test_types_are_classes_by_name(tmp_path: Path, types: Any) -> None:
     save_state(tmp_path / "c", 3)

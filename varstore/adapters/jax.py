@@ -17,6 +17,8 @@ import numpy as np
 
 from varstore.disk.read.checkpoint import Checkpoint, retry_if_replaced
 from varstore.errors import UsageError, VariableMismatch
+from varstore.formats.opened import ForeignCheckpoint
+from varstore.formats.verbs import open_source
 from varstore.model.match import Match, Missing, OnMismatch, SourceSpec, Spec, compare
 from varstore.model.options import Path, StateOptions
 from varstore.model.refusal import Demands, refuse
@@ -26,7 +28,9 @@ from varstore.training.state import load_state, save_state
 from varstore.training.tensors import KEY, LIST, Leaf, built
 from varstore.training.tree import outline
 from varstore.values.arguments import checked
+from varstore.values.lazy import LazyArray
 from varstore.values.nodes import BARE, Unbuilt, replaced
+from varstore.values.opaque import without_opaque
 from varstore.values.select import Patterns, Rename, select
 
 __all__ = ["load", "load_into", "save", "state_of"]
@@ -103,7 +107,7 @@ def _part(key: Any) -> Any:
 
 @checked
 def load(
-    path: Path | Checkpoint,
+    path: Path | Checkpoint | ForeignCheckpoint,
     like: Any = None,
     *,
     include: Patterns | None = None,
@@ -117,7 +121,7 @@ def load(
     """Load a pytree, with the structure of `like` if it is given.
 
     Args:
-        path: a checkpoint, or its path.
+        path: a checkpoint, or any path that `varstore.read` opens.
         like: a pytree with the wanted structure, such as a state of Flax or Optax, whose classes come back. A leaf that
             is a jax array or a `jax.ShapeDtypeStruct` is restored to the devices of its sharding, a numpy array as a
             numpy array, and numbers and strings as such. Without `like`, the result has the containers that were saved.
@@ -134,6 +138,7 @@ def load(
         UsageError: a leaf that is to keep its value does not have one.
         DigestMismatch, SizeMismatch: the values are not those that were saved.
         CheckpointNotFound, IncompleteCheckpoint: there is no checkpoint, or only an incomplete one.
+        UnsafeContent, FormatError, MissingDependency: see `varstore.read`.
 
     Example:
         >>> import jax.numpy as jnp
@@ -145,17 +150,18 @@ def load(
                [1., 1., 1.]], dtype=float32), 'steps': 7}
     """
     choice: Choice = {"include": include, "exclude": exclude, "rename": rename}
+    source = open_source(path)
     if like is None:
-        return load_state(path, **choice)
+        return source.state(**choice) if isinstance(source, ForeignCheckpoint) else load_state(source, **choice)
     wanted = "error" if missing is None else missing
     demands = Demands(strict=strict, missing=wanted, on_mismatch=_known(on_mismatch), cast=cast, can_overlap=False)
-    return retry_if_replaced(lambda checkpoint: _Loading(checkpoint, like, choice, demands).run()[0], path)
+    return _loaded(source, like, choice, demands)[0]
 
 
 @checked
 def load_into(
     like: Any,
-    source: Path | Checkpoint,
+    source: Path | Checkpoint | Mapping[str, Any],
     *,
     include: Patterns | None = None,
     exclude: Patterns | None = None,
@@ -171,7 +177,7 @@ def load_into(
 
     Args:
         like: the pytree; see `load`.
-        source: a checkpoint, or its path.
+        source: a checkpoint, any path that `varstore.read` opens, or nested state of arrays.
         include, exclude, rename, on_mismatch, cast: see `load`.
         strict: raise if the pytree or the checkpoint has leaves that the other does not have.
         missing: patterns of leaves of the pytree that the checkpoint need not have; they keep their values.
@@ -179,6 +185,7 @@ def load_into(
     Raises:
         VariableMismatch, UsageError, DigestMismatch, SizeMismatch: see `load`.
         CheckpointNotFound, IncompleteCheckpoint: there is no checkpoint, or only an incomplete one.
+        UnsafeContent, FormatError, MissingDependency: see `varstore.read`.
 
     Example:
         >>> import jax.numpy as jnp
@@ -191,6 +198,14 @@ def load_into(
     """
     choice: Choice = {"include": include, "exclude": exclude, "rename": rename}
     demands = Demands(strict=strict, missing=missing, on_mismatch=_known(on_mismatch), cast=cast, can_overlap=False)
+    return _loaded(open_source(source), like, choice, demands)
+
+
+def _loaded(
+    source: Path | Checkpoint | Mapping[str, Any], like: Any, choice: Choice, demands: Demands
+) -> tuple[Any, LoadReport]:
+    if isinstance(source, Mapping) and not isinstance(source, Checkpoint):
+        return _Loading(source, like, choice, demands).run()
     return retry_if_replaced(lambda checkpoint: _Loading(checkpoint, like, choice, demands).run(), source)
 
 
@@ -210,7 +225,8 @@ class _Slot:
 class _Loading:
     """One load into one structure; `_wanted` are its leaves in order, `_slots` the indices of them by name."""
 
-    def __init__(self, checkpoint: Checkpoint, like: Any, choice: Choice, demands: Demands) -> None:
+    def __init__(self, checkpoint: Checkpoint | Mapping[str, Any], like: Any, choice: Choice, demands: Demands) -> None:
+        self._path: str = getattr(checkpoint, "path", None) or type(checkpoint).__name__
         self._checkpoint, self._choice, self._demands = checkpoint, choice, demands
         self._wanted, self._structure = jax.tree_util.tree_flatten(like)
         slots = [_Slot(index) for index in range(len(self._wanted))]
@@ -222,7 +238,7 @@ class _Loading:
 
     def run(self) -> tuple[Any, LoadReport]:
         """Load, and return the pytree and the report."""
-        path = self._checkpoint.path
+        path = self._path
         match = self._match(None)
         is_vain = bool(self._slots) and bool(self._found) and not match.pairs
         refuse(match, self._demands, is_vain=is_vain, source=path, target="like", path=path, matched=self._match)
@@ -238,8 +254,10 @@ class _Loading:
         return jax.tree_util.tree_unflatten(self._structure, values), make_report(match, source=path, target="like")
 
     def _saved(self) -> Any:
-        """Return the checkpoint's state, with `Leaf` objects in place of its arrays."""
+        """Return the checkpoint's state, with `Leaf` objects in place of its arrays; a file's with lazy arrays."""
         checkpoint = self._checkpoint
+        if not isinstance(checkpoint, Checkpoint):
+            return without_opaque(checkpoint.tree if isinstance(checkpoint, ForeignCheckpoint) else checkpoint)[0]
         if checkpoint.manifest is None or not checkpoint.manifest.tree:
             return {name: Leaf(name=name) for name in checkpoint}  # a name is the path
         kinds = {type(leaf) for leaf in self._wanted if not _is_array(leaf)}
@@ -251,22 +269,29 @@ class _Loading:
 
     def _match(self, rename: Rename | None) -> Match:
         choice = self._choice if rename is None else {**self._choice, "rename": rename}
-        selected = select(tuple(self._found), **choice, path=self._checkpoint.path)
+        selected = select(tuple(self._found), **choice, path=self._path)
         targets: dict[str, Spec] = dict.fromkeys(self._slots, _ANYTHING)
         sources: dict[str, SourceSpec] = dict.fromkeys(self._found, _ANYTHING)
         for name, origin in selected.items():
             value, wanted = self._found[origin], self._wanted[self._slots[name]] if name in self._slots else None
             if wanted is not None and _is_array(wanted):
                 targets[name] = _spec(wanted)
-                stored = self._checkpoint[value.name] if isinstance(value, Leaf) else None
+                stored = self._stored(value)
                 sources[origin] = _plain_spec(value, wanted) if stored is None else (stored.shape, stored.dtype)
         return compare(targets, sources, selected, on_mismatch=self._demands.on_mismatch, cast=self._demands.cast)
+
+    def _stored(self, value: Any) -> Any:
+        """Return the variable or lazy array that a leaf of the checkpoint's state stands for; None if it is data."""
+        return (
+            self._checkpoint[value.name] if isinstance(value, Leaf) else value if isinstance(value, LazyArray) else None
+        )
 
     def _restored(self, wanted: Any, value: Any) -> Any:
         if isinstance(value, Unbuilt):
             return replaced(value, lambda item: self._restored(None, item) if isinstance(item, Leaf) else item)
-        if isinstance(value, Leaf):
-            leaf, value = value, self._checkpoint[value.name].numpy()
+        if (stored := self._stored(value)) is not None:
+            leaf = value if isinstance(value, Leaf) else Leaf(name=value.name)
+            value = stored.numpy()
             if _is_key(wanted):
                 return jax.device_put(self._keys(value, leaf, wanted), getattr(wanted, "sharding", None))
             if leaf.type == KEY and not _is_array(wanted):
@@ -287,7 +312,7 @@ class _Loading:
         if keys is None or keys.dtype != wanted.dtype or (leaf.impl and leaf.impl != impl):
             raise VariableMismatch(
                 "the keys are for another generator",
-                path=self._checkpoint.path,
+                path=self._path,
                 variable=leaf.name,
                 found=leaf.impl or "plain numbers",
                 expected=str(wanted.dtype),

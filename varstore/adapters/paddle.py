@@ -42,6 +42,8 @@ _APART = ("LR_Scheduler", "master_weights")
 _PARTS = {"model", "optimizer", "done"}
 """What the callback saves, beside the scaler where there is one."""
 _LINES = 10
+_LONGEST_NAME = 4096
+"""Characters; to look for longer names in those of a file could take long."""
 
 
 @checked
@@ -317,10 +319,10 @@ def _load_into_optimizer(
     **load_options: Unpack[LoadOptions],
 ) -> LoadReport:
     moved = {} if layer is None else _moved_names(layer, _known_names(given))
-    beginnings = _beginnings(optimizer, moved)
+    beginnings = _Beginnings(optimizer, moved)
 
     def is_one(state: dict[str, Any]) -> bool:
-        return any(key in _APART or _owner(key, beginnings) for key in state)
+        return any(key in _APART or beginnings.owner(key) for key in state)
 
     is_file = isinstance(given, Checkpoint | ForeignCheckpoint)
     is_state = not is_file and not any(isinstance(given[key], dict) for key in given if key not in _APART)
@@ -332,7 +334,7 @@ def _set_state(
     optimizer: paddle.optimizer.Optimizer, state: Mapping[str, Any], moved: Mapping[str, str], where: str
 ) -> LoadReport:
     """Give an optimizer a state in which the parameters that have moved get their new names, if it fits."""
-    state = _with_tensors(_renumbered(optimizer, _renamed(state, _beginnings(optimizer, moved), moved)))
+    state = _with_tensors(_renumbered(optimizer, _renamed(state, _Beginnings(optimizer, moved), moved)))
     tensors = {name: value for name, value in leaves(state) if isinstance(value, paddle.Tensor)}
     wrong = _misfits(optimizer, tensors)
     follows = isinstance(optimizer._learning_rate, paddle.optimizer.lr.LRScheduler)
@@ -350,33 +352,41 @@ def _set_state(
     return LoadReport(source=where, target=type(optimizer).__name__, loaded=tuple(tensors), unused=unused)
 
 
-def _beginnings(optimizer: paddle.optimizer.Optimizer, moved: Iterable[str] = ()) -> list[str]:
-    """Return the names of an optimizer's parameters, and those that they had before; the longest come first."""
-    groups = optimizer._parameter_list or []
-    parameters = [parameter for item in groups for parameter in (item["params"] if isinstance(item, dict) else [item])]
-    return sorted({*(parameter.name for parameter in parameters), *moved}, key=len, reverse=True)
+class _Beginnings:
+    """The names of an optimizer's parameters, and those that they had before: names in its state begin with them."""
 
+    def __init__(self, optimizer: paddle.optimizer.Optimizer, moved: Iterable[str] = ()) -> None:
+        groups = optimizer._parameter_list or []
+        parts = (item["params"] if isinstance(item, dict) else [item] for item in groups)
+        self._names = {*(parameter.name for parameters in parts for parameter in parameters), *moved}
+        self._longest = min(max(map(len, self._names), default=0), _LONGEST_NAME)
 
-def _owner(key: object, beginnings: list[str]) -> str:
-    """Return the parameter that a name in the state of an optimizer begins with; empty text if there is none."""
-    return next((name for name in beginnings if isinstance(key, str) and f"{key}_".startswith(f"{name}_")), "")
+    def owner(self, key: object) -> str:
+        """Return the longest of them that a name begins with, up to a ``_`` or its end; empty text if there is none."""
+        text = f"{key}_" if isinstance(key, str) else ""
+        end = text.rfind("_", 0, self._longest + 1)
+        while end >= 0 and text[:end] not in self._names:
+            end = text.rfind("_", 0, end)
+        return text[: max(end, 0)]
 
 
 def _moved_names(layer: paddle.nn.Layer, known: Mapping[str, str]) -> dict[str, str]:
     """Return the new names of the layer's parameters by those with which they were saved."""
-    moved = {}
-    for name, tensor in _tensors_of(layer).items():
-        old = {known[path] for path in known if path == name or path.endswith(f"/{name}")}
-        if len(old) == 1:
-            moved[old.pop()] = tensor.name
-    return moved
+    tensors = _tensors_of(layer)
+    depths = {name.count("/") for name in tensors}
+    saved: dict[str, set[str]] = {}
+    for path, old in known.items():
+        for depth in depths:  # what a name may be the end of, after a slash
+            saved.setdefault("/".join(path.rsplit("/", depth + 1)[-depth - 1 :]), set()).add(old)
+    found = ((saved.get(name, set()), tensor.name) for name, tensor in tensors.items())
+    return {next(iter(old)): new for old, new in found if len(old) == 1}
 
 
-def _renamed(state: Mapping[str, Any], beginnings: list[str], moved: Mapping[str, str]) -> dict[str, Any]:
+def _renamed(state: Mapping[str, Any], beginnings: _Beginnings, moved: Mapping[str, str]) -> dict[str, Any]:
     """Return an optimizer's state with other names of parameters at the beginnings of its keys."""
     renamed = {}
     for key, value in state.items():
-        old = _owner(key, beginnings)
+        old = beginnings.owner(key)
         name = moved[old] + key.removeprefix(old) if old in moved else key
         renamed[name] = _renamed(value, beginnings, moved) if key == "master_weights" else value
     return renamed
@@ -402,10 +412,10 @@ def _misfits(optimizer: paddle.optimizer.Optimizer, tensors: Mapping[str, paddle
     """Compare the tensors of a state with those of an optimizer, or with its parameters if it has not made a step."""
     made = optimizer.state_dict() if optimizer._accumulators else {}  # otherwise, it is what was loaded before
     own = {name: value for name, value in leaves(made) if isinstance(value, paddle.Tensor)}
-    beginnings = _beginnings(optimizer)
+    beginnings = _Beginnings(optimizer)
     wrong = [f"{name}: not in the state" for name in own if name not in tensors]
     for name, tensor in tensors.items():
-        if not _owner(name.removeprefix("master_weights/"), beginnings) or (own and name not in own):
+        if not beginnings.owner(name.removeprefix("master_weights/")) or (own and name not in own):
             wrong.append(f"{name}: the optimizer does not have it")
         elif own and list(tensor.shape) != list(own[name].shape):
             wrong.append(f"{name}: {tuple(tensor.shape)} -> {tuple(own[name].shape)}")

@@ -12,6 +12,8 @@ import argparse
 import dataclasses
 import datetime
 import enum
+import functools
+import operator
 import os
 import pathlib
 import re
@@ -179,18 +181,24 @@ def tag_of(value: Any, place: str) -> dict[str, Any] | None:
     if isinstance(value, enum.Enum):
         return {"$": "enum", **named}
     if isinstance(value, dict):
-        return {"$": "mapping", **named}
+        factory = _name_of_factory(getattr(value, "default_factory", None)) if isinstance(value, defaultdict) else None
+        return {"$": "mapping", **named} | ({} if factory is None else {"factory": factory})
     is_record = kind in (argparse.Namespace, SimpleNamespace) or dataclasses.is_dataclass(kind)
     return {"$": "record", **named} if is_record and not hasattr(kind, "state_dict") else None
 
 
+def _name_of_factory(factory: Any) -> str | None:
+    """Return the name of the factory of a defaultdict, None if it is not one of the plain types."""
+    return next((name for name, kind in _FACTORIES.items() if kind is factory), None)
+
+
 def _factory(factory: Any, place: str) -> str | None:
-    name = getattr(factory, "__name__", "")
-    if factory is not None and _FACTORIES.get(name) is not factory:
+    name = _name_of_factory(factory)
+    if factory is not None and name is None:
         raise UsageError(
             "a defaultdict whose factory is code cannot be saved as data", field=place, hint="save dict(...) of it"
         )
-    return None if factory is None else name
+    return name
 
 
 def members(value: Any) -> Iterable[Any]:
@@ -206,14 +214,19 @@ def members(value: Any) -> Iterable[Any]:
 
 def unsaved(value: Any) -> list[str]:
     """Return the attributes that `members` does not have: those of dicts, and of dataclasses beside their fields."""
+    lost: list[str] = []
     if isinstance(value, dict):
         fields = set()
+        if isinstance(value, defaultdict) and value.default_factory is not None:
+            lost = [] if _name_of_factory(value.default_factory) else ["default_factory"]
     elif dataclasses.is_dataclass(value) and not isinstance(value, enum.Enum):
         fields = {field.name for field in dataclasses.fields(value)}
     else:
         return []
     extra = getattr(value, "__dict__", {}).keys() - fields
-    return sorted(name for name in extra if not isinstance(getattr(type(value), name, None), cached_property))
+    return sorted(
+        [*lost, *(name for name in extra if not isinstance(getattr(type(value), name, None), cached_property))]
+    )
 
 
 def _fields(value: Any) -> Iterator[tuple[str, Any]]:
@@ -248,7 +261,8 @@ def container(node: Mapping[str, Any], items: list[Any], types: Types) -> Any:
     if not isinstance(name, str) or (kind == "record" and not all(isinstance(key, str) for key in pairs)):
         raise TypeError("a record whose name or attributes are not text")
     if kind == "mapping":
-        return Unbuilt(pairs, dict if cls is None else lambda rest: _mapping(cls, name, rest))
+        factory = _FACTORIES[node["factory"]] if "factory" in node else None
+        return Unbuilt(pairs, dict if cls is None else lambda rest: _mapping(cls, name, rest, factory))
     return Unbuilt(pairs, _namespace if cls is None else lambda rest: _record(cls, name, rest))
 
 
@@ -276,16 +290,40 @@ def _enum(name: str, items: list[Any], types: Types) -> Any:
     if cls is None:
         return Unbuilt({"name": member, "value": value}, _namespace)
     known = vars(cls).get("_member_map_", {}) if issubclass(cls, enum.Enum) else {}
-    if member not in known:
+    found = known[member] if member in known else _composite(cls, known, member, value)
+    if found is None:
         raise _misfit(cls, name, f"it does not have a member {member!r}")
-    return known[member]
+    return found
 
 
-def _mapping(cls: type, name: str, items: Mapping[Any, Any]) -> Any:
+def _composite(cls: type, known: Mapping[str, Any], member: Any, value: Any) -> Any:
+    """Return several members of a Flag as one, by their names or else by the value; None if there is no such thing.
+
+    Only what the standard library defines is called, and nothing that the class itself does.
+    """
+    if not issubclass(cls, enum.Flag) or vars(cls).get("_member_type_") not in (object, int):
+        return None
+    names = member.split("|") if isinstance(member, str) else [member]
+    parts = [known[one]._value_ if one in known else None for one in names]
+    whole = value if None in parts else functools.reduce(operator.or_, parts)
+    if type(whole) is not int:
+        return None
+    members = cls._value2member_map_
+    base = next(one for one in cls.__mro__ if one.__module__ == "enum" and "_missing_" in vars(one))
+    try:
+        made = vars(base)["_missing_"].__func__(cls, whole) if whole not in members else members[whole]
+    except (ValueError, TypeError):
+        return None
+    return made if isinstance(made, cls) and made._value_ == whole else None
+
+
+def _mapping(cls: type, name: str, items: Mapping[Any, Any], factory: Callable[[], Any] | None) -> Any:
     base: Any = next((one for one in cls.__mro__ if one in (OrderedDict, defaultdict, dict)), None)
     if base is None:
         raise _misfit(cls, name, "it is not a dict")
     made = base.__new__(cls)
+    if base is defaultdict:
+        vars(defaultdict)["default_factory"].__set__(made, factory)
     for key, value in items.items():
         base.__setitem__(made, key, value)
     return made

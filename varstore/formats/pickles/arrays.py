@@ -153,9 +153,10 @@ def _dtype(machine: Machine, spec: Any, *rest: Any) -> Dtype | Instance:
     return Dtype(np.dtype(spec))
 
 
-def _reconstruct(machine: Machine, kind: Any, *_: Any) -> Array:
+def _reconstruct(machine: Machine, kind: Any, *rest: Any) -> Array | Instance:
     if type(kind) is not Global or kind.entry is not np.ndarray:
-        machine.refuse(f"would create an array of class {show(kind)}")
+        made = machine.instance(kind, rest) if machine.is_lenient else None
+        return made or machine.refuse(f"would create an array of class {show(kind)}")
     machine.charge(ARRAY)
     return Array()
 
@@ -252,10 +253,14 @@ def _bytes(machine: Machine, data: Any = b"", encoding: Any = None) -> Any:
     return data
 
 
-def _slice(machine: Machine, start: Any, stop: Any, step: Any = None) -> slice:
-    if any(type(part) not in (int, type(None)) for part in (start, stop, step)):
-        machine.fail("a slice does not consist of integers", found=show((start, stop, step), most=3))
-    return slice(start, stop, step)
+def _slice(machine: Machine, start: Any, stop: Any, step: Any = None) -> slice | Instance:
+    parts = (start, stop, step)
+    if all(isinstance(part, _SLICED) for part in parts):
+        return slice(*parts)
+    if not machine.is_lenient:
+        machine.fail("a slice does not consist of numbers or short text", found=show(parts, most=3))
+    machine.charge(NODE)
+    return Instance(Global("builtins", "slice", None, machine.at), machine.at, parts)
 
 
 def _reconstructor(machine: Machine, kind: Any, base: Any, state: Any) -> Any:
@@ -265,6 +270,8 @@ def _reconstructor(machine: Machine, kind: Any, base: Any, state: Any) -> Any:
         machine.refuse(f"would create an object by copyreg._reconstructor{show((kind, base, state), most=3)}")
     return machine.created(kind, () if is_object else (state,))
 
+
+_SLICED = (int, float, str, type(None), np.generic)
 
 _BUILTINS: dict[str, Any] = {
     "bytearray": Constructor(call=_bytes),
@@ -282,14 +289,21 @@ _NUMPY: dict[tuple[str, str], Any] = {
     ("numeric", "_frombuffer"): Constructor(call=_from_buffer),
 }
 
+_ARRAYS = (
+    *(("numpy", name) for name in ("ndarray", "memmap", "matrix", "recarray")),
+    *(("numpy.matrixlib.defmatrix", "matrix"), ("numpy.rec", "recarray"), ("numpy.char", "chararray")),
+    *((f"numpy.{core}.records", "recarray") for core in ("core", "_core")),
+    *((f"numpy.{core}.defchararray", "chararray") for core in ("core", "_core")),
+)
+"""numpy's classes of arrays; what they add to an array is not data."""
+
 _ML_DTYPES = tuple(row.dtype for row in TABLE if row.dtype is not None and row.dtype.type.__module__ == "ml_dtypes")
 
 PLAIN: Table = {
     **{(module, name): entry for module in ("builtins", "__builtin__") for name, entry in _BUILTINS.items()},
     **{(f"numpy.{core}.{m}", name): entry for core in ("core", "_core") for (m, name), entry in _NUMPY.items()},
     **{("ml_dtypes", dtype.name): dtype for dtype in _ML_DTYPES},
-    ("numpy", "ndarray"): np.ndarray,
-    ("numpy", "memmap"): np.ndarray,
+    **dict.fromkeys(_ARRAYS, np.ndarray),
     ("numpy", "dtype"): Constructor(call=_dtype),
     **{(module, "_reconstructor"): Constructor(call=_reconstructor) for module in ("copyreg", "copy_reg")},
     ("_codecs", "encode"): Constructor(call=_encode),

@@ -62,6 +62,12 @@ _LONGEST_INT = 1024
 _KEY_LIMIT = 1 << 61
 _HINT = "varstore does not run code from files; if you trust its author, load the file with its own framework"
 
+_NESTED_HINT = (
+    f"{_HINT}, and save it again with pickle protocol 4, which names such a class without a call: "
+    "torch.save(…, pickle_protocol=4)"
+)
+_BUILTIN = ("builtins", "__builtin__")
+
 
 class Record:
     """A value under construction to which the pickle can give a state; formats derive their tensors from it."""
@@ -171,10 +177,10 @@ class Machine(Tape):
                 "the pickle is damaged", path=self.path, field=f"byte {self.at}", found=shorten(str(error))
             ) from error
 
-    def refuse(self, deed: str, *, offset: int | None = None) -> NoReturn:
+    def refuse(self, deed: str, *, offset: int | None = None, hint: str = _HINT) -> NoReturn:
         """Raise UnsafeContent, saying what the pickle would have done."""
         byte = self.at if offset is None else offset
-        raise UnsafeContent(f"this pickle {deed}", path=self.path, field=f"byte {byte}", hint=_HINT)
+        raise UnsafeContent(f"this pickle {deed}", path=self.path, field=f"byte {byte}", hint=hint)
 
     def instance(self, kind: Any, arguments: tuple[Any, ...] = (), keywords: Any = None) -> Instance | None:
         """Return an inert object for one of an unknown class, or None if there must not be one."""
@@ -410,7 +416,13 @@ class Machine(Tape):
         if type(entry) is Constructor and entry.call is not None:
             return entry.call(self, *arguments)
         made = self.instance(function, arguments) if self.is_lenient else None
-        return made or self.refuse(f"would call {show(function)}{show(arguments, most=4)}")
+        return made or self._refuse_call(function, arguments)
+
+    def _refuse_call(self, function: Any, arguments: tuple[Any, ...]) -> NoReturn:
+        deed = f"would call {show(function)}{show(arguments, most=4)}"
+        if _names_what_is_nested(function, arguments):
+            self.refuse(f"{deed}, to get a class or a method that is within a class", hint=_NESTED_HINT)
+        self.refuse(deed)
 
     def _reduce(self) -> None:
         arguments = self._stack.pop()
@@ -471,6 +483,12 @@ class Machine(Tape):
         size = self.number(8)
         if size > len(self.data) - self.stop:
             self.fail("the pickle ends early", found=f"a frame of {size} bytes")
+
+
+def _names_what_is_nested(function: Any, arguments: tuple[Any, ...]) -> bool:
+    """Tell whether a call is the way in which protocols before 4 name a class within a class."""
+    is_getattr = type(function) is Global and function.name == "getattr" and function.module in _BUILTIN
+    return is_getattr and len(arguments) == 2 and type(arguments[0]) is Global and type(arguments[1]) is str
 
 
 def _int(m: Machine) -> None:

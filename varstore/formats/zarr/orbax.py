@@ -17,7 +17,7 @@ import re
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from varstore.errors import FormatError, MissingDependency
+from varstore.errors import FormatError, MissingDependency, UnsafeContent
 from varstore.formats.binary.budget import Budget
 from varstore.formats.binary.folder import WalkedFolder
 from varstore.formats.binary.metadata import parse_json
@@ -55,7 +55,10 @@ def read(path: str, *, limit: int | None = None, absent: Absent = "fill") -> For
         MissingDependency: tensorstore is not installed, which an OCDBT database requires.
     """
     step = _step(path)
-    items = {name: WalkedFolder.walked(os.path.join(step, name)) for name in _items(step)}
+    names = _items(step)
+    for name in names:
+        _refuse_link(step, name, "an item of this step")
+    items = {name: WalkedFolder.walked(os.path.join(step, name)) for name in names}
     size, files = sum(folder.size for folder in items.values()), sum(len(folder.files) for folder in items.values())
     budget = Budget(path, size, files=files, limit=limit, refuses_absent=absent == "error")
     trees: dict[str, Any] = {}
@@ -95,7 +98,8 @@ def _step(path: str) -> str:
     numbers = {name: int(match[1]) for name in names if (match := _STEP.fullmatch(name))}
     for name in sorted(numbers, key=numbers.__getitem__, reverse=True):
         step = os.path.join(path, name)
-        if kind_of(os.path.join(step, STEP_METADATA)) and _items(step) and not os.path.islink(step):
+        if kind_of(os.path.join(step, STEP_METADATA)) and _items(step):
+            _refuse_link(path, name, "the latest step")
             return step
     return path
 
@@ -109,7 +113,18 @@ def _items(step: str) -> list[str]:
     kept = [name for name in names if any(kind_of(os.path.join(step, name, file)) for file in (METADATA, _JSON_ITEM))]
     if not any(kind_of(os.path.join(step, name, METADATA)) for name in kept):
         raise FormatError(f"there is no {METADATA} in this folder, nor in one below it", path=step)
-    return [name for name in kept if not os.path.islink(os.path.join(step, name))]
+    return kept
+
+
+def _refuse_link(folder: str, name: str, what: str) -> None:
+    place = os.path.join(folder, name)
+    if name and os.path.islink(place):
+        raise UnsafeContent(
+            f"{what} is a link",
+            path=folder,
+            found=f"{name!r} -> {os.readlink(place)!r}",
+            hint="replace it by a copy, or open the place that it leads to",
+        )
 
 
 def _tree(folder: WalkedFolder, budget: Budget, prefix: str) -> tuple[Any, dict[str, Any]]:
