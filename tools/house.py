@@ -139,10 +139,10 @@ ORDER: dict[str, tuple[str, ...]] = {
     "formats/mindspore": ("cipher", "program", "messages"),
     "formats/onnx": ("tensors", "model"),
     "formats/zarr": ("codecs", "arrays", "tree", "orbax"),
-    "inspection": ("storage", "steps", "verify", "diff", "moments", "pictures", "stats"),
+    "inspection": ("storage", "steps", "verify", "pieces", "moments", "pictures", "stats", "movement", "diff"),
     "adapters": ("torch", "jax", "lightning", "transformers", "mindspore", "paddle", "zarr"),
     "adapters/zarr": ("data_types", "paths", "store", "tensorstore"),
     "adapters/torch": ("survey", "modules", "optimizers"),
-    "cli": ("output", "sources", "columns", "listing", "show", "stats", "check", "repair", "convert", "demo"),
+    "cli": ("output", "sources", "columns", "listing", "show", "stats", "diff", "check", "repair", "convert", "demo"),
 }
 """Every file and folder of each folder, `__init__` aside; each imports only from those before it."""

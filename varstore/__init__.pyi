@@ -19,6 +19,7 @@ from varstore.formats.verbs import (
 )
 from varstore.inspection.diff import (
     DiffReport,
+    Movement,
     diff,
 )
 from varstore.inspection.stats import (
@@ -128,6 +129,7 @@ __all__ = [
     "LinksReport",
     "LoadReport",
     "ModelCheckpoint",
+    "Movement",
     "OnePerMinutes",
     "PendingSave",
     "Pinned",

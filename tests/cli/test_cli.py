@@ -368,7 +368,7 @@ def test_diff_lists_names_and_answers_with_its_exit_status(model, tmp_path):
     result = shell("diff", model, same)
     assert (result.returncode, result.stdout) == (0, f"{model} -> {same}: 3 unchanged\n")
     changed = {"encoder/weight": MODEL["encoder/weight"] + 1, "encoder/bias": np.zeros(3), "new": np.ones(1)}
-    other = vs.save(tmp_path / "other", changed).path
+    other = vs.save(tmp_path / "other", changed, attributes={"epoch": 3}).path
     result = shell("diff", model, other)
     assert result.returncode == 1
     assert [line.strip() for line in result.stdout.splitlines()[1:]] == [

@@ -24,7 +24,7 @@ SIGNATURES = {
     "verify=True, threads=None, progress=None",
     "verify": "path, *, progress=None",
     "seal": "path",
-    "diff": "a, b",
+    "diff": "a, b, *, values=False",
     "clean": "directory",
     "stats": "source, *, include=None, exclude=None",
     "get_variable": "name, shape=None, dtype=None, initializer=None, regularizer=None, trainable=None, "
@@ -48,7 +48,8 @@ MEMBERS = {
     "__enter__ __exit__ _repr_html_",
     "Variable": "name shape dtype nbytes attributes path numpy __getitem__ __array__ __len__",
     "VerifyReport": "ok problems",
-    "DiffReport": "equal",
+    "DiffReport": "ok equal added removed changed unchanged moved as_json __bool__ __str__ _repr_html_",
+    "Movement": "count changed largest norm relative cosine share as_json",
     "StatsReport": "ok as_json keys values items __getitem__ __len__ __bool__ __str__ _repr_html_",
     "Statistics": "ok as_json count zeros nan inf min max mean std norm quantiles quantile_error __bool__ _repr_html_",
     "LoadReport": "loaded kept unused mismatched cast raise_for",

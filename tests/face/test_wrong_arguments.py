@@ -26,8 +26,8 @@ ELSEWHERE = {
         ("AtSteps", "Best", "EverySeconds", "EverySteps", "KeepEverySteps", "KeepIf", "Latest"), "training"
     ),
     **dict.fromkeys(("OnePerMinutes", "Pinned", "SaveIf", "CheckpointManager"), "training"),
-    **dict.fromkeys(("AttachedFile", "DiffReport", "LinksReport", "Statistics", "StatsReport"), "made by us"),
-    "VerifyReport": "made by us",
+    **dict.fromkeys(("AttachedFile", "DiffReport", "LinksReport", "Movement", "Statistics"), "made by us"),
+    **dict.fromkeys(("StatsReport", "VerifyReport"), "made by us"),
     **dict.fromkeys(("VarstoreError", "Session", "clear_default_session", "get_all_variables"), "no arguments"),
 }
 
@@ -102,7 +102,13 @@ CALLS = {
     "clean": (vs.clean, lambda: {"directory": ".", "name": None}),
     "links": (vs.links, lambda: {"directory": ".", "dry_run": False, "progress": None}),
     "check_storage": (vs.check_storage, lambda: {"directory": "."}),
-    "diff": (vs.diff, lambda: {"a": "c", "b": "s"}),
+    "diff": (
+        vs.diff,
+        lambda: (
+            {"a": "c", "b": "s", "values": True, "rtol": 0.1, "atol": 0}
+            | {"include": "w", "exclude": None, "threads": 1, "progress": None}
+        ),
+    ),
     "stats": (vs.stats, lambda: {"source": "c", "include": "w", "exclude": "b", "quantiles": True, "threads": 1}),
     "read": (vs.read, lambda: {"path": "m.npz", "format": None}),
     "read mindspore": (vs.read, lambda: {"path": "m.ckpt", "format": "mindspore", "key": None, "crc_check": True}),

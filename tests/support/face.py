@@ -49,6 +49,7 @@ NOT_CALLED = {
     "LazyArray",
     "LinksReport",
     "LoadReport",
+    "Movement",
     "PendingSave",
     "Retention",
     "Saved",

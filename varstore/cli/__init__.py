@@ -24,7 +24,7 @@ _MODULES = {
     "show": "show",
     "stats": "stats",
     "verify": "check",
-    "diff": "check",
+    "diff": "diff",
     "seal": "repair",
     "clean": "repair",
     "links": "repair",

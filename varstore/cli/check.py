@@ -1,4 +1,4 @@
-"""``varstore verify``, ``diff`` and ``check-storage``: commands whose exit status is the answer."""
+"""``varstore verify`` and ``check-storage``: commands whose exit status is the answer."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import click
 import varstore as vs
 from varstore.cli.output import FAILED, complain, error_text, print_report, progress
 
-__all__ = ["check_storage", "diff", "verify"]
+__all__ = ["check_storage", "verify"]
 
 
 @click.command(short_help="Compare every byte of checkpoints with what was saved.")
@@ -41,26 +41,6 @@ def verify(ctx: click.Context, paths: tuple[str, ...]) -> None:
         print_report(report, ok=report.ok)
         status = max(status, 0 if report.ok else 1)
     ctx.exit(status)
-
-
-@click.command(short_help="List the variables that differ between two checkpoints.")
-@click.argument("a", type=click.Path())
-@click.argument("b", type=click.Path())
-@click.pass_context
-def diff(ctx: click.Context, a: str, b: str) -> None:
-    """Compare the checkpoints A and B: names, shapes, types and values of their variables.
-
-    Values are compared by the digests in the manifests. They are read only if a checkpoint does not have a manifest.
-
-    Exit status: 0 if both have the same variables with the same values; 1 if they differ; 3 if one could not be read.
-
-    \b
-    Examples:
-      varstore diff mlp_models_1 mlp_ext_models_1
-    """
-    report = vs.diff(a, b)
-    print_report(report, ok=report.equal)
-    ctx.exit(0 if report.equal else 1)
 
 
 @click.command(short_help="Find out what a file system can promise.")

@@ -27,6 +27,8 @@ __all__ = [
     "merged",
     "piece_of",
     "quantile",
+    "scale_of",
+    "unscaled",
 ]
 
 BINS = 4096
@@ -56,7 +58,7 @@ class Moments(NamedTuple):
         spread = self.deviation / self.size
         norm = math.sqrt(self.deviation + self.size * self.mean**2)
         shift = 0 if self.shift == _NOTHING else self.shift
-        return _unscaled(self.mean, shift), _unscaled(math.sqrt(spread), shift), _unscaled(norm, shift)
+        return unscaled(self.mean, shift), unscaled(math.sqrt(spread), shift), unscaled(norm, shift)
 
 
 class Piece(NamedTuple):
@@ -144,7 +146,7 @@ def quantile(counts: Histogram, low: Any, high: Any, at: float) -> tuple[float, 
     lower, upper = (first + (int(bin) + 0.5) * width for bin in np.searchsorted(until, ranks, "right"))
     error = width / 2 + 1e-9 * width + 8 * np.finfo(np.float64).eps * max(abs(first), abs(last))
     found = min(max(lower + (place - below) * (upper - lower), first), last)
-    return _unscaled(found, shift), _unscaled(error, shift)
+    return unscaled(found, shift), unscaled(error, shift)
 
 
 def _parts(values: np.ndarray) -> Iterator[np.ndarray]:
@@ -181,7 +183,12 @@ def _finite(numbers: np.ndarray) -> np.ndarray:
 
 
 def _shift(low: Any, high: Any) -> int:
-    exponent = math.frexp(max(abs(low), abs(high)))[1]
+    return scale_of(max(abs(low), abs(high)))
+
+
+def scale_of(largest: Any) -> int:
+    """Return the power of two by which to divide values of this magnitude so that their squares are in range."""
+    exponent = math.frexp(largest)[1]
     return exponent if abs(exponent) > _WIDE else 0
 
 
@@ -191,7 +198,8 @@ def _scaled(numbers: np.ndarray, shift: int) -> np.ndarray:
     return np.ldexp(exact, -shift) if shift else exact
 
 
-def _unscaled(value: float, shift: int) -> float:
+def unscaled(value: float, shift: int) -> float:
+    """Return a value times two to the power of `shift`; an infinity beyond float64."""
     try:
         return math.ldexp(value, shift)
     except OverflowError:

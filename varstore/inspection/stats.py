@@ -14,32 +14,27 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from varstore.disk.blocks import SMALL, digest_block
+from varstore.disk.blocks import digest_block
 from varstore.disk.progress import Progress, reporting
 from varstore.disk.read.checkpoint import Checkpoint, retry_if_replaced
-from varstore.disk.read.parts import chunk_indices
 from varstore.disk.read.variable import Variable
-from varstore.disk.read.whole import read_new
 from varstore.disk.threads import Job, run, thread_count
 from varstore.errors import UnsupportedDtype
 from varstore.formats.verbs import open_source
 from varstore.inspection.moments import Histogram, Piece, histogram, is_numeric, merged, piece_of, quantile
 from varstore.inspection.pictures import Bins, Counted, HeatMap, Mosaic, counted, joined, matrix_shape
-from varstore.layout.location import Location
-from varstore.layout.readable import Readable, readable
+from varstore.inspection.pieces import Pieces, in_groups, memory_of, read_together
+from varstore.layout.readable import readable
 from varstore.model.options import Path
 from varstore.text.hints import plural
 from varstore.text.table import Table
 from varstore.values.arguments import check_names, checked
 from varstore.values.arrays import Source, as_source
-from varstore.values.lazy import LazyArray
 from varstore.values.select import Patterns, select
 
 __all__ = ["Statistics", "StatsReport", "stats"]
 
 _QUANTILES = (0.01, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99)
-_GROUP = 64
-"""Small variables that one thread looks at one after the other."""
 _ROWS_IN_A_NOTEBOOK = 100
 _HEADINGS = ("name", "shape", "type", "zeros", "nan", "inf", "min", "max", "mean", "std", "norm", "")
 
@@ -313,19 +308,19 @@ def _report(
             left_out[name] = error.problem
             continue
         if is_numeric(dtype):
-            looked_at[name] = shared.setdefault(_memory(array), _Look(name, array))
+            looked_at[name] = shared.setdefault(memory_of(array), _Look(name, array))
         else:
             left_out[name] = f"values of type {dtype} are not numbers"
     looks = list(shared.values())
     _begin_heat_maps(looks, wanted.heat_maps)
     quantiles = wanted.quantiles
-    total = sum(look.nbytes * (2 if quantiles and not look.is_small else 1) for look in looks)
+    total = sum(look.nbytes * (2 if quantiles and not look.is_one else 1) for look in looks)
     with reporting(progress, total, f"looking at {path or 'arrays'}") as advance:
         count = min(thread_count(threads), max(1, sum(len(look.indices) for look in looks)))
         done = advance or (lambda _: None)
         run(_first_pass(looks, done, wanted), count)
         for look in looks:
-            if not look.is_small:
+            if not look.is_one:
                 look.settle()
         if quantiles:
             run(_second_pass(looks, done), count)
@@ -343,17 +338,11 @@ class _Wanted(NamedTuple):
     heat_maps: int
 
 
-class _Look:
+class _Look(Pieces):
     """A variable that is looked at, and what is known of it, piece by piece."""
 
     def __init__(self, name: str, array: Source) -> None:
-        self.name = name
-        self.array = array
-        self.shape = tuple(array.shape)
-        self.dtype = array.dtype.newbyteorder("=")
-        self.nbytes = math.prod(self.shape) * self.dtype.itemsize
-        is_whole = isinstance(array, LazyArray) and array._part is None
-        self.indices = [((...,), self.shape)] if is_whole else list(chunk_indices(self.shape, self.dtype.itemsize))
+        super().__init__(name, array)
         self.offsets = [0, *itertools.accumulate(math.prod(shape) for _, shape in self.indices)]
         """How many values come before each piece, in C order."""
         self.pieces: list[Piece | None] = [None] * len(self.indices)
@@ -367,18 +356,6 @@ class _Look:
         self.counts: Histogram | None = None
         self._lock = threading.Lock()
 
-    @property
-    def is_small(self) -> bool:
-        return len(self.indices) == 1
-
-    def read(self, at: int) -> np.ndarray:
-        """Read a piece, unchecked where it is not all of a variable."""
-        return self.as_read(self.array[self.indices[at][0]], at)
-
-    def as_read(self, values: Any, at: int) -> np.ndarray:
-        """Return the values of a piece in C order and in the byte order of this machine."""
-        return np.ascontiguousarray(values).astype(self.dtype, copy=False).reshape(self.indices[at][1])
-
     def look(self, at: int, values: np.ndarray, wanted: _Wanted) -> None:
         """Look at a piece for the first time, and for the last if it is the only one."""
         piece = self.pieces[at] = piece_of(values)
@@ -390,7 +367,7 @@ class _Look:
             self.counted[at] = counted(values, piece.low, piece.high)
         if self.mosaic:
             self.mosaic.add(self.offsets[at], values)
-        if self.is_small:
+        if self.is_one:
             self.settle()
             if wanted.quantiles and self.is_spread:
                 self.look_again(values)
@@ -417,7 +394,7 @@ class _Look:
 
     def _dead_rows(self) -> int:
         row = self._row_size()
-        if self.is_small or not row or isinstance(self.indices[0][0][0], slice):
+        if self.is_one or not row or isinstance(self.indices[0][0][0], slice):
             return sum(self.dead.values())
         zeros: dict[int, int] = {}
         for (index, _), piece in zip(self.indices, self.pieces, strict=True):
@@ -484,62 +461,29 @@ def _begin_heat_maps(looks: Iterable[_Look], count: int) -> None:
         look.mosaic = Mosaic(shape)
 
 
-def _memory(array: Source) -> Hashable:
-    """Return a key that is equal for values that are one and the same."""
-    if isinstance(array, LazyArray):
-        return array.identity
-    if isinstance(array, np.ndarray):
-        at = array.__array_interface__["data"][0]
-        return at, array.shape, array.strides, array.dtype.str, array.dtype.name, array.nbytes or id(array)
-    return array.location, array.entry.folder
-
-
-def _first_pass(looks: Iterable[_Look], done: Callable[[int], None], wanted: _Wanted) -> Iterator[Job]:
-    group: list[_Look] = []
+def _first_pass(looks: Sequence[_Look], done: Callable[[int], None], wanted: _Wanted) -> Iterator[Job]:
     for look in looks:
-        if not look.is_small:
+        if not look.is_one:
             for at in range(len(look.indices)):
                 yield partial(_look_at_piece, look, at, done, wanted)
-        elif look.nbytes >= SMALL:
-            yield partial(_look_at_all, [look], done, wanted)
-        else:
-            group.append(look)
-            if len(group) == _GROUP:
-                yield partial(_look_at_all, group, done, wanted)
-                group = []
-    if group:
+    for group in in_groups((look, look.nbytes) for look in looks if look.is_one):
         yield partial(_look_at_all, group, done, wanted)
 
 
 def _look_at_all(group: Sequence[_Look], done: Callable[[int], None], wanted: _Wanted) -> None:
-    for look, values in _read_all(group):
+    for look, values in read_together(group):
         look.look(0, values, wanted)
     done(sum(look.nbytes for look in group))
 
 
-def _read_all(group: Sequence[_Look]) -> Iterator[tuple[_Look, np.ndarray]]:
-    """Read whole variables, those of one checkpoint together and unchecked."""
-    stored: dict[Location, list[tuple[_Look, Readable]]] = {}
-    for look in group:
-        if isinstance(look.array, Variable):
-            variable = readable(look.array.entry, path=look.array.root)
-            stored.setdefault(look.array.location, []).append((look, variable))
-        else:
-            yield look, look.read(0)
-    for location, found in stored.items():
-        arrays = read_new(location, [variable for _, variable in found], verify=False, threads=1)
-        for (look, _), values in zip(found, arrays, strict=True):
-            yield look, look.as_read(values, 0)
-
-
 def _look_at_piece(look: _Look, at: int, done: Callable[[int], None], wanted: _Wanted) -> None:
     look.look(at, look.read(at), wanted)
-    done(math.prod(look.indices[at][1]) * look.dtype.itemsize)
+    done(look.size(at))
 
 
 def _second_pass(looks: Iterable[_Look], done: Callable[[int], None]) -> Iterator[Job]:
     for look in looks:
-        if look.is_small:
+        if look.is_one:
             continue
         for at in range(len(look.indices)):
             yield partial(_look_again_at, look, at, done)
@@ -548,7 +492,7 @@ def _second_pass(looks: Iterable[_Look], done: Callable[[int], None]) -> Iterato
 def _look_again_at(look: _Look, at: int, done: Callable[[int], None]) -> None:
     if look.is_spread:
         look.look_again(look.read(at))
-    done(math.prod(look.indices[at][1]) * look.dtype.itemsize)
+    done(look.size(at))
 
 
 def _duplicates(looks: Iterable[_Look]) -> dict[str, str]:

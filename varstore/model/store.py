@@ -112,10 +112,11 @@ def save(
         >>> vs.save("lenet", lenet, attributes={"epoch": 10})
         <Checkpoint 'lenet': 2 variables>
         >>> lenet["conv1/bias"] += 1
-        >>> changed = vs.save("lenet_2", lenet, base="lenet")  # conv1/weight is linked
+        >>> changed = vs.save("lenet_2", lenet, attributes={"epoch": 11}, base="lenet")  # conv1/weight is linked
         >>> print(vs.diff("lenet", "lenet_2"))
         lenet -> lenet_2: 1 unchanged
           changed  conv1/bias: values
+          changed  attribute epoch: 10 -> 11
     """
     origin = variables.checkpoint if isinstance(variables, CheckpointVariables) else variables
     if manifest and isinstance(origin, Checkpoint) and attributes is None and origin.manifest:

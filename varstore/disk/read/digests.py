@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
+import xxhash
+
 from varstore.disk.blocks import digest_file_block, spans
 from varstore.layout.attached import FileEntry
-from varstore.layout.manifest import Entry
+from varstore.layout.manifest import BLOCK, Entry
 from varstore.storage.directory import Directory
 
-__all__ = ["all_digests"]
+__all__ = ["all_digests", "digests_of"]
 
 
 def all_digests(directory: Directory, entry: Entry | FileEntry) -> bytes:
@@ -18,3 +22,15 @@ def all_digests(directory: Directory, entry: Entry | FileEntry) -> bytes:
     """
     with directory.out(entry) as fd:
         return b"".join(digest_file_block(fd, start, stop) for start, stop in spans(entry.nbytes))
+
+
+def digests_of(pieces: Iterable[memoryview]) -> bytes:
+    """Return the digests that an ``out`` with these bytes would have."""
+    found, hasher, left = b"", xxhash.xxh3_128(), BLOCK
+    for data in pieces:
+        while len(data) > left:
+            hasher.update(data[:left])
+            found, hasher, data, left = found + hasher.digest(), xxhash.xxh3_128(), data[left:], BLOCK
+        hasher.update(data)
+        left -= len(data)
+    return found if left == BLOCK else found + hasher.digest()
