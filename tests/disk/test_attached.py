@@ -292,10 +292,10 @@ def test_a_manager_writes_them_in_each_step_and_links_them(tmp_path, background)
         files={"graph": b"graph"},
     )
     for step in range(4):
-        manager.save(step, {**VALUES, "step": np.array(step)})
+        manager.save(step, {**VALUES, "step": np.array(step)}, files={"own": b"%d" % step} if step == 2 else None)
     manager.wait()
     steps = [tmp_path / "run" / f"step-{step}" for step in (1, 2, 3)]
-    assert [sorted(vs.open(step).files) for step in steps] == [["graph"]] * 3
+    assert [sorted(vs.open(step).files) for step in steps] == [["graph"], ["graph", "own"], ["graph"]]
     assert "fc/weight" not in vs.open(steps[0])
     assert len({(step / "graph").stat().st_ino for step in steps}) == 1
     assert all(vs.verify(step).ok for step in steps)

@@ -81,6 +81,16 @@ def test_only_what_was_written_is_replaced(tmp_path):
     assert (tmp_path / "m/tokenizer.json").exists()
 
 
+def test_the_configuration_of_an_adapter_makes_a_folder_of_peft(tmp_path):
+    config = {"peft_type": "LORA", "r": 2, "target_modules": {"v", "q"}}
+    for overwrite in (False, True):
+        vs.write(tmp_path / "m", {"a": np.ones(2)}, "huggingface", config=config, shard_bytes=1, overwrite=overwrite)
+    assert sorted(os.listdir(tmp_path / "m")) == ["adapter_config.json", "adapter_model.safetensors"]
+    said = json.loads((tmp_path / "m/adapter_config.json").read_text())
+    assert said == {"peft_type": "LORA", "r": 2, "target_modules": ["q", "v"]}
+    assert list(vs.read(tmp_path / "m")) == ["a"]
+
+
 @pytest.mark.parametrize("config", ["bert", 3, {"a": object()}, {"a": float("nan")}])
 def test_a_configuration_is_json_data(tmp_path, config):
     with pytest.raises(UsageError, match=r"config: must be the content of config.json"):

@@ -49,8 +49,15 @@ _WEIGHTS = tuple(
     for end in ends
 )
 """The files of weights in the order in which they are preferred, which is that of transformers."""
-_PIPELINE, _CONFIG = "model_index.json", "config.json"
-_WRITTEN = re.compile(r"model(-\d{5,}-of-\d{5,})?\.safetensors|model\.safetensors\.index\.json|config\.json")
+_PIPELINE = "model_index.json"
+_MODEL = ("model.safetensors", "config.json")
+_ADAPTER = ("adapter_model.safetensors", "adapter_config.json")
+_OF_ADAPTERS = "peft_type"
+"""What each configuration of an adapter has."""
+_WRITTEN = re.compile(
+    r"model(-\d{5,}-of-\d{5,})?\.safetensors|model\.safetensors\.index\.json|config\.json"
+    r"|adapter_model\.safetensors|adapter_config\.json"
+)
 _LONGEST_REVISION = 100
 _SHOWN = 5
 
@@ -102,6 +109,8 @@ def write(
 ) -> None:
     """Write a folder for `from_pretrained`: ``model.safetensors``, or an index with several files, and ``config.json``.
 
+    With the configuration of an adapter of PEFT, they are ``adapter_model.safetensors`` and ``adapter_config.json``.
+
     Args:
         path: where to write; it must not exist, unless it is such a folder that is to be replaced.
         state: names and arrays, as in a state dict; see `safetensors.write`.
@@ -115,13 +124,16 @@ def write(
         UsageError: `config` is not JSON data.
         UnsupportedDtype, UsageError, InvalidName, StorageError: see `safetensors.write`.
     """
-    text = None if config is None else _config_text(config)
+    given = None if config is None else _given(config)
+    is_adapter = given is not None and _OF_ADAPTERS in given
+    weights, described = _ADAPTER if is_adapter else _MODEL
+    text = None if given is None else _text_of(given)
     with new_folder(path, may_replace=_is_written if overwrite else None) as staging:
         safetensors.write(
-            os.path.join(staging, "model.safetensors"), state, metadata=metadata, shard_bytes=shard_bytes, shards=True
+            os.path.join(staging, weights), state, metadata=metadata, shard_bytes=shard_bytes, shards=not is_adapter
         )
         if text is not None:
-            with open(os.path.join(staging, _CONFIG), "w", encoding="utf-8") as file:
+            with open(os.path.join(staging, described), "w", encoding="utf-8") as file:
                 file.write(text)
 
 
@@ -203,20 +215,35 @@ def _names_in(folder: str) -> set[str]:
         return {*os.listdir(folder)}
 
 
-def _config_text(config: Any) -> str:
+def _given(config: Any) -> dict[str, Any]:
     to_dict: Callable[[], Any] | None = getattr(config, "to_dict", None)
     given = config if to_dict is None else to_dict()
+    if not isinstance(given, Mapping):
+        raise _not_a_config(f"it is of the type {type(given).__name__}")
+    return dict(given)
+
+
+def _text_of(config: dict[str, Any]) -> str:
     try:
-        if not isinstance(given, Mapping):
-            raise TypeError(f"it is of the type {type(given).__name__}")
-        return json.dumps(dict(given), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+        return json.dumps(config, indent=2, ensure_ascii=False, allow_nan=False, default=_as_list) + "\n"
     except (TypeError, ValueError, RecursionError) as error:
-        raise UsageError(
-            "must be the content of config.json",
-            field="config",
-            found=str(error),
-            expected="a mapping of JSON data, or a configuration that has to_dict()",
-        ) from None
+        raise _not_a_config(str(error)) from None
+
+
+def _as_list(value: Any) -> list[Any]:
+    """Return a set as PEFT writes it."""
+    if isinstance(value, set):
+        return sorted(value)
+    raise TypeError(f"Object of type {type(value).__name__} is not JSON serializable")
+
+
+def _not_a_config(found: str) -> UsageError:
+    return UsageError(
+        "must be the content of config.json",
+        field="config",
+        found=found,
+        expected="a mapping of JSON data, or a configuration that has to_dict()",
+    )
 
 
 def _is_written(path: str) -> bool:

@@ -67,6 +67,7 @@ from varstore.training.state import load_state
 from varstore.training.tensors import MapLocation
 from varstore.training.tree import flatten, prune
 from varstore.values.arguments import checked
+from varstore.values.attached import FileContent
 
 __all__ = ["CheckpointManager"]
 
@@ -263,6 +264,7 @@ class CheckpointManager:
         *,
         metrics: Mapping[str, SupportsFloat] | None = None,
         attributes: Mapping[str, Any] | None = None,
+        files: Mapping[str, FileContent] | None = None,
         overwrite: bool = False,
     ) -> PendingSave:
         """Save variables or nested state as a step, then delete what the policies no longer want.
@@ -275,6 +277,7 @@ class CheckpointManager:
             state: variables by name, or nested state, as for `varstore.save_state`.
             metrics: numbers by name, for `Best` and `KeepIf`; scalars of numpy and torch are numbers.
             attributes: JSON data to keep with the checkpoint, under any key but "training".
+            files: files to attach to this step, beside those of the manager; see `varstore.save`.
             overwrite: replace the step if it is saved already.
 
         Raises:
@@ -308,6 +311,8 @@ class CheckpointManager:
             "foreign": "keep",
         }
         options |= cast(SaveOptions, self._save_options)
+        if files is not None:
+            options["files"] = {**(options.get("files") or {}), **files}
         ending = Ending()
         if self._saver is None:
             save(path, flat.variables, **options)
