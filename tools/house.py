@@ -26,9 +26,9 @@ FLOORS: dict[str, int] = {
     "loading": 8,
     "adapters": 9,
     "__init__": 10,
-    "cli": 11,
     "view": 11,
-    "__main__": 12,
+    "cli": 12,
+    "__main__": 13,
 }
 """Folders and files of the package's top level; those of one floor do not import each other."""
 
@@ -143,6 +143,20 @@ ORDER: dict[str, tuple[str, ...]] = {
     "adapters": ("torch", "jax", "lightning", "transformers", "mindspore", "paddle", "zarr"),
     "adapters/zarr": ("data_types", "paths", "store", "tensorstore"),
     "adapters/torch": ("survey", "modules", "optimizers"),
-    "cli": ("output", "sources", "columns", "listing", "show", "stats", "diff", "check", "repair", "convert", "demo"),
+    "cli": (
+        "output",
+        "sources",
+        "columns",
+        "listing",
+        "show",
+        "stats",
+        "diff",
+        "check",
+        "repair",
+        "convert",
+        "report",
+        "demo",
+    ),
+    "view": ("page", "survey", "report"),
 }
 """Every file and folder of each folder, `__init__` aside; each imports only from those before it."""

@@ -5,7 +5,8 @@
 #
 # The frameworks cannot share one environment, so each has its own below $VARSTORE_ENVS (default: .envs in the project's
 # root, which git ignores). A complete environment is left unchanged, so the script can run before every test run. An
-# environment whose Python version is not installed is skipped with a message.
+# environment whose Python version is not installed is skipped with a message. axe-core, which looks for accessibility
+# faults of a page, comes from npm.
 set -u -o pipefail
 
 source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
@@ -50,7 +51,25 @@ make_env() {
     fi
 }
 
+make_axe() {
+    local folder="$envs/axe-core" wanted="axe-core@4.14.1"
+    if [ "$(cat "$folder/.complete" 2>/dev/null)" = "$wanted" ]; then
+        echo "axe-core: present"
+    elif ! command -v npm >/dev/null; then
+        echo "axe-core: skipped, npm is not installed"
+    elif npm install --silent --no-fund --no-audit --ignore-scripts --prefix "$folder" "$wanted"; then
+        echo "$wanted" >"$folder/.complete"
+        echo "axe-core: ready"
+    else
+        echo "axe-core: FAILED" >&2
+        failures=$((failures + 1))
+    fi
+}
+
 mkdir -p "$envs"
+if [ $# -eq 0 ] || [[ " $* " == *" axe-core "* ]]; then
+    make_axe
+fi
 while IFS='|' read -r name version packages; do
     name="$(echo $name)" version="$(echo $version)" packages="$(echo $packages)"
     [ -n "$name" ] || continue

@@ -19,7 +19,20 @@ from support.crafted import torch_file
 import varstore as vs
 from varstore.cli import main
 
-COMMANDS = ("ls", "show", "stats", "verify", "diff", "seal", "clean", "links", "check-storage", "convert", "demo")
+COMMANDS = (
+    "ls",
+    "show",
+    "stats",
+    "verify",
+    "diff",
+    "seal",
+    "clean",
+    "links",
+    "check-storage",
+    "convert",
+    "report",
+    "demo",
+)
 MODEL = {
     "encoder/weight": np.arange(6, dtype=np.float32).reshape(2, 3),
     "encoder/bias": np.zeros(2, np.float64),

@@ -30,6 +30,7 @@ _MODULES = {
     "links": "repair",
     "check-storage": "check",
     "convert": "convert",
+    "report": "report",
     "demo": "demo",
 }
 _INTERRUPTED = 130

@@ -1,0 +1,36 @@
+"""``varstore report``: a checkpoint as one file of HTML, to look at and to show to others."""
+
+from __future__ import annotations
+
+import click
+
+from varstore.cli.output import progress
+from varstore.text.escape import one_line
+from varstore.text.hints import plural
+from varstore.view.report import write_report
+
+__all__ = ["report"]
+
+
+@click.command(short_help="Write a report with pictures, as one HTML file.")
+@click.argument("path", type=click.Path())
+@click.option(
+    "-o", "--output", type=click.Path(dir_okay=False), metavar="FILE", default="report.html", show_default=True
+)
+def report(path: str, output: str) -> None:
+    """Write a report on PATH: totals, and of each variable statistics, a histogram and, of matrices, a heat map.
+
+    PATH is a checkpoint, the directory of a run, or any file or folder that `varstore convert` takes. The report is one
+    file of HTML, which replaces FILE if there is one. It needs no network, and shows nothing but what is in it: it can
+    be sent to others as it is.
+
+    Values are read a few MiB at a time and are not compared with the digests; `varstore verify` does that. Heat maps
+    are made of the 500 largest matrices, in at most 64 x 64 blocks.
+
+    \b
+    Examples:
+      varstore report lenet
+      varstore report model.safetensors -o model.html
+    """
+    variables, nbytes = write_report(path, output, progress=progress())
+    click.echo(f"{one_line(output)}: {plural(variables, 'variable')}, {plural(nbytes, 'byte')}")

@@ -1,0 +1,5 @@
+"""Pictures of a checkpoint for a browser: a report in one file.
+
+Both show one page, of the HTML, CSS and JavaScript in the folder ``page``, with data in JSON. What a file says reaches
+the page as text only: names and attributes come from strangers, see `varstore.view.page`.
+"""
