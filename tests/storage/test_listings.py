@@ -93,8 +93,59 @@ def test_what_a_killed_save_left_in_place_goes(stale, tmp_path):
     assert os.listdir(tmp_path) == []
 
 
-def test_what_another_machine_still_writes_stays(stale, tmp_path, monkeypatch):
+@pytest.fixture
+def shared(tmp_path, monkeypatch):
+    """Take the file system for one that other machines change too."""
     monkeypatch.setattr(syscalls, "SHARED_FILE_SYSTEMS", {syscalls.file_system_type(str(tmp_path))})
+
+
+def test_a_staging_folder_whose_note_is_not_written_yet_stays(shared, tmp_path):
+    left = tmp_path / ".c.saving-0123abcd"
+    (left / "w").mkdir(parents=True)
+    (left / ".saving-0123abcd").write_bytes(b"")
+    assert vs.clean(tmp_path) == []
+    (left / ".saving-0123abcd").unlink()
+    assert vs.clean(tmp_path) == [str(left)]
+
+
+def test_a_list_made_while_the_marker_comes_and_the_note_goes_is_made_again(shared, tmp_path, monkeypatch):
+    left = tmp_path / ".c.saving-0123abcd"
+    (left / "w").mkdir(parents=True)
+    missed = []
+
+    def names_in(fd):
+        missed.append(names_in_now(fd))
+        if len(missed) == 2:  # the first one was made to look for the note
+            (left / "snapshot_done").touch()
+        return missed[-1]
+
+    names_in_now = syscalls.names_in
+    monkeypatch.setattr(syscalls, "names_in", names_in)
+    assert vs.clean(tmp_path, name="c") == []
+    assert missed[:2] == [["w"], ["w"]]
+
+
+@pytest.mark.parametrize("target", ["c", "c.npz", "c.zarr"])
+def test_what_a_cleaner_kept_a_writer_from_taking_goes_too(shared, tmp_path, monkeypatch, target):
+    import varstore.disk.save.staging as staging
+    import varstore.storage.appearing as appearing
+
+    module = staging if target == "c" else appearing
+    claimed, refused = module.claim_new, []
+
+    def claim_new(fd, name, dir_fd):
+        if not refused:
+            refused.append(name)
+            raise BlockingIOError
+        return claimed(fd, name, dir_fd)
+
+    monkeypatch.setattr(module, "claim_new", claim_new)
+    vs.write(tmp_path / target, {"w": np.ones(3)})
+    assert refused
+    assert os.listdir(tmp_path) == [target]
+
+
+def test_what_another_machine_still_writes_stays(stale, shared, tmp_path):
     left = tmp_path / ".c.saving-0123abcd"
     (left / "w").mkdir(parents=True)
     (left / ".saving-0123abcd").write_text("writer/elsewhere/1/2/pid:[3]/4/5")

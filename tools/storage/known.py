@@ -25,7 +25,9 @@ _RCLONE: Final = dict.fromkeys(
     _BY_FILES,
 )
 
-_STUCK = "encfs sometimes does not remove a file of the loser after it refused a rename; `varstore clean` does, later"
+_STUCK = (
+    "encfs may take a file of the loser, closed just before the rename that was refused, for open until it is unmounted"
+)
 
 _CACHED: Final = {
     **_RCLONE,
@@ -33,7 +35,7 @@ _CACHED: Final = {
 }
 
 KNOWN: Final[Mapping[str, Mapping[str, str]]] = {
-    "encfs": {"two writers": _STUCK, "two writers, two mounts": _STUCK},
+    "encfs": {"two writers": _STUCK},
     "rclone, no cache": _RCLONE,
     "rclone, cached writes": _CACHED,
     "rclone, all cached": _CACHED,

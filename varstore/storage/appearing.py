@@ -29,7 +29,7 @@ from varstore.storage.claims import claim, claim_new, is_ours, mode_of_new_folde
 from varstore.storage.failures import storage_error
 from varstore.storage.forks import Held, no_fork
 from varstore.storage.looking import kind_of
-from varstore.storage.removing import remove
+from varstore.storage.removing import remove, remove_empty, remove_file
 
 __all__ = [
     "TEMPORARY_LIMIT",
@@ -176,8 +176,10 @@ class _Place:
                 return name, fd
             try:
                 claim_new(fd, name, self.fd)
-            except (BlockingIOError, FileNotFoundError):  # a cleaner was faster
+            except (BlockingIOError, FileNotFoundError):  # a cleaner was faster, and may have left it to us
                 os.close(fd)
+                if not remove_file(name, self.fd):
+                    remove_empty(name, self.fd)
             except BaseException:
                 os.close(fd)
                 raise

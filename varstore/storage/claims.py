@@ -196,11 +196,18 @@ def _living(writer: Writer | None, name: str) -> BlockingIOError:
 
 
 def _is_being_removed(fd: int) -> bool:
-    """Tell whether a staging folder that nobody signed has lost its marker, and is not one that was just made."""
+    """Tell whether a staging folder that nobody signed has lost its marker, and is not one that was just made.
+
+    A note that says nothing has yet to be written. A list that was made while the marker came and the note went may
+    have neither; the next one has the marker.
+    """
     if not stat.S_ISDIR(os.fstat(fd).st_mode):
         return False
-    names = syscalls.names_in(fd)
-    return bool(names) and MARKER not in names
+    for _ in range(2):
+        names = syscalls.names_in(fd)
+        if not names or MARKER in names or any(map(NOTE.fullmatch, names)):
+            return False
+    return True
 
 
 def _is_younger(fd: int, time_ns: int) -> bool:

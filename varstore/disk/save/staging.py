@@ -271,6 +271,7 @@ class Staging:
                 self.is_private = self.owner == syscalls.user() and not mode & (stat.S_IRWXG | stat.S_IRWXO)
                 self._note = sign(self.fd, began)
             except (BlockingIOError, FileNotFoundError):  # a cleaner was faster: again
+                remove_empty(self._name, self._parent)  # it may have left the folder to us
                 if self.fd >= 0:
                     self._opened.remove(self.fd)
                     os.close(self.fd)
