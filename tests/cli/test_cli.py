@@ -237,6 +237,8 @@ def test_a_reader_that_closes_the_pipe_is_no_error(large):
 def test_show_prints_everything_about_a_variable(model):
     output = shell("show", model, "encoder/weight").stdout
     digest = vs.open(model)["encoder/weight"].digests[0]
+    quantiles = vs.stats(model)["encoder/weight"].rows()[-8:]
+    assert [label for label, _ in quantiles][::7] == ["q 0.01", "q ±"]
     assert output.splitlines() == [
         "name        encoder/weight",
         "shape       [2, 3]",
@@ -244,7 +246,6 @@ def test_show_prints_everything_about_a_variable(model):
         "bytes       24",
         f"folder      {model}/encoder/weight",
         f"xxh3-128    {digest}",
-        "values      0.0 1.0 2.0 3.0 4.0 5.0",
         "count       6",
         "zeros       1",
         "nan         0",
@@ -254,6 +255,10 @@ def test_show_prints_everything_about_a_variable(model):
         "mean        2.5",
         "std         1.70783",
         "norm        7.4162",
+        *(f"{label:<12}{value}" for label, value in quantiles),
+        "histogram   0 [█   █   █   █   █   █] 5.125",
+        "values      0.0 1.0 2.0",
+        "            3.0 4.0 5.0",
     ]
 
 
@@ -265,7 +270,7 @@ def test_show_takes_the_variables_own_folder(model):
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
-    [(["{model}"], "give the NAME"), (["{model}/step", "step"], "NAME cannot be given"), ([], "Missing argument")],
+    [(["{model}/step", "step"], "NAME cannot be given"), ([], "Missing argument")],
 )
 def test_show_without_the_right_arguments_is_a_usage_error(model, arguments, message):
     result = run("show", *(argument.format(model=model) for argument in arguments))

@@ -85,7 +85,7 @@ def main() -> None:
     \b
     Examples:
       varstore ls lenet              list the variables
-      varstore show lenet/conv1      one variable: shape, digests, statistics, first values
+      varstore show lenet conv1      one variable: where it lies, statistics, values
       varstore verify lenet          compare every byte with what was saved
       varstore diff lenet lenet_2    list the variables that differ
       varstore convert m.pt lenet    convert another system's file to a checkpoint

@@ -19,12 +19,13 @@ import varstore as vs
 from varstore.cli.columns import Column, Signs, columns_text, signs, terminal_width
 from varstore.cli.output import is_terminal, with_flags
 from varstore.cli.sources import allow_incomplete_option, open_path, steps_in
+from varstore.cli.state import as_plain
 from varstore.text.blocks import Node, folded
 from varstore.text.escape import PROBLEM_LIMIT, one_line
 from varstore.text.hints import plural
 from varstore.text.sizes import size_text
 
-__all__ = ["as_plain", "ls", "print_listing"]
+__all__ = ["ls", "print_listing"]
 
 _COLUMNS = (
     Column(heading="name", style={"fg": "cyan"}),
@@ -352,19 +353,6 @@ def _as_json(items: list[_Item], files: Sequence[vs.AttachedFile]) -> dict[str, 
             for file in files
         ],
     }
-
-
-def as_plain(value: Any) -> Any:
-    """Return what JSON can hold of attributes: numbers, text and what is made of them; of all else, its text."""
-    if value is None or isinstance(value, str | bool | int):
-        return value
-    if isinstance(value, float):
-        return value if math.isfinite(value) else str(value)
-    if isinstance(value, Mapping):
-        return {str(key): as_plain(inner) for key, inner in value.items()}
-    if isinstance(value, list | tuple):
-        return [as_plain(inner) for inner in value]
-    return one_line(value)
 
 
 def _run_text(run: vs.RunSteps, *, in_bytes: bool) -> str:

@@ -19,9 +19,11 @@ from varstore.text.escape import one_line
 
 __all__ = [
     "FAILED",
+    "LABEL",
     "complain",
     "error_text",
     "is_terminal",
+    "label",
     "print_facts",
     "print_report",
     "progress",
@@ -30,6 +32,9 @@ __all__ = [
 
 _LONGEST = 10_000
 """Characters of a line that the library composed of values that it cut."""
+
+LABEL = " " * 12
+"""What stands below a label."""
 
 FAILED = 3
 """Exit status of an operation that failed; a line on stderr says why."""
@@ -95,10 +100,14 @@ def progress() -> bool:
     return sys.stderr.isatty()
 
 
+def label(text: str) -> str:
+    """Return a label and the space after it; it is bold on a terminal."""
+    return click.style(text, bold=True) + LABEL[len(text) :]
+
+
 def print_facts(facts: Iterable[tuple[str, str]]) -> None:
-    """Print labels and their values, one per line; labels are bold on a terminal."""
-    lines = [f"{click.style(f'{label:<10}', bold=True)}  {one_line(value)}" for label, value in facts]
-    click.echo("\n".join(lines))
+    """Print labels and their values, one per line."""
+    click.echo("\n".join([f"{label(text)}{one_line(value)}" for text, value in facts]))
 
 
 def print_report(report: Any, *, ok: bool) -> None:

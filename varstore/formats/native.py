@@ -40,6 +40,14 @@ class OpenedCheckpoint(Checkpoint):
         """
         return self[name]
 
+    def lazy_state(self) -> Any:
+        """Return the nested state that was saved, with lazy arrays at its leaves; None for plain variables.
+
+        Raises:
+            ManifestError: the tree in the manifest does not match the variables.
+        """
+        return nested(self)
+
     @checked
     def state(
         self,
