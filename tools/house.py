@@ -147,6 +147,6 @@ ORDER: dict[str, tuple[str, ...]] = {
         *("output", "sources", "columns", "grid", "state"),
         *("listing", "show", "stats", "diff", "check", "repair", "convert", "report", "demo"),
     ),
-    "view": ("page", "survey", "report"),
+    "view": ("page", "survey", "comparison", "run", "report"),
 }
 """Every file and folder of each folder, `__init__` aside; each imports only from those before it."""

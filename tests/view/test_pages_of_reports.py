@@ -62,6 +62,39 @@ def report(model):
     return f"file://{target}"
 
 
+@pytest.fixture(scope="module")
+def compared(model, tmp_path_factory):
+    """Return the report on a later checkpoint beside the first."""
+    variables = vs.load(model)
+    for block, by in ((11, 0.5), (1, 0.1), (7, 0.01)):
+        for name in (f"blocks/{block}/attention/qkv", f"blocks/{block}/mlp/up"):
+            variables[name] = variables[name] * np.float32(1 + by)
+    variables["extra"] = np.zeros(2)
+    del variables["head"]
+    later = tmp_path_factory.mktemp("report") / "later"
+    vs.save(later, variables, base=model, attributes={"epoch": 4})
+    write_report(os.fspath(later), f"{later}.html", compare_with=model)
+    return f"file://{later}.html"
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """Return the report on a run whose metrics have names of strangers."""
+    folder = tmp_path_factory.mktemp("report") / "run"
+    frozen, moving = np.ones((30, 30)), np.zeros(8)
+    with vs.CheckpointManager(folder, durable=False) as manager:
+        for step in range(0, 60, 10):
+            moving = moving + 1
+            metrics = {
+                "loss": 1 / (step + 1),
+                "odd": np.nan if step == 30 else step,
+                **dict.fromkeys(ATTACKS[::5], step),
+            }
+            manager.save(step, {"frozen": frozen, "moving": moving}, metrics=metrics)
+    write_report(os.fspath(folder), f"{folder}.html", steps=4)
+    return f"file://{folder}.html"
+
+
 def data_in(path):
     text = re.search(r'<script type="application/json" id="data">(.*?)</script>', Path(path).read_text(), re.DOTALL)
     return json.loads(text[1])
@@ -175,13 +208,55 @@ def test_the_page_fits_and_a_phone_gets_a_sheet(browser, report, width):
 
 
 @needs_browser
+def test_what_moved_most_comes_first(browser, compared):
+    page = browser.page(compared)
+    said = page("document.querySelector('#comparison').textContent")
+    assert "6 variables of 37 that both have moved" in said
+    assert "Only in later: 1" in said
+    assert "Only in model: 1" in said
+    movers = page("[...document.querySelectorAll('.movers .text')].map((found) => found.textContent)")
+    assert movers == ["blocks/11", "blocks/1", "blocks/7"]
+    assert page("document.querySelector('.strip').width") == len(movers)
+    page.click("#fold")
+    page.click(".movers button")
+    assert page(OPEN).startswith("blocks/11/")
+    assert page("document.querySelector('#rows .chosen .moved').textContent") == "0.5000"
+    assert page("document.querySelectorAll('#detail .ghost').length") == 1
+    page.click(".strip")
+    assert page(OPEN).startswith("blocks/1/")
+    page.click("[data-key=moved]")
+    page.click("#as-list")
+    page("scrollTo(0, 0)")
+    page.settle()
+    assert [name.split("/")[1] for name in page(ROWS)[:6]] == ["11", "11", "1", "1", "7", "7"]
+    ends_well(page, compared)
+
+
+@needs_browser
+def test_a_run_has_curves(browser, run):
+    page = browser.page(run)
+    charts = page("[...document.querySelectorAll('#run figure')].map((found) => found.textContent)")
+    assert len(charts) == 2 + len(ATTACKS[::5]) + 2
+    assert charts[-1].startswith("disk: 7.58 kBlinks save 36.0 kB")
+    loss, odd = (page(f"document.querySelectorAll('#run .curve')[{at}].getAttribute('d')") for at in (0, 1))
+    assert (loss.count("M"), loss.count("L"), odd.count("M"), odd.count("L")) == (1, 5, 2, 3)
+    page.click("#rows .line:last-child")
+    assert page("document.querySelectorAll('#detail .curve').length") == 1
+    page.click("#run summary")
+    assert page("document.querySelectorAll('#run tbody tr').length") == 6
+    rows = {row["name"]: row["norms"] for row in data_in(run.removeprefix("file://"))["variables"]}
+    assert rows["frozen"] == [30.0] * 4
+    assert rows["moving"] == pytest.approx([8**0.5 * step for step in (1, 3, 4, 6)], rel=1e-5)
+    ends_well(page, run)
+
+
+@needs_browser
 @pytest.mark.skipif(not AXE.exists(), reason="no axe-core: bash tools/make_envs.sh axe-core")
-@pytest.mark.parametrize("dark", [False, True])
-def test_there_is_no_serious_accessibility_fault(browser, report, dark):
-    page = browser.page(report, dark=dark)
-    page.click("#about summary")
-    page("document.querySelector('#keys').open = true")
-    page.click("#rows .line:nth-child(3)")
+@pytest.mark.parametrize(("what", "dark"), [("report", False), ("report", True), ("compared", False), ("run", True)])
+def test_there_is_no_serious_accessibility_fault(browser, request, what, dark):
+    page = browser.page(request.getfixturevalue(what), dark=dark)
+    page("for (const box of document.querySelectorAll('details')) box.open = true")
+    page.click("#rows .line:last-child")
     page(AXE.read_text() + "; 0")
     found = page(
         "axe.run().then((found) => found.violations.map(({id, impact, nodes}) => [id, impact, nodes[0].html]))"
@@ -281,7 +356,7 @@ def test_ten_thousand_variables_cost_little(browser, tmp_path):
 
 
 def test_the_data_are_what_stats_says(model, tmp_path):
-    data = survey(model)
+    data = survey(model, vs.read(model))
     rows = {row["name"]: row for row in data["variables"]}
     found = vs.stats(model)
     for name, row in rows.items():
@@ -318,7 +393,7 @@ def test_whatever_read_opens_has_a_report(tmp_path, suffix):
 def test_values_that_are_no_numbers_are_said_so(tmp_path):
     np.savez(tmp_path / "text.npz", text=np.array(["a", "b"]), numbers=np.arange(3))
     try:
-        rows = survey(os.fspath(tmp_path / "text.npz"))["variables"]
+        rows = survey("text.npz", vs.read(tmp_path / "text.npz"))["variables"]
     except vs.VarstoreError:
         pytest.skip("not read at all")
     assert [("left" in row) for row in rows] == [True, False]

@@ -6,25 +6,39 @@ import contextlib
 import os
 import tempfile
 
+import varstore as vs
+from varstore.view.comparison import compare
 from varstore.view.page import document
+from varstore.view.run import follow, steps_at
 from varstore.view.survey import survey
 
-__all__ = ["write_report"]
+__all__ = ["STEPS", "write_report"]
+
+STEPS = 32
+"""Steps of a run in which norms are measured."""
 
 
-def write_report(path: str, target: str, *, progress: bool = False) -> tuple[int, int]:
+def write_report(
+    path: str, target: str, *, compare_with: str | None = None, steps: int = STEPS, progress: bool = False
+) -> tuple[int, int]:
     """Write a report on what `varstore.read` opens at `path` to the file `target`, which appears whole.
 
-    An existing file is replaced. Values are read a few MiB at a time, and not compared with the digests.
+    An existing file is replaced. Values are read a few MiB at a time, and not compared with the digests. `compare_with`
+    is the path of an earlier one, from which it differs. Of a run, norms are measured in at most so many `steps`.
 
     Returns:
         How many variables it shows, and its size in bytes.
 
     Raises:
-        VarstoreError: `path` cannot be opened or read; see `varstore.stats`.
+        VarstoreError: a path cannot be opened or read; see `varstore.stats` and `varstore.diff`.
         OSError: `target` cannot be written.
     """
-    data = survey(path, progress=progress)
+    opened = vs.read(path)
+    data = survey(path, opened, progress=progress)
+    if compare_with is not None:
+        compare(data, opened, compare_with, progress=progress)
+    if (run := steps_at(path)) is not None:
+        follow(data, opened, run, most=steps, progress=progress)
     text = document(data).encode()
     folder, name = os.path.split(os.path.abspath(target))
     handle, temporary = tempfile.mkstemp(dir=folder, prefix=f".{name[:100]}.", suffix=".tmp")

@@ -19,7 +19,7 @@ import numpy as np
 import varstore as vs
 from varstore.text.escape import one_line
 
-__all__ = ["HEAT_MAPS", "described", "looked_at", "survey"]
+__all__ = ["HEAT_MAPS", "bins_of", "described", "looked_at", "number_of", "survey"]
 
 HEAT_MAPS = 500
 """Matrices of which a heat map is made, the largest."""
@@ -32,13 +32,12 @@ _EXACT = 1 << 53
 """Integers from here on are not exact in JavaScript."""
 
 
-def survey(path: str, *, progress: bool = False) -> dict[str, Any]:
-    """Look at all values of what `varstore.read` opens, and return the data of the page.
+def survey(path: str, opened: Any, *, progress: bool = False) -> dict[str, Any]:
+    """Look at all values of what was opened at a path, and return the data of the page.
 
     Raises:
-        VarstoreError: it cannot be opened or read; see `varstore.stats`.
+        VarstoreError: it cannot be read; see `varstore.stats`.
     """
-    opened = vs.read(path)
     data = described(path, opened)
     report = vs.stats(opened, quantiles=False, histograms=True, heat_maps=HEAT_MAPS, progress=progress)
     numbers = {name: number for number, name in enumerate(opened)}
@@ -84,14 +83,13 @@ def described(path: str, opened: Any) -> dict[str, Any]:
 def looked_at(found: vs.Statistics, numbers: Mapping[str, int]) -> dict[str, Any]:
     """Return what the page shows of the values of a variable; `numbers` are those of the variables by name."""
     row: dict[str, Any] = {name: getattr(found, name) for name in ("zeros", "nan", "inf")}
-    row |= {name: _number(getattr(found, name)) for name in ("min", "max", "mean", "std", "norm")}
+    row |= {name: number_of(getattr(found, name)) for name in ("min", "max", "mean", "std", "norm")}
     row["marks"] = list(found.marks)
     row["dead"] = found.dead_rows
     if found.duplicate_of is not None:
         row["same"] = numbers[found.duplicate_of]
     if found.histogram is not None:
-        bins = found.histogram
-        row["bins"] = [_number(bins.start), _number(bins.width), list(bins.counts)]
+        row["bins"] = bins_of(found)
     if found.heat_map is not None:
         heat = found.heat_map
         row["map"] = {
@@ -103,6 +101,13 @@ def looked_at(found: vs.Statistics, numbers: Mapping[str, int]) -> dict[str, Any
     return row
 
 
+def bins_of(found: vs.Statistics) -> list[Any]:
+    """Return the histogram of a variable that has one."""
+    bins = found.histogram
+    assert bins is not None
+    return [number_of(bins.start), number_of(bins.width), list(bins.counts)]
+
+
 def _shades(values: np.ndarray, steps: int, middle: int) -> list[Any]:
     """Return the largest magnitude, and a byte for each value, as base64: 0 is nan, `middle` is zero."""
     largest = float(np.nan_to_num(np.abs(values)).max())
@@ -111,7 +116,7 @@ def _shades(values: np.ndarray, steps: int, middle: int) -> list[Any]:
     return [largest, base64.b64encode(codes.tobytes()).decode("ascii")]
 
 
-def _number(value: Any) -> Any:
+def number_of(value: Any) -> Any:
     """Return a number as JSON can hold it: as text where JavaScript or JSON would change it."""
     if isinstance(value, float) and not math.isfinite(value):
         return str(value)

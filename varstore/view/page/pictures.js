@@ -160,7 +160,8 @@ function curve(name, steps, values, form = figure) {
     value.textContent = form(last[1]);
     cursor.removeAttribute("d");
   });
-  chart.append(svg, make("div", { class: "axis" }, make("span", { text: count(first) }), make("span", { text: count(end) })));
+  const range = make("span", { text: high > low ? `${form(low)} … ${form(high)}` : "" });
+  chart.append(svg, make("div", { class: "axis" }, make("span", { text: count(first) }), range, make("span", { text: count(end) })));
   return chart;
 }
 
@@ -173,9 +174,8 @@ function disk(steps, own, all) {
     draw("path", { class: "area", d: barsPath(all, 0, width, (value) => value / most) }),
     draw("path", { class: "own", d: barsPath(own, 0, width, (value) => value / most) }));
   const taken = own.reduce((sum, value) => sum + value, 0);
-  const text = `${size(taken)} on disk; links save ${size(saved)}`;
-  svg.setAttribute("aria-label", `Bytes per step, new and shared: ${text}`);
+  svg.setAttribute("aria-label", `Bytes per step, new and shared: ${size(taken)} on disk, links save ${size(saved)}`);
   return make("figure", { class: "chart" },
-    make("figcaption", {}, make("span", { class: "what", text: "disk" }), make("span", { class: "value", text })),
+    make("figcaption", {}, make("span", { class: "what", text: `disk: ${size(taken)}` }), make("span", { class: "value", text: `links save ${size(saved)}` })),
     svg, make("div", { class: "axis" }, make("span", { text: count(steps[0]) }), make("span", { text: count(steps.at(-1)) })));
 }
