@@ -141,7 +141,7 @@ class Tree {
     if (!this.sort) return nodes;
     const { key, way } = this.sort;
     if (key === "name") return nodes.sort((a, b) => way * collator.compare(this.isTree ? a.label : a.path, this.isTree ? b.label : b.path));
-    const value = (node) => node.values[key] ?? -Infinity * way;
+    const value = (node) => node.values[key] ?? Infinity * way; // last
     return nodes.sort((a, b) => way * (value(a) - value(b) || 0));
   }
 
