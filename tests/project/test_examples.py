@@ -1,26 +1,10 @@
 """The example scripts of tools/examples, run as a user runs them."""
 
-import os
-import subprocess
-import sys
-from pathlib import Path
-
 import numpy as np
 import pytest
+from support.examples import run
 
 import varstore as vs
-
-EXAMPLES = Path(__file__).resolve().parents[2] / "tools" / "examples"
-
-
-def run(script, directory, before=""):
-    code = f"{before}\nimport runpy; runpy.run_path({str(EXAMPLES / script)!r}, run_name='__main__')"
-    environ = {**os.environ, "PYTHONPATH": str(EXAMPLES.parents[1])}
-    command = [sys.executable, "-c", code]
-    done = subprocess.run(command, cwd=directory, env=environ, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr
-    return done.stdout
-
 
 BEFORE_THE_FIRST_STEP = """
 import varstore.cli.demo as demo, varstore as vs, numpy as np
@@ -51,3 +35,7 @@ def test_the_document_fine_tunes_in_its_own_order(tmp_path):
     assert (extended["dense1-weight"] == first["dense1-weight"]).all()
     assert (extended["dense2-weight"] != first["dense2-weight"]).any()
     assert vs.verify(tmp_path / "mlp_ext_models_1").ok
+
+
+def test_a_release_is_converted_compared_merged_and_shipped(tmp_path):
+    assert "release -> shipped: 15 unchanged, 15 of them within the tolerance" in run("release.py", tmp_path)
