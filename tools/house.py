@@ -144,7 +144,7 @@ ORDER: dict[str, tuple[str, ...]] = {
     "adapters/zarr": ("data_types", "paths", "store", "tensorstore"),
     "adapters/torch": ("survey", "modules", "optimizers"),
     "cli": (
-        *("output", "sources", "columns", "grid", "state"),
+        *("output", "sources", "help", "columns", "grid", "state"),
         *("listing", "show", "stats", "diff", "check", "repair", "convert", "report", "demo"),
     ),
     "view": ("page", "survey", "comparison", "run", "report"),

@@ -32,6 +32,8 @@ COMMANDS = (
     "convert",
     "report",
     "demo",
+    "completion",
+    "help",
 )
 MODEL = {
     "encoder/weight": np.arange(6, dtype=np.float32).reshape(2, 3),
@@ -449,6 +451,16 @@ def test_errors_are_one_line_on_stderr(model, tmp_path, arguments, message):
     assert message in line
 
 
+def hole(path):
+    """Make a checkpoint of a variable that is a hole, which would take minutes to read."""
+    vs.save(path, {"v": np.zeros(1, np.int8)}, manifest=False)
+    for name, text in (("out", ""), ("meta", f"shape {{ dim: {1 << 40} }} data_type: kInt8")):
+        file = path / "v" / name
+        file.unlink()
+        file.write_text(text)
+    os.truncate(path / "v" / "out", 1 << 40)
+
+
 @pytest.mark.parametrize("arguments", [["nonsense"], ["ls"], ["diff", "one"], ["ls", "--colour", "x"], ["verify"]])
 def test_wrong_usage_is_2(arguments):
     result = run(*arguments)
@@ -456,15 +468,10 @@ def test_wrong_usage_is_2(arguments):
     assert "Usage: varstore" in result.stderr
 
 
-def test_interrupting_is_130_without_a_traceback(tmp_path):
-    vs.save(tmp_path / "c", {"v": np.zeros(1, np.int8)}, manifest=False)
-    size = 1 << 40  # a hole, which would take minutes to read
-    for name, text in (("out", ""), ("meta", f"shape {{ dim: {size} }} data_type: kInt8")):
-        file = tmp_path / "c" / "v" / name
-        file.unlink()
-        file.write_text(text)
-    os.truncate(tmp_path / "c" / "v" / "out", size)
-    command = [sys.executable, "-m", "varstore", "seal", str(tmp_path / "c")]
+@pytest.mark.parametrize("arguments", [["seal"], ["stats"], ["show", "v"]], ids=lambda given: given[0])
+def test_interrupting_is_130_without_a_traceback(tmp_path, arguments):
+    hole(tmp_path / "c")
+    command = [sys.executable, "-m", "varstore", arguments[0], str(tmp_path / "c"), *arguments[1:]]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, env=environment())
     while str(tmp_path / "c" / "v" / "out") not in open_files(process.pid):
         assert process.poll() is None
@@ -522,7 +529,7 @@ def test_every_command_explains_itself_with_examples(command):
 
 
 def test_version():
-    assert shell("--version").stdout == f"varstore, version {vs.__version__}\n"
+    assert shell("--version").stdout == run("-V").stdout == f"varstore, version {vs.__version__}\n"
 
 
 def test_convert_goes_through_other_formats_and_back(tmp_path, model):

@@ -16,6 +16,7 @@ import click
 
 import varstore as vs
 from varstore.cli.output import FAILED, complain, error_text
+from varstore.text.hints import nearest
 
 __all__ = ["main"]
 
@@ -32,6 +33,8 @@ _MODULES = {
     "convert": "convert",
     "report": "report",
     "demo": "demo",
+    "completion": "help",
+    "help": "help",
 }
 _INTERRUPTED = 130
 _PIPE_CLOSED = 141
@@ -47,6 +50,16 @@ class _Commands(click.Group):
         module = import_module(f"varstore.cli.{_MODULES[cmd_name]}")
         command: click.Command = getattr(module, cmd_name.replace("-", "_"))
         return command
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        try:
+            return super().resolve_command(ctx, args)
+        except click.UsageError as error:
+            if near := nearest(args[0], _MODULES, 1):
+                raise click.UsageError(f"{error.message} Did you mean {near[0]!r}?", ctx) from None
+            raise
 
     def invoke(self, ctx: click.Context) -> Any:
         _never_fail_to_encode()
@@ -75,7 +88,7 @@ class _Commands(click.Group):
     epilog="Exit status: 0 if all is well; 1 if stats, verify, diff or ls --allow-incomplete found something; 2 for "
     "wrong usage; 3 if the operation failed, with the reason on stderr; 130 if interrupted.",
 )
-@click.version_option(vs.__version__, prog_name="varstore")
+@click.version_option(vs.__version__, "-V", "--version", prog_name="varstore")
 def main() -> None:
     """Inspect, check, compare and convert checkpoints: directories with one folder per variable.
 
@@ -89,6 +102,8 @@ def main() -> None:
       varstore verify lenet          compare every byte with what was saved
       varstore diff lenet lenet_2    list the variables that differ
       varstore convert m.pt lenet    convert another system's file to a checkpoint
+
+    `varstore completion bash` prints a script with which the tab key completes commands and names of variables.
     """
 
 

@@ -17,6 +17,7 @@ import click
 
 import varstore as vs
 from varstore.cli.columns import Column, Signs, columns_text, signs, terminal_width
+from varstore.cli.help import variable_names
 from varstore.cli.output import is_terminal, with_flags
 from varstore.cli.sources import allow_incomplete_option, open_path, steps_in
 from varstore.cli.state import as_plain
@@ -69,7 +70,7 @@ class _Layout(NamedTuple):
 
 @click.command(short_help="List the variables and files of a checkpoint, or the steps of a run.")
 @click.argument("path", type=click.Path())
-@click.argument("patterns", metavar="[PATTERN]...", nargs=-1)
+@click.argument("patterns", metavar="[PATTERN]...", nargs=-1, shell_complete=variable_names)
 @click.option(
     "--tree/--flat",
     "is_tree",

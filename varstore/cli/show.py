@@ -14,6 +14,7 @@ import numpy as np
 import varstore as vs
 from varstore.cli.columns import cut, terminal_width
 from varstore.cli.grid import corner, grid, histogram_text, index_of, split_index
+from varstore.cli.help import variable_names
 from varstore.cli.output import LABEL, label, print_facts, progress
 from varstore.cli.sources import allow_incomplete_option, open_path
 from varstore.cli.state import Words, as_plain, part_lines
@@ -35,7 +36,7 @@ Facts = Iterator[tuple[str, str]]
 
 @click.command(short_help="Show one variable: where it lies, statistics, values; or a checkpoint's state.")
 @click.argument("path", type=click.Path())
-@click.argument("name", required=False)
+@click.argument("name", required=False, shell_complete=variable_names)
 @click.option("--json", "as_json", is_flag=True, help="Print a JSON object, for programs.")
 @allow_incomplete_option
 def show(path: str, name: str | None, as_json: bool, allow_incomplete: bool) -> None:

@@ -3,22 +3,35 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
+from typing import Any
 
 import click
 
 import varstore as vs
+from varstore.cli.columns import Column, columns_text, terminal_width
+from varstore.cli.help import variable_names
 from varstore.cli.output import print_report, progress
 from varstore.cli.sources import open_path
+from varstore.text.escape import one_line
 
 __all__ = ["stats"]
 
 _ALWAYS = frozenset({"nan", "inf"})
+_STYLES: Mapping[str, Mapping[str, Any]] = {
+    "name": {"style": {"fg": "cyan"}},
+    "shape": {"rank": -2},
+    "type": {"rank": -1, "style": {"fg": "green"}},
+    **{heading: {"is_right": True, "rank": 1} for heading in ("min", "max")},
+    **{heading: {"is_right": True, "rank": 2} for heading in ("nan", "inf")},
+    "": {"rank": 3, "style": {"fg": "red"}, "least": 16},
+}
 _CHOICES = ("zero", "constant", "dead", "duplicate")
 
 
 @click.command(short_help="Statistics of variables; find nan and inf.")
 @click.argument("path", type=click.Path())
-@click.argument("patterns", metavar="[PATTERN]...", nargs=-1)
+@click.argument("patterns", metavar="[PATTERN]...", nargs=-1, shell_complete=variable_names)
 @click.option(
     "--fail-on",
     metavar="MARK,...",
@@ -57,8 +70,20 @@ def stats(
     if as_json:
         click.echo(json.dumps(report.as_json(), indent=2))
     else:
-        print_report(report, ok=report.ok)
+        _print(report)
     ctx.exit(1 if any(failing.intersection(found.marks) for found in report.values()) else 0)
+
+
+def _print(report: vs.StatsReport) -> None:
+    width = terminal_width()
+    if width is None:
+        print_report(report, ok=report.ok)
+        return
+    table = report.table()
+    columns = [Column(heading=heading, **_STYLES.get(heading, {"is_right": True})) for heading in table.headings]
+    rows = [[one_line(cell) for cell in row] for row in table.rows]
+    click.echo(click.style(one_line(table.title), fg="green" if report.ok else "red"))
+    click.echo("\n".join([columns_text(columns, rows, width=width), *map(one_line, table.notes)]))
 
 
 def _marks(given: str) -> set[str]:

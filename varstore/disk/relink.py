@@ -33,7 +33,7 @@ from varstore.storage.directory import Directory
 from varstore.storage.failures import translated
 from varstore.text.escape import PROBLEM_LIMIT
 from varstore.text.hints import plural
-from varstore.text.table import Table
+from varstore.text.table import Shown, Table
 from varstore.values.arguments import checked
 
 __all__ = ["LinksReport", "links"]
@@ -45,8 +45,8 @@ _KINDS = 4
 _GONE = (errno.ENOENT, errno.ESTALE)
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class LinksReport:
+@dataclass(frozen=True, kw_only=True, slots=True, repr=False)
+class LinksReport(Shown):
     """What `links` did, or would do if it was a `dry_run`.
 
     `linked` counts the files that became links to others, and `nbytes` the bytes that this freed. `left` says what was
@@ -66,11 +66,12 @@ class LinksReport:
     left: tuple[str, ...]
     dry_run: bool
 
-    def __str__(self) -> str:
+    def table(self, most: int | None = None) -> Table:
+        """Return a row for each file that is left as it is."""
         would = "would become" if self.dry_run else "became"
         files = f"{plural(self.linked, 'file')} {would} {'a link' if self.linked == 1 else 'links'}"
         head = f"{self.path}: {plural(self.checkpoints, 'checkpoint')}: {files}, {plural(self.nbytes, 'byte')} freed"
-        return str(Table(title=head, rows=[[why] for why in self.left], limit=PROBLEM_LIMIT))
+        return Table(title=head, rows=[[why] for why in self.left[:most]], limit=PROBLEM_LIMIT)
 
     def as_json(self) -> dict[str, Any]:
         """Return the report as JSON data."""

@@ -37,7 +37,8 @@ from varstore.model.match import is_same_type
 from varstore.model.options import Path, StoreOptions
 from varstore.storage.appearing import nothing_written
 from varstore.storage.failures import translated
-from varstore.text.hints import plural
+from varstore.text.hints import listed, plural
+from varstore.text.table import Shown, Table
 from varstore.training.kinds import plain
 from varstore.values.arguments import checked
 from varstore.values.arrays import Stored
@@ -76,6 +77,7 @@ _SHORT = {
     "fp8_e5m2": "float8_e5m2",
 }
 """Names of types that people write."""
+_NAMED = 5
 
 
 class ReadOptions(TypedDict, total=False):
@@ -130,8 +132,8 @@ class WriteOptions(ConvertOptions, total=False):
     """oneflow-legacy: the type, or the type by type, to which tensors that OneFlow cannot load are cast."""
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Converted:
+@dataclass(frozen=True, kw_only=True, slots=True, repr=False)
+class Converted(Shown):
     """The result of `convert`: the names of the tensors in the target, and the bytes of their values.
 
     - `nbytes`: as they are in the target, before compression: of tied tensors once, if the format keeps them tied.
@@ -156,6 +158,21 @@ class Converted:
     absent_chunks: Mapping[str, int]
     reasons: Mapping[str, str]
     unknown: tuple[tuple[str, str, int], ...] = ()
+
+    def table(self, most: int | None = None) -> Table:
+        """Return rows for what is not in the target as it was in the source, with a few names for each reason."""
+        alike: dict[tuple[str, str], list[str]] = {}
+        for name, change in self.changed.items():
+            alike.setdefault(("changed", change), []).append(name)
+        for name in self.left_out:
+            alike.setdefault(("left out", self.reasons.get(name, "")), []).append(name)
+        for what, counts in (("saturated", self.saturated), ("absent chunks", self.absent_chunks)):
+            if counts:
+                alike[what, f"{sum(counts.values()):,}"] = list(counts)
+        rows = [(what, why, listed(names, _NAMED)) for (what, why), names in alike.items()]
+        count = f"{plural(len(self.names), 'tensor')}, {plural(self.nbytes, 'byte')}"
+        title = f"{self.source_format} -> {self.format}: {count}"
+        return Table(title=title, rows=rows[:most], form="  {:<13}  {}: {}")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -206,7 +206,8 @@ class StatsReport(Mapping[str, Statistics]):
     def __repr__(self) -> str:
         return f"<StatsReport{f' {self.path!r}' if self.path else ''}: {self._said()}>"
 
-    def _table(self, most: int | None = None) -> Table:
+    def table(self, most: int | None = None) -> Table:
+        """Return a row per variable, or for the first of them, as many as `most`; notes say what was left out."""
         shown = list(self.variables.items())[:most]
         left = [f"{name}: {why}" for name, why in self.left_out.items()]
         more = len(self) - len(shown)
@@ -218,10 +219,10 @@ class StatsReport(Mapping[str, Statistics]):
         )
 
     def __str__(self) -> str:
-        return str(self._table())
+        return str(self.table())
 
     def _repr_html_(self) -> str:
-        return self._table(_ROWS_IN_A_NOTEBOOK).html()
+        return self.table(_ROWS_IN_A_NOTEBOOK).html()
 
 
 @checked

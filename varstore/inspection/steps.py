@@ -15,14 +15,12 @@ from varstore.storage.directory import Directory
 from varstore.storage.failures import translated
 from varstore.text.hints import plural
 from varstore.text.sizes import size_text
-from varstore.text.table import Table
+from varstore.text.table import Shown, Table
 from varstore.training.policies import Best, Saved
 from varstore.training.series import Member, Series, Taken, check_files, open_step, prefixes_in
 from varstore.values.arguments import checked
 
 __all__ = ["RunStep", "RunSteps", "steps"]
-
-_ROWS_IN_A_NOTEBOOK = 100
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -77,7 +75,7 @@ class RunStep:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, repr=False)
-class RunSteps:
+class RunSteps(Shown):
     """The steps in a directory of a `CheckpointManager`, in order; true if all of them are whole.
 
     Example:
@@ -157,7 +155,8 @@ class RunSteps:
         """The headings of `rows`."""
         return ["step", "time", *self.metrics, "size", "new", ""]
 
-    def _table(self, most: int | None = None) -> Table:
+    def table(self, most: int | None = None) -> Table:
+        """Return a row per step, or for the last of them, as many as `most`."""
         rows = self.rows()
         hidden = 0 if most is None else max(len(rows) - most, 0)
         notes = [f"and {plural(hidden, 'earlier step')}"] if hidden else []
@@ -166,12 +165,6 @@ class RunSteps:
 
     def __repr__(self) -> str:
         return f"<RunSteps {self.path!r}: {self.summary()}>"
-
-    def __str__(self) -> str:
-        return str(self._table())
-
-    def _repr_html_(self) -> str:
-        return self._table(_ROWS_IN_A_NOTEBOOK).html()
 
 
 @checked

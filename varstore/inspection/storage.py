@@ -22,7 +22,7 @@ from varstore.storage import syscalls
 from varstore.storage.directory import is_shared
 from varstore.storage.failures import translated
 from varstore.storage.removing import remove
-from varstore.text.table import Table
+from varstore.text.table import Shown, Table
 from varstore.values.arguments import checked
 
 __all__ = ["PROMISED", "PROMISES", "StorageReport", "check_storage"]
@@ -73,8 +73,8 @@ _MOUNTS = "/proc/self/mountinfo"
 _STEPS = 64
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class StorageReport:
+@dataclass(frozen=True, kw_only=True, slots=True, repr=False)
+class StorageReport(Shown):
     """What a directory's file system is, what varstore promises on it, and what the probes found.
 
     `type` is its name in the table of mounts, "unknown" where there is none; `kind` is its class; `promises` says what
@@ -105,16 +105,11 @@ class StorageReport:
         promises, found = dict(self.promises), dict(self.found)
         return {"path": self.path, "type": self.type, "class": self.kind, "promises": promises, "found": found}
 
-    def _table(self) -> Table:
+    def table(self, most: int | None = None) -> Table:
+        """Return a row per promise and per probe."""
         rows = [*self.promises.items(), *self.found.items()]
         notes = [] if self.ok or self.found.get("read-only") else [_ADVICE]
-        return Table(title=f"{self.path}: {self.type}, {self.kind}", rows=rows, notes=notes, form="  {:<28}{}")
-
-    def __str__(self) -> str:
-        return str(self._table())
-
-    def _repr_html_(self) -> str:
-        return self._table().html()
+        return Table(title=f"{self.path}: {self.type}, {self.kind}", rows=rows[:most], notes=notes, form="  {:<28}{}")
 
 
 _ADVICE = "save to a local disk, and copy the checkpoint here, the file 'snapshot_done' last"

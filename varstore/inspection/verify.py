@@ -28,7 +28,7 @@ from varstore.storage.directory import Directory, locate, says_replaced
 from varstore.storage.failures import translated
 from varstore.text.escape import PROBLEM_LIMIT
 from varstore.text.hints import plural
-from varstore.text.table import Table
+from varstore.text.table import Shown, Table
 from varstore.values.arguments import checked
 
 __all__ = ["VerifyReport", "verify"]
@@ -36,8 +36,8 @@ __all__ = ["VerifyReport", "verify"]
 _BATCH = 64
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class VerifyReport:
+@dataclass(frozen=True, kw_only=True, slots=True, repr=False)
+class VerifyReport(Shown):
     """What `verify` found: `problems` has a sentence per problem, with file and variable.
 
     `unchecked` names the variables without a digest to compare with; only their sizes were checked. `variables`,
@@ -65,7 +65,8 @@ class VerifyReport:
     def __bool__(self) -> bool:
         return self.ok
 
-    def __str__(self) -> str:
+    def table(self, most: int | None = None) -> Table:
+        """Return a row per problem."""
         attached = f"{plural(self.files, 'file')}, " if self.files else ""
         size = f"{plural(self.variables, 'variable')}, {attached}{plural(self.nbytes, 'byte')}"
         if self.problems:
@@ -74,7 +75,7 @@ class VerifyReport:
             head = f"{self.path}: ok: {size}; {len(self.unchecked)} without a digest (`varstore seal` adds them)"
         else:
             head = f"{self.path}: ok: {size}, every byte as it was saved"
-        return str(Table(title=head, rows=[[problem] for problem in self.problems], limit=PROBLEM_LIMIT))
+        return Table(title=head, rows=[[problem] for problem in self.problems[:most]], limit=PROBLEM_LIMIT)
 
 
 @checked

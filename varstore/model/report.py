@@ -19,7 +19,7 @@ import numpy as np
 from varstore.errors import UsageError, VariableMismatch
 from varstore.model.match import Match, Mismatch, Shape, is_same_type, is_transposed
 from varstore.text.hints import nearest, plural
-from varstore.text.table import Table
+from varstore.text.table import Shown, Table
 from varstore.values.select import SEPARATOR, select
 
 __all__ = [
@@ -88,8 +88,8 @@ class Cast:
         return f"{self.source_dtype} -> {self.target_dtype}{beyond}"
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class LoadReport:
+@dataclass(frozen=True, kw_only=True, slots=True, repr=False)
+class LoadReport(Shown):
     """Which variables were loaded, which were not, and why.
 
     `print` shows it as a table on one page, with hints; a notebook shows it as HTML.
@@ -163,19 +163,14 @@ class LoadReport:
             hint="; ".join(self.hints) or "pair the names with rename=, and leave the rest out with exclude=",
         )
 
-    def __str__(self) -> str:
-        return str(self._table())
-
-    def _repr_html_(self) -> str:
-        return self._table().html()
-
     def _title(self) -> str:
         wanted = len(self.loaded) + len(self.kept) + len(self.mismatched)
         waiting = f", {len(self.waiting)} waiting" if self.waiting else ""
         return f"{self.source} -> {self.target}: {len(self.loaded)} of {wanted} loaded{waiting}"
 
-    def _table(self) -> Table:
-        rows = [row for category in ("loaded", *_CATEGORIES) for row in self._rows(category)]
+    def table(self, most: int | None = None) -> Table:
+        """Return rows of all categories, of which each has a few names."""
+        rows = [row for category in ("loaded", *_CATEGORIES) for row in self._rows(category)][:most]
         notes = [f"hint: {hint}" for hint in self.hints[:_HINTS]]
         return Table(title=self._title(), rows=rows, notes=notes, form=_form(rows))
 

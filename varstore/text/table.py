@@ -8,7 +8,9 @@ from typing import Any
 
 from varstore.text.escape import LIMIT, one_line
 
-__all__ = ["Table"]
+__all__ = ["Shown", "Table"]
+
+_ROWS_IN_A_NOTEBOOK = 100
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -52,3 +54,22 @@ class Table:
 
     def _shown_notes(self) -> list[str]:
         return [one_line(note, 4 * self.limit) for note in self.notes]
+
+
+class Shown:
+    """A record that is a table: `print` shows all of it, a REPL only its title, and a notebook the first rows."""
+
+    __slots__ = ()
+
+    def table(self, most: int | None = None) -> Table:
+        """Return what the record shows, or its first rows, as many as `most`."""
+        raise NotImplementedError
+
+    def __str__(self) -> str:
+        return str(self.table())
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} {one_line(self.table(0).title)}>"
+
+    def _repr_html_(self) -> str:
+        return self.table(_ROWS_IN_A_NOTEBOOK).html()

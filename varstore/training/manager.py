@@ -41,7 +41,8 @@ from varstore.storage.directory import locate
 from varstore.storage.failures import storage_error, translated
 from varstore.storage.forks import tell_children
 from varstore.storage.looking import kind_of
-from varstore.text.hints import listed
+from varstore.text.hints import listed, plural
+from varstore.text.table import Table
 from varstore.training.background import (
     BackgroundSaver,
     PendingSave,
@@ -74,6 +75,8 @@ __all__ = ["CheckpointManager"]
 
 _NOT_WHOLE = (FormatError, IncompleteCheckpoint, CheckpointNotFound, StorageError)
 _NAMED = 50
+_ROWS = 100
+"""Steps that a notebook shows."""
 _log = logging.getLogger("varstore")
 
 _LIKE = "varstore.adapters.jax"
@@ -172,6 +175,36 @@ class CheckpointManager:
         members = self._series.members()
         self._last = members[-1].saved if members else None
         self._warn_of_deletions(members)
+
+    def __repr__(self) -> str:
+        try:
+            members = self._series.members()
+        except VarstoreError as error:
+            return f"<CheckpointManager {self.directory!r}: {error.problem}>"
+        last = f", the last is {members[-1].saved.step}" if members else ""
+        return f"<CheckpointManager {self.directory!r}: {plural(len(members), 'step')}{last}>"
+
+    def _repr_html_(self) -> str:
+        try:
+            members = self._series.members()
+        except VarstoreError as error:
+            return Table(title=repr(self)[1:-1], notes=[str(error)]).html()
+        plan = decide(members, self._keep, self._keep_parts)
+        fates = {**plan.kept, **{step: f"to be deleted: {why}" for step, why in {**plan.held, **plan.deleted}.items()}}
+        shown = [member.saved for member in members[-_ROWS:]]
+        metrics = list(dict.fromkeys(name for saved in shown for name in saved.metrics))
+        rows = [
+            [
+                saved.step,
+                time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(saved.time)),
+                *(f"{saved.metrics[name]:.6g}" if name in saved.metrics else "" for name in metrics),
+                fates[saved.step],
+            ]
+            for saved in shown
+        ]
+        notes = [f"and {plural(len(members) - len(shown), 'earlier step')}"] if len(shown) < len(members) else []
+        headings = ["step", "time", *metrics, "kept"]
+        return Table(title=repr(self)[1:-1], headings=headings, rows=rows, notes=notes).html()
 
     def _in_child(self) -> None:
         """Begin without saves and deletions: the threads of the parent's are not in this process."""

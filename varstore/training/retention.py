@@ -30,7 +30,7 @@ __all__ = ["Retention", "decide", "last_run", "next_run", "settled_run", "unknow
 NOTHING: Mapping[int, str] = MappingProxyType({})
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@dataclass(frozen=True, kw_only=True, slots=True, repr=False)
 class Retention:
     """What `CheckpointManager.prune` or `CheckpointManager.rewind` did, by step.
 
@@ -42,6 +42,11 @@ class Retention:
     deleted: Mapping[int, str]
     held: Mapping[int, str]
     trimmed: Mapping[int, tuple[str, ...]]
+
+    def __repr__(self) -> str:
+        parts = {"kept": self.kept, "deleted": self.deleted, "held": self.held, "trimmed": self.trimmed}
+        counts = ", ".join(f"{len(steps):,} {what}" for what, steps in parts.items() if steps)
+        return f"<Retention: {counts or 'no steps'}>"
 
     def __str__(self) -> str:
         rows = [(step, "kept", why) for step, why in self.kept.items()]
