@@ -15,12 +15,13 @@ failures=0
 
 # name | python | packages
 table='
-torch       | 3.11 | torch==2.13.0 numpy
+torch       | 3.11 | torch==2.13.0 numpy onnx==1.23.2 onnxscript==0.7.2 onnxruntime==1.31.1
 safetensors | 3.11 | safetensors==0.8.0 numpy ml_dtypes
 paddle      | 3.11 | paddlepaddle==3.3.1 setuptools numpy
 paddle2     | 3.11 | paddlepaddle==2.6.2 setuptools numpy<2
 mindspore   | 3.11 | mindspore==2.10.0
 onnx        | 3.11 | onnx==1.23.2 onnxruntime==1.31.1 numpy
+onnx120     | 3.11 | onnx==1.20.1 numpy
 zarr        | 3.11 | zarr==3.1.6 orbax-checkpoint==0.12.8 jax tensorstore xarray dask
 jax         | 3.11 | jax flax optax
 lightning   | 3.11 | torch==2.13.0 lightning omegaconf transformers accelerate peft

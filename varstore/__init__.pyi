@@ -5,6 +5,8 @@ and ``open`` are public but not in ``__all__``, so that ``import *`` replaces no
 """
 
 from varstore import errors
+from varstore.bundles.export import export
+from varstore.bundles.together import bundle
 from varstore.disk.read.attached import AttachedFile
 from varstore.disk.read.checkpoint import Checkpoint, open_checkpoint
 from varstore.disk.read.variable import Variable
@@ -144,6 +146,7 @@ __all__ = [
     "VerifyReport",
     "__version__",
     "bfloat16",
+    "bundle",
     "char",
     "check_storage",
     "checkpoint",
@@ -157,6 +160,7 @@ __all__ = [
     "diff",
     "double",
     "errors",
+    "export",
     "float16",
     "float32",
     "float64",

@@ -30,6 +30,8 @@ COMMANDS = (
     "links",
     "check-storage",
     "convert",
+    "export",
+    "check",
     "report",
     "demo",
     "completion",

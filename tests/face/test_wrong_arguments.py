@@ -14,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from support.onnx_models import linear
 from support.wrong import FUNCTIONS, WRONG
 
 import varstore as vs
@@ -32,6 +33,10 @@ ELSEWHERE = {
 }
 
 
+MATRIX = np.ones((16, 16), np.float32)
+GRAPH = linear({"w": MATRIX, "b": MATRIX[0]})
+
+
 ALLOWED = {"Variable[]": IndexError, "PendingSave.wait": TimeoutError}
 
 
@@ -48,7 +53,7 @@ STORE = {
     "durable": False,
     "foreign": "error",
 }
-SAVE = {**STORE, "manifest": True, "threads": 1, "progress": None}
+SAVE = {**STORE, "manifest": True, "links": True, "threads": 1, "progress": None}
 CHOICE = {"include": "w", "exclude": "b", "rename": {"w": "v"}}
 READ = {"verify": True, "threads": 1, "progress": None}
 
@@ -74,6 +79,15 @@ CALLS = {
     "save_state": (vs.save_state, lambda: {"path": "new", "state": {"a": values(), "n": 1}, **SAVE}),
     "save_async": (waited(vs.save_async), lambda: {"path": "new", "variables": values(), **SAVE}),
     "save_state_async": (waited(vs.save_state_async), lambda: {"path": "new", "state": values(), **SAVE}),
+    "bundle": (
+        vs.bundle,
+        lambda: {
+            **dict(SAVE, path="new", variables={"w": MATRIX, "b": MATRIX[0]}, graphs={"forward": GRAPH}, rename=None),
+            "on_difference": "error",
+            "include_only_used": False,
+        },
+    ),
+    "export": (vs.export, lambda: {"path": "bundled", "target": "m.onnx", "entry": None}),
     "open": (vs.open, lambda: {"path": "c", "allow_incomplete": False}),
     "load": (vs.load, lambda: {"path": "c", **CHOICE, "mmap": False, **READ}),
     "load_state": (
@@ -241,6 +255,7 @@ def defaults(function):
 def folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     vs.save("c", values(), durable=False)
+    vs.bundle("bundled", {"w": MATRIX, "b": MATRIX[0]}, graphs={"forward": GRAPH}, durable=False)
     vs.save_state("s", {"m": values(), "n": 3}, durable=False)
     for name in ("m.npz", "m.ckpt", "m.pt"):
         vs.write(name, values())

@@ -45,7 +45,7 @@ class File(_message.Message):
     def __init__(self, name: _Optional[str] = ..., size: _Optional[int] = ..., digests: _Optional[bytes] = ..., kind: _Optional[str] = ..., attributes: _Optional[str] = ...) -> None: ...
 
 class Manifest(_message.Message):
-    __slots__ = ("format_version", "writer", "time_ns", "attributes", "tree", "variables", "files")
+    __slots__ = ("format_version", "writer", "time_ns", "attributes", "tree", "variables", "files", "unshared")
     FORMAT_VERSION_FIELD_NUMBER: _ClassVar[int]
     WRITER_FIELD_NUMBER: _ClassVar[int]
     TIME_NS_FIELD_NUMBER: _ClassVar[int]
@@ -53,6 +53,7 @@ class Manifest(_message.Message):
     TREE_FIELD_NUMBER: _ClassVar[int]
     VARIABLES_FIELD_NUMBER: _ClassVar[int]
     FILES_FIELD_NUMBER: _ClassVar[int]
+    UNSHARED_FIELD_NUMBER: _ClassVar[int]
     format_version: int
     writer: str
     time_ns: int
@@ -60,4 +61,5 @@ class Manifest(_message.Message):
     tree: str
     variables: _containers.RepeatedCompositeFieldContainer[Variable]
     files: _containers.RepeatedCompositeFieldContainer[File]
-    def __init__(self, format_version: _Optional[int] = ..., writer: _Optional[str] = ..., time_ns: _Optional[int] = ..., attributes: _Optional[str] = ..., tree: _Optional[str] = ..., variables: _Optional[_Iterable[_Union[Variable, _Mapping]]] = ..., files: _Optional[_Iterable[_Union[File, _Mapping]]] = ...) -> None: ...
+    unshared: bool
+    def __init__(self, format_version: _Optional[int] = ..., writer: _Optional[str] = ..., time_ns: _Optional[int] = ..., attributes: _Optional[str] = ..., tree: _Optional[str] = ..., variables: _Optional[_Iterable[_Union[Variable, _Mapping]]] = ..., files: _Optional[_Iterable[_Union[File, _Mapping]]] = ..., unshared: bool = ...) -> None: ...

@@ -31,6 +31,8 @@ _MODULES = {
     "links": "repair",
     "check-storage": "check",
     "convert": "convert",
+    "export": "serving",
+    "check": "serving",
     "report": "report",
     "demo": "demo",
     "completion": "help",

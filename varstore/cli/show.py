@@ -13,6 +13,7 @@ import numpy as np
 
 import varstore as vs
 from varstore.cli.columns import cut, terminal_width
+from varstore.cli.entries import GRAPH, entry_text
 from varstore.cli.grid import corner, grid, histogram_text, index_of, split_index
 from varstore.cli.help import variable_names
 from varstore.cli.output import LABEL, label, print_facts, progress
@@ -256,4 +257,6 @@ def _state_of(path: str, opened: Any) -> Any:
 
 def _file_row(file: vs.AttachedFile) -> Any:
     said = Words(f"{file.kind}, {size_text(file.nbytes)}")
+    if file.kind == GRAPH:
+        return Words(f"{said}: {entry_text(file)}")
     return {"file": said, **file.attributes} if file.attributes else said

@@ -91,7 +91,8 @@ def links(directory: str | os.PathLike[str], *, dry_run: bool = False, progress:
 
     Use it after `cp -r`, git, or a download, which turn each link into a file of its own. Files are equal if their
     digests are, and then their bytes, which are compared. Each is replaced in one step, so checkpoints can be read
-    meanwhile, and a crash leaves each name with a whole file. Checkpoints without a manifest are left as they are.
+    meanwhile, and a crash leaves each name with a whole file. Checkpoints without a manifest, and those that were
+    saved with ``links=False``, are left as they are.
 
     Args:
         directory: the directory that holds the checkpoints, such as that of a run; or one checkpoint, whose tied
@@ -157,7 +158,7 @@ def _by_number(name: str) -> tuple[str, int, str]:
 
 def _linkable(checkpoint: Checkpoint) -> Iterator[Entry]:
     """Yield the entries whose values can be found again by their digests."""
-    if checkpoint.manifest is not None:
+    if checkpoint.manifest is not None and not checkpoint.manifest.unshared:
         for entry in checkpoint.content.entries.values():
             if entry.nbytes and entry.digests and is_plain(entry.encoding):
                 yield entry

@@ -94,6 +94,7 @@ def _seal(checkpoint: Checkpoint, *, writer: str, progress: Progress) -> DiffRep
             tree=before.tree if before else "",
             entries=entries,
             files=files,
+            unshared=before is not None and before.unshared,
         )
         with collector_paused():
             encoded = after.encode()
@@ -191,7 +192,7 @@ def _replace_manifest(directory: Directory, data: bytes) -> None:
             if held is None or held.is_ours:
                 os.unlink(temporary, dir_fd=directory.fd)
         raise
-    directory.location = directory.location.known_as(digest_in(data))
+    directory.location = directory.location.known_as(digest_in(data), unshared=directory.location.unshared)
     syscalls.sync_names(directory.fd)
     if not directory.is_current():
         raise replaced_error(directory.path)

@@ -17,17 +17,19 @@ class Location:
     `path` is what the caller wrote, for messages. `absolute` is the path that is opened; it does not change with the
     working directory. `identity` is None before the checkpoint is opened, and for a directory that has neither a
     manifest nor a marker. `has_marker` is False for a checkpoint that was opened although it is not complete.
+    `unshared` is True for one whose files are not to get a second name.
     """
 
     path: str = field(compare=False)
     absolute: str
     identity: Identity | None = None
     has_marker: bool = True
+    unshared: bool = False
 
-    def known_as(self, identity: Identity | None, *, has_marker: bool = True) -> Location:
+    def known_as(self, identity: Identity | None, *, has_marker: bool = True, unshared: bool = False) -> Location:
         """Return this location with the identity of the checkpoint."""
-        return Location(self.path, self.absolute, identity, has_marker)
+        return Location(self.path, self.absolute, identity, has_marker, unshared)
 
-    def __reduce__(self) -> tuple[type[Location], tuple[str, str, Identity | None, bool]]:
+    def __reduce__(self) -> tuple[type[Location], tuple[str, str, Identity | None, bool, bool]]:
         # In another process, a relative path can mean another place.
-        return Location, (self.absolute, self.absolute, self.identity, self.has_marker)
+        return Location, (self.absolute, self.absolute, self.identity, self.has_marker, self.unshared)

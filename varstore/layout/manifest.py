@@ -221,6 +221,8 @@ class Manifest:
     tree: str
     entries: Mapping[str, Entry]
     files: Mapping[str, FileEntry] = field(default_factory=lambda: NO_FILES)
+    unshared: bool = False
+    """Whether it was saved so that none of its files has a second name."""
     skipped: Callable[[], set[int]] = set
     """Returns the numbers of the fields of a later version that were skipped, and would not be written again."""
 
@@ -234,6 +236,7 @@ class Manifest:
             time_ns=self.time_ns,
             attributes=attributes_json(self.attributes),
             tree=self.tree,
+            unshared=self.unshared,
         )
         for entry in self.entries.values():
             _add_entry(body.variables, entry)
@@ -281,6 +284,7 @@ class Manifest:
             tree=body.tree,
             entries=entries,
             files=_decode_files(body.files, entries.folders(), path, fields) if body.files else NO_FILES,
+            unshared=body.unshared,
             skipped=lambda: fields.skipped([body, *body.variables, *body.files]),
         )
 

@@ -38,6 +38,7 @@ class RunOptions(TypedDict, total=False):
     progress: Progress
     variable_attributes: Mapping[str, Mapping[str, Any]] | None
     files: Mapping[str, FileContent] | None
+    links: bool
 
 
 class StoreOptions(TypedDict, total=False):
@@ -51,6 +52,7 @@ class StoreOptions(TypedDict, total=False):
     foreign: Foreign
     durable: bool
     manifest: bool
+    links: bool
     threads: int | None
 
 

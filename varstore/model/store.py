@@ -72,6 +72,7 @@ def save(
     foreign: Foreign = "error",
     durable: bool = True,
     manifest: bool = True,
+    links: bool = True,
     threads: int | None = None,
     progress: Progress = None,
 ) -> Checkpoint:
@@ -99,6 +100,9 @@ def save(
             when it chooses to, and the save returns earlier.
         manifest: False writes OneFlow's own layout only: no digests and no attributes. For a folder that OneFlow
             itself loads whole, use `varstore.write` with the format ``oneflow-legacy``.
+        links: False gives each file one name, for programs that refuse files with several, such as `onnx.load`. Tied
+            variables are then written twice, and `base` saves nothing. Later checkpoints copy from this one instead of
+            linking.
         threads: default one per processor, at most eight, and twice as many if `durable` waits for the disk.
         progress: a function that is called with (bytes done, total bytes), or True for a progress bar.
 
@@ -123,12 +127,20 @@ def save(
         attributes = origin.attributes
         if variables.keys() == origin.keys():
             tree = tree or origin.manifest.tree
-    plan = plan_save(variables, attributes=attributes, variable_attributes=variable_attributes, tree=tree, files=files)
-    if not manifest and (plan.attributes or variable_attributes or tree or plan.files):
+    plan = plan_save(
+        variables,
+        attributes=attributes,
+        variable_attributes=variable_attributes,
+        tree=tree,
+        files=files,
+        links=links,
+    )
+    if not manifest and (plan.attributes or variable_attributes or tree or plan.files or not links):
         raise UsageError(
-            "attributes, nested state and files are recorded in the manifest, and manifest=False does not write one",
+            "attributes, nested state, files and links=False are recorded in the manifest, and manifest=False does not "
+            "write one",
             path=path,
-            hint="leave out manifest=False, or save arrays without attributes and files",
+            hint="leave out manifest=False, or save arrays without the others",
         )
     target = os.fspath(path)
     location = locate(target)
@@ -138,6 +150,8 @@ def save(
     else:
         opened = open_checkpoint(base)  # and closed: an error that is kept does not keep it open
     with opened as earlier:
+        if not links or (isinstance(earlier, Checkpoint) and earlier.location.unshared):
+            earlier = {}
         saved = write_checkpoint(
             target,
             plan,
@@ -152,7 +166,7 @@ def save(
             progress=progress,
         )
     content = Content(saved.entries, saved.manifest, MappingProxyType({}))
-    return Checkpoint(Location(location.path, location.absolute, saved.identity), content)
+    return Checkpoint(location.known_as(saved.identity, unshared=not links), content)
 
 
 def load(

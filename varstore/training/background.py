@@ -30,6 +30,7 @@ import numpy as np
 from varstore.disk.read.checkpoint import Checkpoint, open_checkpoint
 from varstore.disk.threads import Ending, run, start, thread_count
 from varstore.errors import UsageError
+from varstore.layout.attached import DATA
 from varstore.layout.location import Location
 from varstore.model.options import SaveOptions, StateOptions, check_options
 from varstore.model.store import save
@@ -39,7 +40,7 @@ from varstore.storage.forks import tell_children
 from varstore.storage.memory import available_memory
 from varstore.training.tree import flatten
 from varstore.values.arguments import checked
-from varstore.values.attached import FileContent, PlannedFile, SourceFile
+from varstore.values.attached import FileContent, GivenFile, PlannedFile, SourceFile, StoredFile
 from varstore.values.lazy import LazyArray
 from varstore.values.plan import SavePlan, plan_save
 
@@ -172,7 +173,8 @@ class PendingSave:
         """Wait as `wait` does, then open the checkpoint."""
         self.wait(timeout)
         found = open_checkpoint(self._location.absolute)
-        return Checkpoint(self._location.known_as(found.location.identity), found.content)
+        known = self._location.known_as(found.location.identity, unshared=found.location.unshared)
+        return Checkpoint(known, found.content)
 
     def __repr__(self) -> str:
         state = "running" if not self.done() else "failed" if self._ending.error else "done"
@@ -378,9 +380,10 @@ def _files_size(plan: SavePlan) -> int:
 def _given(file: PlannedFile) -> FileContent:
     """Return an attached file in a form that keeps its meaning when the working directory changes."""
     source = file.source
-    if isinstance(source, np.ndarray):
-        return source.data
-    return source.path if isinstance(source, SourceFile) else source
+    if isinstance(source, StoredFile):
+        return source
+    given = source.path if isinstance(source, SourceFile) else source.data
+    return given if file.kind == DATA else GivenFile(given, file.kind, file.attributes)
 
 
 def _read(file: PlannedFile) -> FileContent:
@@ -389,7 +392,7 @@ def _read(file: PlannedFile) -> FileContent:
         return _given(file)
     path = file.source.path
     with translated(path, "the file cannot be read"), open(path, "rb") as source:
-        return source.read()
+        return _given(file._replace(source=np.frombuffer(source.read(), np.uint8)))
 
 
 def _aligned(nbytes: int) -> int:

@@ -23,7 +23,7 @@ from functools import partial
 from types import TracebackType
 from typing import Any, SupportsFloat, Unpack, cast
 
-from varstore.disk.read.checkpoint import attempts, has_open_handle
+from varstore.disk.read.checkpoint import Checkpoint, attempts, has_open_handle
 from varstore.disk.save.leftovers import clean_staging, set_aside
 from varstore.disk.threads import Ending, start
 from varstore.errors import (
@@ -35,7 +35,8 @@ from varstore.errors import (
     UsageError,
     VarstoreError,
 )
-from varstore.model.options import LoadOptions, RunOptions, SaveOptions, check_options
+from varstore.layout.graphs import uses
+from varstore.model.options import LoadOptions, Path, RunOptions, SaveOptions, check_options
 from varstore.model.store import save
 from varstore.storage.directory import locate
 from varstore.storage.failures import storage_error, translated
@@ -81,6 +82,8 @@ _log = logging.getLogger("varstore")
 
 _LIKE = "varstore.adapters.jax"
 """Restores into the structure of a pytree."""
+_GRAPHS = "varstore.bundles.together"
+"""Gives the graphs of a checkpoint for new values."""
 
 
 class CheckpointManager:
@@ -109,8 +112,8 @@ class CheckpointManager:
         budget: as for `varstore.save_async`.
         prefix: what the names of the folders begin with; the step follows.
         clock: a function that returns the time in seconds since the epoch.
-        save_options: `durable`, `threads`, `progress`, `variable_attributes` and `files` of `varstore.save`, for every
-            save. Files that did not change are linked to those of the latest step.
+        save_options: `durable`, `threads`, `progress`, `variable_attributes`, `files` and `links` of `varstore.save`,
+            for every save. Files that did not change are linked to those of the latest step.
 
     Raises:
         UsageError: an argument is of the wrong type, the directory is a file, or the prefix contains ``/`` or begins
@@ -299,6 +302,7 @@ class CheckpointManager:
         attributes: Mapping[str, Any] | None = None,
         files: Mapping[str, FileContent] | None = None,
         overwrite: bool = False,
+        graphs_from: Path | Checkpoint | None = None,
     ) -> PendingSave:
         """Save variables or nested state as a step, then delete what the policies no longer want.
 
@@ -312,12 +316,17 @@ class CheckpointManager:
             attributes: JSON data to keep with the checkpoint, under any key but "training".
             files: files to attach to this step, beside those of the manager; see `varstore.save`.
             overwrite: replace the step if it is saved already.
+            graphs_from: a checkpoint that `varstore.bundle` saved, or an earlier step that has its graphs. They are
+                kept, by links, with the values of this step. A graph that has a copy of a variable which changed is
+                written anew.
 
         Raises:
             CheckpointExists: the step is saved already, and `overwrite` is False.
             Exception: the error of the background save before this one; it is raised once, and this step is saved.
             UsageError: the step, a metric or the attributes cannot be used, or see `varstore.save_state`.
             StorageError: a step that is to go cannot be deleted; the new one is saved.
+            VariableNotFound, VariableMismatch: a variable that a graph uses is not in `state`, or has another shape or
+                type; or a value in a graph was computed from one that changed.
             InvalidName, UnsupportedDtype, StorageError: see `varstore.save_state`.
         """
         step = _number_of(step)
@@ -346,6 +355,13 @@ class CheckpointManager:
         options |= cast(SaveOptions, self._save_options)
         if files is not None:
             options["files"] = {**(options.get("files") or {}), **files}
+        if graphs_from is not None:
+            taken = importlib.import_module(_GRAPHS).graphs_of(graphs_from, flat.variables)
+            others = options.get("files") or {}
+            if both := [name for name in taken.files if name in others]:
+                raise UsageError("a file has the name of a graph", field="graphs_from", found=repr(both[0]))
+            options["files"] = {**others, **taken.files}
+            flat = replace(flat, variables={**flat.variables, **taken.added})
         ending = Ending()
         if self._saver is None:
             save(path, flat.variables, **options)
@@ -634,9 +650,10 @@ class CheckpointManager:
                 stay,
                 attributes=attributes,
                 tree=tree,
-                files=checkpoint.files,
+                files={name: file for name, file in checkpoint.files.items() if uses(file.entry) <= stay.keys()},
                 overwrite=True,
                 foreign="keep",
+                links=not checkpoint.location.unshared,
                 durable=durable,
             )
 

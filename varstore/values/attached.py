@@ -14,7 +14,7 @@ from varstore.layout.attached import DATA, FileEntry, refused_name
 from varstore.layout.location import Location
 from varstore.layout.manifest import NO_ATTRIBUTES
 
-__all__ = ["FileContent", "PlannedFile", "SourceFile", "StoredFile", "identity_of", "plan_files"]
+__all__ = ["FileContent", "GivenFile", "PlannedFile", "SourceFile", "StoredFile", "identity_of", "plan_files"]
 
 Identity = tuple[int, int, int, int]
 
@@ -26,7 +26,15 @@ class StoredFile:
     location: Location
 
 
-FileContent = bytes | bytearray | memoryview | str | os.PathLike[str] | StoredFile
+class GivenFile(NamedTuple):
+    """Bytes or a path, with what the entry of the file is to say."""
+
+    content: bytes | memoryview | str
+    kind: str
+    attributes: Mapping[str, Any]
+
+
+FileContent = bytes | bytearray | memoryview | str | os.PathLike[str] | StoredFile | GivenFile
 """What `save` takes for an attached file."""
 
 
@@ -87,6 +95,8 @@ def _planned(name: str, content: Any) -> PlannedFile:
     if isinstance(content, StoredFile):
         entry = content.entry
         return PlannedFile(name, entry.nbytes, content, entry.kind, entry.attributes, content)
+    if isinstance(content, GivenFile):
+        return _planned(name, content.content)._replace(kind=content.kind, attributes=content.attributes)
     if isinstance(content, bytes | bytearray | memoryview):
         is_ours = isinstance(content, memoryview) and isinstance(getattr(content.obj, "base", None), bytes)
         values = np.frombuffer(content if is_ours else bytes(content), np.uint8)  # others may be changed later

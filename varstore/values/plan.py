@@ -14,6 +14,7 @@ from varstore.errors import UsageError
 from varstore.layout.collector import collector_paused
 from varstore.layout.dtypes import data_type_of
 from varstore.layout.encodings import RAW
+from varstore.layout.graphs import GRAPH, check_bound
 from varstore.layout.manifest import NO_ATTRIBUTES, Entry, kept_attributes
 from varstore.layout.meta import Meta
 from varstore.layout.names import Folder, folder_of
@@ -63,6 +64,8 @@ class SavePlan:
     attributes: Mapping[str, Any]
     tree: str
     files: tuple[PlannedFile, ...] = ()
+    links: bool = True
+    """Whether files may be links; without it, each file is written or copied."""
 
     @property
     def written(self) -> list[PlannedVariable]:
@@ -92,6 +95,7 @@ def plan_save(
     variable_attributes: Mapping[str, Mapping[str, Any]] | None = None,
     tree: str = "",
     files: Mapping[str, Any] | None = None,
+    links: bool = True,
 ) -> SavePlan:
     """Return the plan for saving these variables.
 
@@ -100,6 +104,7 @@ def plan_save(
         UnsupportedDtype: the format cannot store a type; see `data_type_of`.
         UsageError: `variables` is not a mapping of names to arrays, attributes are not JSON, or `variable_attributes`
             has names that are not in `variables`; or of `plan_files`, whose errors these are too.
+        VariableNotFound, VariableMismatch: a graph among the files uses a variable that is not as it expects.
     """
     if not isinstance(variables, Mapping):
         raise UsageError(
@@ -126,8 +131,15 @@ def plan_save(
         ]
         parents = {parent for folder in folders if "/" in folder for parent in _parents(folder)}
     attached = () if files is None else plan_files(files, _tops(planned))
+    if any(file.kind == GRAPH for file in attached):
+        check_bound((file.entry(b"") for file in attached), {v.name: v.meta for v in planned})
     return SavePlan(
-        variables=tuple(planned), parents=tuple(sorted(parents)), attributes=kept, tree=tree, files=attached
+        variables=tuple(planned),
+        parents=tuple(sorted(parents)),
+        attributes=kept,
+        tree=tree,
+        files=attached,
+        links=links,
     )
 
 

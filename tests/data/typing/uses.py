@@ -57,6 +57,9 @@ opened["w"] += 1  # wrong
 opened["w"].sort()  # wrong
 vs.read("model.ckpt", key=b"0123456789abcdef")
 vs.read("model.ckpt", password="secret")  # wrong
+bundled: vs.Checkpoint = vs.bundle("d", values, graphs={"forward": b""}, on_difference="add", links=False)
+vs.bundle("d", values, graphs={}, on_difference="drop")  # wrong
+manager.save(2, values, graphs_from="d")
 vs.write("model.onnx", values, model="template.onnx")
 vs.write("model.safetensors", values, metdata={})  # wrong
 done = vs.convert("a", "a.pt", dtype="bfloat16", include="w")

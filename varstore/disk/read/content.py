@@ -43,7 +43,8 @@ def read_content(directory: Directory, *, allow_incomplete: bool) -> tuple[Locat
     marker = _require_marker(directory)
     manifest, digest = _read_manifest(directory)
     if manifest is not None:
-        return directory.location.known_as(digest), Content(manifest.entries, manifest)
+        location = directory.location.known_as(digest, unshared=manifest.unshared)
+        return location, Content(manifest.entries, manifest)
     location = directory.location.known_as(marker)
     entries = WalkedEntries(directory, location)
     if _require_marker(directory) != marker:
@@ -65,7 +66,9 @@ def _read_incomplete(directory: Directory) -> tuple[Location, Content]:
     has_marker = directory.marker() is not None
     try:
         manifest, digest = _read_manifest(directory)
-        location = directory.location.known_as(digest or directory.identity(), has_marker=has_marker)
+        unshared = manifest is not None and manifest.unshared
+        identity = digest or directory.identity()
+        location = directory.location.known_as(identity, has_marker=has_marker, unshared=unshared)
     except FormatError:
         location = directory.location.known_as(directory.identity(), has_marker=has_marker)
     whole, damaged = _salvage(directory, manifest.entries if manifest else WalkedEntries(directory, location))

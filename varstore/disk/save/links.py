@@ -64,10 +64,13 @@ class Links:
         values: Mapping[str, np.ndarray | LazyArray],
         batch: int,
         make: Callable[[Iterable[PlannedVariable]], None] | None,
+        *,
+        shares: bool,
     ) -> None:
-        """Prepare to link variables, so many in one batch; `make` is as for `SmallFiles`."""
+        """Prepare to link variables, so many in one batch, or to copy them; `make` is as for `SmallFiles`."""
         self._fd = staging.fd
         self._place = Location(staging.path, staging.path)
+        self._shares = shares
         self._owner = staging.owner
         self._values = values
         self._sync = staging.durability.each
@@ -190,7 +193,7 @@ class Links:
         A file that was locked away is not handed on either, nor is an attached one that may be executed.
         """
         target = variable.file
-        if not _linked(name, folder_fd, target, self._fd):
+        if not self._may_link(directory) or not _linked(name, folder_fd, target, self._fd):
             return False
         status = os.stat(target, dir_fd=self._fd, follow_symlinks=False)
         is_ours = stat.S_ISREG(status.st_mode) and status.st_mode & _READABLE and status.st_uid == self._owner
@@ -201,6 +204,10 @@ class Links:
         if self._sync:
             syscalls.sync_path(target, dir_fd=self._fd)
         return True
+
+    def _may_link(self, directory: Directory) -> bool:
+        """Tell whether a file of a checkpoint may get a second name, in the one that is being saved."""
+        return self._shares and not directory.location.unshared
 
     def _link_meta(self, variable: PlannedVariable, folder_fd: int) -> bool:
         """Give ``meta`` its new name, if it is, to the byte, what would be written there."""

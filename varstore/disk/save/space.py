@@ -8,6 +8,7 @@ from collections.abc import Callable
 from typing import Any
 
 from varstore.errors import OutOfSpace
+from varstore.layout.location import Location
 from varstore.storage import syscalls
 from varstore.storage.directory import is_shared
 from varstore.values.arrays import Stored
@@ -54,14 +55,18 @@ def disk_became_full(plan: SavePlan, target: str, copied: int) -> OutOfSpace:
 
 
 def _far(plan: SavePlan, target: str) -> list[PlannedVariable | PlannedFile]:
-    """Return the variables and files of other file systems, which are copied and not linked."""
-    stored: list[tuple[PlannedVariable | PlannedFile, str]] = [
-        (v, v.source.location.absolute) for v in plan.variables if isinstance(v.source, Stored) and not v.alias_of
+    """Return the variables and files that are copied and not linked, such as those of other file systems."""
+    if not plan.links:
+        linked = [variable for variable in plan.variables if variable.is_linked]
+        return [*linked, *(file for file in plan.files if file.stored is not None)]
+    stored: list[tuple[PlannedVariable | PlannedFile, Location]] = [
+        (v, v.source.location) for v in plan.variables if isinstance(v.source, Stored) and not v.alias_of
     ]
-    stored += [(file, file.stored.location.absolute) for file in plan.files if file.stored is not None]
+    stored += [(file, file.stored.location) for file in plan.files if file.stored is not None]
     device: int = _looked_up(os.stat, target).st_dev
-    far = {root for root in {root for _, root in stored} if _device_of(root) not in (None, device)}
-    return [v for v, root in stored if root in far]
+    roots = {location.absolute for _, location in stored}
+    far = {root for root in roots if _device_of(root) not in (None, device)}
+    return [v for v, location in stored if location.unshared or location.absolute in far]
 
 
 def _device_of(path: str) -> int | None:

@@ -36,6 +36,7 @@ from varstore.disk.save.staging import Staging, prepare_target
 from varstore.disk.threads import SLOW, Job, Lane, in_lanes, piece, run, thread_count
 from varstore.errors import UsageError, VariableMismatch, VarstoreError
 from varstore.layout.collector import collector_paused
+from varstore.layout.graphs import check_copies
 from varstore.layout.location import Identity
 from varstore.layout.manifest import Entry, Manifest, digest_in
 from varstore.storage import syscalls
@@ -128,8 +129,15 @@ def write_checkpoint(
                 if manifest:
                     now, attributes, tree = time.time_ns(), plan.attributes, plan.tree
                     files = {file.name: file.entry(work.digests[file.name]) for file in plan.files}
+                    check_copies(files.values(), work.digests)
                     record = Manifest(
-                        writer=writer, time_ns=now, attributes=attributes, tree=tree, entries=entries, files=files
+                        writer=writer,
+                        time_ns=now,
+                        attributes=attributes,
+                        tree=tree,
+                        entries=entries,
+                        files=files,
+                        unshared=not plan.links,
                     )
                     encoded = record.encode()
                     identity = digest_in(encoded)
@@ -177,7 +185,7 @@ class _Writer:
         batch = min(_GROUP, piece(len(plan.variables))) if calls_wait else _GROUP
         self._small = SmallFiles(staging, self.digests, advance, batch, make)
         self._large = LargeFiles(staging, self.digests, advance)
-        self._links = Links(staging, self._small, self.digests, values, batch, make)
+        self._links = Links(staging, self._small, self.digests, values, batch, make, shares=plan.links)
         self._advance = advance
 
     @property

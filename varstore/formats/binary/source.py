@@ -66,6 +66,11 @@ class Held(str):
     __slots__ = ("content",)
     content: bytes
 
+    @classmethod
+    def named(cls, name: str, content: bytes) -> Held:
+        """Return content that was read already, under a name."""
+        return _held(name, content)
+
     def __reduce__(self) -> tuple[Callable[[str, bytes], Held], tuple[str, bytes]]:
         return _held, (str(self), self.content)
 

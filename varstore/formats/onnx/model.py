@@ -9,7 +9,7 @@ Format: https://github.com/onnx/onnx/blob/main/onnx/onnx.proto (ModelProto, Grap
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, BinaryIO
 
@@ -23,33 +23,43 @@ from varstore.formats.binary.budget import ARRAY, Budget
 from varstore.formats.binary.packing import pack, packed_size
 from varstore.formats.binary.slices import Span, stream_of
 from varstore.formats.binary.source import MOST_DIMENSIONS, Source
-from varstore.formats.binary.wire import BYTES, Wire, bytes_field, bytes_head, int_field
+from varstore.formats.binary.wire import BYTES, Wire, bytes_field, bytes_head
 from varstore.formats.onnx.tensors import (
-    EXTERNAL,
-    LOCATION,
     RAW,
-    VALUES,
     TensorRecord,
     array_of,
+    external_fields,
     parse,
+    without_values,
 )
 from varstore.formats.opened import ForeignCheckpoint
 from varstore.formats.state.flat import check_fits, fetch_plain, flat_arrays
 from varstore.storage.appearing import replacing_whole
 from varstore.values.lazy import LazyArray
 
-__all__ = ["read", "write"]
+__all__ = [
+    "GRAPH",
+    "INITIALIZER",
+    "MOST_MESSAGE",
+    "SMALL",
+    "Model",
+    "parse_model",
+    "read",
+    "write",
+    "write_inline",
+]
 
-_GRAPH, _INITIALIZER, _SPARSE = 7, 5, 15
+GRAPH, INITIALIZER, _SPARSE = 7, 5, 15
 _SPARSE_VALUES, _SPARSE_INDICES, _SPARSE_DIMS = 1, 2, 3
-_MOST_MESSAGE = 2**31 - 1
-_SMALL = 1024
+MOST_MESSAGE = 2**31 - 1
+SMALL = 1024
+"""Values of fewer bytes stay in the file: runtimes look for the operands of shapes there."""
 _STEP = 1 << 22
 _ALIGNMENT = 4096
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class _Model:
+class Model:
     """The positions of the graph and its dense initializers; the rest of the file is copied unchanged."""
 
     graph: Span
@@ -75,7 +85,7 @@ def read(path: str, *, limit: int | None = None) -> ForeignCheckpoint:
     tree: dict[str, Any] = {}
     with stream_of(source) as stream:
         wire = Wire(stream, path)
-        model = _parse(wire, source, budget)
+        model = parse_model(wire, source, budget)
         leaves: list[tuple[str, Any]] = [(record.name, array_of(source, record, budget)) for _, record in model.tensors]
         leaves += [_sparse(wire, source, span, budget) for span in model.sparse]
     for name, leaf in leaves:
@@ -109,21 +119,33 @@ def write(path: str, state: Any, *, model: str | None = None) -> None:
             path=path,
             hint="pass the model whose initializers are to be replaced: write(path, state, model=…)",
         )
-    source = Source(model)
+    _write(path, state, Source(model), inline=False)
+
+
+def write_inline(path: str, state: Any, source: Source) -> None:
+    """Write a copy of a model, as `write` does, with all initializers in the file where a message can hold them."""
+    _write(path, state, source, inline=True)
+
+
+def _write(path: str, state: Any, source: Source, *, inline: bool) -> None:
     arrays = flat_arrays(state, format="onnx")
     with stream_of(source) as stream:
-        budget = Budget(model, source.size)
-        parsed = _parse(Wire(stream, model), source, budget)
-        known = {record.name: array_of(source, record, budget) for _, record in parsed.tensors}
+        model = parse_model(Wire(stream, source.path), source, budget := Budget(source.path, source.size))
+        known = {record.name: array_of(source, record, budget) for _, record in model.tensors}
         for name, array in arrays.items():
-            check_fits(model, name, array, known)
-        _write_copy(path, stream, source, parsed, known, {**known, **arrays})
+            check_fits(source.path, name, array, known)
+        _write_copy(path, stream, source, model, known, {**known, **arrays}, inline=inline)
 
 
-def _parse(wire: Wire, source: Source, budget: Budget) -> _Model:
+def parse_model(wire: Wire, source: Source, budget: Budget) -> Model:
+    """Find the graph and its initializers.
+
+    Raises:
+        FormatError: it is not an ONNX model.
+    """
     graph = None
     for part in wire.fields((0, source.size), "ModelProto"):
-        if part.number == _GRAPH and part.kind == BYTES:
+        if part.number == GRAPH and part.kind == BYTES:
             if graph is not None:
                 raise FormatError("the model has two graphs", path=source.path)
             graph = part
@@ -131,13 +153,13 @@ def _parse(wire: Wire, source: Source, budget: Budget) -> _Model:
         raise FormatError("not an ONNX model: it does not have a graph", path=source.path)
     tensors, sparse = [], []
     for part in wire.fields(graph.span, "GraphProto"):
-        if part.number in (_INITIALIZER, _SPARSE):
+        if part.number in (INITIALIZER, _SPARSE):
             budget.charge(2 * ARRAY)
-        if part.number == _INITIALIZER and part.kind == BYTES:
+        if part.number == INITIALIZER and part.kind == BYTES:
             tensors.append((part.whole, parse(wire, part.span)))
         elif part.number == _SPARSE and part.kind == BYTES:
             sparse.append(part.span)
-    return _Model(graph=graph.span, graph_whole=graph.whole, tensors=tensors, sparse=sparse)
+    return Model(graph=graph.span, graph_whole=graph.whole, tensors=tensors, sparse=sparse)
 
 
 def _sparse(wire: Wire, source: Source, span: Span, budget: Budget) -> tuple[str, dict[str, Any]]:
@@ -168,14 +190,20 @@ def _write_copy(
     path: str,
     stream: BinaryIO,
     source: Source,
-    model: _Model,
+    model: Model,
     known: dict[str, LazyArray],
     arrays: dict[str, Any],
+    *,
+    inline: bool,
 ) -> None:
     location = os.path.basename(path) + ".data"
-    plans = _plans(stream, source, model, known, location, everything=False)
-    if source.size + sum(plan.size for plan in plans if plan.offset is None) > _MOST_MESSAGE:
-        plans = _plans(stream, source, model, known, location, everything=True)
+
+    def is_external(record: TensorRecord, size: int) -> bool:  # noqa: ARG001
+        return record.is_external and not inline
+
+    plans = _plans(stream, source, model, known, location, is_external)
+    if source.size + sum(plan.size for plan in plans if plan.offset is None) > MOST_MESSAGE:
+        plans = _plans(stream, source, model, known, location, lambda record, size: record.is_external or size >= SMALL)
     external = [plan for plan in plans if plan.offset is not None]
     data_path = os.path.join(os.path.dirname(path), location)
     with replacing_whole(path) as (file, whole):
@@ -190,11 +218,10 @@ def _write_copy(
 def _plans(
     stream: BinaryIO,
     source: Source,
-    model: _Model,
+    model: Model,
     known: dict[str, LazyArray],
     location: str,
-    *,
-    everything: bool,
+    is_external: Callable[[TensorRecord, int], bool],
 ) -> list[_Plan]:
     wire = Wire(stream, source.path)
     plans: list[_Plan] = []
@@ -204,35 +231,29 @@ def _plans(
         if array.dtype.hasobject:
             continue
         size = packed_size(int(np.prod(array.shape, dtype=object)), array.dtype)
-        kept = b"".join(
-            source.bytes(*part.whole) for part in wire.fields(record.span, "TensorProto") if part.number not in VALUES
-        )
-        if record.is_external or (everything and size >= _SMALL):
+        kept = without_values(source, wire, record)
+        if is_external(record, size):
             offset = -(-end // _ALIGNMENT) * _ALIGNMENT
             end = offset + size
-            entries = {"location": location, "offset": str(offset), "length": str(size)}
-            kept += b"".join(
-                bytes_field(EXTERNAL, bytes_field(1, key.encode()) + bytes_field(2, text.encode()))
-                for key, text in entries.items()
-            ) + int_field(LOCATION, 1)
-            head = bytes_field(_INITIALIZER, kept)
+            kept += external_fields(location, offset, size)
+            head = bytes_field(INITIALIZER, kept)
             plans.append(_Plan(replaced=whole, name=record.name, head=head, size=size, offset=offset))
         else:
             kept += bytes_head(RAW, size)
-            head = bytes_head(_INITIALIZER, len(kept) + size) + kept
+            head = bytes_head(INITIALIZER, len(kept) + size) + kept
             plans.append(_Plan(replaced=whole, name=record.name, head=head, size=size, offset=None))
     return plans
 
 
 def _copy_model(
-    file: BinaryIO, stream: BinaryIO, source: Source, model: _Model, plans: list[_Plan], arrays: dict[str, Any]
+    file: BinaryIO, stream: BinaryIO, source: Source, model: Model, plans: list[_Plan], arrays: dict[str, Any]
 ) -> None:
     start, size = model.graph
     removed = sum(plan.replaced[1] for plan in plans)
     added = sum(len(plan.head) + (plan.size if plan.offset is None else 0) for plan in plans)
     for part in _copied(stream, (0, model.graph_whole[0])):
         file.write(part)
-    file.write(bytes_head(_GRAPH, size - removed + added))
+    file.write(bytes_head(GRAPH, size - removed + added))
     position = start
     for plan in plans:
         for part in _copied(stream, (position, plan.replaced[0] - position)):

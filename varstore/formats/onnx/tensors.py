@@ -21,23 +21,11 @@ from varstore.formats.binary.budget import Budget
 from varstore.formats.binary.packing import bits_of, packed_size, unpack
 from varstore.formats.binary.slices import Span, array_of_spans, refused_array, stream_of
 from varstore.formats.binary.source import Source, count_elements
-from varstore.formats.binary.wire import BYTES, FIXED32, FIXED64, VARINT, Wire, varints
+from varstore.formats.binary.wire import BYTES, FIXED32, FIXED64, VARINT, Wire, bytes_field, int_field, varints
 from varstore.storage.containment import inside
 from varstore.values.lazy import LazyArray
 
-__all__ = [
-    "DIMS",
-    "DTYPES",
-    "EXTERNAL",
-    "LOCATION",
-    "NAME",
-    "RAW",
-    "TYPE",
-    "VALUES",
-    "TensorRecord",
-    "array_of",
-    "parse",
-]
+__all__ = ["DTYPES", "RAW", "TensorRecord", "array_of", "external_fields", "parse", "without_values"]
 
 DIMS, TYPE, SEGMENT, NAME, RAW, EXTERNAL, LOCATION = 1, 2, 3, 8, 9, 13, 14
 _FLOATS, _INT32S, _STRINGS, _INT64S, _DOUBLES, _UINT64S = 4, 5, 6, 7, 10, 11
@@ -45,6 +33,7 @@ VALUES = frozenset({_FLOATS, _INT32S, _STRINGS, _INT64S, RAW, _DOUBLES, _UINT64S
 """The fields that contain values or their location."""
 
 _IS_EXTERNAL = 1
+_INT32 = 0xFFFFFFFF
 _STRING = 8
 _MOST_DIMENSIONS = 64
 
@@ -118,12 +107,26 @@ def parse(wire: Wire, span: Span) -> TensorRecord:
         elif part.number == EXTERNAL and part.kind == BYTES:
             items = (item for item in wire.fields(part.span, "TensorProto") if item.number in (1, 2))
             entry = {item.number: wire.text(item, "TensorProto") for item in items}
-            record.external[entry.get(1, "")] = entry.get(2, "")
+            if record.external.setdefault(key := entry.get(1, ""), text := entry.get(2, "")) != text:
+                raise wire.wrong("TensorProto", part.whole[0], f"two values of {key!r} in external data")
         elif part.number == LOCATION:
-            record.is_external = part.value == _IS_EXTERNAL
+            record.is_external = part.value & _INT32 == _IS_EXTERNAL
         elif part.number == SEGMENT:
             record.is_segment = True
     return record
+
+
+def without_values(source: Source, wire: Wire, record: TensorRecord) -> bytes:
+    """Return the fields of a TensorProto that are neither its values nor their location."""
+    parts = wire.fields(record.span, "TensorProto")
+    return b"".join(source.bytes(*part.whole) for part in parts if part.number not in VALUES)
+
+
+def external_fields(location: str, offset: int, length: int) -> bytes:
+    """Return the fields of a TensorProto whose values lie in another file."""
+    said = {"location": location, "offset": str(offset), "length": str(length)}
+    entries = [bytes_field(1, key.encode()) + bytes_field(2, text.encode()) for key, text in said.items()]
+    return b"".join(bytes_field(EXTERNAL, entry) for entry in entries) + int_field(LOCATION, _IS_EXTERNAL)
 
 
 def array_of(source: Source, record: TensorRecord, budget: Budget) -> LazyArray:
