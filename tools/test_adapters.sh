@@ -15,7 +15,7 @@ lightning | test_examples_frameworks test_lightning_adapter test_lightning_runs 
 mindspore | test_model_checkpoint test_mindspore_adapter test_docstrings test_readme_frameworks test_from_mindspore
 paddle    | test_paddle_values test_paddle_adapter test_readme_frameworks test_docstrings test_from_paddle
 paddle2   | test_paddle_values test_paddle_adapter test_readme_frameworks test_docstrings test_from_paddle
-onnx      | test_onnx_adapter
+onnx      | test_onnx_adapter test_docstrings
 onnx120   | test_onnx_adapter
 zarr      | test_strangers_ocdbt_folders test_zarr_readers test_zarr_store test_docstrings
 '

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 import ml_dtypes
 import numpy as np
 import pytest
@@ -9,11 +11,13 @@ from click.testing import CliRunner
 from support import onnx_models as made
 
 import varstore as vs
-from varstore.adapters.onnx import check, load_model, session
 from varstore.cli import main
-from varstore.errors import UsageError
+from varstore.errors import SizeMismatch, UnsafeContent, UsageError
+from varstore.values.attached import GivenFile
 
 onnx = pytest.importorskip("onnx")
+adapter = pytest.importorskip("varstore.adapters.onnx")
+check, load_model, session = adapter.check, adapter.load_model, adapter.session
 REFUSES_LINKS = tuple(map(int, onnx.__version__.split(".")[:2])) >= (1, 21)
 RANDOM = np.random.default_rng(3)
 
@@ -107,3 +111,24 @@ def test_a_graph_that_does_not_run_fails_the_check(tmp_path):
     assert not report
     assert "MatMux" in str(report)
     assert CliRunner().invoke(main, ["check", str(tmp_path / "c")]).exit_code == 1
+
+
+def test_only_what_is_whole_and_ones_own_is_run(tmp_path, monkeypatch):
+    pytest.importorskip("onnxruntime")
+    variables = values()
+    vs.bundle(tmp_path / "c", variables, graphs={"forward": made.linear(variables)})
+    monkeypatch.setattr(adapter.os, "geteuid", lambda: os.stat(tmp_path).st_uid + 1)
+    with pytest.raises(UnsafeContent, match="trust=True"):
+        session(tmp_path / "c")
+    session(tmp_path / "c", trust=True)
+    about = {"entry": "forward", "format": "onnx", "inputs": [], "outputs": [], "bindings": {}}
+    said = {"location": "w/out", "offset": "4", "length": "1276"}
+    graph = made.model([made.initializer("w", variables["w"].reshape(-1)[:319], said)], [], [], [])
+    vs.save(tmp_path / "d", variables, files={"forward.onnx": GivenFile(graph, "graph", about)})
+    for use in (load_model, lambda path: session(path, trust=True), lambda path: check(path, trust=True)):
+        with pytest.raises(UnsafeContent, match="offset 0"):
+            use(tmp_path / "d")
+    (tmp_path / "c/w/out").unlink()
+    (tmp_path / "c/w/out").write_bytes(b"short")
+    with pytest.raises(SizeMismatch):
+        session(tmp_path / "c", trust=True)

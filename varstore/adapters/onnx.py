@@ -1,4 +1,4 @@
-"""Run ONNX models that `varstore.bundle` saved, with onnxruntime, or load them with onnx.
+"""Run ONNX models that `varstore.bundle` saved, with onnxruntime, or load them with onnx. Requires one of the two.
 
     from varstore.adapters import onnx
 
@@ -29,9 +29,13 @@ from varstore.errors import MissingDependency, UnsafeContent, UsageError, Varsto
 from varstore.text.hints import plural
 from varstore.values.arguments import checked
 
+try:
+    import onnxruntime
+except ImportError:
+    import onnx
+
 if TYPE_CHECKING:
     import onnx
-    import onnxruntime
 
 __all__ = ["CheckReport", "Ran", "check", "load_model", "session"]
 
@@ -51,6 +55,19 @@ def load_model(path: str | os.PathLike[str] | Checkpoint, entry: str | None = No
         UnsafeContent: it takes values from what is not the file of a variable.
         DigestMismatch, SizeMismatch, StorageError: see `varstore.load`.
         MissingDependency: onnx is not installed.
+
+    Example:
+        >>> from varstore.adapters import onnx
+        >>> weights = {"w": np.ones((16, 16), np.float32)}
+        >>> model = (  # y = x @ w, as torch.onnx.export(...).model_proto.SerializeToString() gives it
+        ...     bytes.fromhex("08083ad9080a110a01780a017712017922064d61744d756c2a8c080810081010014201774a8008")
+        ...     + weights["w"].tobytes()
+        ...     + bytes.fromhex("5a180a017812130a110801120d0a07120562617463680a0208106218"
+        ...                     "0a017912130a110801120d0a07120562617463680a02081012016742021011")
+        ... )
+        >>> checkpoint = vs.bundle("linear", weights, graphs={"forward": model})
+        >>> onnx.load_model("linear").graph.initializer[0].name
+        'w'
     """
     library = _imported("onnx")
     content, variables = _checked(path, entry)[1:]
@@ -85,6 +102,20 @@ def session(
             variable.
         DigestMismatch, SizeMismatch, StorageError: see `varstore.AttachedFile.read`.
         MissingDependency: onnxruntime is not installed.
+
+    Example:
+        >>> from varstore.adapters import onnx
+        >>> weights = {"w": np.ones((16, 16), np.float32)}
+        >>> model = (  # y = x @ w, as torch.onnx.export(...).model_proto.SerializeToString() gives it
+        ...     bytes.fromhex("08083ad9080a110a01780a017712017922064d61744d756c2a8c080810081010014201774a8008")
+        ...     + weights["w"].tobytes()
+        ...     + bytes.fromhex("5a180a017812130a110801120d0a07120562617463680a0208106218"
+        ...                     "0a017912130a110801120d0a07120562617463680a02081012016742021011")
+        ... )
+        >>> checkpoint = vs.bundle("linear", weights, graphs={"forward": model})
+        >>> (y,) = onnx.session("linear").run(None, {"x": np.ones((1, 16), np.float32)})
+        >>> y[0, :3]
+        array([16., 16., 16.], dtype=float32)
     """
     library = _imported("onnxruntime")
     checkpoint, content, variables = _checked(path, entry)
@@ -164,6 +195,19 @@ def check(
         UsageError: there is no graph, or none of this name.
         MissingDependency: onnxruntime is not installed.
         UnsafeContent, StorageError: see `session`.
+
+    Example:
+        >>> from varstore.adapters import onnx
+        >>> weights = {"w": np.ones((16, 16), np.float32)}
+        >>> model = (  # y = x @ w, as torch.onnx.export(...).model_proto.SerializeToString() gives it
+        ...     bytes.fromhex("08083ad9080a110a01780a017712017922064d61744d756c2a8c080810081010014201774a8008")
+        ...     + weights["w"].tobytes()
+        ...     + bytes.fromhex("5a180a017812130a110801120d0a07120562617463680a0208106218"
+        ...                     "0a017912130a110801120d0a07120562617463680a02081012016742021011")
+        ... )
+        >>> checkpoint = vs.bundle("linear", weights, graphs={"forward": model})
+        >>> bool(onnx.check("linear"))
+        True
     """
     checkpoint = path if isinstance(path, Checkpoint) else open_checkpoint(path)
     other = against if against is None or isinstance(against, Checkpoint) else open_checkpoint(against)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import click
 
 import varstore as vs
-from varstore.adapters import onnx
 from varstore.cli.output import print_report
 from varstore.text.escape import one_line
 
@@ -47,6 +46,10 @@ def check(ctx: click.Context, path: str, entry: str | None, against: str | None)
       varstore check run/step-9
       varstore check run/step-9 --against run/step-8
     """
+    try:
+        from varstore.adapters import onnx
+    except ImportError as error:
+        raise vs.errors.MissingDependency("this needs onnxruntime", hint="pip install onnxruntime") from error
     report = onnx.check(path, entry=entry, against=against)
     print_report(report, ok=report.ok)
     ctx.exit(0 if report.ok else 1)

@@ -166,7 +166,8 @@ def save(
             progress=progress,
         )
     content = Content(saved.entries, saved.manifest, MappingProxyType({}))
-    return Checkpoint(location.known_as(saved.identity, unshared=not links), content)
+    place = Location(location.path, location.absolute, saved.identity, unshared=not links)
+    return Checkpoint(place, content)
 
 
 def load(

@@ -130,17 +130,21 @@ def plan_save(
             )
         ]
         parents = {parent for folder in folders if "/" in folder for parent in _parents(folder)}
-    attached = () if files is None else plan_files(files, _tops(planned))
-    if any(file.kind == GRAPH for file in attached):
-        check_bound((file.entry(b"") for file in attached), {v.name: v.meta for v in planned})
     return SavePlan(
         variables=tuple(planned),
         parents=tuple(sorted(parents)),
         attributes=kept,
         tree=tree,
-        files=attached,
+        files=() if files is None else _attached(files, planned),
         links=links,
     )
+
+
+def _attached(files: Mapping[str, Any], planned: list[PlannedVariable]) -> tuple[PlannedFile, ...]:
+    attached = plan_files(files, _tops(planned))
+    if any(file.kind == GRAPH for file in attached):
+        check_bound((file.entry(b"") for file in attached), {v.name: v.meta for v in planned})
+    return attached
 
 
 def _tops(variables: Iterable[PlannedVariable]) -> dict[str, None]:

@@ -129,7 +129,8 @@ def write_checkpoint(
                 if manifest:
                     now, attributes, tree = time.time_ns(), plan.attributes, plan.tree
                     files = {file.name: file.entry(work.digests[file.name]) for file in plan.files}
-                    check_copies(files.values(), work.digests)
+                    if files:
+                        check_copies(files.values(), work.digests)
                     record = Manifest(
                         writer=writer,
                         time_ns=now,
