@@ -141,14 +141,14 @@ ORDER: dict[str, tuple[str, ...]] = {
     "formats/mindspore": ("cipher", "program", "messages"),
     "formats/onnx": ("tensors", "model", "bound"),
     "formats/zarr": ("codecs", "arrays", "tree", "orbax"),
-    "inspection": ("storage", "steps", "verify", "pieces", "moments", "pictures", "stats", "movement", "diff"),
+    "inspection": ("storage", "steps", "verify", "pieces", "moments", "pictures", "stats", "movement", "diff", "merge"),
     "bundles": ("known", "onnx", "together", "export"),
     "adapters": ("torch", "jax", "lightning", "transformers", "mindspore", "paddle", "zarr", "onnx"),
     "adapters/zarr": ("data_types", "paths", "store", "tensorstore"),
     "adapters/torch": ("survey", "modules", "optimizers"),
     "cli": (
         *("output", "sources", "help", "columns", "grid", "state", "entries"),
-        *("listing", "show", "stats", "diff", "check", "repair", "convert", "serving", "report", "demo"),
+        *("listing", "show", "stats", "diff", "check", "repair", "convert", "merge", "serving", "report", "demo"),
     ),
     "view": ("page", "survey", "comparison", "run", "report"),
 }

@@ -24,6 +24,7 @@ from varstore.inspection.diff import (
     Movement,
     diff,
 )
+from varstore.inspection.merge import merge
 from varstore.inspection.stats import (
     Statistics,
     StatsReport,
@@ -180,6 +181,7 @@ __all__ = [
     "load_param_into_net",
     "load_state",
     "load_variables",
+    "merge",
     "ones_initializer",
     "random_normal_initializer",
     "random_uniform_initializer",

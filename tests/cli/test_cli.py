@@ -30,6 +30,7 @@ COMMANDS = (
     "links",
     "check-storage",
     "convert",
+    "merge",
     "export",
     "check",
     "report",

@@ -31,6 +31,7 @@ _MODULES = {
     "links": "repair",
     "check-storage": "check",
     "convert": "convert",
+    "merge": "merge",
     "export": "serving",
     "check": "serving",
     "report": "report",

@@ -14,12 +14,13 @@ from varstore.cli.output import progress
 from varstore.text.escape import one_line
 from varstore.text.hints import listed, plural
 
-__all__ = ["convert"]
+__all__ = ["convert", "renames"]
 
 _SHOWN = 5
 
 
-def _renames(_: click.Context, __: click.Parameter, given: tuple[str, ...]) -> dict[str, str | None] | None:
+def renames(_: click.Context, __: click.Parameter, given: tuple[str, ...]) -> dict[str, str | None] | None:
+    """Return prefixes and what replaces them, of options like OLD=NEW."""
     prefixes: dict[str, str | None] = {}
     for item in given:
         old, equals, new = item.partition("=")
@@ -37,7 +38,7 @@ def _renames(_: click.Context, __: click.Parameter, given: tuple[str, ...]) -> d
 @click.option("--include", multiple=True, metavar="PATTERN", help="Convert only names that match; may be repeated.")
 @click.option("--exclude", multiple=True, metavar="PATTERN", help="Leave out names that match; may be repeated.")
 @click.option(
-    "--rename", multiple=True, metavar="OLD=NEW", callback=_renames, help="Replace a prefix of names; may be repeated."
+    "--rename", multiple=True, metavar="OLD=NEW", callback=renames, help="Replace a prefix of names; may be repeated."
 )
 @click.option("--dtype", metavar="TYPE", help="Convert floating-point tensors to this type, such as bfloat16.")
 @click.option(

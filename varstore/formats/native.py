@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Mapping
-from typing import Any, Unpack
+from typing import Any, NamedTuple, Unpack
 
 from varstore.disk.read.checkpoint import Checkpoint, open_checkpoint
 from varstore.disk.read.variable import Variable
@@ -17,12 +17,12 @@ from varstore.text.hints import listed
 from varstore.training.series import Series, check_files, prefixes_in
 from varstore.training.state import load_state
 from varstore.training.tensors import PARAMETER, TENSOR, Framework, Leaf, MapLocation, strides_of
-from varstore.training.tree import flatten, unflatten
+from varstore.training.tree import Flat, flatten, unflatten
 from varstore.values.arguments import checked
 from varstore.values.lazy import LazyArray, Place
 from varstore.values.select import Patterns, Rename
 
-__all__ = ["OpenedCheckpoint", "nested", "read", "step_in", "write"]
+__all__ = ["OpenedCheckpoint", "Parts", "nested", "parts_of", "read", "step_in", "write"]
 
 _SHOWN = 5
 
@@ -115,16 +115,36 @@ def write(path: str, state: Any, **options: Unpack[SaveOptions]) -> None:
     Raises:
         CheckpointExists, InvalidName, UnsupportedDtype, UsageError, StorageError: see `varstore.save`.
     """
+    parts = parts_of(state)
+    if parts.tree:
+        options.setdefault("tree", parts.tree)
+    if parts.variable_attributes:
+        options.setdefault("variable_attributes", parts.variable_attributes)
+    save(path, parts.variables, **options)
+
+
+class Parts(NamedTuple):
+    """What `varstore.save` takes of a state, and the names of what it does not."""
+
+    variables: Mapping[str, Any]
+    tree: str
+    variable_attributes: Mapping[str, Mapping[str, Any]]
+    left_out: tuple[str, ...] = ()
+
+
+def parts_of(state: Any) -> Parts:
+    """Return names and arrays as they are, and nested state as `varstore.save_state` saves it.
+
+    Raises:
+        InvalidName, UnsupportedDtype, UsageError: see `varstore.save_state`.
+    """
     if isinstance(state, Checkpoint) or _is_flat(state):
-        variables = state if isinstance(state, Checkpoint) else flat_leaves(state)
+        flat = Flat(variables=state if isinstance(state, Checkpoint) else flat_leaves(state), tree="")
     else:
         flat = flatten(state)
-        variables = flat.variables
-        options.setdefault("tree", flat.tree)
-    said = {name: _plain(leaf) for name, leaf in variables.items() if isinstance(leaf, LazyArray) and leaf.attributes}
-    if said:
-        options.setdefault("variable_attributes", said)
-    save(path, variables, **options)
+    leaves = flat.variables.items()
+    said = {name: _plain(leaf) for name, leaf in leaves if isinstance(leaf, LazyArray) and leaf.attributes}
+    return Parts(flat.variables, flat.tree, said, flat.left_out)
 
 
 def _lazy(checkpoint: Checkpoint, leaf: Leaf) -> LazyArray:

@@ -255,13 +255,16 @@ def read(
 
 
 @overload
-def open_source(source: str | os.PathLike[str]) -> str | os.PathLike[str] | ForeignCheckpoint: ...
+def open_source(
+    source: str | os.PathLike[str], *, in_run: bool = False
+) -> str | os.PathLike[str] | ForeignCheckpoint: ...
 @overload
-def open_source(source: Opened) -> Opened: ...
-def open_source(source: Any) -> Any:
+def open_source(source: Opened, *, in_run: bool = False) -> Opened: ...
+def open_source(source: Any, *, in_run: bool = False) -> Any:
     """Return what the verbs that load take: a checkpoint's path as it is, and what lies at any other path, opened.
 
-    A path at which there is nothing, or nothing that is known, is also returned as it is, for the verb to refuse.
+    With `in_run`, the path of a run becomes that of its latest step, as for `read`. A path at which there is nothing,
+    or nothing that is known, is also returned as it is, for the verb to refuse.
     """
     if not isinstance(source, str | os.PathLike | Mapping) and hasattr(source, "read"):
         return read(source)
@@ -276,7 +279,9 @@ def open_source(source: Any) -> Any:
         format = detect(path, allow_empty=True).name
     except (UsageError, CheckpointNotFound):
         return source
-    return source if format == "varstore" else read(path, format)
+    if format != "varstore":
+        return read(path, format)
+    return step_in(path) if in_run else source
 
 
 def _reopen(path: str, format: str, options: ReadOptions, files: Mapping[str, tuple[int, ...]]) -> ForeignCheckpoint:

@@ -36,7 +36,7 @@ import logging
 import struct
 import unicodedata
 from collections import Counter, OrderedDict, namedtuple
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
@@ -56,7 +56,7 @@ from varstore.values.arrays import as_source
 from varstore.values.nodes import Names, replaced
 from varstore.values.opaque import Opaque, without_opaque
 
-__all__ = ["Flat", "entries", "flatten", "outline", "prune", "unflatten"]
+__all__ = ["Flat", "entries", "flatten", "joined", "outline", "prune", "unflatten"]
 
 _log = logging.getLogger("varstore")
 _NAMED = 20
@@ -77,7 +77,7 @@ _SCALARS = {row.dtype.name: row.dtype for row in TABLE if row.dtype is not None}
 class Flat:
     """Flattened state: `variables` as `varstore.save` takes them, the text of the tree, and what it does not hold."""
 
-    variables: dict[str, Any]
+    variables: Mapping[str, Any]
     tree: str
     left_out: tuple[str, ...] = ()
 
@@ -316,6 +316,41 @@ def prune(tree: Any, gone: Callable[[str], bool]) -> Any:
 
 def _is_gone(node: Any, gone: Callable[[str], bool]) -> bool:
     return isinstance(node, dict) and node.get("$") in _STORED and gone(node["name"])
+
+
+def joined(trees: Sequence[Any], clash: Callable[[str, Any, Any], Any]) -> Any:
+    """Return one tree of several, whose dicts are joined; None if the root of one is not a dict.
+
+    `clash` is called with the path of what two trees have, unless it is equal in both, and with both nodes, and returns
+    the node that is taken.
+    """
+    first, *others = trees
+    for other in others:
+        if _keyed(first) is None or _keyed(other) is None:
+            return None
+        first = _joined(first, other, (), clash)
+    return first
+
+
+def _joined(a: Any, b: Any, above: tuple[str, ...], clash: Callable[[str, Any, Any], Any]) -> Any:
+    items, more = _keyed(a), _keyed(b)
+    if items is None or more is None or len(above) > _DEEPEST:
+        return a if a == b else clash("/".join(above), a, b)
+    for key, item in more.items():
+        items[key] = _joined(items[key], item, (*above, key), clash) if key in items else item
+    return {**a, "items": [list(pair) for pair in items.items()]} if "$" in a else items
+
+
+def _keyed(node: Any) -> dict[str, Any] | None:
+    """Return the items of a dict whose keys are all strings, None for any other node."""
+    if not isinstance(node, dict):
+        return None
+    if "$" not in node:
+        return dict(node)
+    pairs = node["items"] if node["$"] in ("dict", "OrderedDict") else None
+    if not isinstance(pairs, list) or not all(isinstance(pair, list) and isinstance(pair[0], str) for pair in pairs):
+        return None
+    return dict(pairs)
 
 
 def entries(tree: Any) -> Iterator[tuple[str, Any]]:

@@ -74,7 +74,7 @@ class Checkpoint(Mapping[str, Variable]):
     """
 
     left_out: tuple[str, ...] = ()
-    """What `varstore.save_state` did not save, by name, because it is not data; for the handle that it returned."""
+    """What `varstore.save_state` or `varstore.merge` did not save, by name; for the handle that it returned."""
 
     def __init__(self, location: Location, content: Content | None, *, allow_incomplete: bool = False) -> None:
         """Make a handle of the checkpoint; without `content` it is read at the first use."""
