@@ -130,6 +130,13 @@ CALLS = {
             | {"verify": True, "overwrite": True, "foreign": "error", "durable": False, "threads": 1, "progress": None}
         ),
     ),
+    "merge": (
+        vs.merge,
+        lambda: (
+            {"target": "new", "sources": ["c"], **CHOICE, "last_wins": True, "average": True, "weights": [1]}
+            | {"verify": True, "overwrite": True, "foreign": "error", "durable": False, "threads": 1, "progress": None}
+        ),
+    ),
     "stats": (vs.stats, lambda: {"source": "c", "include": "w", "exclude": "b", "quantiles": True, "threads": 1}),
     "read": (vs.read, lambda: {"path": "m.npz", "format": None}),
     "read mindspore": (vs.read, lambda: {"path": "m.ckpt", "format": "mindspore", "key": None, "crc_check": True}),

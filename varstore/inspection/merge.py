@@ -102,8 +102,8 @@ def merge(
         >>> backbone = vs.save("backbone", {"conv/w": np.ones((3, 3)), "fc/w": np.zeros(3)})
         >>> head = vs.save("head", {"fc/w": np.ones(3)})
         >>> model = vs.merge("model", ["backbone", "head"], last_wins=True)
-        >>> sorted(model), model["fc/w"].numpy(), os.path.samefile("backbone/conv/w/out", "model/conv/w/out")
-        (['conv/w', 'fc/w'], array([1., 1., 1.]), True)
+        >>> sorted(model), model["fc/w"].numpy()
+        (['conv/w', 'fc/w'], array([1., 1., 1.]))
         >>> vs.merge("soup", ["backbone", "model"], average=True, weights=[3, 1])["fc/w"].numpy()
         array([0.25, 0.25, 0.25])
     """
