@@ -28,7 +28,7 @@ ELSEWHERE = {
     ),
     **dict.fromkeys(("OnePerMinutes", "Pinned", "SaveIf", "CheckpointManager"), "training"),
     **dict.fromkeys(("AttachedFile", "DiffReport", "LinksReport", "Movement", "Statistics"), "made by us"),
-    **dict.fromkeys(("StatsReport", "VerifyReport"), "made by us"),
+    **dict.fromkeys(("RunStep", "RunSteps", "StatsReport", "VerifyReport"), "made by us"),
     **dict.fromkeys(("VarstoreError", "Session", "clear_default_session", "get_all_variables"), "no arguments"),
 }
 
@@ -130,14 +130,14 @@ CALLS = {
             | {"verify": True, "overwrite": True, "foreign": "error", "durable": False, "threads": 1, "progress": None}
         ),
     ),
-    "merge": (
-        vs.merge,
+    "stats": (
+        vs.stats,
         lambda: (
-            {"target": "new", "sources": ["c"], **CHOICE, "last_wins": True, "average": True, "weights": [1]}
-            | {"verify": True, "overwrite": True, "foreign": "error", "durable": False, "threads": 1, "progress": None}
+            {"source": "c", "include": "w", "exclude": "b", "quantiles": True, "histograms": True, "heat_maps": 1}
+            | {"threads": 1}
         ),
     ),
-    "stats": (vs.stats, lambda: {"source": "c", "include": "w", "exclude": "b", "quantiles": True, "threads": 1}),
+    "steps": (vs.steps, lambda: {"path": "run"}),
     "read": (vs.read, lambda: {"path": "m.npz", "format": None}),
     "read mindspore": (vs.read, lambda: {"path": "m.ckpt", "format": "mindspore", "key": None, "crc_check": True}),
     "read torch": (vs.read, lambda: {"path": "m.pt", "format": "torch", "encoding": "latin-1"}),
@@ -273,6 +273,7 @@ def folder(tmp_path, monkeypatch):
     vs.save_state("s", {"m": values(), "n": 3}, durable=False)
     for name in ("m.npz", "m.ckpt", "m.pt"):
         vs.write(name, values())
+    vs.CheckpointManager("run").save(1, values()).wait()
     Path("file").touch()
     return tmp_path
 
