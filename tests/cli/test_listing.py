@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import time
 
 import click
 import ml_dtypes
@@ -178,3 +179,42 @@ def test_a_cut_text_keeps_both_ends():
     assert cut("权重权重", 5) == "权…重"
     assert cut("abc", 3) == "abc"
     assert cut("abcd", 0) == ""
+
+
+@pytest.fixture(scope="module")
+def vast(tmp_path_factory):
+    """A .safetensors of 2 GB, a hole, with 10,000 variables."""
+    rows = {
+        f"layer{i}.w": {"dtype": "F32", "shape": [50000], "data_offsets": [i * 200_000, (i + 1) * 200_000]}
+        for i in range(10_000)
+    }
+    header = json.dumps(rows).encode()
+    path = tmp_path_factory.mktemp("vast") / "m.safetensors"
+    path.write_bytes(len(header).to_bytes(8, "little") + header)
+    os.truncate(path, 8 + len(header) + 2_000_000_000)
+    return path, len(header)
+
+
+def bytes_read():
+    with open("/proc/self/io") as file:
+        return int(file.readline().split()[1])
+
+
+@pytest.mark.parametrize(
+    "command",
+    [["ls"], ["ls", "--tree"], ["ls", "--json"], ["show"], ["show", "layer77.w[:9]"], ["diff", "same"]],
+    ids=" ".join,
+)
+def test_two_gigabytes_cost_what_is_looked_at(vast, tmp_path, command):
+    path, header = vast
+    vs.write(tmp_path / "small.safetensors", {"layer77.w": np.zeros(50)})
+    verb, *rest = command
+
+    def look(file):
+        return run(verb, file, *[str(file) if part == "same" else part for part in rest])
+
+    assert look(tmp_path / "small.safetensors").exit_code == 0  # what has to be imported is
+    before, started = bytes_read(), time.process_time()
+    assert look(path).exit_code == 0
+    assert bytes_read() - before < (1 + (verb == "diff")) * 2 * header + (1 << 20)
+    assert time.process_time() - started < 5

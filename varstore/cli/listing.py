@@ -45,14 +45,11 @@ class _Item(NamedTuple):
     name: str
     shape: tuple[int, ...] | None
     dtype: str | None
+    values: int
+    """How many values there are."""
     nbytes: int
     tied_to: str
     what: Any
-
-    @property
-    def values(self) -> int:
-        """How many values there are."""
-        return 0 if self.shape is None else math.prod(self.shape)
 
     @property
     def note(self) -> str:
@@ -156,11 +153,13 @@ def _items(variables: Mapping[str, Any]) -> list[_Item]:
     for name, array in variables.items():
         if isinstance(array, vs.Variable):
             shape, dtype = _stored_form(array)
-            items.append(_Item(name, shape, dtype, array.entry.nbytes, array.entry.alias_of, array))
+            count = 0 if shape is None else math.prod(shape)
+            items.append(_Item(name, shape, dtype, count, array.entry.nbytes, array.entry.alias_of, array))
         else:
             owner = first.setdefault(array.identity, name)
             tied_to = "" if owner == name else owner
-            items.append(_Item(name, tuple(array.shape), _name_of(array.dtype), array.nbytes, tied_to, array))
+            shape, count = tuple(array.shape), math.prod(array.shape)
+            items.append(_Item(name, shape, _name_of(array.dtype), count, array.nbytes, tied_to, array))
     return items
 
 

@@ -42,6 +42,12 @@ FAILED = 3
 _PARAMETER = re.compile(r"""(?<![\w/'"-])([a-z_]+)=(True\b|\d+\b|'[^']*'|"[^"]*"|…|(?![\w='"-]))""")
 """A parameter in a message: a name, and True, a number, a quoted value, or nothing; not in a path or a quoted name."""
 
+_CALL = re.compile(r"\b(?:read|write|convert)\(([^()]*)\)")
+"""A call of the library in a message, whose parameters are all that the command line needs of it."""
+
+_PYTHON = re.compile(r"(?<![\w/'\"`.-])[a-z][\w.]*\(|\b(?:save|load)_state\b")
+"""What only Python can do; not in a path or a quoted name."""
+
 _ARGUMENTS = {"include": "patterns"}
 """Parameters of the library that a command takes as an argument of another name."""
 
@@ -58,12 +64,12 @@ def complain(message: str) -> None:
 def error_text(error: vs.VarstoreError) -> str:
     """Return the message of an error, with flags in place of parameters.
 
-    An alternative in the hint that needs a parameter that no command has as a flag is left out. If the hint has no
-    other alternative, it says that it is for Python.
+    An alternative in the hint that needs a call in Python, or a parameter that no command has as a flag, is left out.
+    If the hint has no other alternative, it says that it is for Python.
     """
     field = error.field and (_flag(error.field) or error.field)
     ways = [] if error.hint is None else with_flags(error.hint).split(", or ")
-    open_ways = [way for way in ways if not _PARAMETER.search(way)]
+    open_ways = [way for way in ways if not _PARAMETER.search(way) and not _PYTHON.search(way)]
     hint = ", or ".join(open_ways or ways)
     return str(
         vs.VarstoreError(
@@ -82,12 +88,16 @@ def error_text(error: vs.VarstoreError) -> str:
 def with_flags(text: str) -> str:
     """Return the text with flags in place of the parameters that are flags of a command."""
 
+    def flags_of_call(match: re.Match[str]) -> str:
+        found = [flag(parameter) for parameter in _PARAMETER.finditer(match[1])]
+        return ", ".join(found) if found and not any(map(_PARAMETER.fullmatch, found)) else match[0]
+
     def flag(match: re.Match[str]) -> str:
         value = "" if match[2] in ("True", "") else " " + match[2].strip("'\"")
         found = _flag(match[1], value)
         return match[0] if found is None else found
 
-    return _PARAMETER.sub(flag, text)
+    return _PARAMETER.sub(flag, _CALL.sub(flags_of_call, text))
 
 
 def is_terminal() -> bool:

@@ -1,6 +1,8 @@
 """Detect the format of a file or folder by its content: bytes at both ends of a file, the names in a folder.
 
-These functions only decide which format a file has. Whether it is valid is checked by the reader of the format.
+These functions only decide which format a file has. Whether it is valid is checked by the reader of the format. What
+they need of readers they import when they are asked, because the readers of all formats take longer to import than a
+large file takes to open.
 """
 
 from __future__ import annotations
@@ -17,12 +19,6 @@ from varstore.formats.binary.slices import stream_of
 from varstore.formats.binary.source import Held, Source
 from varstore.formats.binary.wire import BYTES, VARINT, Wire
 from varstore.formats.binary.zip import archive_members, is_zip
-from varstore.formats.huggingface import holds_weights
-from varstore.formats.mindspore.cipher import is_encrypted
-from varstore.formats.mindspore.program import is_program
-from varstore.formats.paddle.program import is_beside_variables
-from varstore.formats.strangers import is_kit, refuse_strange_file, refuse_strange_folder
-from varstore.formats.zarr.orbax import METADATA, STEP_METADATA
 from varstore.layout.names import MANIFEST, MARKER
 from varstore.storage.failures import translated
 from varstore.storage.looking import kind_of
@@ -115,6 +111,8 @@ class Probe:
 
     def refuse_stranger(self, *, unknown: bool = True) -> None:
         """Raise FormatError if this is known not to be a checkpoint; see `varstore.formats.strangers`."""
+        from varstore.formats.strangers import refuse_strange_file, refuse_strange_folder
+
         if self.is_folder:
             refuse_strange_folder(self.path, self.entries)
         elif self.source is not None:
@@ -134,6 +132,9 @@ def is_native(probe: Probe) -> bool:
 
 def is_huggingface(probe: Probe) -> bool:
     """Detect a folder with weights in files, which is not one of several files of a run."""
+    from varstore.formats.huggingface import holds_weights
+    from varstore.formats.strangers import is_kit
+
     return probe.is_folder and holds_weights(probe.entries) and not is_kit(probe.entries)
 
 
@@ -187,6 +188,9 @@ def is_megengine(probe: Probe) -> bool:
 
 def is_mindspore(probe: Probe) -> bool:
     """Detect an encrypted block, or a Checkpoint message that starts with a Value of a tag and a tensor."""
+    from varstore.formats.mindspore.cipher import is_encrypted
+    from varstore.formats.mindspore.program import is_program
+
     if probe.source is None:
         return False
     if is_encrypted(probe.source) or is_program(probe.head):
@@ -222,6 +226,8 @@ def is_onnx(probe: Probe) -> bool:
 
 def is_orbax(probe: Probe) -> bool:
     """Detect a folder with Orbax's metadata of a checkpoint or step, or with a folder of a step."""
+    from varstore.formats.zarr.orbax import METADATA, STEP_METADATA
+
     if not probe.entries.isdisjoint({METADATA, STEP_METADATA}):
         return True
     names = sorted(name for name in probe.entries if name[-1:].isdigit())[:_MOST_FIELDS]
@@ -251,6 +257,8 @@ def _is_of_raw_variables(head: bytes) -> bool:
 
 
 def _is_of_variables(probe: Probe) -> bool:
+    from varstore.formats.paddle.program import is_beside_variables
+
     names = [name for name in sorted(probe.entries) if not is_beside_variables(name)][:_LOOKED_AT]
     places = [os.path.join(probe.path, name) for name in names]
     return bool(names) and all(

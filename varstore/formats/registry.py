@@ -18,7 +18,6 @@ from varstore.errors import UsageError
 from varstore.formats import detect as recognise
 from varstore.formats.binary.source import Held
 from varstore.formats.detect import Probe
-from varstore.formats.paddle.program import is_prefix
 from varstore.storage.looking import kind_of
 
 __all__ = ["FORMATS", "Format", "detect", "named", "refuse_stranger", "target_format"]
@@ -117,7 +116,7 @@ def detect(path: str | os.PathLike[str], *, allow_empty: bool = False) -> Format
         FormatError: it is known not to be a checkpoint.
         UsageError: the format is unknown.
     """
-    if is_prefix(os.fspath(path)):
+    if not os.path.lexists(path) and _is_prefix_of_paddle(os.fspath(path)):
         return _BY_NAME["paddle"]
     probe = Probe.of(os.fspath(path))
     for format in FORMATS:
@@ -139,6 +138,12 @@ def detect(path: str | os.PathLike[str], *, allow_empty: bool = False) -> Format
             hint="if it has one of these formats, name it",
         )
     return by_suffix
+
+
+def _is_prefix_of_paddle(path: str) -> bool:
+    from varstore.formats.paddle.program import is_prefix
+
+    return is_prefix(path)
 
 
 def named(name: str) -> Format:

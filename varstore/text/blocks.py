@@ -74,7 +74,7 @@ class _Folding:
                 found.append((self._kind(("name", self._alike(leaves[0]))), node))
             if deeper:
                 children = self.level(deeper, depth + 1)
-                kind = self._kind(("block", *((child.label, kind) for kind, child in children)))
+                kind = self._kind(tuple((child.label, kind) for kind, child in children))
                 found.append((kind, Node(label=label, children=tuple(child for _, child in children))))
         return self._fold(found)
 
