@@ -146,6 +146,7 @@ ORDER: dict[str, tuple[str, ...]] = {
     "adapters": ("torch", "jax", "lightning", "transformers", "mindspore", "paddle", "zarr", "onnx"),
     "adapters/zarr": ("data_types", "paths", "store", "tensorstore"),
     "adapters/torch": ("survey", "modules", "optimizers"),
+    "adapters/paddle": ("state", "optimizers", "loading", "callback"),
     "cli": (
         *("output", "sources", "help", "columns", "grid", "state", "entries"),
         *("listing", "show", "stats", "diff", "check", "repair", "convert", "merge", "serving", "report", "demo"),

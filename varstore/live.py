@@ -13,9 +13,18 @@ from varstore.formats.opened import ForeignCheckpoint, read_state
 from varstore.model.options import LoadOptions
 from varstore.training.state import restore
 from varstore.training.tensors import Framework
-from varstore.values.select import Patterns, Rename
 
-__all__ = ["optimizer_state", "refuse_choice", "state_of"]
+__all__ = ["optimizer_state", "refuse_options", "state_of"]
+
+_DEFAULTS = {
+    "use_structured_name": True,
+    "strict": True,
+    "assign": False,
+    "on_mismatch": "error",
+    "cast": False,
+    "on_tied": "error",
+}
+"""Those of the options of `load_into` whose default is not None."""
 
 
 def state_of(state: Any, state_dict: Callable[[Any], Any] = methodcaller("state_dict")) -> Any:
@@ -34,11 +43,12 @@ def _without_factories(state: Any) -> Any:
     return state
 
 
-def refuse_choice(include: Patterns | None, exclude: Patterns | None, rename: Rename | None) -> None:
-    """Refuse a choice of variables for the state of an optimizer."""
-    if include is not None or exclude is not None or rename is not None:
+def refuse_options(**given: Any) -> None:
+    """Refuse options of `load_into` that an optimizer does not have: all that are not their defaults."""
+    wrong = [name for name, value in given.items() if value is not _DEFAULTS.get(name) and value != _DEFAULTS.get(name)]
+    if wrong:
         raise UsageError(
-            "the state of an optimizer can only be loaded whole", hint="leave out include, exclude and rename"
+            "the state of an optimizer can only be loaded whole", field=wrong[0], hint=f"leave out {', '.join(wrong)}"
         )
 
 

@@ -168,8 +168,11 @@ def test_a_state_that_is_not_the_optimizers_is_refused_before_anything_changes(t
     losses(net, scheduled, range(2))
     save(tmp_path / "scheduled", scheduled)
     assert load_into(OPTIMIZERS["adamw"](net), load(tmp_path / "scheduled")).unused == ("LR_Scheduler",)
-    with pytest.raises(UsageError, match="only be loaded whole"):
-        load_into(adam, tmp_path / "adam", include="optimizer/*")
+    for option in ({"include": "optimizer/*"}, {"strict": False}, {"missing": "*"}, {"cast": True}):
+        with pytest.raises(
+            UsageError, match=f"{next(iter(option))}: the state of an optimizer can only be loaded whole"
+        ):
+            load_into(adam, tmp_path / "adam", **option)
     with pytest.raises(UsageError, match="not a layer or an optimizer"):
         load_into({}, tmp_path / "adam")
 
@@ -207,6 +210,23 @@ def test_tied_parameters_stay_tied(tmp_path):
     assert (net[0].weight.numpy() == state["0.weight"] + 1).all()
     save(tmp_path / "net", net)
     assert len(load_into(net, tmp_path / "net", use_structured_name=False).loaded) == 3
+
+
+def test_names_of_parameters_that_are_not_unique_are_refused(tmp_path):
+    with paddle.utils.unique_name.guard():
+        first = paddle.nn.Linear(3, 3)
+    with paddle.utils.unique_name.guard():
+        second = paddle.nn.Linear(3, 3)
+    both = paddle.nn.Sequential(first, second)
+    save(tmp_path / "both", both)
+    with pytest.raises(VariableMismatch, match=r"linear_0\.w_0: 0\.weight and 1\.weight"):
+        load_into(first, tmp_path / "both", use_structured_name=False)
+    before = first.weight.numpy()
+    assert load_into(first, tmp_path / "both", use_structured_name=False, include="0.*").loaded
+    save(tmp_path / "one", second)
+    with pytest.raises(UsageError, match="two parameters of the layer have one name"):
+        load_into(both, tmp_path / "one", use_structured_name=False)
+    assert (first.weight.numpy() == before).all()
 
 
 @pytest.mark.parametrize("name", ["float16", "bfloat16", "float64", "int64", "uint8", "bool", "float8_e4m3fn"])
@@ -402,7 +422,7 @@ def test_the_names_of_a_translated_layer_are_mapped_by_its_program(tmp_path, pir
 
 
 def test_names_of_many_parameters_are_found_in_linear_time():
-    adapter = sys.modules["varstore.adapters.paddle"]
+    adapter = sys.modules["varstore.adapters.paddle.optimizers"]
     names = {f"linear_{number}.w_0" for number in range(20_000)} | {"a", "a_b", ""}
     group = [types.SimpleNamespace(name=name) for name in names]
     optimizer = types.SimpleNamespace(_parameter_list=[*group[:3], {"params": group[3:]}])
@@ -418,5 +438,5 @@ def test_names_of_many_parameters_are_found_in_linear_time():
     keys = [f"{name}_moment1_0" for name in names]
     assert {owner(key) for key in keys} == names
     assert owner("_" * 1_000_000) == ""
-    assert len(adapter._moved_names(Layer(), known)) == len(names) - 1
+    assert len(adapter.moved_names(Layer(), known)) == len(names) - 1
     assert time.perf_counter() - start < 10

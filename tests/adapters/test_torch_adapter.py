@@ -391,8 +391,11 @@ def test_an_optimizer_takes_its_own_state_only(tmp_path: Path) -> None:
             vt.load_into(other.optimizer, tmp_path / name)
     with pytest.raises(VariableMismatch, match="that of another optimizer"):
         vt.load_into(torch.optim.SGD([nn.Parameter(torch.ones(2))], 0.1), tmp_path / "one")
-    with pytest.raises(UsageError, match="can only be loaded whole"):
-        vt.load_into(other.optimizer, tmp_path / "one", rename={"a": "b"})
+    for option in ({"rename": {"a": "b"}}, {"strict": False}, {"missing": "*"}, {"assign": True}, {"cast": True}):
+        with pytest.raises(
+            UsageError, match=f"{next(iter(option))}: the state of an optimizer can only be loaded whole"
+        ):
+            vt.load_into(other.optimizer, tmp_path / "one", **option)
 
 
 def test_an_optimizers_state_that_lies_in_another_tensor(tmp_path: Path) -> None:

@@ -238,7 +238,7 @@ def _skeleton_of(module: str, path: Path) -> dict[str, Any]:
     for node in tree.body:  # what a package takes from its own files
         if isinstance(node, ast.ImportFrom) and (node.module or "").startswith(f"{module}."):
             names = _skeleton_of(str(node.module), path.with_name(f"{str(node.module).rpartition('.')[2]}.py")) | names
-    return {name: names[name] for name in names["__all__"]}
+    return {name: names[name] for name in names["__all__"] if name in names}  # the files of a package have constants
 
 
 def _bare(node: ast.stmt) -> ast.stmt:

@@ -136,8 +136,7 @@ def load(
     Raises:
         VariableMismatch: shapes, types or the structure differ; the message lists them, and nothing has been read.
         UsageError: a leaf that is to keep its value does not have one.
-        DigestMismatch, SizeMismatch: the values are not those that were saved.
-        CheckpointNotFound, IncompleteCheckpoint: there is no checkpoint, or only an incomplete one.
+        DigestMismatch, SizeMismatch, CheckpointNotFound, IncompleteCheckpoint: see `varstore.load`.
         UnsafeContent, FormatError, MissingDependency: see `varstore.read`.
 
     Example:
@@ -183,9 +182,7 @@ def load_into(
         missing: patterns of leaves of the pytree that the checkpoint need not have; they keep their values.
 
     Raises:
-        VariableMismatch, UsageError, DigestMismatch, SizeMismatch: see `load`.
-        CheckpointNotFound, IncompleteCheckpoint: there is no checkpoint, or only an incomplete one.
-        UnsafeContent, FormatError, MissingDependency: see `varstore.read`.
+        VariableMismatch, UsageError, and those of reading: see `load`.
 
     Example:
         >>> import jax.numpy as jnp

@@ -166,31 +166,26 @@ def load_into(
     without a copy. Only what code of the module has to see, such as its hooks, is passed to it in a state dict.
 
     Names, shapes and types are compared before anything changes, except where such code decides what fits. Tied
-    parameters stay tied, and the source needs only one of their names. The state of an optimizer is loaded whole: it is
-    the source itself, or the only such state in the source. It is an error if the optimizer would not have such state
-    for its parameters.
+    parameters stay tied, and the source needs only one of their names. The state of an optimizer is loaded whole,
+    without other options than those of reading: it is the source itself, or the only such state in the source. It is an
+    error if the optimizer would not have such state for its parameters.
 
     Args:
         target: a module or an optimizer.
         source: a checkpoint, any path that `varstore.read` opens, or a state dict.
-        include, exclude, rename: choose and rename variables of the source; see `varstore.load`. For a module in nested
-            state, use ``include="model/*", rename={"model/": ""}``.
-        strict: raise if the target or the source has names that the other does not have.
+        include, exclude, rename, strict, on_mismatch, cast, missing, on_tied: see `varstore.load_into`. For a module in
+            nested state, use ``include="model/*", rename={"model/": ""}``. With ``strict=False, missing="error"``, only
+            the source may have other names.
         assign: replace the module's tensors by new ones on the CPU, like ``load_state_dict(assign=True)``. A module on
             the meta device, which does not have memory for values, is loaded like this.
-        on_mismatch, cast, verify, threads, progress: see `varstore.load_into`.
-        missing: patterns of names that the source need not have, as in ``missing="head.*"``; see `varstore.load_into`.
-            With ``strict=False, missing="error"``, only the source may have other names.
-        on_tied: see `varstore.load_into`; tied parameters come in the order of the module.
+        verify, threads, progress: see `varstore.load`.
 
     Raises:
-        VariableMismatch: names do not fit with `strict` and `missing`, shapes or types differ, the values for tied
-            parameters do, or nothing would be loaded. All that is wrong is listed, and nothing has changed.
-            Or code of the module refuses what it is passed; the message says that the module has changed.
-        UsageError: the target is neither a module nor an optimizer, or is on the meta device, or the source does not
-            have one optimizer state.
-        DigestMismatch, SizeMismatch: the values are not those that were saved.
-        CheckpointNotFound, IncompleteCheckpoint: there is no checkpoint, or only an incomplete one.
+        VariableMismatch: see `varstore.load_into`. Or code of the module refuses what it is passed; the message says
+            that the module has changed.
+        UsageError: the target is neither a module nor an optimizer, or is on the meta device, the source does not have
+            one optimizer state, or an optimizer is given another option.
+        DigestMismatch, SizeMismatch, CheckpointNotFound, IncompleteCheckpoint: see `varstore.load`.
 
     Example:
         >>> import torch
@@ -202,14 +197,6 @@ def load_into(
         ('weight', 'bias')
     """
     load_options: LoadOptions = {"verify": verify, "threads": threads, "progress": progress}
-    if isinstance(target, torch.optim.Optimizer):
-        live.refuse_choice(include, exclude, rename)
-    elif not isinstance(target, torch.nn.Module):
-        raise UsageError(
-            "not a module or an optimizer",
-            found=type(target).__name__,
-            hint="for other objects, load the state and pass it to their method load_state_dict",
-        )
     options: ModuleOptions = {
         "include": include,
         "exclude": exclude,
@@ -221,6 +208,14 @@ def load_into(
         "missing": missing,
         "on_tied": on_tied,
     }
+    if isinstance(target, torch.optim.Optimizer):
+        live.refuse_options(**options)
+    elif not isinstance(target, torch.nn.Module):
+        raise UsageError(
+            "not a module or an optimizer",
+            found=type(target).__name__,
+            hint="for other objects, load the state and pass it to their method load_state_dict",
+        )
 
     def load_from(given: Mapping[str, Any]) -> LoadReport:
         if isinstance(target, torch.optim.Optimizer):
