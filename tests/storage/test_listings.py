@@ -85,7 +85,7 @@ def test_the_loser_of_two_writers_leaves_nothing(stale, tmp_path):
 
 def test_what_a_killed_save_left_in_place_goes(stale, tmp_path):
     fd = os.open(tmp_path, os.O_RDONLY)
-    sign(fd, "1", ["a"])
+    sign(fd, ["a"])
     os.close(fd)
     (tmp_path / "a" / "w").mkdir(parents=True)
     (tmp_path / "a" / "w" / "out").write_bytes(b"12")

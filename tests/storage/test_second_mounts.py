@@ -144,8 +144,11 @@ def staged(folder):
 
 
 def signed_in(folder):
-    """Return the folders of saves that say whose they are, in a bindfs mount's store, which is never seen late."""
-    return [*(folder.parents[1] / "store" / folder.name).glob(".*.saving-*/.saving-*")]
+    """Return the notes that say whose a save's folder is, in a bindfs mount's store, which is never seen late."""
+    notes = (folder.parents[1] / "store" / folder.name).glob(".*.saving-*/.saving-*")
+    with contextlib.suppress(FileNotFoundError):
+        return [note for note in notes if note.stat().st_size]  # a moment before, it has no text
+    return []
 
 
 def age(folder):

@@ -21,7 +21,6 @@ import json
 import struct
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
 from functools import lru_cache
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -211,8 +210,7 @@ def _entry_of(*fields: Any) -> Entry:
     return entry._replace(attributes=MappingProxyType(entry.attributes))
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Manifest:
+class Manifest(NamedTuple):
     """Everything that a checkpoint records except the values of its variables."""
 
     writer: str
@@ -220,7 +218,7 @@ class Manifest:
     attributes: Mapping[str, Any]
     tree: str
     entries: Mapping[str, Entry]
-    files: Mapping[str, FileEntry] = field(default_factory=lambda: NO_FILES)
+    files: Mapping[str, FileEntry] = NO_FILES
     unshared: bool = False
     """Whether it was saved so that none of its files has a second name."""
     skipped: Callable[[], set[int]] = set
@@ -228,7 +226,7 @@ class Manifest:
 
     def encode(self) -> bytes:
         """Return the bytes of the manifest file."""
-        from varstore._gen import manifest_pb2  # here, because it takes a sixth of the time of `import varstore`
+        import varstore._gen.manifest_pb2 as manifest_pb2  # here, since it is a sixth of `import varstore`
 
         body = manifest_pb2.Manifest(
             format_version=FORMAT_VERSION,
@@ -257,15 +255,13 @@ class Manifest:
         Raises:
             ManifestError: the manifest is truncated, edited, of another version, or inconsistent.
         """
-        from google.protobuf.message import DecodeError
-        from google.protobuf.unknown_fields import UnknownFieldSet
+        import varstore._gen.manifest_pb2 as manifest_pb2  # in this form, Python does not look into the package
 
-        from varstore._gen import manifest_pb2
-
+        decode_error, unknown_in = _of_protobuf()
         body = manifest_pb2.Manifest()
         try:
             body.ParseFromString(_unframe(data, path))
-        except DecodeError as error:
+        except decode_error as error:
             raise ManifestError("the body is not a manifest", path=path, found=str(error)) from error
         if body.format_version != FORMAT_VERSION:
             raise ManifestError(
@@ -274,7 +270,7 @@ class Manifest:
                 found=body.format_version,
                 expected=FORMAT_VERSION,
             )
-        fields = _LaterFields(UnknownFieldSet, body.writer, path)
+        fields = _LaterFields(unknown_in, body.writer, path)
         fields.check(body)
         entries = _LazyEntries(body.variables, path, fields)
         return cls(
@@ -293,6 +289,15 @@ class Manifest:
         if isinstance(self.entries, _LazyEntries):
             return self.entries.folders()
         return {entry.folder: entry.encoding for entry in self.entries.values()}
+
+
+@lru_cache(maxsize=1)
+def _of_protobuf() -> tuple[type[Exception], Callable[[Any], Any]]:
+    """Return the error of what is not a message, and what lists the unknown fields of one."""
+    from google.protobuf.message import DecodeError
+    from google.protobuf.unknown_fields import UnknownFieldSet
+
+    return DecodeError, UnknownFieldSet
 
 
 class _LaterFields:

@@ -94,17 +94,22 @@ def _text_of(path: str) -> str:
         return ""
 
 
-def sign(fd: int, began: str, more: Iterable[str] = ()) -> str:
-    """Note in an open folder who writes to it, and other lines; return the name of the note.
-
-    This process `began` when `syscalls.process_start` says so.
-    """
+def sign(fd: int, more: Iterable[str] = ()) -> str:
+    """Note in an open folder that this process writes to it, and other lines; return the name of the note."""
     name = SAVING + os.urandom(4).hex()
-    writer = Writer(*_this_machine(), str(os.getpid()), began)
-    text = "\n".join(("/".join((_SIGNATURE, *writer)), *more))
+    text = "\n".join((_signature(os.getpid()), *more))
     with open(name, "xb", opener=partial(os.open, mode=0o444, dir_fd=fd)) as file:
         file.write(text.encode("utf-8", "surrogateescape"))
     return name
+
+
+@functools.lru_cache(maxsize=1)
+def _signature(process: int) -> str:
+    """Return the line that says who this process is; a child's is another one."""
+    return "/".join((_SIGNATURE, *Writer(*_this_machine(), str(process), syscalls.process_start())))
+
+
+syscalls.at_fork(after_in_child=_signature.cache_clear)
 
 
 def notes_in(fd: int) -> dict[str, list[str]]:

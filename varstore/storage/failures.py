@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import errno
-from collections.abc import Iterator
+from contextlib import AbstractContextManager
+from types import TracebackType
 
 from varstore.errors import OutOfSpace, StorageError, VarstoreError
 
@@ -21,12 +21,22 @@ def storage_error(error: OSError, path: str, doing: str) -> StorageError:
     return StorageError(reason, number=error.errno, path=path, hint=_HINTS.get(error.errno or 0))
 
 
-@contextlib.contextmanager
-def translated(path: str, doing: str) -> Iterator[None]:
-    """Raise every OSError of the block that is not of our tree as a StorageError."""
-    try:
-        yield
-    except VarstoreError:
-        raise
-    except OSError as error:
-        raise storage_error(error, path, doing) from error
+def translated(path: str, doing: str) -> AbstractContextManager[None]:
+    """Raise every OSError of the ``with`` block that is not of our tree as a StorageError."""
+    return _Translation(path, doing)
+
+
+class _Translation(AbstractContextManager[None]):
+    """A class, since entering a generator costs as much as a call of the system, and every read enters this."""
+
+    __slots__ = ("_doing", "_path")
+
+    def __init__(self, path: str, doing: str) -> None:
+        self._path = path
+        self._doing = doing
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if isinstance(error, OSError) and not isinstance(error, VarstoreError):
+            raise storage_error(error, self._path, self._doing) from error

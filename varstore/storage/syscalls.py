@@ -269,7 +269,8 @@ def write_file(path: str, data: bytes, dir_fd: int, *, durable: bool) -> None:
     """Create a file of these bytes, and make it durable if asked; raises what `create` does."""
     fd = create(path, dir_fd)
     try:
-        write_all(fd, data)
+        if data:
+            write_all(fd, data)
         if durable:
             sync(fd)
     finally:

@@ -155,7 +155,6 @@ def _needed(index: Any, placed: Placed) -> tuple[list[Offsets], tuple[int, ...],
     if tokens is None:
         return None
     left = [*zip(placed.shape, placed.strides, strict=True)]
-    unnamed = len(left) - sum(token is not None and token is not Ellipsis for token in tokens)
     axes: list[Offsets] = []
     shape: list[int] = []
     simple: list[Any] = []
@@ -174,7 +173,7 @@ def _needed(index: Any, placed: Placed) -> tuple[list[Offsets], tuple[int, ...],
             simple.append(None)
         elif token is Ellipsis:
             simple.append(Ellipsis)
-            for _ in range(unnamed):
+            for _ in range(len(left) - sum(later is not None for later in tokens)):
                 add_rows(range(left[0][0]))
         elif isinstance(token, slice):
             rows = range(left[0][0])[token]
@@ -195,14 +194,14 @@ def _needed(index: Any, placed: Placed) -> tuple[list[Offsets], tuple[int, ...],
     while left:
         add_rows(range(left[0][0]))
     is_whole = len(axes) == len(placed.shape) and shape == list(placed.shape)
-    return None if is_whole and np.prod(shape, dtype=object) else (axes, tuple(shape), tuple(simple))
+    return None if is_whole and 0 not in shape else (axes, tuple(shape), tuple(simple))
 
 
 def _tokens(parts: tuple[Any, ...]) -> list[Any] | None:
     """Return the parts of a valid index as None, ..., slices, ints and integer arrays; None if it has any other."""
     tokens: list[Any] = []
     for part in parts:
-        if part is None or part is Ellipsis or isinstance(part, slice):
+        if part is None or part is Ellipsis or isinstance(part, slice) or type(part) is int:
             tokens.append(part)
             continue
         try:
@@ -254,10 +253,11 @@ def _block(placed: Placed, axes: Sequence[Offsets], read: Read) -> np.ndarray:
         return np.empty(shape, placed.dtype)
     order: Literal["C", "F"] = "F" if placed.is_fortran else "C"
     longer = [axis for axis, extent in enumerate(shape) if extent > 1]
+    kept = [axes[axis] for axis in (longer[::-1] if placed.is_fortran else longer)]
+    if _is_one_piece(kept):
+        return elements(sum([int(offsets[0]) for offsets in axes]), _span(kept)).reshape(shape, order=order)
     outwards = sorted(longer, key=lambda axis: -_step(axes[axis]))
     kept = [axes[axis] for axis in outwards]
-    if outwards == (longer[::-1] if placed.is_fortran else longer) and _is_one_piece(kept):
-        return elements(sum(int(offsets[0]) for offsets in axes), _span(kept)).reshape(shape, order=order)
     block = np.empty(shape, placed.dtype, order)
     at = sum(int(offsets[0]) for offsets in axes if len(offsets) == 1)
     inside = block.squeeze(tuple(axis for axis, extent in enumerate(shape) if extent == 1))
@@ -310,7 +310,7 @@ def _picked(values: np.ndarray, axes: Sequence[Offsets]) -> np.ndarray:
 
 def _span(axes: Sequence[Offsets]) -> int:
     """Return how many elements lie from the first needed one to the last."""
-    return sum(int(offsets[-1]) - int(offsets[0]) for offsets in axes) + 1
+    return sum([int(offsets[-1]) - int(offsets[0]) for offsets in axes]) + 1
 
 
 def _step(offsets: Offsets) -> int:

@@ -274,8 +274,7 @@ def open_checkpoint(path: str | os.PathLike[str], *, allow_incomplete: bool = Fa
         ...     print(checkpoint, checkpoint["fc/weight"].shape)
         <Checkpoint 'lenet': 2 variables> (4, 2)
     """
-    opened: Checkpoint = retry_if_replaced(lambda checkpoint: checkpoint, path, allow_incomplete=allow_incomplete)
-    return opened
+    return _opened(path, allow_incomplete)
 
 
 def retry_if_replaced(
@@ -302,22 +301,20 @@ def attempts(*sources: str | os.PathLike[str] | Checkpoint, allow_incomplete: bo
     """Yield attempts to use checkpoints, each of which opens them anew; raises what `retry_if_replaced` does."""
     replaced: BaseException | None = None
     for _ in range(_ATTEMPTS):
-        try:
-            opened = [s if isinstance(s, Checkpoint) else _opened(s, allow_incomplete) for s in sources]
-        except StorageError as error:
-            if not says_replaced(error):
-                raise
-            replaced = error
-            continue
+        opened = [s if isinstance(s, Checkpoint) else _opened(s, allow_incomplete) for s in sources]
         attempt = Attempt(opened, [made for made, given in zip(opened, sources, strict=True) if made is not given])
         yield attempt
         replaced = attempt.replaced
-    raise StorageError(
+    raise _replaced_each_time(replaced) from replaced
+
+
+def _replaced_each_time(error: BaseException | None) -> StorageError:
+    return StorageError(
         "the checkpoint was replaced each time before it could be read",
         number=errno.ESTALE,
-        path=getattr(replaced, "path", None),
+        path=getattr(error, "path", None),
         hint="try again when fewer saves replace it",
-    ) from replaced
+    )
 
 
 class Attempt:
@@ -341,13 +338,13 @@ class Attempt:
 
 
 def _opened(path: str | os.PathLike[str], allow_incomplete: bool) -> Checkpoint:
-    """Open a checkpoint.
+    """Open a checkpoint, and again if a save replaces it meanwhile.
 
     What may be a mixture on a shared file system is looked at again, until it stays the same. Where a file system
     cannot exchange two directories, there is nothing at the path between two renames, so that moment is waited for.
     """
     location = locate(checked_path(path, "path"))
-    pauses, left = iter(PAUSES), _WAITS
+    pauses, left, again = iter(PAUSES), _WAITS, _ATTEMPTS
     while True:
         try:
             with translated(location.path, "the checkpoint cannot be opened"), Directory(location) as directory:
@@ -360,8 +357,13 @@ def _opened(path: str | os.PathLike[str], allow_incomplete: bool) -> Checkpoint:
                 raise _advised(error, location) from None
             time.sleep(_WAIT)
         except (FormatError, StorageError) as error:
+            if says_replaced(error):
+                again -= 1
+                if not again:
+                    raise _replaced_each_time(error) from error
+                continue
             pause = next(pauses, None)
-            if pause is None or says_replaced(error) or not is_shared(location.absolute):
+            if pause is None or not is_shared(location.absolute):
                 raise
             time.sleep(pause)
 

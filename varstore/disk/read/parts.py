@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Iterator
-from contextlib import ExitStack
+from types import TracebackType
 from typing import Any
 
 import numpy as np
@@ -31,25 +32,49 @@ def read_index(location: Location, variable: Readable, index: Any) -> Any:
 
     Digests cover whole blocks, so they are checked only where the index needs all values.
     """
-    fd = -1
-    with translated(location.path, "reading failed"), ExitStack() as opened:
-
-        def read(offset: int, size: int) -> np.ndarray:
-            nonlocal fd
-            if fd < 0:  # an index that is wrong, or needs nothing, opens nothing
-                directory = opened.enter_context(Directory(location))
-                fd = opened.enter_context(directory.out(variable.entry))
-            values = np.empty(size, np.uint8)
-            read_part(fd, variable, values, offset, hashed=False)
-            return values
-
+    with translated(location.path, "reading failed"), _Out(location, variable) as out:
         return read_indexed(
             in_c_order(variable.shape, variable.stored),
             index,
-            read,
+            out.read,
             whole=lambda: read_values(location, variable),
             convert=lambda values: values.astype(variable.dtype, copy=False),
         )
+
+
+class _Out:
+    """A variable's ``out``, open from the first read on: an index that is wrong, or needs nothing, opens nothing."""
+
+    __slots__ = ("_directory", "_fd", "_is_open", "_variable")
+
+    def __init__(self, location: Location, variable: Readable) -> None:
+        self._variable = variable
+        self._directory = Directory(location)
+        self._is_open = False
+        self._fd = -1
+
+    def __enter__(self) -> _Out:
+        return self
+
+    def read(self, offset: int, size: int) -> np.ndarray:
+        """Return `size` bytes of the values from this offset on."""
+        if not self._is_open:
+            self._directory.__enter__()
+            self._is_open = True
+            self._fd = self._directory.open_out(self._variable.entry)
+        values = np.empty(size, np.uint8)
+        read_part(self._fd, self._variable, values, offset, hashed=False)
+        return values
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        try:
+            if self._fd >= 0:
+                os.close(self._fd)
+        finally:
+            if self._is_open:
+                self._directory.__exit__(kind, error, trace)
 
 
 def read_run(location: Location, variable: Readable, start: int, stop: int) -> np.ndarray:

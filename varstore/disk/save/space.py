@@ -63,6 +63,8 @@ def _far(plan: SavePlan, target: str) -> list[PlannedVariable | PlannedFile]:
         (v, v.source.location) for v in plan.variables if isinstance(v.source, Stored) and not v.alias_of
     ]
     stored += [(file, file.stored.location) for file in plan.files if file.stored is not None]
+    if not stored:
+        return []
     device: int = _looked_up(os.stat, target).st_dev
     roots = {location.absolute for _, location in stored}
     far = {root for root in roots if _device_of(root) not in (None, device)}

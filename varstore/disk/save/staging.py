@@ -264,12 +264,11 @@ class Staging:
                 with no_fork:
                     self.fd = syscalls.folder_in(self._name, self._parent)
                     self._opened.append(self.fd)
-                began = syscalls.process_start()
                 self._is_shared = syscalls.file_system_type(self.fd) in syscalls.SHARED_FILE_SYSTEMS
                 claimed = claim_new(self.fd, self._name, self._parent)
                 self.owner, mode = claimed.st_uid, stat.S_IMODE(claimed.st_mode)
                 self.is_private = self.owner == syscalls.user() and not mode & (stat.S_IRWXG | stat.S_IRWXO)
-                self._note = sign(self.fd, began)
+                self._note = sign(self.fd)
             except (BlockingIOError, FileNotFoundError):  # a cleaner was faster: again
                 remove_empty(self._name, self._parent)  # it may have left the folder to us
                 if self.fd >= 0:
@@ -312,7 +311,7 @@ class Staging:
             raise self._taken("another writer is saving here") from error
         if _content(self.fd, self.path):
             raise self._taken("another writer saved here meanwhile")
-        self._note = sign(self.fd, syscalls.process_start(), self._tops)
+        self._note = sign(self.fd, self._tops)
         self.owner = os.stat(self._note, dir_fd=self.fd, follow_symlinks=False).st_uid
 
     def _taken(self, problem: str) -> CheckpointExists:
