@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Run the tests marked `core` on each Python that is present, and on the oldest with the lowest versions of the
-# dependencies that pyproject.toml allows.
+# Run the tests marked `core` on each Python that is present, and those marked `core` or `lowest` on the oldest with the
+# lowest versions of the dependencies that pyproject.toml allows. The Python of .venv is left out: it runs all tests.
 #
 #   bash tools/core.sh [PYTEST_ARGUMENT ...]
 #
@@ -11,9 +11,9 @@ source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
 envs="${VARSTORE_ENVS:-$root/.envs}"
 cd "$root"
 
-run() {
-    local name="$1" python="$2" folder="$envs/$1" wanted
-    shift 2
+prepare() {
+    local name="$1" python="$2" marked="$3" folder="$envs/$1" wanted
+    shift 3
     wanted="$("$python" tools/requirements.py "$@" zarr) pytest>=8 hypothesis>=6.100"
     if [ "$(cat "$folder/.complete" 2>/dev/null)" != "$wanted" ]; then
         echo "$name: installing"
@@ -23,22 +23,22 @@ run() {
         "$folder/bin/python" -m pip install -qq --disable-pip-version-check $wanted
         echo "$wanted" >"$folder/.complete"
     fi
-    echo "== $name: $("$folder/bin/python" --version)"
-    # shellcheck disable=SC2086
-    PYTHONPATH="$root" "$folder/bin/python" -m pytest -q -m core -p no:cacheprovider $files "${arguments[@]}" ||
-        failures=$((failures + 1))
+    commands+=("$name=$folder/bin/python --version && PYTHONPATH=$root $folder/bin/python -m pytest -q -m '$marked' \
+        -p no:cacheprovider $files $arguments")
 }
 
-arguments=("$@")
-files="$(grep -rl --include='test_*.py' 'pytest.mark.core' tests)"  # others may need packages that are not there
-failures=0 oldest=
+arguments="${*@Q}"
+files="$(grep -rlE --include='test_*.py' 'pytest.mark.(core|lowest)' tests | xargs)"  # others may need packages that are not there
+oldest= commands=()
+use_environment .venv test
+own="$("$python" -c 'import sys; print("%d.%d" % sys.version_info[:2])')"
 for version in 3.11 3.12 3.13 3.14; do
     if python="$(python_of "$version")"; then
         oldest="${oldest:-$python}"
-        run "core-$version" "$python"
+        [ "$version" = "$own" ] || prepare "core-$version" "$python" core
     else
-        echo "== core-$version: not run, because Python $version is not installed"
+        echo "core-$version: not run, because Python $version is not installed"
     fi
 done
-[ -z "$oldest" ] || run core-lowest "$oldest" --lowest
-exit "$((failures > 0))"
+[ -z "$oldest" ] || prepare core-lowest "$oldest" "core or lowest" --lowest
+exec "$root/.venv/bin/python" tools/beside.py "${commands[@]}"

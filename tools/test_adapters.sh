@@ -4,7 +4,7 @@
 #   bash tools/test_adapters.sh
 set -euo pipefail
 
-root="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
+source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
 envs="${VARSTORE_ENVS:-$root/.envs}"
 
 # environment | tests
@@ -21,7 +21,7 @@ zarr      | test_strangers_ocdbt_folders test_zarr_readers test_zarr_store test_
 '
 
 cd "$root"
-failures=0
+commands=()
 while IFS='|' read -r name tests; do
     name="$(echo $name)"
     [ -n "$name" ] || continue
@@ -30,9 +30,8 @@ while IFS='|' read -r name tests; do
         echo "== $name: not run, because the environment $envs/$name is missing"
         continue
     fi
-    echo "== $name"
     "$python" -m pip install --quiet --disable-pip-version-check --editable "$root" "pytest>=8" "hypothesis>=6.100"
     # shellcheck disable=SC2086
-    "$python" -m pytest -q $(printf '%s\n' $tests | xargs -I{} find tests -name {}.py) || failures=$((failures + 1))
+    commands+=("$name=$python -m pytest -q $(printf '%s\n' $tests | xargs -I{} find tests -name {}.py | xargs)")
 done <<<"$table"
-exit "$((failures > 0))"
+exec "$(find_python)" tools/beside.py "${commands[@]}"

@@ -14,7 +14,7 @@ import varstore as vs
 from varstore.errors import FormatError, UnsafeContent
 
 pytest.importorskip("zarr")
-pytestmark = pytest.mark.core
+pytestmark = pytest.mark.lowest
 
 MIB = 1 << 20
 READ = """

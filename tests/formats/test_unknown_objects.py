@@ -175,7 +175,7 @@ def test_arrays_of_a_record_count_against_the_limit(tmp_path):
 
 
 def test_records_are_paid_for(tmp_path):
-    path = pickled(tmp_path / "a.mge", b"cfoo\nBar\nq\0](" + b"h\0)\x81" * 6_000_000 + b"e")
+    path = pickled(tmp_path / "a.mge", b"cfoo\nBar\nq\0](" + b"h\0)\x81" * 1_000_000 + b"e")
     with pytest.raises(UnsafeContent, match="out of proportion"):
         vs.read(path)
 

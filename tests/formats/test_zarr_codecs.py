@@ -13,7 +13,7 @@ import zarr
 import varstore as vs
 from varstore.errors import FormatError, UnsafeContent
 
-pytestmark = pytest.mark.core
+pytestmark = pytest.mark.lowest
 
 VALUES = (np.arange(35) % 7).reshape(7, 5)
 V2 = {

@@ -172,7 +172,6 @@ def on_windows(code, *arguments):
     return run_python("import ctypes, json, os, sys\n" + names + WINDOWS + code, *arguments).stdout
 
 
-@pytest.mark.core
 def test_on_windows_all_is_read_as_elsewhere(checkpoints):
     """Checkpoints and the files of other systems give the same values, and the same errors."""
     foreign = [os.fspath(facts).removesuffix(".expect.json") for facts in sorted(FIXTURES.rglob("*.expect.json"))]
@@ -181,7 +180,6 @@ def test_on_windows_all_is_read_as_elsewhere(checkpoints):
     assert json.loads(on_windows(READING, checkpoints, *foreign)) == json.loads(here)
 
 
-@pytest.mark.core
 def test_on_windows_what_would_change_a_checkpoint_is_refused(checkpoints):
     on_windows(REFUSED, checkpoints)
 

@@ -420,7 +420,7 @@ while step < 100_000:
 
 
 def test_killed_at_any_moment_a_run_resumes_from_a_complete_checkpoint(tmp_path: Path) -> None:
-    times = int(os.environ.get("VARSTORE_KILLS", "50"))
+    times = int(os.environ.get("VARSTORE_KILLS", "20"))
     chance = random.Random(0)
     reached = 0
     for _ in range(times):
