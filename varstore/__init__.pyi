@@ -25,6 +25,7 @@ from varstore.inspection.diff import (
     diff,
 )
 from varstore.inspection.merge import merge
+from varstore.inspection.salvage import SalvageReport, salvage
 from varstore.inspection.stats import (
     Statistics,
     StatsReport,
@@ -138,6 +139,7 @@ __all__ = [
     "Pinned",
     "RunStep",
     "RunSteps",
+    "SalvageReport",
     "SaveIf",
     "Session",
     "Statistics",
@@ -186,6 +188,7 @@ __all__ = [
     "random_normal_initializer",
     "random_uniform_initializer",
     "read",
+    "salvage",
     "save",
     "save_async",
     "save_state",

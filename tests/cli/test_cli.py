@@ -26,6 +26,7 @@ COMMANDS = (
     "verify",
     "diff",
     "seal",
+    "salvage",
     "clean",
     "links",
     "check-storage",

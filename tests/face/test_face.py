@@ -28,6 +28,7 @@ SIGNATURES = {
     "clean": "directory",
     "merge": "target, sources, *, include=None, exclude=None, rename=None, last_wins=False, average=False, "
     "weights=None, verify=False",
+    "salvage": "source, target",
     "stats": "source, *, include=None, exclude=None",
     "get_variable": "name, shape=None, dtype=None, initializer=None, regularizer=None, trainable=None, "
     "model_name=None, random_seed=None",
@@ -52,6 +53,7 @@ MEMBERS = {
     "VerifyReport": "ok problems",
     "DiffReport": "ok equal added removed changed unchanged moved as_json __bool__ __str__ _repr_html_",
     "Movement": "count changed largest norm relative cosine share as_json",
+    "SalvageReport": "ok saved lost as_json __bool__ __str__ _repr_html_",
     "StatsReport": "ok as_json keys values items __getitem__ __len__ __bool__ __str__ _repr_html_",
     "Statistics": "ok as_json count zeros nan inf min max mean std norm quantiles quantile_error __bool__ _repr_html_",
     "LoadReport": "loaded kept unused mismatched cast raise_for",

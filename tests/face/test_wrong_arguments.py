@@ -28,7 +28,7 @@ ELSEWHERE = {
     ),
     **dict.fromkeys(("OnePerMinutes", "Pinned", "SaveIf", "CheckpointManager"), "training"),
     **dict.fromkeys(("AttachedFile", "DiffReport", "LinksReport", "Movement", "Statistics"), "made by us"),
-    **dict.fromkeys(("RunStep", "RunSteps", "StatsReport", "VerifyReport"), "made by us"),
+    **dict.fromkeys(("RunStep", "RunSteps", "SalvageReport", "StatsReport", "VerifyReport"), "made by us"),
     **dict.fromkeys(("VarstoreError", "Session", "clear_default_session", "get_all_variables"), "no arguments"),
 }
 
@@ -130,6 +130,7 @@ CALLS = {
             | {"verify": True, "overwrite": True, "foreign": "error", "durable": False, "threads": 1, "progress": None}
         ),
     ),
+    "salvage": (vs.salvage, lambda: {"source": "c", "target": "new", "threads": 1, "progress": None}),
     "stats": (
         vs.stats,
         lambda: (

@@ -52,6 +52,7 @@ NOT_CALLED = {
     "Movement",
     "PendingSave",
     "Retention",
+    "SalvageReport",
     "Saved",
     "SessionVariable",
     "Statistics",

@@ -14,8 +14,9 @@ __all__ = ["check_storage", "verify"]
 
 @click.command(short_help="Compare every byte of checkpoints with what was saved.")
 @click.argument("paths", metavar="PATH...", type=click.Path(), nargs=-1, required=True)
+@click.option("--json", "as_json", is_flag=True, help="Print a JSON object per PATH, for programs.")
 @click.pass_context
-def verify(ctx: click.Context, paths: tuple[str, ...]) -> None:
+def verify(ctx: click.Context, paths: tuple[str, ...], as_json: bool) -> None:
     """Read every byte of each checkpoint PATH and compare it with the digests in its manifest.
 
     Lists everything that is wrong: bytes, sizes, "meta" files, variables that are missing or not in the manifest, the
@@ -29,6 +30,7 @@ def verify(ctx: click.Context, paths: tuple[str, ...]) -> None:
     Examples:
       varstore verify lenet
       varstore verify runs/*/ && rsync -a runs/ backup:
+      varstore verify --json lenet | jq '.problems[]'
     """
     status = 0
     for path in paths:
@@ -38,7 +40,10 @@ def verify(ctx: click.Context, paths: tuple[str, ...]) -> None:
             complain(error_text(error))
             status = FAILED
             continue
-        print_report(report, ok=report.ok)
+        if as_json:
+            click.echo(json.dumps(report.as_json(), indent=2))
+        else:
+            print_report(report, ok=report.ok)
         status = max(status, 0 if report.ok else 1)
     ctx.exit(status)
 

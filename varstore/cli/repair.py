@@ -1,4 +1,4 @@
-"""``varstore seal``, ``clean`` and ``links``: commands that change a directory and print what they changed."""
+"""``varstore seal``, ``salvage``, ``clean`` and ``links``: commands that write, and print what they did."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import varstore as vs
 from varstore.cli.output import print_report, progress
 from varstore.text.escape import one_line
 
-__all__ = ["clean", "links", "seal"]
+__all__ = ["clean", "links", "salvage", "seal"]
 
 
 @click.command(short_help="Record what is in a checkpoint's folders now.")
@@ -28,6 +28,32 @@ def seal(path: str) -> None:
       rm -r lenet/optimizer && varstore seal lenet
     """
     print_report(vs.seal(path, progress=progress()), ok=True)
+
+
+@click.command(short_help="Save what is whole of a damaged checkpoint.")
+@click.argument("source", metavar="SRC", type=click.Path())
+@click.argument("target", metavar="DST", type=click.Path())
+@click.option("--json", "as_json", is_flag=True, help="Print a JSON object, for programs.")
+@click.pass_context
+def salvage(ctx: click.Context, source: str, target: str, as_json: bool) -> None:
+    """Make a new checkpoint DST of what is whole of SRC, which is damaged or was never finished.
+
+    Each variable and attached file is compared with its digests, and linked if it is whole. One whose file is damaged
+    is taken from another with the same digests, if there is one. Prints what is lost, and why. SRC can also be a file
+    that `varstore convert` takes, and is not changed.
+
+    Exit status: 0 if nothing is lost; 1 if something is; 3 if no variable is whole, or DST cannot be written.
+
+    \b
+    Examples:
+      varstore salvage lenet lenet_rescued
+    """
+    report = vs.salvage(source, target, progress=progress())
+    if as_json:
+        click.echo(json.dumps(report.as_json(), indent=2))
+    else:
+        print_report(report, ok=report.ok)
+    ctx.exit(0 if report.ok else 1)
 
 
 @click.command(short_help="Remove what crashed saves left.")

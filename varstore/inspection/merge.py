@@ -12,11 +12,10 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
-from varstore.disk.blocks import digest_file_block, spans
 from varstore.disk.progress import Progress, reporting
 from varstore.disk.read.attached import AttachedFile
 from varstore.disk.read.checkpoint import Checkpoint, retry_if_replaced
-from varstore.disk.read.checks import check_digest
+from varstore.disk.read.digests import check_bytes
 from varstore.disk.read.parts import row_chunks
 from varstore.disk.read.variable import Variable
 from varstore.disk.save.foreign import Foreign
@@ -28,7 +27,6 @@ from varstore.formats.verbs import open_source
 from varstore.inspection.moments import is_numeric
 from varstore.inspection.pieces import Pieces, memory_of
 from varstore.layout.attached import refused_name
-from varstore.layout.manifest import BLOCK
 from varstore.layout.readable import readable
 from varstore.model.options import Path
 from varstore.model.store import save
@@ -434,12 +432,6 @@ def _checks(linked: Iterable[Variable | AttachedFile], done: Callable[[int], Non
 
 
 def _check(value: Variable | AttachedFile, done: Callable[[int], None]) -> None:
-    entry = value.entry
-    with (
-        translated(value.location.path, "verifying failed"),
-        Directory(value.location) as directory,
-        directory.out(entry) as fd,
-    ):
-        for start, stop in spans(entry.nbytes):
-            check_digest(directory, entry, entry.digests, start // BLOCK, digest_file_block(fd, start, stop))
-            done(stop - start)
+    with translated(value.location.path, "verifying failed"), Directory(value.location) as directory:
+        check_bytes(directory, value.entry)
+    done(value.entry.nbytes)

@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 from varstore.disk.blocks import SMALL, digest_file_block, spans
 from varstore.disk.progress import Progress, reporting
@@ -64,6 +65,18 @@ class VerifyReport(Shown):
 
     def __bool__(self) -> bool:
         return self.ok
+
+    def as_json(self) -> dict[str, Any]:
+        """Return the report as JSON data."""
+        return {
+            "path": self.path,
+            "ok": self.ok,
+            "variables": self.variables,
+            "files": self.files,
+            "nbytes": self.nbytes,
+            "problems": list(self.problems),
+            "unchecked": list(self.unchecked),
+        }
 
     def table(self, most: int | None = None) -> Table:
         """Return a row per problem."""
