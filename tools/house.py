@@ -161,8 +161,9 @@ ORDER: dict[str, tuple[str, ...]] = {
     "adapters/paddle": ("state", "optimizers", "loading", "callback"),
     "cli": (
         *("output", "sources", "help", "columns", "grid", "state", "entries"),
-        *("listing", "show", "stats", "diff", "check", "repair", "convert", "merge", "serving", "report", "demo"),
+        *("listing", "show", "stats", "diff", "check", "repair", "convert", "merge", "serving", "report"),
+        *("view", "demo"),
     ),
-    "view": ("page", "survey", "comparison", "run", "report"),
+    "view": ("page", "survey", "comparison", "run", "report", "looks", "server"),
 }
 """Every file and folder of each folder, `__init__` aside; each imports only from those before it."""

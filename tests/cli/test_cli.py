@@ -35,6 +35,7 @@ COMMANDS = (
     "export",
     "check",
     "report",
+    "view",
     "demo",
     "completion",
     "help",

@@ -173,13 +173,12 @@ class Page:
         assert "exceptionDetails" not in found, found["exceptionDetails"]
         return found["result"].get("value")
 
-    def wait(self, expression: str) -> Any:
-        """Wait until an expression is true, and return its value."""
+    def wait(self, expression: str) -> None:
+        """Wait until an expression is true; the page may be another one by then."""
         end = time.monotonic() + PATIENCE
-        while not (value := self(expression)):
+        while not self(f"Boolean({expression})"):
             assert time.monotonic() < end, f"it never became true: {expression}"
             time.sleep(0.02)
-        return value
 
     def settle(self) -> None:
         """Wait until what was changed is drawn."""

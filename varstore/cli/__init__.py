@@ -37,6 +37,7 @@ _MODULES = {
     "export": "serving",
     "check": "serving",
     "report": "report",
+    "view": "view",
     "demo": "demo",
     "completion": "help",
     "help": "help",

@@ -22,24 +22,27 @@ _SCRIPTS = ("words.js", "pictures.js", "tree.js", "detail.js", "page.js")
 _ESCAPES = {ord(sign): f"\\u{ord(sign):04x}" for sign in "<>&\u2028\u2029"}
 
 
-def document(data: dict[str, Any]) -> str:
-    """Return the page that shows these data."""
+def document(data: dict[str, Any], *, live: bool = False) -> str:
+    """Return the page that shows these data; `live` is that of a viewer."""
     text = json.dumps(data, separators=(",", ":"), allow_nan=False).translate(_ESCAPES)
-    return Template(_file("page.html")).substitute(policy=policy(), style=_style(), script=_script(), data=text)
-
-
-@cache
-def policy() -> str:
-    """Return the Content-Security-Policy of the page."""
-    return (
-        f"default-src 'none'; script-src {_hash(_script())}; style-src {_hash(_style())}; img-src data:; "
-        "base-uri 'none'; form-action 'none'"
+    return Template(_file("page.html")).substitute(
+        policy=policy(live=live), style=_style(), script=_script(live), data=text
     )
 
 
 @cache
-def _script() -> str:
-    inside = "\n".join(_file(name) for name in _SCRIPTS)
+def policy(*, live: bool) -> str:
+    """Return the Content-Security-Policy of the page; that of a viewer may ask its own server."""
+    own_server = "connect-src 'self'; " if live else ""
+    return (
+        f"default-src 'none'; script-src {_hash(_script(live))}; style-src {_hash(_style())}; img-src data:; "
+        f"{own_server}base-uri 'none'; form-action 'none'"
+    )
+
+
+@cache
+def _script(live: bool) -> str:
+    inside = "\n".join(_file(name) for name in (*(("live.js",) if live else ()), *_SCRIPTS))
     return f'"use strict";\n{{\n{inside}}}\n'
 
 

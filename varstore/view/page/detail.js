@@ -47,7 +47,7 @@ class Detail {
     if (variable.left) parts.push(make("p", { class: "note", text: `Not looked at: ${variable.left}` }));
     if (variable.failed) parts.push(make("p", { class: "failed", role: "alert", text: variable.failed }));
     if (variable.zeros !== undefined) parts.push(this.numbers(variable));
-    else if (this.page.live && !variable.left && !variable.failed) parts.push(make("p", { class: "note", text: "Looking at the values …" }));
+    else if (this.page.live && !variable.left && !variable.failed) parts.push(make("p", { class: "note", role: "status", text: this.page.live.waiting(variable) }));
     if (variable.bins) parts.push(...this.histogram(variable));
     if (variable.map) parts.push(...this.heat(variable));
     if (variable.norms) parts.push(make("h3", { text: "Norm over steps" }), curve("norm", this.page.data.run.looked, variable.norms));

@@ -27,6 +27,7 @@ class Page {
     this.tree = new Tree(this.variables, {
       separator: data.separator,
       isCompared: Boolean(data.comparison),
+      isLive: Boolean(data.live),
       open: (variable) => this.detail.show(variable),
     });
     this.tools();
@@ -164,7 +165,7 @@ class Page {
     if (!chips.length) {
       box.removeAttribute("role");
       box.removeAttribute("aria-label");
-      if (!this.data.live) box.append(make("p", { class: "fine", text: "✓ no nan or inf" }));
+      box.append(this.data.live ? make("p", { class: "quiet", text: "Open a variable to look at its values." }) : make("p", { class: "fine", text: "✓ no nan or inf" }));
     }
   }
 

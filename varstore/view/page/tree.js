@@ -69,9 +69,10 @@ function measure(node, parts) {
 }
 
 class Tree {
-  constructor(variables, { separator, isCompared, open }) {
+  constructor(variables, { separator, isCompared, isLive, open }) {
     this.variables = variables;
     this.open = open;
+    this.isLive = isLive;
     this.root = grow(variables, separator);
     this.isTree = true;
     this.sort = null;
@@ -205,7 +206,7 @@ class Tree {
     return row;
   }
 
-  cell({ key, of, text, leaf }, node, isGroup) {
+  cell({ key, of, text, leaf, sum }, node, isGroup) {
     const variable = node.variable;
     const cell = make("div", { role: "gridcell", class: of && key !== "marks" ? `${key} number` : key });
     if (key === "name") {
@@ -227,7 +228,7 @@ class Tree {
       const isBadGroup = isGroup && [...node.marks.keys()].some(isBad);
       for (const [number, said] of odd) if (number && !isBadGroup) cell.append(make("span", { class: "tag odd", text: said }));
       if (variable && variable.tied !== undefined) cell.append(make("span", { class: "tag quiet", text: "tied" }));
-    } else if (!(isGroup && leaf)) {
+    } else if (!(isGroup && (leaf || (this.isLive && !sum)))) {
       const value = isGroup ? node.values[key] : of(variable);
       cell.textContent = value === null || value === undefined ? "" : text(value);
     }
@@ -259,6 +260,18 @@ class Tree {
     this.chosen = variable;
     this.render();
     this.open(variable);
+  }
+
+  // Draw what is newly known of a variable.
+  refresh(variable) {
+    const visit = (node) => {
+      const parts = [...node.below.values()];
+      const has = node.variable === variable || parts.map(visit).some(Boolean);
+      if (has) measure(node, parts);
+      return has;
+    };
+    visit(this.root);
+    this.render();
   }
 
   // Show a variable in the tree, whatever is folded or filtered.
