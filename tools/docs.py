@@ -1,9 +1,9 @@
 """Build the reference from the docstrings with pdoc, as static pages that work offline.
 
-There is a page for the public names, for the errors, for each adapter, for each package whose docstring is a guide, and
-for each system of ``tools/documents.py``. Public names appear as in `varstore.save`, whatever their module is. A name
-that a docstring cites, but that is not in the reference, is an error. Frameworks need not be installed, because
-stand-ins replace them.
+There is a page for the public names, for the errors, for each adapter, for each package whose docstring is a guide,
+for the command line, and for each system of ``tools/documents.py``. Public names appear as in `varstore.save`, whatever
+their module is. A name that a docstring cites, but that is not in the reference, is an error. Frameworks need not be
+installed, because stand-ins replace them.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ import pdoc
 import pdoc.doc
 import pdoc.render
 
+from tools import command_line
 from tools.documents import page_names as system_names, read_page
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -62,6 +63,9 @@ class _StandIn(type):
     def __getattr__(cls, name: str) -> _StandIn:
         return _stand_in(f"{cls.__module__}.{cls.__name__}", name)
 
+    def __getitem__(cls, _: object) -> _StandIn:
+        return cls
+
 
 def _stand_in(module: str, name: str) -> _StandIn:
     if name.startswith("_"):
@@ -89,7 +93,8 @@ def main() -> int:
     target: Path = parser.parse_args().target
     sys.meta_path.append(_StandIns())
     pages = {name: pdoc.doc.Module(_imported(name)) for name in page_names()}
-    pages |= {module.__name__: pdoc.doc.Module(module) for module in map(_of_a_system, system_names())}
+    texts = [*map(_of_a_system, system_names()), ModuleType("varstore.command_line", command_line.page())]
+    pages |= {module.__name__: pdoc.doc.Module(module) for module in texts}
     for page in pages.values():
         page.__dict__["submodules"] = [
             below for name, below in pages.items() if name.rpartition(".")[0] == page.fullname

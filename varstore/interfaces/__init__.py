@@ -6,6 +6,6 @@ varstore: the document's snippets left, varstore's right. All of them run as tes
 They are the files ``tests/documents/*.md``, for torch, mindspore, paddle, megengine and oneflow, and pages of the
 reference, which ``bash tools/docs.sh`` builds.
 
-The modules here are the interfaces that such programs know: `varstore.interfaces.oneflow`, whose functions are
-also `varstore`'s own, and `varstore.interfaces.mindspore`.
+The modules here are the interfaces that such programs know: `interfaces.oneflow`, whose functions are also
+`varstore`'s own, and `interfaces.mindspore`.
 """

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import builtins
 import json
 import math
 import os
@@ -38,7 +39,7 @@ class CheckpointStore(Store):
         checkpoint: the path of a checkpoint, or an open one.
 
     Raises:
-        CheckpointNotFound, IncompleteCheckpoint, ManifestError: see `varstore.open`.
+        CheckpointNotFound, IncompleteCheckpoint, ManifestError: see `varstore.load`.
         UsageError: a variable has no path in a Zarr hierarchy.
         DigestMismatch: when zarr reads a chunk whose bytes are not those that were saved.
 
@@ -165,7 +166,7 @@ class CheckpointStore(Store):
 
     async def get_partial_values(
         self, prototype: BufferPrototype, key_ranges: Iterable[tuple[str, ByteRequest | None]]
-    ) -> list[Buffer | None]:
+    ) -> builtins.list[Buffer | None]:
         """Return parts of what lies under several keys."""
         return await asyncio.gather(*(self.get(key, prototype, part) for key, part in key_ranges))
 
