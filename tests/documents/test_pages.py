@@ -7,15 +7,14 @@ import re
 import pytest
 from support.documents import has_test
 
-from tools.documents import FOLDER, KINDS, VERDICTS, page_names, read_page
+from tools.documents import KINDS, VERDICTS, page_names, read_page
 
 SYSTEMS = ["megengine", "mindspore", "oneflow", "paddle", "torch"]
 ROWS = [pytest.param(row, id=f"{name}: {row.title}") for name in SYSTEMS for row in read_page(name).rows]
 
 
-def test_each_system_has_a_page_and_its_tests():
+def test_each_system_has_a_page():
     assert page_names() == SYSTEMS
-    assert [f"test_from_{name}.py" for name in SYSTEMS] == sorted(path.name for path in FOLDER.glob("test_from_*.py"))
 
 
 @pytest.mark.parametrize("name", SYSTEMS)

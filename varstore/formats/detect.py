@@ -133,9 +133,9 @@ def is_native(probe: Probe) -> bool:
 def is_huggingface(probe: Probe) -> bool:
     """Detect a folder with weights in files, which is not one of several files of a run."""
     from varstore.formats.huggingface import holds_weights
-    from varstore.formats.strangers import is_kit
+    from varstore.formats.strangers import is_training_state
 
-    return probe.is_folder and holds_weights(probe.entries) and not is_kit(probe.entries)
+    return probe.is_folder and holds_weights(probe.entries) and not is_training_state(probe.entries)
 
 
 def is_safetensors(probe: Probe) -> bool:

@@ -13,7 +13,7 @@ from varstore.errors import FormatError
 from varstore.layout.pointers import FETCH, is_pointer, size_behind
 from varstore.text.hints import listed, plural
 
-__all__ = ["is_kit", "refuse_strange_file", "refuse_strange_folder"]
+__all__ = ["is_training_state", "refuse_strange_file", "refuse_strange_folder"]
 
 _PACKED = {
     b"\x1f\x8b": ("gzip", "gunzip"),
@@ -103,8 +103,8 @@ def refuse_strange_folder(path: str, names: Collection[str]) -> None:
     """Raise FormatError if a folder with these names in it is known not to be one checkpoint."""
     if not names:
         raise FormatError("the folder is empty", path=path)
-    if is_kit(names):
-        _refuse_kit(path, names)
+    if is_training_state(names):
+        _refuse_training_state(path, names)
     if "saved_model.pb" in names:
         raise FormatError(
             "this is a SavedModel of TensorFlow, which varstore does not read", path=path, hint=_TENSORFLOW
@@ -115,7 +115,7 @@ def refuse_strange_folder(path: str, names: Collection[str]) -> None:
         )
 
 
-def is_kit(names: Collection[str]) -> bool:
+def is_training_state(names: Collection[str]) -> bool:
     """Tell whether a folder holds the state of a whole run in several files, of accelerate or DeepSpeed."""
     return _is_of_accelerate(names) or _is_of_deepspeed(names)
 
@@ -128,7 +128,7 @@ def _is_of_deepspeed(names: Collection[str]) -> bool:
     return "zero_to_fp32.py" in names or any(name.endswith(("_model_states.pt", "_optim_states.pt")) for name in names)
 
 
-def _refuse_kit(path: str, names: Collection[str]) -> NoReturn:
+def _refuse_training_state(path: str, names: Collection[str]) -> NoReturn:
     is_deepspeed = _is_of_deepspeed(names)
     files = [name for name in sorted(names) if name.endswith((".safetensors", ".bin", ".pt", ".index.json"))]
     folders = [name for name in sorted(names) if os.path.isdir(os.path.join(path, name))] if is_deepspeed else []
