@@ -103,8 +103,11 @@ def test_a_file_that_is_gone_cut_or_a_link_is_refused(tmp_path):
             checkpoint.files[name].read()
         with pytest.raises(error):
             _ = checkpoint.files[name].path
+        with pytest.raises(error):
+            vs.save(tmp_path / "copy", {}, files={name: checkpoint.files[name]})
     assert len(vs.verify(tmp_path / "c").problems) == 3
     assert checkpoint.files["kept"].read() == b"abc"
+    assert checkpoint.files is checkpoint.files, "a loop over many asks for them again and again"
 
 
 REFUSED = {

@@ -14,7 +14,7 @@ from support import FIXTURES, ROOT
 
 import varstore as vs
 from varstore.cli import main
-from varstore.errors import CheckpointExists, UsageError
+from varstore.errors import CheckpointExists, InvalidName, UsageError
 
 MODEL = FIXTURES / "formats/huggingface/single"
 CONFIG = json.loads((MODEL / "config.json").read_text())
@@ -41,6 +41,12 @@ class Config:
 
     def to_dict(self):
         return CONFIG
+
+
+class NotCallable:
+    """Not a configuration."""
+
+    to_dict = 3
 
 
 @pytest.mark.parametrize("shard_bytes", [5_000_000_000, 500])
@@ -91,7 +97,7 @@ def test_the_configuration_of_an_adapter_makes_a_folder_of_peft(tmp_path):
     assert list(vs.read(tmp_path / "m")) == ["a"]
 
 
-@pytest.mark.parametrize("config", ["bert", 3, {"a": object()}, {"a": float("nan")}])
+@pytest.mark.parametrize("config", ["bert", 3, {"a": object()}, {"a": float("nan")}, {"\ud800": 1}, NotCallable()])
 def test_a_configuration_is_json_data(tmp_path, config):
     with pytest.raises(UsageError, match=r"config: must be the content of config.json"):
         vs.write(tmp_path / "m", {"a": np.ones(2)}, "huggingface", config=config)
@@ -107,3 +113,9 @@ def test_the_command_writes_a_folder_too(tmp_path):
     refused = CliRunner().invoke(main, [*command, "--overwrite", "--config", str(MODEL / "model.safetensors")])
     assert refused.exit_code != 0
     assert (tmp_path / "m/config.json").exists()
+
+
+def test_metadata_is_text_that_can_be_written(tmp_path):
+    with pytest.raises(InvalidName, match="lone surrogate"):
+        vs.write(tmp_path / "m", {"a": np.ones(2)}, "huggingface", metadata={"a": "\ud800"})
+    assert not (tmp_path / "m").exists()

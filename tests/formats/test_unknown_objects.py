@@ -8,6 +8,7 @@ import datetime
 import enum
 import pathlib
 import pickle
+import zoneinfo
 from collections import deque
 from typing import Any
 
@@ -402,3 +403,18 @@ def test_a_class_within_a_class_is_refused_with_a_way_out(tmp_path):
             vs.read(written(tmp_path / "a.mge", {"w": W, "a": Outer.Inner()}, 2), unknown=unknown)
     opened = vs.read(written(tmp_path / "a.mge", {"w": W, "a": Outer.Inner()}, 4))
     assert opened.unknown == ((__name__, "Outer.Inner", 1),)
+    zone = datetime.datetime(2026, 1, 1, tzinfo=zoneinfo.ZoneInfo("UTC"))
+    with pytest.raises(UnsafeContent, match="to get a method of a class") as caught:
+        vs.read(written(tmp_path / "a.mge", {"w": W, "a": zone}))
+    assert "protocol" not in str(caught.value)
+
+
+def test_an_encoding_is_offered_only_where_it_can_be_chosen(tmp_path):
+    body = b"\x80\2}U\1aU\1\xe9s."
+    for path, offered in (
+        (pickled(tmp_path / "a.mge", body), False),
+        (torch_file(tmp_path / "a.pt", body[2:-1]), True),
+    ):
+        with pytest.raises(FormatError, match="is not text in utf-8") as caught:
+            vs.read(path)
+        assert ("encoding='latin-1'" in str(caught.value)) is offered

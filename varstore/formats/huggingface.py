@@ -133,7 +133,7 @@ def write(
             os.path.join(staging, weights), state, metadata=metadata, shard_bytes=shard_bytes, shards=not is_adapter
         )
         if text is not None:
-            with open(os.path.join(staging, described), "w", encoding="utf-8") as file:
+            with open(os.path.join(staging, described), "wb") as file:
                 file.write(text)
 
 
@@ -216,16 +216,17 @@ def _names_in(folder: str) -> set[str]:
 
 
 def _given(config: Any) -> dict[str, Any]:
-    to_dict: Callable[[], Any] | None = getattr(config, "to_dict", None)
-    given = config if to_dict is None else to_dict()
+    to_dict = getattr(config, "to_dict", None)
+    given = to_dict() if callable(to_dict) else config
     if not isinstance(given, Mapping):
         raise _not_a_config(f"it is of the type {type(given).__name__}")
     return dict(given)
 
 
-def _text_of(config: dict[str, Any]) -> str:
+def _text_of(config: dict[str, Any]) -> bytes:
     try:
-        return json.dumps(config, indent=2, ensure_ascii=False, allow_nan=False, default=_as_list) + "\n"
+        text = json.dumps(config, indent=2, ensure_ascii=False, allow_nan=False, default=_as_list)
+        return text.encode() + b"\n"
     except (TypeError, ValueError, RecursionError) as error:
         raise _not_a_config(str(error)) from None
 

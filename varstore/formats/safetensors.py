@@ -26,7 +26,7 @@ from varstore.formats.binary.packing import bits_of, pack, packed_size
 from varstore.formats.binary.slices import array_of_spans, check_span
 from varstore.formats.binary.source import Source, count_elements
 from varstore.formats.opened import ForeignCheckpoint, LazyTable
-from varstore.formats.state.flat import fetch_plain, flat_arrays
+from varstore.formats.state.flat import check_unicode, fetch_plain, flat_arrays
 from varstore.layout.collector import collector_paused
 from varstore.storage.appearing import replacing, replacing_set
 from varstore.storage.containment import inside
@@ -130,6 +130,8 @@ def write(
     metadata = {"format": "pt"} if metadata is None else dict(metadata)
     if not all(isinstance(text, str) for item in metadata.items() for text in item):
         raise UsageError("metadata of a safetensors file must be text", path=path, found=metadata)
+    for text in (part for item in metadata.items() for part in item):
+        check_unicode(text)
     for name, array in arrays.items():
         _check_writable(path, name, array)
     parts = list(_shards(arrays, shard_bytes)) if shards or path.endswith(INDEX_SUFFIX) else [arrays]

@@ -80,6 +80,7 @@ class Checkpoint(Mapping[str, Variable]):
         """Make a handle of the checkpoint; without `content` it is read at the first use."""
         self._location = location
         self._content = content
+        self._files: Mapping[str, AttachedFile] | None = None
         self._allow_incomplete = allow_incomplete
         self._closed = False
         _handles[id(self)] = weakref.ref(self, partial(_handles.pop, id(self)))
@@ -211,8 +212,10 @@ class Checkpoint(Mapping[str, Variable]):
     @property
     def files(self) -> Mapping[str, AttachedFile]:
         """The files that were saved beside the variables, by name; none without a manifest."""
-        known = self.manifest.files if self.manifest else {}
-        return MappingProxyType({name: AttachedFile(self._location, entry) for name, entry in known.items()})
+        if self._files is None:
+            known = self.manifest.files if self.manifest else {}
+            self._files = MappingProxyType({name: AttachedFile(self._location, item) for name, item in known.items()})
+        return self._files
 
     @property
     def damaged(self) -> Mapping[str, str]:

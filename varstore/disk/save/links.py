@@ -182,6 +182,7 @@ class Links:
     def add_file(self, file: PlannedFile, stored: StoredFile) -> None:
         """Link an attached file of another checkpoint, or copy it; raises what `add` does."""
         with Directory(stored.location) as directory:
+            directory.check_regular(stored.entry.file)
             if self._link_out(file, stored.entry, directory, directory.fd, stored.entry.file):
                 self._digests[file.name] = stored.entry.digests
             else:

@@ -99,8 +99,8 @@ def _methods(prefix: str, main: Source) -> Iterator[tuple[str, Source]]:
     """Yield the files of variables of the other methods, each with what stands between the prefix and the suffix."""
     folder, stem = os.path.split(prefix)
     with translated(folder or ".", "reading failed"):
-        names = sorted(os.listdir(folder or "."))
-    for name in names:
+        names = {*os.listdir(folder or ".")}
+    for name in sorted(names):
         method = name.removeprefix(f"{stem}.").removesuffix(PARAMETERS)
         is_of_method = name == f"{stem}.{method}{PARAMETERS}" and method and "." not in method
         if is_of_method and any(f"{stem}.{method}{suffix}" in names for suffix in PROGRAMS):

@@ -62,6 +62,7 @@ _LONGEST_INT = 1024
 _KEY_LIMIT = 1 << 61
 _HINT = "varstore does not run code from files; if you trust its author, load the file with its own framework"
 
+_ENCODING_HINT = "pass its encoding to read or convert, such as encoding='latin-1', or 'bytes' to leave it so"
 _NESTED_HINT = (
     f"{_HINT}, and save it again with pickle protocol 4, which names such a class without a call: "
     "torch.save(…, pickle_protocol=4)"
@@ -110,10 +111,10 @@ class Instance(Record):
 class Machine(Tape):
     """Run the pickle at `start`; afterwards, `stop` is the byte after it, `foreign` the names not in the table.
 
-    `persistent` returns the values of persistent ids. `encoding` is that of a str of Python 2, or "bytes" to keep it as
-    bytes; the values of an array need none, because they are never decoded. With `modules`, objects of
-    unknown classes that are created without arguments become `Instance`, and the caller accounts for each of them; so
-    do all others with `unknown="opaque"`, which need not be accounted for.
+    `persistent` returns the values of persistent ids. `encoding` is that of a str of Python 2, if the caller may choose
+    it, or "bytes" to keep it as bytes; the values of an array need none, because they are never decoded. With
+    `modules`, objects of unknown classes that are created without arguments become `Instance`, and the caller accounts
+    for each of them; so do all others with `unknown="opaque"`, which need not be accounted for.
     """
 
     def __init__(
@@ -126,11 +127,13 @@ class Machine(Tape):
         persistent: Callable[[Any], Any] | None = None,
         modules: bool = False,
         unknown: Unknown = "error",
-        encoding: str = "utf-8",
+        encoding: str | None = None,
         start: int = 0,
     ) -> None:
         super().__init__(data, path, start)
-        self._encoding = _checked_encoding(encoding)
+        self._encoding = "utf-8" if encoding is None else _checked_encoding(encoding)
+        self._can_choose = encoding is not None
+        self._version = 0
         self.foreign: list[Global] = []
         self._table = table
         self._persistent = persistent
@@ -222,7 +225,7 @@ class Machine(Tape):
                 self.fail(
                     f"a string of Python 2 is not text in {self._encoding}",
                     found=shorten(str(error)),
-                    hint="pass its encoding to read or convert, such as encoding='latin-1', or 'bytes' to leave it so",
+                    hint=_ENCODING_HINT if self._can_choose else None,
                 )
             self.fail("a string in the pickle is not text", found=shorten(str(error)))
 
@@ -420,9 +423,11 @@ class Machine(Tape):
 
     def _refuse_call(self, function: Any, arguments: tuple[Any, ...]) -> NoReturn:
         deed = f"would call {show(function)}{show(arguments, most=4)}"
-        if _names_what_is_nested(function, arguments):
-            self.refuse(f"{deed}, to get a class or a method that is within a class", hint=_NESTED_HINT)
-        self.refuse(deed)
+        if not _gets_what_is_nested(function, arguments):
+            self.refuse(deed)
+        is_old = self._version < 4
+        what = "a class or a method that is within a class" if is_old else "a method of a class"
+        self.refuse(f"{deed}, to get {what}", hint=_NESTED_HINT if is_old else _HINT)
 
     def _reduce(self) -> None:
         arguments = self._stack.pop()
@@ -476,6 +481,7 @@ class Machine(Tape):
 
     def _protocol(self) -> None:
         version = self.byte()
+        self._version = version
         if version > 5:
             self.fail("the pickle protocol is unknown", found=version, expected="at most 5")
 
@@ -485,8 +491,8 @@ class Machine(Tape):
             self.fail("the pickle ends early", found=f"a frame of {size} bytes")
 
 
-def _names_what_is_nested(function: Any, arguments: tuple[Any, ...]) -> bool:
-    """Tell whether a call is the way in which protocols before 4 name a class within a class."""
+def _gets_what_is_nested(function: Any, arguments: tuple[Any, ...]) -> bool:
+    """Tell whether a call is the way to name a method of a class, and before protocol 4 also a class within a class."""
     is_getattr = type(function) is Global and function.name == "getattr" and function.module in _BUILTIN
     return is_getattr and len(arguments) == 2 and type(arguments[0]) is Global and type(arguments[1]) is str
 

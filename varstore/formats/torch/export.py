@@ -19,7 +19,7 @@ from varstore.errors import FormatError, UnsafeContent, UnsupportedDtype
 from varstore.formats.binary.budget import Budget
 from varstore.formats.binary.metadata import parse_json
 from varstore.formats.binary.source import Source
-from varstore.formats.binary.zip import Member, archive_members
+from varstore.formats.binary.zip import MAGIC, Member, archive_members
 from varstore.formats.opened import ForeignCheckpoint
 from varstore.formats.pickles.machine import Unknown
 from varstore.formats.pickles.names import Global, show
@@ -108,7 +108,12 @@ def _nested(source: Source, member: Member, budget: Budget, encoding: str, unkno
             field=member.name[:100],
             hint="unpack the archive, and pack it again without compression",
         )
-    return read_zip(source, budget, *member.span, encoding=encoding, unknown=unknown)
+    start, size = member.span
+    if source.bytes(start, min(len(MAGIC), size)) != MAGIC:
+        raise FormatError(
+            "a member of this exported program is not a file of torch.save", path=source.path, field=member.name[:100]
+        )
+    return read_zip(source, budget, start, size, encoding=encoding, unknown=unknown)
 
 
 def _indexed(
