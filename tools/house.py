@@ -80,7 +80,7 @@ ORDER: dict[str, tuple[str, ...]] = {
     "disk": ("progress", "threads", "blocks", "encodings", "save", "read", "seal", "relink"),
     "disk/encodings": ("raw", "table"),
     "disk/save": (
-        *("space", "durability", "leftovers", "foreign", "staging"),
+        *("space", "durability", "foreign", "leftovers", "staging"),
         *("folders", "large_file", "small_files", "links", "incremental", "attached", "writer"),
     ),
     "disk/read": (

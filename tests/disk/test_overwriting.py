@@ -15,6 +15,7 @@ from support import run_python
 
 import varstore as vs
 from varstore.disk.save import foreign, staging
+from varstore.disk.save.leftovers import discard
 from varstore.errors import CheckpointExists, StorageError, UsageError
 from varstore.layout.names import MARKER
 from varstore.storage import syscalls
@@ -79,15 +80,89 @@ def test_a_file_that_appears_during_the_save_is_not_lost(path, monkeypatch, name
         (path / name).parent.mkdir(parents=True, exist_ok=True)
         (path / name).write_text("mine")
 
-    with pytest.raises(CheckpointExists, match=name):
-        vs.save(path, NEW, overwrite=True, progress=put)
-    assert (path / name).read_text() == "mine"
-    assert vs.load(path)["w"].tolist() == [0, 0, 0, 0]
-    (path / name).unlink()
-    vs.save(path, NEW, overwrite=True, progress=put, foreign="keep")
-    assert (path / name).read_text() == "mine"
-    assert vs.load(path)["w"].tolist() == [0, 1, 2, 3]
+    for choice in ("error", "keep"):
+        vs.save(path, NEW, overwrite=True, progress=put, foreign=choice)
+        assert (path / name).read_text() == "mine"
+        assert vs.load(path)["w"].tolist() == [0, 1, 2, 3]
+        assert os.listdir(path.parent) == ["c"]
+    vs.save(path, OLD, overwrite=True, progress=put, foreign="delete")
+    assert not (path / name).exists()
+
+
+@pytest.mark.parametrize("how", ["exchange", "two renames"])
+@pytest.mark.parametrize("manifest", [True, False])
+def test_a_file_that_appears_at_the_last_moment_is_not_lost(path, monkeypatch, how, manifest):
+    vs.save(path, OLD, overwrite=True, manifest=manifest)
+    rename = os.rename
+
+    def exchange(*arguments):
+        (path / "w" / "notes.txt").write_text("mine")
+        missing() if how == "two renames" else real(*arguments)
+
+    def renamed(source, target, **options):
+        if source == "c":
+            (path / "deep" / "v" / "later.txt").write_text("mine")
+        rename(source, target, **options)
+
+    real = syscalls.exchange
+    monkeypatch.setattr(syscalls, "exchange", exchange)
+    monkeypatch.setattr(os, "rename", renamed)
+    vs.save(path, NEW, overwrite=True)
+    assert (path / "w" / "notes.txt").read_text() == "mine"
+    assert (path / "deep" / "v" / "later.txt").exists() == (how == "two renames")
+    assert sorted(vs.load(path)) == sorted(NEW)
+    assert vs.verify(path).ok
     assert os.listdir(path.parent) == ["c"]
+
+
+def test_a_file_of_a_checkpoint_that_another_overwriter_replaces_at_once_is_not_lost(path, monkeypatch):
+    other, carried = path.with_name("other"), []
+    vs.save(other, {"w": np.ones(1)})
+
+    def carry(*arguments):
+        if not carried:
+            os.rename(path, path.with_name("first"))
+            os.rename(other, path)
+        carried.append(real(*arguments))
+        return carried[-1]
+
+    real = foreign.carry
+    monkeypatch.setattr(foreign, "carry", carry)
+    vs.save(path, NEW, overwrite=True, progress=lambda done, total: (path / "notes.txt").write_text("mine"))
+    assert len(carried) == 2
+    assert vs.load(path)["w"].tolist() == [1]
+    assert (path / "notes.txt").read_text() == "mine"
+
+
+def test_a_file_that_appears_where_the_new_one_has_its_own_stays_with_the_old_one(path):
+    with pytest.raises(StorageError, match=r"stands; .*'other'"):
+        vs.save(path, NEW, overwrite=True, progress=lambda done, total: (path / "other").write_text("mine"))
+    assert sorted(vs.load(path)) == sorted(NEW)
+    ((left, reason),) = vs.clean(path.parent).kept.items()
+    assert "'other'" in reason
+    os.rename(os.path.join(left, "other"), path.with_name("mine"))
+    assert vs.clean(path.parent) == [left]
+    assert path.with_name("mine").read_text() == "mine"
+
+
+@pytest.mark.parametrize("infix", [".saving-", ".replaced-"])
+def test_what_others_put_into_a_checkpoint_outlives_a_crash_after_the_exchange(path, infix):
+    left = path.with_name(f".c{infix}01234567")
+    os.rename(path, left)
+    (left / "w" / "notes.txt").write_text("mine")
+    (left / "copied").write_text("mine")
+    vs.save(path.with_name("n"), NEW)
+    path.with_name("n").rename(path)
+    (path / "copied").write_text("mine")
+    assert vs.clean(path.parent) == [str(left)]
+    assert (path / "w" / "notes.txt").read_text() == "mine"
+    assert os.listdir(path.parent) == ["c"]
+
+
+def test_what_is_deleted_goes_with_all_in_it(path):
+    (path / "notes.txt").write_text("mine")
+    discard(path)
+    assert os.listdir(path.parent) == []
 
 
 @pytest.mark.parametrize("is_settled", [True, False])

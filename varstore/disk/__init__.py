@@ -12,8 +12,8 @@
   A checkpoint in a lower layer of an overlay, as in an image of a container, cannot be renamed at all: while it is
   removed, the path is incomplete; after a crash then, `varstore clean` puts the new one there.
 - **Other people's files.** Files in a checkpoint that it does not know are not deleted unasked: `overwrite=True`
-  refuses, or keeps or deletes them by request (`foreign`). `CheckpointManager` keeps them when it saves a step again or
-  trims it.
+  refuses, or keeps or deletes them by request (`foreign`). What appears there during the save is given to the new one.
+  `CheckpointManager` keeps them when it saves a step again or trims it.
 - **Other users.** A save does not follow a symbolic link at its target, and what it is writing is closed to other
   users. What belongs to another user is not cleaned or deleted, and is copied rather than linked.
 - **Durability.** `save` returns after data, manifest, marker and folders were flushed with `fsync` or `syncfs`.

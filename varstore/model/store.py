@@ -96,6 +96,7 @@ def save(
         overwrite: replace the checkpoint at `path`. At every moment the path holds the old one or the new one.
         foreign: what becomes of other people's files in a checkpoint that is replaced, such as a ``config.json`` that
             somebody put there: "error" refuses to replace it, "keep" hands them to the new one, "delete" removes them.
+            What appears during the save is handed to the new one, unless it is "delete".
         durable: return only when everything is on the disk, safe from a power cut. Without it, the system writes
             when it chooses to, and the save returns earlier.
         manifest: False writes OneFlow's own layout only: no digests and no attributes. For a folder that OneFlow

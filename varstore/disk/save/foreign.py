@@ -2,6 +2,10 @@
 
 Overwriting removes a whole directory, and with it whatever somebody put there. So that is found before the first byte
 is written: in the root, in the folders of variables, and in any other folder, such as a checkpoint nested in this one.
+
+What somebody puts there later is found when the old checkpoint has lost its name, so that nothing more can come, and
+is given to the new one before the old one goes (see `hand_on`). Whoever comes after a crash does the same: a checkpoint
+that was replaced has its marker or its manifest until it was looked at.
 """
 
 from __future__ import annotations
@@ -15,24 +19,27 @@ import time
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
-from typing import Literal
+from typing import BinaryIO, Literal
 
-from varstore.disk.save.leftovers import is_own_name
+from varstore.disk.save.durability import sync_each
 from varstore.disk.threads import for_each
-from varstore.errors import CheckpointExists, FormatError
+from varstore.errors import FormatError
 from varstore.layout.encodings import RAW, is_plain
 from varstore.layout.location import Location
 from varstore.layout.manifest import MANIFEST_LIMIT, Manifest
 from varstore.layout.names import MANIFEST, MARKER
+from varstore.layout.staged import is_passing_name
 from varstore.storage import syscalls
+from varstore.storage.appearing import is_temporary
+from varstore.storage.claims import is_named
 from varstore.storage.directory import Directory
 
-__all__ = ["Foreign", "Stamp", "carry", "foreign_files"]
+__all__ = ["Foreign", "Stamp", "carry", "foreign_files", "hand_on", "is_own_name"]
 
 Foreign = Literal["error", "delete", "keep"]
 """What becomes of other people's files in a checkpoint that is overwritten."""
-Stamp = tuple[int, int, int]
-"""Inode, size and time of a file, which tell whether it changed."""
+Stamp = tuple[tuple[int, int, int], tuple[int, int, int]]
+"""Inode, size and time of a file, which tell whether it changed, and those of what was given for it."""
 
 _DROPPED = re.compile(r"\.DS_Store|\._.*|\.nfs.*|Thumbs\.db|desktop\.ini|lost\+found", re.DOTALL)
 """What systems leave in folders; nobody misses it."""
@@ -41,6 +48,13 @@ _SETTLED = 10 * 10**9
 """Nanoseconds; no file system keeps times of changes less exactly than this, not even vfat."""
 _NOT_A_FOLDER = {errno.ENOTDIR, errno.ELOOP}
 _ENCODED = re.compile(r"zarr\.json|c(\.\d+)*")
+_ATTEMPTS = 100
+_PART = 1 << 20
+
+
+def is_own_name(name: str) -> bool:
+    """Tell whether a name is one that varstore gives to what is temporary."""
+    return is_temporary(name) or is_passing_name(name)
 
 
 def foreign_files(fd: int, path: str, seen: dict[tuple[int, int], int]) -> list[str]:
@@ -164,53 +178,131 @@ def _list(
         known.seen[status.st_dev, status.st_ino] = status.st_ctime_ns
 
 
-def carry(files: Iterable[str], old: str, fd: int, owner: int, carried: dict[str, Stamp]) -> tuple[list[str], set[str]]:
-    """Give other people's files to the checkpoint that replaces theirs; return those files and their folders.
+def hand_on(
+    old: int, target: str, dir_fd: int, *, path: str, seen: dict[tuple[int, int], int], carried: dict[str, Stamp]
+) -> list[str]:
+    """Give other people's files in a checkpoint that was replaced to the one that has its name; return those that stay.
 
-    They are linked if they belong to the user `owner`, and copied otherwise, so that nobody can change them later.
-    `carried` says which files were given to it before, and is brought up to date: a file that changed since then is
-    given again, and one that went is taken away.
+    Whoever puts a file there has found the place by its name, so when the old checkpoint has lost that, all that came
+    is seen. Nothing is given from what is being removed: whoever does that has looked before.
+
+    Args:
+        old: of the directory of the old checkpoint.
+        target: the name of the new one, in the directory `dir_fd`.
+        path: of the old one, for messages.
+        seen: as for `foreign_files`.
+        carried: as for `carry`; of other checkpoints that take the name meanwhile, it is not known.
 
     Raises:
-        CheckpointExists: a file would lie where the new checkpoint has one.
+        OSError: a folder cannot be listed, or the manifest cannot be read.
+    """
+    marks = _marks(old)
+    if not marks:
+        return []
+    try:
+        files = foreign_files(old, path, seen)
+    except FileNotFoundError:
+        files = []
+    if not (files or carried) or _marks(old) != marks:
+        return []
+    for _ in range(_ATTEMPTS):
+        try:
+            fd = syscalls.folder_in(target, dir_fd)
+        except OSError:
+            return files
+        try:
+            if not _marks(fd):
+                return files
+            stay: list[str] = []
+            before = {*carried.items()}
+            given, folders = carry(files, old, fd, carried, stay)
+            if before != {*carried.items()}:  # nothing is to be lost in a power cut when the old one is gone
+                sync_each(fd, given, [*folders, "."])
+            if is_named(fd, target, dir_fd):
+                return stay
+        finally:
+            os.close(fd)
+        carried = {}
+    return files
+
+
+def _marks(fd: int) -> set[str]:
+    return {MARKER, MANIFEST} & {*syscalls.names_in(fd)}
+
+
+def carry(
+    files: Iterable[str], old: int, fd: int, carried: dict[str, Stamp], stay: list[str]
+) -> tuple[list[str], list[str]]:
+    """Give other people's files to a checkpoint; return the regular ones, and the folders of all, from the lowest up.
+
+    They are linked if they belong to the user whose checkpoint that is, and copied otherwise, so that nobody can change
+    them later. `carried` says which files were given to it before, and is brought up to date: a file that changed since
+    then is given again, and one that went is taken away, unless somebody has changed it in its new place. Files that
+    cannot be given, where the new checkpoint has its own, are added to those that `stay`.
+
+    Raises:
+        OSError: the operating system refused.
     """
     files = list(files)
+    owner = os.fstat(fd).st_uid
     for path in carried.keys() - {*files}:
         _take_back(path, fd, carried)
     given: list[str] = []
     folders: set[str] = set()
-    try:
-        old_fd = syscalls.open_fd(old, syscalls.READ_FOLDER_ITSELF)
-    except FileNotFoundError:  # another overwriter is between two renames; what it leaves is looked at again
-        return given, folders
-    try:
-        for path in files:
-            try:
-                status = os.stat(path, dir_fd=old_fd, follow_symlinks=False)
-                stamp = status.st_ino, status.st_size, status.st_mtime_ns
-                if carried.get(path) == stamp:
-                    continue
-                _take_back(path, fd, carried)
-                folders |= _made(os.path.dirname(path), fd)
-                if _carry(path, status, old_fd, fd, owner):
-                    given.append(path)
-                carried[path] = stamp
-            except FileNotFoundError:  # its owner took it away meanwhile
+    for path in files:
+        try:
+            status = os.stat(path, dir_fd=old, follow_symlinks=False)
+            stamp = _stamp(status)
+            if path in carried and carried[path][0] == stamp:
                 continue
-            except FileExistsError as error:
-                raise CheckpointExists(
-                    "a file in the checkpoint that is to be replaced is where the new one has its own",
-                    path=os.path.join(old, path),
-                    hint="move it away, or pass foreign='delete'",
-                ) from error
-    finally:
-        os.close(old_fd)
-    return given, folders
+            if _is_same(path, old, fd):
+                continue
+            _take_back(path, fd, carried)
+            folders |= _made(os.path.dirname(path), fd)
+            if _carry(path, status, old, fd, owner):
+                given.append(path)
+            carried[path] = stamp, _stamp(os.stat(path, dir_fd=fd, follow_symlinks=False))
+        except FileNotFoundError:  # its owner took it away meanwhile
+            continue
+        except (FileExistsError, NotADirectoryError):
+            stay.append(path)
+    return given, sorted(folders, reverse=True)
+
+
+def _stamp(status: os.stat_result) -> tuple[int, int, int]:
+    return status.st_ino, status.st_size, status.st_mtime_ns
+
+
+def _is_same(path: str, old: int, fd: int) -> bool:
+    """Tell whether another folder has the same file, or a copy of it, or the same link at a path."""
+    try:
+        first, second = (os.stat(path, dir_fd=folder, follow_symlinks=False) for folder in (old, fd))
+        if os.path.samestat(first, second):
+            return True
+        if stat.S_ISLNK(first.st_mode) and stat.S_ISLNK(second.st_mode):
+            return os.readlink(path, dir_fd=old) == os.readlink(path, dir_fd=fd)
+        if not (stat.S_ISREG(first.st_mode) and stat.S_ISREG(second.st_mode)) or first.st_size != second.st_size:
+            return False
+        with _opened(path, old) as one, _opened(path, fd) as other:
+            while (part := one.read(_PART)) == other.read(_PART):
+                if not part:
+                    return True
+    except FileNotFoundError:
+        pass
+    return False
+
+
+def _opened(path: str, dir_fd: int) -> BinaryIO:
+    return open(path, "rb", opener=lambda name, _: syscalls.open_fd(name, syscalls.READ_FILE, dir_fd=dir_fd))
 
 
 def _take_back(path: str, fd: int, carried: dict[str, Stamp]) -> None:
-    if carried.pop(path, None):
-        os.unlink(path, dir_fd=fd)
+    """Take away a file that was given to a checkpoint, if it is still that one."""
+    if path in carried:
+        _, given = carried.pop(path)
+        with contextlib.suppress(FileNotFoundError):
+            if _stamp(os.stat(path, dir_fd=fd, follow_symlinks=False)) == given:
+                os.unlink(path, dir_fd=fd)
 
 
 def _made(folder: str, fd: int) -> set[str]:

@@ -6,6 +6,7 @@ writer lives (see `varstore.storage.claims`):
 - ``.NAME.saving-RANDOM``, a staging folder or a checkpoint that is being deleted: it is removed. One that is complete
   and whose predecessor is being removed to make place for it, which a file ``.replacing-RANDOM`` in it says, gets the
   name (see `give_way`).
+  One that was replaced has first to hand on what others put there meanwhile (see `varstore.disk.save.foreign`).
 - ``.NAME.replaced-RANDOM``, a checkpoint that was set aside for a new one. It gets its name back, unless the new one
   has it. Whoever removes it renames it first, in one step, to what is only removed: somebody else may be giving it its
   name back, and a visible checkpoint must not lose its files.
@@ -19,21 +20,32 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
-import re
 import stat
 from collections.abc import Collection, Iterable, Iterator
 from functools import partial
 
 from varstore.disk.save.durability import sync_each
+from varstore.disk.save.foreign import hand_on
 from varstore.disk.threads import for_each
 from varstore.errors import CheckpointNotFound
 from varstore.layout.names import MANIFEST, MARKER
-from varstore.layout.staged import FILLING, GIVING_WAY, NOTE, REPLACED, REPLACING, SAVING, STAGED, is_staging_name
+from varstore.layout.staged import (
+    FILLING,
+    GIVING_WAY,
+    NEW_MANIFEST,
+    NOTE,
+    REPLACED,
+    REPLACING,
+    SAVING,
+    STAGED,
+    is_staging_name,
+)
 from varstore.storage import syscalls
 from varstore.storage.appearing import TEMPORARY_LIMIT, end_temporary, is_temporary, remove_temporary
 from varstore.storage.claims import claim, claim_new, is_ours, lock, notes_in, require_gone
 from varstore.storage.failures import storage_error, translated
 from varstore.storage.removing import empty, remove, remove_file, remove_written
+from varstore.text.hints import listed
 from varstore.values.arguments import checked
 
 __all__ = [
@@ -44,9 +56,9 @@ __all__ = [
     "clean_in_place",
     "clean_staging",
     "discard",
+    "few",
     "give_way",
     "is_of_another_user",
-    "is_own_name",
     "remove_old",
     "remove_old_manifests",
     "set_aside",
@@ -56,7 +68,6 @@ __all__ = [
 NAME_LIMIT = 255 - len(".") - len(REPLACED) - 8
 CHANGEABLE = 0o333
 """Modes of an attached file that somebody may write to or execute: no save makes one."""
-_MANIFEST = re.compile(rf"\.{MANIFEST}\.[0-9a-f]{{8}}")
 
 
 def _target_of_staging(name: str) -> str | None:
@@ -64,10 +75,9 @@ def _target_of_staging(name: str) -> str | None:
     return match and match["target"]
 
 
-def is_own_name(name: str) -> bool:
-    """Tell whether a name is one that varstore gives to what is temporary."""
-    patterns = (STAGED, NOTE, GIVING_WAY, _MANIFEST)
-    return is_temporary(name) or any(pattern.fullmatch(name) for pattern in patterns)
+def few(names: Iterable[str]) -> str:
+    """Return names for a message."""
+    return listed(list(map(repr, sorted(names))))
 
 
 def beside(name: str, infix: str) -> str:
@@ -157,12 +167,12 @@ def _left_of(names: Iterable[str], target: str) -> list[str]:
 def _left_of_all(directory: str, names: Iterable[str]) -> Iterator[str]:
     """Yield the leftovers in a directory, and those of seals in its folders."""
     for name in names:
-        if is_temporary(name) or is_staging_name(name) or _MANIFEST.fullmatch(name):
+        if is_temporary(name) or is_staging_name(name) or NEW_MANIFEST.fullmatch(name):
             yield name
         else:
             with contextlib.suppress(OSError):
                 below = os.listdir(os.path.join(directory, name))
-                yield from (f"{name}/{part}" for part in below if _MANIFEST.fullmatch(part))
+                yield from (f"{name}/{part}" for part in below if NEW_MANIFEST.fullmatch(part))
 
 
 def _since_aside(path: str, dir_fd: int) -> int:
@@ -178,7 +188,8 @@ def _end(path: str, dir_fd: int) -> bool:
     """Bring a leftover to its end; True if it was removed.
 
     Raises:
-        BlockingIOError, PermissionError: it is not ours, and the error's text says whose; see `claim`.
+        BlockingIOError, PermissionError: it is not ours, or not all in it is, and the error's text says whose; see
+            `claim`.
         OSError: it cannot be opened, or is a link.
     """
     folder, _, name = path.rpartition("/")
@@ -199,11 +210,15 @@ def _end(path: str, dir_fd: int) -> bool:
             syscalls.sync_names(dir_fd)  # what has the name is not to be lost in a power cut when this one is gone
         elif give_way(name, match["target"], dir_fd):
             return False
-        return remove_old(name, dir_fd)
+        is_written = any(map(NOTE.fullmatch, syscalls.names_in(fd)))
+        stay = [] if is_written else hand_on(fd, match["target"], dir_fd, path=name, seen={}, carried={})
+        if not stay:
+            return remove_old(name, dir_fd)
     except OSError:
         return False
     finally:
         os.close(fd)
+    raise BlockingIOError(errno.EAGAIN, f"there are other people's files in it: {few(stay)}", name)
 
 
 def remove_old(name: str, dir_fd: int, threads: int = 1) -> bool:
@@ -275,7 +290,7 @@ def undo_in_place(fd: int, tops: Iterable[str]) -> None:
 
 def remove_old_manifests(fd: int) -> None:
     """Remove what killed seals left in the open directory of a checkpoint."""
-    for name in filter(_MANIFEST.fullmatch, syscalls.names_in(fd)):
+    for name in filter(NEW_MANIFEST.fullmatch, syscalls.names_in(fd)):
         remove_temporary(name, fd)
 
 
@@ -461,18 +476,19 @@ def set_aside(path: str) -> None:
                 raise
             _remove_at_once(name, fd)
         else:
-            _remove_marker(aside, fd)
+            _remove_marks(aside, fd)
     finally:
         os.close(fd)
 
 
-def _remove_marker(name: str, dir_fd: int) -> None:
-    """Say of a folder that it is to be removed, and not about to get its name; it has durably lost the one it had."""
+def _remove_marks(name: str, dir_fd: int) -> None:
+    """Say of a folder that it is to be removed with all in it; it has durably lost the name that it had."""
     with contextlib.suppress(OSError):
         syscalls.sync_names(dir_fd)
         fd = syscalls.folder_in(name, dir_fd, same_mount=True)
         try:
-            remove_file(MARKER, fd)
+            for mark in (MARKER, MANIFEST):
+                remove_file(mark, fd)
         finally:
             os.close(fd)
 

@@ -31,17 +31,18 @@ import errno
 import os
 import stat
 import time
-from collections.abc import Collection, Iterable
+from collections.abc import Collection
 from dataclasses import dataclass, field, replace
 from types import TracebackType
 
 from varstore.disk.save.durability import Durability, sync_each
-from varstore.disk.save.foreign import Foreign, Stamp, carry, foreign_files
+from varstore.disk.save.foreign import Foreign, Stamp, carry, foreign_files, hand_on
 from varstore.disk.save.leftovers import (
     NAME_LIMIT,
     beside,
     clean_in_place,
     clean_staging,
+    few,
     give_way,
     remove_old,
     undo_in_place,
@@ -58,7 +59,6 @@ from varstore.storage.claims import claim_new, is_named, lock, mode_of_new_folde
 from varstore.storage.directory import Directory, closing
 from varstore.storage.forks import no_fork, tell_children
 from varstore.storage.removing import empty, remove_empty
-from varstore.text.hints import listed
 
 __all__ = ["Staging", "Target", "prepare_target"]
 
@@ -108,8 +108,11 @@ def prepare_target(path: str, *, overwrite: bool, foreign: Foreign) -> Target:
     return _look(Target(path=target, shown=path, foreign=foreign, overwrite=overwrite))
 
 
-def _look(target: Target) -> Target:
-    """Return what the target is now; while other writers replace it, what one of them put there."""
+def _look(target: Target, *, files: bool = True) -> Target:
+    """Return what the target is now; while other writers replace it, what one of them put there.
+
+    Without `files`, other people's are not looked for.
+    """
     for attempt in range(_ATTEMPTS):
         try:
             (fd,) = map(os.open, (target.path,), (syscalls.READ_FOLDER_ITSELF,))  # not to be divided by Ctrl-C
@@ -118,7 +121,7 @@ def _look(target: Target) -> Target:
         except NotADirectoryError:
             raise CheckpointExists("the target is a file", path=target.shown, hint="choose another path") from None
         try:
-            return _looked_at(target, fd)
+            return _looked_at(target, fd, files=files)
         except (CheckpointExists, OSError) as error:
             is_going = isinstance(error, FileNotFoundError) or not _is_at(target.path, fd)
             if attempt == _ATTEMPTS - 1 or not is_going:
@@ -135,7 +138,7 @@ def _is_at(path: str, fd: int) -> bool:
         return False
 
 
-def _looked_at(target: Target, fd: int) -> Target:
+def _looked_at(target: Target, fd: int, *, files: bool) -> Target:
     path = target.path
     immovable = os.path.ismount(path) or os.path.samefile(path, os.curdir)
     if immovable:
@@ -146,6 +149,8 @@ def _looked_at(target: Target, fd: int) -> Target:
     if not names:
         return replace(target, replaces=False, in_place=immovable, mode=mode)
     _check_replaceable(target, names, immovable=immovable)
+    if not files:
+        return replace(target, replaces=True, mode=mode)
     kept: tuple[str, ...] = ()
     if target.foreign != "delete" and not is_giving_way(names):
         kept = tuple(foreign_files(fd, path, target.seen))
@@ -153,7 +158,7 @@ def _looked_at(target: Target, fd: int) -> Target:
         raise CheckpointExists(
             "in the checkpoint that is to be replaced there are files that it does not know",
             path=target.shown,
-            found=_few(kept),
+            found=few(kept),
             hint="move them away, or pass foreign='keep' to give them to the new one, or 'delete' if they may go",
         )
     return replace(target, replaces=True, mode=mode, kept=kept)
@@ -171,21 +176,21 @@ def _check_replaceable(target: Target, names: list[str], *, immovable: bool) -> 
         raise CheckpointExists(
             "the target is not empty",
             path=target.shown,
-            found=_few(names),
+            found=few(names),
             hint=_for_ranks("choose a new path, or overwrite=True to replace the whole checkpoint"),
         )
     if immovable:
         raise CheckpointExists(
             "a mount point or the working directory cannot be replaced",
             path=target.shown,
-            found=_few(names),
+            found=few(names),
             hint="save to a folder in it",
         )
     if not {MARKER, MANIFEST} & set(names) and not is_giving_way(names):
         raise CheckpointExists(
             "the target is not a checkpoint, and overwrite=True replaces nothing else",
             path=target.shown,
-            found=_few(names),
+            found=few(names),
             hint="remove it yourself if it may go",
         )
 
@@ -369,12 +374,29 @@ class Staging:
             return False
         return is_named(self.fd, self._final, self._parent)
 
-    def carry(self) -> bool:
-        """Give the new checkpoint the other people's files that it is to keep, as they are now; tell whether any is."""
-        files, folders = carry(self.target.kept, self.target.path, self.fd, self.owner, self._carried)
+    def carry(self) -> None:
+        """Give the new checkpoint the other people's files that it is to keep, as they are now.
+
+        Raises:
+            CheckpointExists: one of them lies where the new checkpoint has its own.
+        """
+        try:
+            old = syscalls.folder_in(self._final, self._parent)
+        except FileNotFoundError:  # another overwriter is between two renames
+            return
+        stay: list[str] = []
+        try:
+            files, folders = carry(self.target.kept, old, self.fd, self._carried, stay)
+        finally:
+            os.close(old)
+        if stay:
+            raise CheckpointExists(
+                "a file in the checkpoint that is to be replaced is where the new one has its own",
+                path=os.path.join(self.target.shown, stay[0]),
+                hint="move it away, or pass foreign='delete'",
+            )
         if self.durability.durable:
             sync_each(self.fd, files, folders)
-        return bool(files or folders)
 
     def commit(self, manifest: bytes | None) -> Identity | None:
         """Write the manifest and the marker, and give the folder its name: steps 2 to 5 of the law of durability.
@@ -423,7 +445,7 @@ class Staging:
         """Rename the folder to its target; an overwriter takes turns with others that do the same."""
         for attempt in range(_ATTEMPTS):
             if self.target.replaces or attempt:
-                self._look_again()
+                self.target = _look(self.target, files=False)
             try:
                 if self.target.replaces:
                     self._replace()
@@ -441,12 +463,6 @@ class Staging:
             else:
                 return
         raise self._taken("other writers replace the checkpoint all the time")
-
-    def _look_again(self) -> None:
-        """See what the target is now, so that no file is lost that somebody put there during the save."""
-        self.target = _look(self.target)
-        if (self.target.kept or self._carried) and self.carry() and self.durability.durable:
-            syscalls.sync_names(self.fd)
 
     def _is_taken(self) -> bool:
         """Tell whether something has the target's name; what a rename onto it raises depends on the file system."""
@@ -561,7 +577,15 @@ class Staging:
         self._name, self._aside = self._aside, ""
 
     def _give_way(self) -> None:
-        """Have the old checkpoint removed where it lies, for one that cannot be renamed."""
+        """Have the old checkpoint removed where it lies, for one that cannot be renamed.
+
+        Others still find that place, so what they put there is looked for just before.
+        """
+        self.target = _look(self.target)
+        if self.target.kept or self._carried:
+            self.carry()
+            if self.durability.durable:
+                syscalls.sync_names(self.fd)
         self._gives_way = True
         self._finish_giving_way(begin=True)
 
@@ -587,17 +611,38 @@ class Staging:
         if self.durability.durable:
             for fd in (self._parent, *(fd for fd, _ in self._made)):
                 syscalls.sync_names(fd)
-        for name in (self._name, *self._remains):
-            if name:
-                remove_old(name, self._parent, self.threads)
+        for name in filter(None, (self._name, *self._remains)):
+            if self.target.foreign != "delete":
+                self._hand_on(name)
+            remove_old(name, self._parent, self.threads)
         self._name = ""
+
+    def _hand_on(self, name: str) -> None:
+        """Give the new checkpoint what others put into the one that it replaced, while it was written.
+
+        Raises:
+            StorageError: it cannot be given; the old one stays.
+        """
+        try:
+            old = syscalls.folder_in(name, self._parent)
+        except FileNotFoundError:  # a cleaner has done this
+            return
+        try:
+            path, seen = os.path.join(os.path.dirname(self.target.path), name), self.target.seen
+            stay = hand_on(old, self._final, self._parent, path=path, seen=seen, carried=self._carried)
+        finally:
+            os.close(old)
+        if stay:
+            raise StorageError(
+                "the new checkpoint is saved and stands; others put files into the old one where this has its own",
+                number=errno.EEXIST,
+                path=path,
+                found=few(stay),
+                hint="move them away, and run `varstore clean`",
+            )
 
 
 def _content(fd: int, path: str) -> list[str]:
     """Return the names in a directory; at a mount point, without the lost+found that ext file systems create."""
     names = syscalls.names_in(fd)
     return [name for name in names if name != "lost+found"] if os.path.ismount(path) else names
-
-
-def _few(names: Iterable[str]) -> str:
-    return listed(list(map(repr, sorted(names))))
