@@ -442,8 +442,10 @@ def test_members_of_a_flag_come_back_together(tmp_path: Path) -> None:
         READ = 4
         RUN = 1
 
-    with pytest.raises(UsageError, match=r"does not have a member 'READ\|WRITE'"):
-        load_state(tmp_path / "c", types={**types, f"{__name__}.Access": Access2})
+    for one, name in ((both, r"READ\|WRITE"), (Access.WRITE, "WRITE")):
+        save_state(tmp_path / name, one)
+        with pytest.raises(UsageError, match=f"does not have a member '{name}'"):
+            load_state(tmp_path / name, types={f"{__name__}.Access": Access2})
 
 
 def test_a_defaultdict_with_a_class_keeps_its_factory(tmp_path: Path) -> None:

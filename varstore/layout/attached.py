@@ -67,7 +67,7 @@ def refused_name(names: Iterable[Any], tops: Collection[str]) -> tuple[Any, str]
 
 def _reason(name: Any) -> str | None:
     if not isinstance(name, str):
-        return f"a {type(name).__name__} is not a name"
+        return f"a name is text, not of the type {type(name).__name__}"
     if "/" in name:
         return "it has a '/', and attached files lie in the root of the checkpoint"
     try:

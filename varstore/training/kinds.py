@@ -49,6 +49,8 @@ Types: TypeAlias = Mapping[str, type]
 """Classes by the names that a tree has for them, such as ``"project.config.Config"``."""
 
 _DTYPE = re.compile(r"[a-z][a-z0-9_]*")
+_BITS = re.compile(r"[0-9]{1,20}")
+"""What the name of several members has for bits that are not of a member: ``"A|8"``."""
 _MICROSECOND = datetime.timedelta(microseconds=1)
 
 
@@ -297,15 +299,15 @@ def _enum(name: str, items: list[Any], types: Types) -> Any:
 
 
 def _composite(cls: type, known: Mapping[str, Any], member: Any, value: Any) -> Any:
-    """Return several members of a Flag as one, by their names or else by the value; None if there is no such thing.
+    """Return several members of a Flag as one, by their names, or by the value if it has none; None if that cannot be.
 
     Only what the standard library defines is called, and nothing that the class itself does.
     """
     if not issubclass(cls, enum.Flag) or vars(cls).get("_member_type_") not in (object, int):
         return None
-    names = member.split("|") if isinstance(member, str) else [member]
-    parts = [known[one]._value_ if one in known else None for one in names]
-    whole = value if None in parts else functools.reduce(operator.or_, parts)
+    names = member.split("|") if isinstance(member, str) else []
+    parts = [known[one]._value_ if one in known else int(one) if _BITS.fullmatch(one) else None for one in names]
+    whole = value if member is None else functools.reduce(operator.or_, parts) if parts and None not in parts else None
     if type(whole) is not int:
         return None
     members = cls._value2member_map_
