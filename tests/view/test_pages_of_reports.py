@@ -15,9 +15,9 @@ from click.testing import CliRunner
 from hypothesis import example, given, settings, strategies as st
 from support import ROOT
 from support.attacks import ATTACKS
-from support.browser import CHROMIUM, browser as running
 
 import varstore as vs
+from tools.browser import CHROMIUM, browser as running
 from varstore.cli import main
 from varstore.view.page import document
 from varstore.view.report import write_report
@@ -237,7 +237,7 @@ def test_a_run_has_curves(browser, run):
     page = browser.page(run)
     charts = page("[...document.querySelectorAll('#run figure')].map((found) => found.textContent)")
     assert len(charts) == 2 + len(ATTACKS[::5]) + 2
-    assert charts[-1].startswith("disk: 7.58 kBlinks save 36.0 kB")
+    assert charts[-1].startswith("disk, with links7.58 kB of 43.6 kB")
     loss, odd = (page(f"document.querySelectorAll('#run .curve')[{at}].getAttribute('d')") for at in (0, 1))
     assert (loss.count("M"), loss.count("L"), odd.count("M"), odd.count("L")) == (1, 5, 2, 3)
     page.click("#rows .line:last-child")

@@ -22,9 +22,9 @@ import numpy as np
 import pytest
 from support import ROOT
 from support.attacks import ATTACKS
-from support.browser import CHROMIUM, browser as running
 
 import varstore as vs
+from tools.browser import CHROMIUM, browser as running
 from varstore.errors import UsageError
 from varstore.view import looks, server
 from varstore.view.looks import part
@@ -341,6 +341,30 @@ def test_an_answer_has_a_bounded_number_of_values(viewer):
     assert len(part(np.zeros((300, 300)), "0:256, 0:256")["values"]) == 65_536
     found = json.loads(ask(viewer, f"{viewer.prefix}/values/{viewer.looks.names.index('big')}")[1])
     assert "at most 65,536" in found["failed"]
+
+
+def test_a_hundred_gigabytes_open_at_once(tmp_path, monkeypatch):
+    """A sparse file takes no disk; nothing but what is asked for is read."""
+    rows, columns = 25_000_000, 1000
+    header = json.dumps({"huge": {"dtype": "F32", "shape": [rows, columns], "data_offsets": [0, 4 * rows * columns]}})
+    with open(tmp_path / "huge.safetensors", "wb") as file:
+        file.write(len(header).to_bytes(8, "little") + header.encode())
+        try:
+            file.truncate(8 + len(header) + 4 * rows * columns)
+        except OSError as error:
+            pytest.skip(f"no sparse file of 100 GB: {error}")
+        file.seek(-4, os.SEEK_END)
+        file.write(np.float32(7).tobytes())
+    monkeypatch.setattr(server, "_WAITING", 0.3)
+    began = time.monotonic()
+    with Viewer(os.fspath(tmp_path / "huge.safetensors")) as viewer:
+        serving(viewer)
+        found = json.loads(ask(viewer, f"{viewer.prefix}/values/0?at={quote('-2:, -3:')}")[1])
+        assert found == {"shape": [2, 3], "values": [0, 0, 0, 0, 0, 7]}
+        assert time.monotonic() - began < 5
+        found = json.loads(ask(viewer, f"{viewer.prefix}/variable/0")[1])
+        assert 0 < found["share"] < 1
+        viewer.shutdown()
 
 
 def test_what_takes_long_is_told_and_what_nobody_waits_for_ends(monkeypatch):

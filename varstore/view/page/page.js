@@ -179,6 +179,7 @@ class Page {
       if (event.key === "Escape" || event.key === "Enter" || event.key === "ArrowDown") {
         if (event.key === "Escape") search.value = this.tree.search = "";
         this.tree.update();
+        this.tree.render(true);
         byId("tree").focus({ preventScroll: true });
         event.preventDefault();
         event.stopPropagation();
