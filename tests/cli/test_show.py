@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+from pathlib import Path
 
 import click
 import ml_dtypes
@@ -213,3 +214,42 @@ def test_a_slice_of_a_large_variable_reads_only_that(tmp_path):
     os.truncate(out, size)
     assert facts(run("show", tmp_path / "c", "w[:9]").output)["count"] == "9"
     assert run("ls", tmp_path / "c", "--tree").output.splitlines()[-1].endswith("int8, 4.4 TB")
+
+
+DATA = Path(__file__).parent.parent / "data"
+
+
+@pytest.mark.parametrize("folder", sorted(path.name for path in (DATA / "formats").iterdir()))
+def test_every_command_that_looks_takes_what_other_systems_wrote(folder):
+    """The shapes that states have: a bare array, a scalar, names that are slices, no variables at all."""
+    looked_at = 0
+    for path in sorted((DATA / "formats" / folder).iterdir()):
+        try:
+            opened = vs.read(path)
+        except vs.VarstoreError:
+            continue
+        first = [["show", path, name] for name in list(opened)[:1]]
+        for command in (["ls", path], ["show", path], ["stats", path], *first):
+            for options in ([], ["--json"]):
+                result = run(*command, *options)
+                assert isinstance(result.exception, SystemExit | None), (command, result.exception)
+                assert result.exit_code in ((0, 1) if command[0] == "stats" else (0,)), (command, result.output)
+                if options:
+                    json.loads(result.stdout, parse_constant=pytest.fail)
+        looked_at += 1
+        if looked_at == 3:
+            return
+
+
+def test_a_variable_without_meta_is_named_in_the_tree():
+    shown = run("show", DATA / "oneflow" / "lenet_legacy_nometa")
+    assert shown.exit_code == 0
+    assert "conv1-bias" in shown.output
+    assert "no meta" in shown.output
+
+
+def test_a_state_can_be_one_array(tmp_path):
+    np.save(tmp_path / "x.npy", np.ones((2, 3)))
+    vs.save_state(tmp_path / "one", np.ones((2, 3)))
+    for name in ("x.npy", "one"):
+        assert run("show", tmp_path / name).output.endswith("state  float64 [2, 3]\n")

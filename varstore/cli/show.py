@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from typing import Any
 
@@ -19,6 +19,7 @@ from varstore.cli.help import variable_names
 from varstore.cli.output import LABEL, label, print_facts, progress
 from varstore.cli.sources import allow_incomplete_option, open_path
 from varstore.cli.state import Words, as_plain, part_lines
+from varstore.errors import VarstoreError
 from varstore.text.escape import one_line
 from varstore.text.hints import listed, plural
 from varstore.text.sizes import size_text
@@ -237,7 +238,8 @@ def _show_state(path: str, opened: Any, *, as_json: bool) -> None:
     lines = [click.style(one_line(repr(opened)[1:-1]), bold=True)]
     parts = {"state": state, "attributes": attributes, "files": {file.name: _file_row(file) for file in files}}
     for title, part in parts.items():
-        if part:
+        is_empty = isinstance(part, Mapping | list | tuple) and not part
+        if part is not None and not is_empty:
             lines += part_lines(title, part)
     if unknown:
         classes = [one_line(f"{module}.{name} ({count})") for module, name, count in unknown]
@@ -252,7 +254,16 @@ def _state_of(path: str, opened: Any) -> Any:
         return opened.tree
     is_nested = opened.tree is not None and not opened.damaged
     again: Any = vs.read(path) if is_nested else opened
-    return again.lazy_state() if is_nested else dict(opened)
+    return again.lazy_state() if is_nested else {name: _leaf(variable) for name, variable in opened.items()}
+
+
+def _leaf(variable: vs.Variable) -> Any:
+    """Return a variable, or what is known of one whose type is not known or not numpy's."""
+    try:
+        _ = variable.dtype
+    except VarstoreError:
+        return Words(variable.entry.form)
+    return variable
 
 
 def _file_row(file: vs.AttachedFile) -> Any:
