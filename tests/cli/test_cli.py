@@ -69,11 +69,11 @@ def shell(*arguments, **options):
     return subprocess.run(command, capture_output=True, text=True, timeout=120, check=False, **options)
 
 
-def terminal(*arguments):
+def terminal(*arguments, **changes):
     """Run the command line with a terminal as its stdout and stderr; return what the terminal gets."""
     leader, follower = pty.openpty()
     command = [sys.executable, "-m", "varstore", *map(str, arguments)]
-    env = environment(TERM="xterm-256color", COLUMNS="100")
+    env = environment(**{"TERM": "xterm-256color", "COLUMNS": "100", **changes})
     process = subprocess.Popen(command, stdout=follower, stderr=follower, env=env)
     os.close(follower)
     received = b""
@@ -123,6 +123,21 @@ def test_ls_prints_a_coloured_tree_on_a_terminal(model):
         "  float64  1 variable, 2 parameters, 16 B",
         "  int64    1 variable, 1 parameter, 8 B",
     ]
+
+
+def test_a_terminal_gets_only_the_colours_signs_and_columns_that_it_has(model):
+    _, text = terminal("ls", model, NO_COLOR="1", PYTHONIOENCODING="ascii", COLUMNS="30")
+    assert text.splitlines()[:5] == [
+        "name       type     size",
+        "encoder/            40 B",
+        "|- weight  float32  24 B",
+        "`- bias    float64  16 B",
+        "step       int64     8 B",
+    ]
+    _, text = terminal("stats", model, TERM="dumb", COLUMNS="60")
+    assert "\x1b[3" not in text
+    assert [line.split()[0] for line in text.splitlines()[-4:]] == ["name", *MODEL]
+    assert all(len(line) <= 60 for line in text.splitlines()[-4:])
 
 
 @pytest.mark.parametrize(

@@ -112,7 +112,7 @@ def test_values_of_a_pickle_that_are_not_arrays_do_not_matter(tmp_path):
 @pytest.fixture
 def series(tmp_path):
     weights = {"backbone": np.zeros(1000), "head": np.zeros(10)}
-    with vs.CheckpointManager(tmp_path / "run", clock=lambda: 0.0) as manager:
+    with vs.CheckpointManager(tmp_path / "run", clock=lambda: 0.0, keep=vs.Pinned([20]) | vs.Latest(9)) as manager:
         for step, loss in ((1, 0.5), (20, 0.25), (30, float("nan")), (40, 0.375)):
             weights["head"] = weights["head"] + 1
             manager.save(step, weights, metrics={"loss": loss, "accuracy": step / 100})
@@ -126,7 +126,7 @@ def test_a_run_is_a_table_of_its_steps(series):
     assert lines[0] == ["step", "time", "loss", "accuracy", "size", "new"]
     assert [line[0] for line in lines[1:-1]] == ["1", "20", "30", "40"]
     assert lines[1][3:] == ["0.5", "0.01", "8.1", "kB", "8.1", "kB"]
-    assert lines[2][3:] == ["0.25", "0.2", "8.1", "kB", "80", "B", "best", "loss,", "latest"]
+    assert lines[2][3:] == ["0.25", "0.2", "8.1", "kB", "80", "B", "best", "loss,", "latest,", "pinned"]
     assert lines[3][1] == "incomplete:"
     assert lines[4][1:10] == ["1970-01-01", lines[1][2], "0.375", "0.4", "8.1", "kB", "0", "B", "incomplete:"]
     assert " ".join(lines[-1]) == "4 steps, 24.2 kB, 8.2 kB on disk because of links; 2 not whole"
@@ -134,6 +134,7 @@ def test_a_run_is_a_table_of_its_steps(series):
     assert said["ok"] is False
     assert [(step["nbytes"], step["new_nbytes"]) for step in said["steps"][:2]] == [(8080, 8080), (8080, 80)]
     assert [step["latest"] for step in said["steps"]] == [False, True, False, False]
+    assert [step["pinned"] for step in said["steps"]] == [False, True, False, False]
     assert run("ls", series, "-b").output.splitlines()[2].split()[5:7] == ["8080", "80"]
     assert run("ls", series, "head").exit_code == 2
 

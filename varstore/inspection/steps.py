@@ -28,7 +28,8 @@ class RunStep:
     """One step of a run, as `varstore.steps` finds it; `nbytes` are those of its variables and attached files.
 
     `new_nbytes` are the bytes of the files that no earlier step of the directory has: the others are links.
-    `best` names the metrics of which it has the best value. `problem` says why a step is not whole, "" for one that is;
+    `best` names the metrics of which it has the best value. `is_pinned` says that a `Pinned` policy named the step when
+    it was saved. `problem` says why a step is not whole, "" for one that is;
     if it cannot be opened, `time` is None, and nothing else is known.
 
     Example:
@@ -47,6 +48,7 @@ class RunStep:
     new_nbytes: int = 0
     best: tuple[str, ...] = ()
     is_latest: bool = False
+    is_pinned: bool = False
     problem: str = ""
 
     def as_json(self) -> dict[str, Any]:
@@ -63,6 +65,7 @@ class RunStep:
             "new_nbytes": self.new_nbytes,
             "best": list(self.best),
             "latest": self.is_latest,
+            "pinned": self.is_pinned,
             "problem": self.problem or None,
         }
 
@@ -71,7 +74,8 @@ class RunStep:
         """What is to be known of it, in words: the latest, the best, what is wrong."""
         best = f"best {', '.join(self.best)}" if self.best else ""
         problem = f"incomplete: {self.problem}" if self.problem else ""
-        return tuple(mark for mark in (best, "latest" if self.is_latest else "", problem) if mark)
+        words = [word for word, holds in (("latest", self.is_latest), ("pinned", self.is_pinned)) if holds]
+        return tuple(mark for mark in (best, *words, problem) if mark)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, repr=False)
@@ -209,6 +213,7 @@ def _step(taken: Taken, seen: set[tuple[int, int]]) -> RunStep:
                 path=taken.path,
                 time=saved.time,
                 metrics=saved.metrics,
+                is_pinned=bool(taken.found.record and taken.found.record.pinned),
                 variables=len(checkpoint),
                 nbytes=checkpoint.nbytes + sum(file.nbytes for file in checkpoint.files.values()),
                 new_nbytes=_new_bytes(checkpoint, seen),

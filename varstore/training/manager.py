@@ -57,6 +57,7 @@ from varstore.training.policies import (
     BestMode,
     EverySteps,
     Keep,
+    Pinned,
     Saved,
     When,
     keep_of,
@@ -400,7 +401,9 @@ class CheckpointManager:
                 f"{members[-1].saved.step}. From now on every saved step is kept, until rewind(step) removes the steps "
                 "later than that one",
             )
-        return Record(time=saved.time, metrics=saved.metrics, run=run, rewound=settled)
+        rules = policies_of(self._keep) if self._keep else ()
+        pinned = any(isinstance(rule, Pinned) and saved.step in rule.steps for rule in rules)
+        return Record(time=saved.time, metrics=saved.metrics, run=run, rewound=settled, pinned=pinned)
 
     def _warn(self, about: str, text: str) -> None:
         if about not in self._warned:

@@ -57,7 +57,8 @@ class Record:
     """What a manager records of a step, beside its number.
 
     `trimmed` are the patterns of the variables that were removed. `run` counts how often the training had stepped back
-    before this step was saved. `rewound` is the last such run whose steps are no longer kept for that reason.
+    before this step was saved. `rewound` is the last such run whose steps are no longer kept for that reason. `pinned`
+    says that a `Pinned` policy named the step when it was saved; policies decide by their own steps, not by this.
     `is_given` is false for a checkpoint that no manager saved, of which only the time is known.
     """
 
@@ -66,11 +67,12 @@ class Record:
     trimmed: tuple[str, ...] = ()
     run: int = 0
     rewound: int = 0
+    pinned: bool = False
     is_given: bool = True
 
     def as_json(self, step: int) -> dict[str, Any]:
         """Return the attribute of the checkpoint; what has its default is left out."""
-        optional = {"trimmed": list(self.trimmed), "run": self.run, "rewound": self.rewound}
+        optional = {"trimmed": list(self.trimmed), "run": self.run, "rewound": self.rewound, "pinned": self.pinned}
         said = {name: value for name, value in optional.items() if value}
         return {"step": step, "time": self.time, "metrics": dict(self.metrics), **said}
 
@@ -86,8 +88,9 @@ class Record:
             return None
         if not (isinstance(run, int) and isinstance(rewound, int)):
             return None
+        pinned = said.get("pinned") is True
         numbers = MappingProxyType({name: float(value) for name, value in metrics.items()})
-        return cls(time=float(time), metrics=numbers, trimmed=tuple(trimmed), run=run, rewound=rewound)
+        return cls(time=float(time), metrics=numbers, trimmed=tuple(trimmed), run=run, rewound=rewound, pinned=pinned)
 
 
 def _is_number(value: Any) -> TypeGuard[float]:
