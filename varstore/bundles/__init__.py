@@ -35,10 +35,27 @@ for.
 | onnxruntime | `varstore.adapters.onnx.session(path)`, from the files |
 | onnx | `varstore.adapters.onnx.load_model(path)` |
 | others | `varstore.export(path, "model.onnx")`, or `varstore export`: one file that needs nothing else |
+| Paddle | `varstore.export(path, "out/net")`, then `paddle.jit.load("out/net")`, or its predictor |
+| OneFlow | from the checkpoint itself, or from what `varstore.export(path, "folder")` writes |
 
 onnx from 1.21 on refuses to load values from a file with several names, and the files of checkpoints that share
 variables have several. `onnx.load` itself opens a checkpoint that was saved with `links=False`: its files have one name
 for good, because later checkpoints copy from it.
+
+## Programs of Paddle and OneFlow
+
+A program that `paddle.jit.save` or `save_inference_model` wrote is kept as it is, and bound by Paddle's names of its
+parameters. Live tensors know these, and so do the files that `varstore.read` opens; for others, pass `rename=`. Several
+methods of a layer are several entries:
+
+    graphs = {"forward": "net.json", "another_forward": "net.another_forward.json"}
+    vs.bundle("run/step-0", layer.state_dict(), graphs=graphs, include_only_used=True)
+
+`model.mlir`, which OneFlow writes for an nn.Graph, is bound by the names of the folders. What OneFlow wrote has no
+marker, so it is not a checkpoint yet; `varstore seal --complete PATH` makes it one, if all variables that the program
+names are there and as long as they should be.
+
+## Entries
 
 `varstore show PATH` prints the entries with their inputs and outputs, and `varstore check PATH` runs each of them once.
 

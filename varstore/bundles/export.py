@@ -6,7 +6,7 @@ import os
 from collections.abc import Callable
 from typing import Any
 
-from varstore.bundles import onnx
+from varstore.bundles import oneflow, onnx, paddle
 from varstore.disk.read.attached import AttachedFile
 from varstore.disk.read.checkpoint import Checkpoint, open_checkpoint
 from varstore.errors import UsageError
@@ -17,19 +17,25 @@ from varstore.values.arguments import checked
 
 __all__ = ["entries_of", "entry_in", "export"]
 
-_FORMATS: dict[Any, Callable[[Checkpoint, AttachedFile, str], list[str]]] = {onnx.FORMAT: onnx.export}
+_FORMATS: dict[Any, Callable[[Checkpoint, AttachedFile, str], list[str]]] = {
+    onnx.FORMAT: onnx.export,
+    paddle.FORMAT: paddle.export,
+    oneflow.FORMAT: oneflow.export,
+}
 
 
 @checked
 def export(path: str | os.PathLike[str] | Checkpoint, target: Path, *, entry: str | None = None) -> tuple[str, ...]:
     """Write a graph of a checkpoint with its values, as the system that made it does; return the paths of the files.
 
-    An ONNX model becomes one file; one of more than 2 GiB gets a second file, ``TARGET.data``. Existing files are
-    replaced. All values are compared with their digests.
+    An ONNX model becomes one file; one of more than 2 GiB gets a second file, ``TARGET.data``. A program of Paddle
+    becomes ``TARGET.json`` (or ``.pdmodel``) and ``TARGET.pdiparams``, with a pair of files for each other method of
+    its layer. A graph of OneFlow becomes a folder. All values are compared with their digests. The file at ``TARGET``,
+    or ``TARGET.pdiparams``, is replaced; other files are not.
 
     Args:
         path: a checkpoint with graphs, which `varstore.bundle` saved.
-        target: the file to write.
+        target: the path; for Paddle, the prefix of its files.
         entry: the name of the graph in `bundle`. Default: "forward", or the only one.
 
     Raises:

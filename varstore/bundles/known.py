@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from types import MappingProxyType
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -31,7 +32,8 @@ _SHOWN = 10
 class Prepared(NamedTuple):
     """A graph to save: its file, the variables that it uses, and variables of its own that are saved with it.
 
-    `folded` has the digests, in hex, of variables that the graph has other values of.
+    `folded` has the digests, in hex, of variables that the graph has other values of. `beside` are other files that
+    belong to it, by name.
     """
 
     name: str
@@ -40,6 +42,7 @@ class Prepared(NamedTuple):
     bindings: dict[str, Binding]
     added: dict[str, Any]
     folded: dict[str, str]
+    beside: Mapping[str, str] = MappingProxyType({})
 
     def file(self) -> GivenFile:
         """Return what is attached."""
@@ -54,6 +57,8 @@ class Known:
 
     variables: Mapping[str, Any]
     names: dict[str, str]
+    own: frozenset[str] = frozenset()
+    """Names of variables that graphs brought with them."""
     _sources: dict[str, Source] = field(default_factory=dict)
 
     @classmethod
@@ -95,13 +100,29 @@ class Known:
         }
         check_bound([file.entry], metas)
 
-    def difference(self, name: str, array: LazyArray) -> str:
-        """Return how the values of a graph differ from the variable of their name, empty if they do not."""
+    def also(self, others: Mapping[str, str]) -> Known:
+        """Return these variables with further names of theirs: names of variables by names in a graph."""
+        more = {name: own for name, own in others.items() if name not in self.names and own in self.variables}
+        return replace(self, names={**self.names, **more})
+
+    def with_added(self, added: Mapping[str, Any]) -> Known:
+        """Return these variables with those that a graph brings with it."""
+        names = {**self.names, **{name: name for name in added}}
+        return replace(self, variables={**self.variables, **added}, names=names, own=self.own | added.keys())
+
+    def form_difference(self, name: str, array: LazyArray) -> str:
+        """Return how shape or type of what a graph expects differ from the variable's, empty if they do not."""
         source = self.source(name)
         shape, dtype = tuple(source.shape), source.dtype.newbyteorder("=")
-        if (shape, dtype) != (array.shape, array.dtype):
-            return f"{array.dtype} {list(array.shape)} in the graph, {dtype} {list(shape)} in the variables"
-        values = array.numpy()
+        if (shape, dtype) == (array.shape, array.dtype):
+            return ""
+        return f"{array.dtype} {list(array.shape)} in the graph, {dtype} {list(shape)} in the variables"
+
+    def difference(self, name: str, array: LazyArray) -> str:
+        """Return how the values of a graph differ from the variable of their name, empty if they do not."""
+        if form := self.form_difference(name, array):
+            return form
+        values, dtype = array.numpy(), array.dtype
         if digest_of(values) == self.digest(name):
             return ""
         is_narrow = bits_of(dtype) < 8 * dtype.itemsize  # whose unused bits say nothing

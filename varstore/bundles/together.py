@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from contextlib import nullcontext
 from typing import Any, NamedTuple, Unpack
 
-from varstore.bundles import onnx
+from varstore.bundles import oneflow, onnx, paddle
 from varstore.bundles.known import Known, OnDifference, Prepared
 from varstore.disk.read.attached import AttachedFile
 from varstore.disk.read.checkpoint import Checkpoint, open_checkpoint
@@ -49,14 +49,17 @@ def bundle(
 
     An initializer of an ONNX model is bound to the variable of its name if shape, type and bytes agree. It then lies in
     the variable's file. Those of less than 1 KiB, types of less than a byte, and integers of at most one dimension,
-    which may be the operands of shapes, stay in the graph as copies, and so do those that are not variables.
+    which may be the operands of shapes, stay in the graph as copies, and so do those that are not variables. A program
+    of Paddle or OneFlow is kept as it is, with the names of what it takes from variables; what the ``.pdiparams`` file
+    beside it has and `variables` do not becomes a variable.
 
     Args:
         path: as for `varstore.save`.
         variables: names and arrays, or a checkpoint, whose files are linked.
-        graphs: for each entry, such as "forward", a model of ONNX: a path, bytes, or the ModelProto. A path keeps its
-            file name; others become ``ENTRY.onnx``. Or an earlier checkpoint, whose graphs are linked, and get the
-            values of these variables.
+        graphs: for each entry, such as "forward", a model of ONNX (a path, bytes, or the ModelProto), or the path of a
+            program of Paddle (``.json``, ``.pdmodel``) or OneFlow (``.mlir``). A path keeps its file name; others
+            become ``ENTRY.onnx``. Or an earlier checkpoint, whose graphs are linked, and get the values of these
+            variables.
         rename: from the names of the variables to those in the graphs, as for `varstore.load`.
         on_difference: what becomes of a value in a graph that is not that of the variable of its name: "error" refuses
             it; "inline" leaves it in the graph; "add" saves it as a variable of its own, ``ENTRY/NAME``. The exporter
@@ -67,6 +70,7 @@ def bundle(
 
     Raises:
         VariableMismatch: values of a graph are not those of the variables.
+        VariableNotFound: a program names a variable that is not there.
         FormatError: a file is not a model; see `varstore.read`.
         UsageError: two graphs have one name, or none of the variables is used.
         InvalidName, UnsupportedDtype, CheckpointExists, OutOfSpace, StorageError: see `varstore.save`.
@@ -118,6 +122,7 @@ def _made(graphs: Mapping[str, Any], known: Known, on_difference: OnDifference) 
                 hint="rename one of the files",
             )
         made[graph.name] = graph._replace(about={"entry": entry, **graph.about})
+        known = known.with_added(graph.added)
     if not any(graph.bindings for graph in made.values()):
         raise UsageError(
             "no graph uses any of the variables",
@@ -125,7 +130,10 @@ def _made(graphs: Mapping[str, Any], known: Known, on_difference: OnDifference) 
             hint="pass rename= to give the variables the names that the graphs have for them",
         )
     return Taken(
-        files={name: graph.file() for name, graph in made.items()},
+        files={
+            **{name: path for graph in made.values() for name, path in graph.beside.items()},
+            **{name: graph.file() for name, graph in made.items()},
+        },
         added={name: value for graph in made.values() for name, value in graph.added.items()},
         used={binding.variable for graph in made.values() for binding in graph.bindings.values()},
     )
@@ -135,6 +143,10 @@ def _prepared(entry: str, model: Any, known: Known, on_difference: OnDifference)
     field = f"graphs[{entry!r}]"
     if isinstance(model, str | os.PathLike):
         place = checked_path(model, field)
+        if place.endswith(paddle.PROGRAMS):
+            return paddle.prepare(entry, Source(place), known)
+        if place.endswith(oneflow.SUFFIX):
+            return oneflow.prepare(entry, Source(place), known)
         return onnx.prepare(entry, os.path.basename(place), Source(place), known, on_difference)
     if onnx.is_model(model):
         model = onnx.serialized(model, entry)
@@ -182,6 +194,8 @@ def _taken(checkpoint: Checkpoint, variables: Mapping[str, Any]) -> Taken:
     added = {name: checkpoint[name] for name in own if name not in variables}
     known = Known.of({**variables, **added}, None)
     files = {name: _renewed(file, known) for name, file in graphs.items()}
+    beside = {name for file in graphs.values() for name in file.attributes.get("beside", ())}
+    files |= {name: checkpoint.files[name] for name in beside if name in checkpoint.files}
     used = {one.variable for file in graphs.values() for one in bindings_of(file.entry).values()}
     return Taken(files=files, added=added, used=used)
 

@@ -15,7 +15,10 @@ __all__ = ["clean", "links", "salvage", "seal"]
 
 @click.command(short_help="Record what is in a checkpoint's folders now.")
 @click.argument("path", type=click.Path())
-def seal(path: str) -> None:
+@click.option(
+    "--complete", is_flag=True, help="Also seal what OneFlow wrote for a graph, if all that model.mlir names is there."
+)
+def seal(path: str, complete: bool) -> None:
     """Write a manifest for the checkpoint PATH that records what is in its folders now.
 
     Use it for a checkpoint that does not have a manifest, such as OneFlow's, and after you have changed one on purpose
@@ -25,9 +28,10 @@ def seal(path: str) -> None:
     \b
     Examples:
       varstore seal lenet_from_oneflow
+      varstore seal --complete graph_from_oneflow
       rm -r lenet/optimizer && varstore seal lenet
     """
-    print_report(vs.seal(path, progress=progress()), ok=True)
+    print_report(vs.seal(path, complete=complete, progress=progress()), ok=True)
 
 
 @click.command(short_help="Save what is whole of a damaged checkpoint.")

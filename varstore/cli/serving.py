@@ -16,13 +16,16 @@ __all__ = ["check", "export"]
 @click.argument("target", type=click.Path())
 @click.option("--entry", metavar="NAME", help='The graph, if it is neither "forward" nor the only one.')
 def export(path: str, target: str, entry: str | None) -> None:
-    """Write the graph of the checkpoint PATH and the values that it uses to TARGET, which is replaced.
+    """Write the graph of the checkpoint PATH and the values that it uses to TARGET. Prints what it wrote.
 
-    An ONNX model becomes one file, which needs nothing else to run. `varstore show PATH` lists the entries.
+    An ONNX model becomes one file, which needs nothing else to run. A program of Paddle becomes the files of the prefix
+    TARGET, with those of the layer's other methods. A graph of OneFlow becomes a folder. `varstore show PATH` lists the
+    entries.
 
     \b
     Examples:
       varstore export run/step-9 model.onnx
+      varstore export run/step-9 out/net
     """
     for written in vs.export(path, target, entry=entry):
         click.echo(one_line(written))

@@ -15,12 +15,14 @@ from varstore.disk.read.digests import all_digests
 from varstore.disk.read.scan import WalkedEntries
 from varstore.disk.save.durability import Durability
 from varstore.disk.save.leftovers import remove_old_manifests
-from varstore.errors import InvalidName, ManifestError
+from varstore.errors import IncompleteCheckpoint, InvalidName, ManifestError
 from varstore.layout.attached import FileEntry
 from varstore.layout.collector import collector_paused
 from varstore.layout.difference import DiffReport, compare
+from varstore.layout.graphs import GRAPH, Binding
 from varstore.layout.manifest import NO_FILES, UPGRADE, WITHOUT_MANIFEST, Entry, Manifest, digest_in
-from varstore.layout.names import MANIFEST
+from varstore.layout.mlir import MOST, PROGRAM, variables_of
+from varstore.layout.names import MANIFEST, MARKER, Folder
 from varstore.layout.readable import readable
 from varstore.storage import syscalls
 from varstore.storage.directory import Directory, replaced_error
@@ -32,7 +34,9 @@ __all__ = ["seal"]
 
 
 @checked
-def seal(path: str | os.PathLike[str], *, writer: str = "varstore", progress: Progress = None) -> DiffReport:
+def seal(
+    path: str | os.PathLike[str], *, complete: bool = False, writer: str = "varstore", progress: Progress = None
+) -> DiffReport:
     """Write a manifest that records what is in the folders now, and return what that changes.
 
     Use it for a checkpoint without a manifest, and after a change by hand. For folders that the present manifest lists,
@@ -40,11 +44,15 @@ def seal(path: str | os.PathLike[str], *, writer: str = "varstore", progress: Pr
 
     Args:
         path: a checkpoint's directory.
+        complete: also seal the folder that OneFlow wrote for an nn.Graph, which does not have a marker: only if each
+            variable that its ``model.mlir`` names is there. That becomes an attached file, and the folder gets the
+            marker.
         writer: what the manifest says of who wrote it.
         progress: a function that is called with (bytes done, total bytes), or True for a progress bar.
 
     Raises:
-        IncompleteCheckpoint: there is no marker, so nothing says that the folders are complete.
+        IncompleteCheckpoint: there is no marker, so nothing says that the folders are complete; or with `complete`, a
+            variable that the program names is not there, or not as it says.
         ManifestError: the present manifest is torn, damaged or of a later version. Sealing would lose what it says:
             attributes, nested state, names. If there is no copy of it, remove the file ``manifest`` first.
         MetaError, SizeMismatch: a folder is not a variable as it is; nothing is written.
@@ -62,10 +70,11 @@ def seal(path: str | os.PathLike[str], *, writer: str = "varstore", progress: Pr
         >>> vs.verify("lenet").ok
         True
     """
-    return retry_if_replaced(partial(_seal, writer=writer, progress=progress), path)
+    use = partial(_seal, complete=complete, writer=writer, progress=progress)
+    return retry_if_replaced(use, path, allow_incomplete=complete and not os.path.lexists(os.path.join(path, MARKER)))
 
 
-def _seal(checkpoint: Checkpoint, *, writer: str, progress: Progress) -> DiffReport:
+def _seal(checkpoint: Checkpoint, *, complete: bool, writer: str, progress: Progress) -> DiffReport:
     root, location, before = checkpoint.path, checkpoint.location, checkpoint.manifest
     if not syscalls.CAN_SAVE:
         raise syscalls.cannot_save(root, "sealing")
@@ -87,6 +96,9 @@ def _seal(checkpoint: Checkpoint, *, writer: str, progress: Progress) -> DiffRep
                     advance(entry.nbytes)
         entries = {name: _tied(entry, known.get(entry.folder), entries) for name, entry in entries.items()}
         files = _files_now(directory, before.files if before else NO_FILES)
+        is_completed = complete and not location.has_marker
+        if is_completed:
+            files |= _program(directory, entries)
         after = Manifest(
             writer=writer,
             time_ns=time.time_ns(),
@@ -100,7 +112,45 @@ def _seal(checkpoint: Checkpoint, *, writer: str, progress: Progress) -> DiffRep
             encoded = after.encode()
         _make_durable(directory, entries.values(), files)
         _replace_manifest(directory, encoded)
+        if is_completed:
+            syscalls.write_file(MARKER, b"", directory.fd, durable=True)
+            syscalls.sync_names(directory.fd)
     return compare(root, root, listed, entries, (before.files if before else NO_FILES, files))
+
+
+def _program(directory: Directory, entries: Mapping[str, Entry]) -> dict[str, FileEntry]:
+    """Return the entry of the program in a folder of OneFlow, whose variables must all be there.
+
+    Raises:
+        IncompleteCheckpoint: there is no program, or a variable that it names is not there, or not as it says.
+    """
+    content = directory.read_if_there(PROGRAM, limit=MOST)
+    if content is None:
+        raise IncompleteCheckpoint(
+            f"neither a marker nor a {PROGRAM!r} says that the folders are complete", path=directory.path
+        )
+    directory.check_regular(PROGRAM)
+    metas = variables_of(content, path=directory.place(PROGRAM))
+    for name, meta in metas.items():
+        entry = entries.get(name)
+        if entry is None or entry.meta != meta:
+            raise IncompleteCheckpoint(
+                "the program names a variable that is not there"
+                if entry is None
+                else "the variable is not what the program expects",
+                path=directory.path,
+                variable=name,
+                found=None if entry is None else entry.form,
+                expected=Entry(name, Folder(name), meta, 0).form,
+            )
+    bindings = {
+        name: Binding(name, meta.data_type.dtype.name, meta.shape).as_json()
+        for name, meta in metas.items()
+        if meta.data_type.dtype is not None
+    }
+    about = {"entry": "forward", "format": "oneflow", "inputs": [], "outputs": [], "bindings": bindings}
+    entry_of = FileEntry(PROGRAM, len(content), b"", GRAPH, about)
+    return {PROGRAM: entry_of._replace(digests=all_digests(directory, entry_of))}
 
 
 def _listed(checkpoint: Checkpoint) -> dict[str, Entry]:
@@ -192,7 +242,8 @@ def _replace_manifest(directory: Directory, data: bytes) -> None:
             if held is None or held.is_ours:
                 os.unlink(temporary, dir_fd=directory.fd)
         raise
-    directory.location = directory.location.known_as(digest_in(data), unshared=directory.location.unshared)
+    was = directory.location
+    directory.location = was.known_as(digest_in(data), has_marker=was.has_marker, unshared=was.unshared)
     syscalls.sync_names(directory.fd)
     if not directory.is_current():
         raise replaced_error(directory.path)

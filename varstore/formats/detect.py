@@ -19,6 +19,7 @@ from varstore.formats.binary.slices import stream_of
 from varstore.formats.binary.source import Held, Source
 from varstore.formats.binary.wire import BYTES, VARINT, Wire
 from varstore.formats.binary.zip import archive_members, is_zip
+from varstore.layout.mlir import PROGRAM
 from varstore.layout.names import MANIFEST, MARKER
 from varstore.storage.failures import translated
 from varstore.storage.looking import kind_of
@@ -124,10 +125,15 @@ class Probe:
 
 
 def is_native(probe: Probe) -> bool:
-    """Detect a folder with a marker or a manifest, a variable's ``meta``, or steps; not that of an nn.Graph."""
-    if "pickled_data" in probe.entries or "model.mlir" in probe.entries:
+    """Detect a folder with a marker or a manifest, a variable's ``meta``, or steps; not what `flow.save` wrote."""
+    if _is_oneflows(probe):
         return False
     return MARKER in probe.entries or MANIFEST in probe.entries or _has_variable(probe) or _has_step(probe)
+
+
+def _is_oneflows(probe: Probe) -> bool:
+    """Detect a folder that `flow.save` wrote; a graph that lies beside a manifest is an attached file."""
+    return "pickled_data" in probe.entries or (PROGRAM in probe.entries and MANIFEST not in probe.entries)
 
 
 def is_huggingface(probe: Probe) -> bool:
@@ -163,7 +169,7 @@ def is_numpy(probe: Probe) -> bool:
 def is_oneflow(probe: Probe) -> bool:
     """Detect a folder with ``pickled_data`` or a compiled graph, or a pickle that starts with a protocol version."""
     if probe.is_folder:
-        return "pickled_data" in probe.entries or "model.mlir" in probe.entries
+        return _is_oneflows(probe)
     return probe.is_pickle and b"protocol_version" in probe.head[:64]
 
 

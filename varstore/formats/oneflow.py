@@ -40,7 +40,7 @@ from varstore.storage.looking import kind_of
 from varstore.values.lazy import LazyArray, derived, placed_array
 from varstore.values.parts import in_c_order
 
-__all__ = ["read", "write"]
+__all__ = ["read", "write", "write_tensor"]
 
 PICKLE = "pickled_data"
 _WRITTEN = frozenset(
@@ -93,7 +93,7 @@ def write(path: str | os.PathLike[str], state: Any, *, overwrite: bool = False) 
             nonlocal count
             name = f"tensor_{count}"
             count += 1
-            _write_tensor(os.path.join(folder, name), array)
+            write_tensor(os.path.join(folder, name), array)
             emitter.instance(Named("oneflow", "Tensor"), {"path": name})
 
         with open(os.path.join(folder, PICKLE), "xb") as file:
@@ -104,7 +104,8 @@ def _has_pickle(path: str) -> bool:
     return kind_of(os.path.join(path, PICKLE)) != 0
 
 
-def _write_tensor(folder: str, array: LazyArray) -> None:
+def write_tensor(folder: str, array: LazyArray) -> None:
+    """Write the folder of a variable as OneFlow does, bfloat16 as float32."""
     row = data_type_of(array.dtype)
     values = fetch_plain(os.path.basename(folder), array)
     if row is BFLOAT16:

@@ -25,7 +25,7 @@ from varstore.errors import FormatError, SizeMismatch, UnsupportedDtype
 from varstore.formats.binary.budget import ARRAY, Budget
 from varstore.formats.binary.slices import stream_of
 from varstore.formats.binary.source import MOST_DIMENSIONS, Held, Source, count_elements
-from varstore.formats.binary.wire import BYTES, Field, Wire
+from varstore.formats.binary.wire import BYTES, Field, Wire, int_field
 from varstore.storage.containment import inside
 from varstore.values.lazy import LazyArray, placed_array
 from varstore.values.parts import in_c_order
@@ -38,8 +38,10 @@ __all__ = [
     "is_beside_variables",
     "is_prefix",
     "is_stream",
+    "names_in",
     "parameter_names",
     "read_streams",
+    "stream_head",
     "streams_of",
 ]
 
@@ -187,16 +189,38 @@ def parameter_names(source: Source) -> list[str] | None:
     """
     if not source.path.endswith(".pdiparams"):
         return None
-    for suffix, names in ((".json", _names_in_json), (".pdmodel", _names_in_protobuf)):
+    for suffix in PROGRAMS:
         program = companion(source, suffix, instead=".pdiparams")
         if program is not None:
-            if program.size > _LONGEST_PROGRAM:
-                raise _damaged(program, 0, "the program", f"{program.size} bytes")
-            found = sorted(names(program))
-            if twice := [name for name, after in itertools.pairwise(found) if name == after]:
-                raise FormatError("the program names two variables alike", path=program.path, variable=twice[0])
-            return found
+            return names_in(program)
     return None
+
+
+def names_in(program: Source) -> list[str]:
+    """Return the names of the variables of a program, in the order in which its ``.pdiparams`` file has them.
+
+    Raises:
+        FormatError: it is damaged, or names two variables alike.
+    """
+    if program.size > _LONGEST_PROGRAM:
+        raise _damaged(program, 0, "the program", f"{program.size} bytes")
+    found = sorted((_names_in_json if program.path.endswith(".json") else _names_in_protobuf)(program))
+    if twice := [name for name, after in itertools.pairwise(found) if name == after]:
+        raise FormatError("the program names two variables alike", path=program.path, variable=twice[0])
+    return found
+
+
+def stream_head(array: LazyArray) -> bytes:
+    """Return the bytes before the values of a variable, as Paddle writes them.
+
+    Raises:
+        UnsupportedDtype: Paddle does not have its type.
+    """
+    number = next((number for number, dtype in _DTYPES.items() if dtype == array.dtype.newbyteorder("=")), None)
+    if number is None:
+        raise UnsupportedDtype("Paddle does not have this type", variable=array.name or None, found=str(array.dtype))
+    description = int_field(1, number) + b"".join(int_field(2, extent) for extent in array.shape)
+    return struct.pack("<IQIi", 0, 0, 0, len(description)) + description
 
 
 def companion(source: Source, suffix: str, *, instead: str = "") -> Source | None:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import partial
 from typing import Any
 
@@ -25,7 +25,7 @@ from varstore.storage.containment import inside
 from varstore.storage.failures import translated
 from varstore.values.lazy import LazyArray
 
-__all__ = ["PARAMETERS", "write_copy"]
+__all__ = ["PARAMETERS", "FileContent", "write_copy", "write_together"]
 
 PARAMETERS = ".pdiparams"
 _BESIDE = (".info",)
@@ -73,7 +73,7 @@ def write_copy(path: str, state: Any, model: str, names: Mapping[str, str], stru
     known = {name: stream.array for _, _, variables in parts for name, stream in variables.items()}
     for name, array in arrays.items():
         check_fits(main.path, name, array, known)
-    beside: dict[str, _Content] = {}
+    beside: dict[str, FileContent] = {}
     for infix, source, variables in parts:
         beside[f"{new}{infix}{PARAMETERS}"] = partial(_variables_of, source, variables, arrays)
         for suffix in PROGRAMS:
@@ -82,17 +82,26 @@ def write_copy(path: str, state: Any, model: str, names: Mapping[str, str], stru
         for suffix in _BESIDE:
             if (about := companion(source, suffix)) is not None:
                 beside[f"{new}{infix}{PARAMETERS}{suffix}"] = partial(_range, about, 0, about.size)
-    content = beside.pop(path)
-    missing = {place: of for place, of in beside.items() if not _is_there(place, of)}
+    write_together(path, beside)
+
+
+FileContent = Callable[[], Iterable[bytes | memoryview]]
+"""Gives the bytes of a file piece by piece."""
+
+
+def write_together(path: str, files: Mapping[str, FileContent]) -> None:
+    """Write files by their paths, of which the one at `path` appears last, and is the only one that replaces another.
+
+    Raises:
+        CheckpointExists: another file exists, and is not what it would become.
+        StorageError: the operating system refused.
+    """
+    missing = {place: of for place, of in files.items() if place != path and not _is_there(place, of)}
     with replacing_whole(path) as (file, whole):
         for place, of in missing.items():
             with whole.part(place) as part:
                 part.writelines(of())
-        file.writelines(content())
-
-
-_Content = Callable[[], Iterator[memoryview]]
-"""Gives the bytes of a file piece by piece."""
+        file.writelines(files[path]())
 
 
 def _methods(prefix: str, main: Source) -> Iterator[tuple[str, Source]]:
@@ -123,7 +132,7 @@ def _variables(source: Source) -> dict[str, Stream]:
     return dict(zip(names, streams, strict=True))
 
 
-def _is_there(path: str, content: _Content) -> bool:
+def _is_there(path: str, content: FileContent) -> bool:
     """Tell whether there is a file with this content.
 
     Raises:

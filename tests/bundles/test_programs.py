@@ -1,0 +1,210 @@
+"""Programs of Paddle and OneFlow with their variables: what is written for them again is what they wrote."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+from pathlib import Path
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+from hypothesis import given, strategies as st
+from support import FIXTURES, ROOT
+
+import varstore as vs
+from varstore.cli import main
+from varstore.errors import (
+    CheckpointExists,
+    DigestMismatch,
+    FormatError,
+    IncompleteCheckpoint,
+    InvalidName,
+    SizeMismatch,
+    UsageError,
+    VariableMismatch,
+    VariableNotFound,
+)
+from varstore.layout.dtypes import TABLE
+from varstore.layout.mlir import variables_of
+
+PADDLE = FIXTURES / "formats/paddle"
+GRAPH = FIXTURES / "oneflow/graph"
+"""What OneFlow 0.9 wrote with flow.save(graph, path), for a linear layer and a BatchNorm."""
+
+
+# --- Paddle
+
+
+@pytest.mark.parametrize(
+    ("stem", "suffix", "methods"), [("methods", ".json", ("", ".encode")), ("jit_linear_old", ".pdmodel", ("",))]
+)
+def test_paddle_gets_the_bytes_that_it_wrote(tmp_path, stem, suffix, methods):
+    graphs = {method or "forward": PADDLE / f"{stem}{method}{suffix}" for method in methods}
+    first = vs.bundle(tmp_path / "c", vs.read(PADDLE / stem), graphs=graphs)
+    done = CliRunner().invoke(main, ["export", str(tmp_path / "c"), str(tmp_path / "net")])
+    assert done.exit_code == 0, done.output
+    written = {Path(line) for line in done.output.splitlines()}
+    assert written == set(tmp_path.glob("net*"))
+    for path in written:
+        assert path.read_bytes() == (PADDLE / path.name.replace("net", stem, 1)).read_bytes(), path
+    assert vs.export(first, tmp_path / f"net{suffix}")
+    values = {name: variable.numpy() + 1 for name, variable in first.items()}
+    second = vs.bundle(tmp_path / "d", values, graphs=first)
+    assert set(second.files) == set(first.files)
+    (tmp_path / f"net{suffix}").write_bytes(b"other")
+    with pytest.raises(CheckpointExists):
+        vs.export(second, tmp_path / "net")
+    vs.export(second, tmp_path / "new")
+    found = vs.read(tmp_path / "new")
+    assert {name: array.numpy().tobytes() for name, array in found.items()} == {
+        name: values[name].tobytes() for name in found
+    }
+
+
+def test_a_program_of_paddle_is_bound_to_what_it_fits(tmp_path):
+    program, values = PADDLE / "methods.json", dict(vs.read(PADDLE / "methods"))
+    del values["generated_tensor_0"]
+    checkpoint = vs.bundle(tmp_path / "c", {**values, "m": np.zeros(3)}, graphs={"forward": program})
+    assert set(checkpoint) == {*values, "m", "generated_tensor_0"}  # a constant, which lies beside the program
+    only = {name: values[name] for name in ("linear_0.b_0", "linear_0.w_0")}
+    assert set(vs.bundle(tmp_path / "d", only, graphs={"forward": PADDLE / "methods.encode.json"})) == {
+        *vs.read(PADDLE / "methods.encode.json")
+    }
+    with pytest.raises(VariableMismatch, match=r"linear_0\.b_0: float32 \[2\] in the graph, float32 \[3\]"):
+        vs.bundle(tmp_path / "e", {**values, "linear_0.b_0": np.zeros(3, np.float32)}, graphs={"forward": program})
+    shutil.copy(program, tmp_path / "methods.json")
+    with pytest.raises(VariableNotFound, match=r"'generated_tensor_0'.*bring methods.pdiparams along"):
+        vs.bundle(tmp_path / "e", values, graphs={"forward": tmp_path / "methods.json"})
+    (tmp_path / "large.json").touch()
+    os.truncate(tmp_path / "large.json", (1 << 28) + 1)
+    for name in ("large.json", "m.pdmodel"):
+        (tmp_path / "m.pdmodel").write_bytes(b"\x0f no")
+        with pytest.raises(FormatError):
+            vs.bundle(tmp_path / "e", values, graphs={"forward": tmp_path / name})
+    assert not (tmp_path / "e").exists()
+
+
+# --- OneFlow
+
+
+def copied(tmp_path):
+    shutil.copytree(GRAPH, tmp_path / "graph")
+    return tmp_path / "graph"
+
+
+def test_a_graph_of_oneflow_is_read_and_sealed_where_it_is_whole(tmp_path):
+    graph = copied(tmp_path)
+    values = {name: array.numpy() for name, array in vs.read(graph).items()}
+    assert len(values) == 7
+    with pytest.raises(IncompleteCheckpoint):
+        vs.seal(graph)
+    done = CliRunner().invoke(main, ["seal", "--complete", str(graph)])
+    assert done.exit_code == 0, done.output
+    assert vs.verify(graph).ok
+    checkpoint = vs.read(graph)
+    assert isinstance(checkpoint, vs.Checkpoint)
+    assert {name: variable.numpy().tobytes() for name, variable in checkpoint.items()} == {
+        name: array.tobytes() for name, array in values.items()
+    }
+    program = checkpoint.files["model.mlir"]
+    assert program.read() == (GRAPH / "model.mlir").read_bytes()
+    assert set(program.attributes["bindings"]) == values.keys() - {"m.bn.num_batches_tracked"}
+    assert vs.seal(graph, complete=True).equal
+    checkpoint = vs.open(graph)
+    second = vs.bundle(tmp_path / "2", {**checkpoint, "m.fc.bias": values["m.fc.bias"] + 1}, graphs=checkpoint)
+    assert second.files["model.mlir"].read() == (GRAPH / "model.mlir").read_bytes()
+    assert second["m.fc.bias"].numpy().tobytes() == (values["m.fc.bias"] + 1).tobytes()
+
+
+@pytest.mark.parametrize(
+    ("change", "error"),
+    [
+        (lambda graph: shutil.rmtree(graph / "m.fc.weight"), IncompleteCheckpoint),
+        (lambda graph: (graph / "model.mlir").unlink(), IncompleteCheckpoint),
+        (lambda graph: (graph / "m.bn.bias/out").write_bytes(bytes(76)), SizeMismatch),
+        (lambda graph: (graph / "m.bn.num_batches_tracked/out").write_bytes(b""), SizeMismatch),
+        (lambda graph: (graph / "m.fc.bias/meta").write_text("shape {\n  dim: 20\n}\ndata_type: kInt32\n"),
+         IncompleteCheckpoint),
+        (lambda graph: (graph / "model.mlir").write_text('"oneflow.variable"() {}'), FormatError),
+    ],
+)  # fmt: skip
+def test_what_is_not_whole_is_not_sealed(tmp_path, change, error):
+    graph = copied(tmp_path)
+    change(graph)
+    before = sorted(path.relative_to(graph) for path in graph.rglob("*"))
+    with pytest.raises(error):
+        vs.seal(graph, complete=True)
+    assert sorted(path.relative_to(graph) for path in graph.rglob("*")) == before
+
+
+def test_oneflow_gets_the_folder_that_it_wrote(tmp_path):
+    values = {name.removeprefix("m."): array.numpy() for name, array in vs.read(GRAPH).items()}
+    graphs = {"forward": GRAPH / "model.mlir"}
+    with pytest.raises(VariableNotFound, match="rename="):
+        vs.bundle(tmp_path / "c", values, graphs=graphs)
+    with pytest.raises(VariableMismatch, match=r"float32 \[20\] in the graph, float32 \[21\] in the variables"):
+        vs.bundle(tmp_path / "c", {**values, "fc.bias": np.zeros(21, "f4")}, graphs=graphs, rename={"": "m."})
+    vs.bundle(tmp_path / "c", values, graphs=graphs, rename=[("^", "m.")], include_only_used=True)
+    vs.export(tmp_path / "c", tmp_path / "graph")
+    files = {path.relative_to(tmp_path / "graph") for path in (tmp_path / "graph").rglob("*") if path.is_file()}
+    original = {path.relative_to(GRAPH) for path in GRAPH.rglob("*") if path.is_file()}
+    unused = {Path("m.bn.num_batches_tracked/out"), Path("m.bn.num_batches_tracked/meta")}
+    assert files == original - unused | {Path("snapshot_done")}
+    assert all((tmp_path / "graph" / path).read_bytes() == (GRAPH / path).read_bytes() for path in original - unused)
+    with pytest.raises(CheckpointExists):
+        vs.export(tmp_path / "c", tmp_path / "graph")
+    (tmp_path / "c/model.mlir").chmod(0o644)
+    (tmp_path / "c/model.mlir").write_bytes((GRAPH / "model.mlir").read_bytes().replace(b"tensor<2x16", b"tensor<2x17"))
+    assert not vs.verify(tmp_path / "c").ok
+    with pytest.raises(DigestMismatch):
+        vs.export(tmp_path / "c", tmp_path / "again")
+    assert not (tmp_path / "again").exists()
+
+
+def test_oneflow_loads_what_was_sealed_bundled_and_exported(tmp_path):
+    python = Path(os.environ.get("VARSTORE_ENVS", ROOT / ".envs")) / "oneflow/bin/python"
+    if not python.exists():
+        pytest.skip("no environment oneflow: run tools/make_envs.sh oneflow")
+    graph = copied(tmp_path)
+    vs.seal(graph, complete=True)
+    vs.bundle(tmp_path / "bundled", vs.open(graph), graphs={"forward": graph / "model.mlir"})
+    vs.export(tmp_path / "bundled", tmp_path / "exported")
+    code = "import sys, oneflow as flow\nfor path in sys.argv[1:]:\n    values = flow.load(path)\n"
+    code += "    print(len(values), values['m.fc.weight'].numpy().tobytes().hex())"
+    paths = [graph, tmp_path / "bundled", tmp_path / "exported"]
+    done = subprocess.run([python, "-W", "ignore", "-c", code, *paths], capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-2000:]
+    weight = (GRAPH / "m.fc.weight/out").read_bytes().hex()
+    assert done.stdout.splitlines()[-3:] == [f"{count} {weight}" for count in (7, 7, 6)]
+
+
+def test_a_name_that_oneflow_would_not_find_is_not_exported(tmp_path):
+    program = b'%0 = "oneflow.variable"() {data_type = 2 : i32, op_name = "a/b", shape = [1 : si64]} : () -> f'
+    (tmp_path / "model.mlir").write_bytes(program)
+    values = {"a/b": np.zeros(1, np.float32)}
+    checkpoint = vs.bundle(tmp_path / "c", values, graphs={"forward": tmp_path / "model.mlir"})
+    with pytest.raises(InvalidName, match="a/b"):
+        vs.export(checkpoint, tmp_path / "graph")
+    with pytest.raises(UsageError, match=r"'model\.mlir'"):
+        vs.bundle(tmp_path / "d", values, graphs={"f": tmp_path / "model.mlir", "g": tmp_path / "model.mlir"})
+
+
+ROWS = [row for row in TABLE if row.dtype is not None]
+WORDS = st.text(st.characters(codec="utf-8", exclude_categories=("Cc", "Cs")), min_size=1, max_size=9)
+
+
+@given(st.dictionaries(WORDS, st.tuples(st.lists(st.integers(0, 99), max_size=3), st.sampled_from(ROWS)), max_size=4))
+def test_all_variables_of_a_program_are_found(variables):
+    lines = ["module {"]
+    for name, (shape, row) in variables.items():
+        text = "".join(f"\\{byte:02X}" if chr(byte) in '"\\' or byte > 126 else chr(byte) for byte in name.encode())
+        extents = ", ".join(f"{extent} : si64" for extent in shape)
+        about = f'data_type = {row.number} : i32, device_name = ["@0:0"], op_name = "{text}", shape = [{extents}]'
+        lines.append(f'    %out = "oneflow.variable"() {{{about}}} : () -> tensor<f32>')
+        lines.append(f'    %1 = "oneflow.matmul"(%out) {{op_name = "{text}-matmul", shape = [7 : si64]}} : () -> f')
+    found = variables_of("\n".join([*lines, "}"]).encode(), path="model.mlir")
+    assert {name: (list(meta.shape), meta.data_type) for name, meta in found.items()} == {
+        name: (shape, row) for name, (shape, row) in variables.items()
+    }
