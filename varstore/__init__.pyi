@@ -24,6 +24,7 @@ from varstore.inspection.diff import (
     Movement,
     diff,
 )
+from varstore.inspection.history import History, history
 from varstore.inspection.merge import merge
 from varstore.inspection.salvage import SalvageReport, salvage
 from varstore.inspection.stats import (
@@ -127,6 +128,7 @@ __all__ = [
     "DiffReport",
     "EverySeconds",
     "EverySteps",
+    "History",
     "KeepEverySteps",
     "KeepIf",
     "Latest",
@@ -171,6 +173,7 @@ __all__ = [
     "get_variable",
     "glorot_normal_initializer",
     "glorot_uniform_initializer",
+    "history",
     "int16",
     "int32",
     "int64",

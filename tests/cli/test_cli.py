@@ -34,6 +34,8 @@ COMMANDS = (
     "merge",
     "export",
     "check",
+    "log",
+    "du",
     "report",
     "view",
     "demo",

@@ -29,6 +29,7 @@ SIGNATURES = {
     "merge": "target, sources, *, include=None, exclude=None, rename=None, last_wins=False, average=False, "
     "weights=None, verify=False",
     "salvage": "source, target",
+    "history": "run, name",
     "stats": "source, *, include=None, exclude=None",
     "get_variable": "name, shape=None, dtype=None, initializer=None, regularizer=None, trainable=None, "
     "model_name=None, random_seed=None",

@@ -28,7 +28,7 @@ ELSEWHERE = {
     ),
     **dict.fromkeys(("OnePerMinutes", "Pinned", "SaveIf", "CheckpointManager"), "training"),
     **dict.fromkeys(("AttachedFile", "DiffReport", "LinksReport", "Movement", "Statistics"), "made by us"),
-    **dict.fromkeys(("RunStep", "RunSteps", "SalvageReport", "StatsReport", "VerifyReport"), "made by us"),
+    **dict.fromkeys(("History", "RunStep", "RunSteps", "SalvageReport", "StatsReport", "VerifyReport"), "made by us"),
     **dict.fromkeys(("VarstoreError", "Session", "clear_default_session", "get_all_variables"), "no arguments"),
 }
 
@@ -131,6 +131,7 @@ CALLS = {
         ),
     ),
     "salvage": (vs.salvage, lambda: {"source": "c", "target": "new", "threads": 1, "progress": None}),
+    "history": (vs.history, lambda: {"run": "run", "name": "w", "prefix": None}),
     "stats": (
         vs.stats,
         lambda: (

@@ -46,6 +46,7 @@ NOT_CALLED = {
     "Converted",
     "DiffReport",
     "ForeignCheckpoint",
+    "History",
     "LazyArray",
     "LinksReport",
     "LoadReport",

@@ -36,6 +36,8 @@ _MODULES = {
     "merge": "merge",
     "export": "serving",
     "check": "serving",
+    "log": "run",
+    "du": "run",
     "report": "report",
     "view": "view",
     "demo": "demo",

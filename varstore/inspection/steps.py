@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import time
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -28,6 +29,7 @@ class RunStep:
     """One step of a run, as `varstore.steps` finds it; `nbytes` are those of its variables and attached files.
 
     `new_nbytes` are the bytes of the files that no earlier step of the directory has: the others are links.
+    `own_nbytes` are those of the files that nothing else has, which deleting the step would free.
     `best` names the metrics of which it has the best value. `is_pinned` says that a `Pinned` policy named the step when
     it was saved. `problem` says why a step is not whole, "" for one that is;
     if it cannot be opened, `time` is None, and nothing else is known.
@@ -46,6 +48,7 @@ class RunStep:
     variables: int = 0
     nbytes: int = 0
     new_nbytes: int = 0
+    own_nbytes: int = 0
     best: tuple[str, ...] = ()
     is_latest: bool = False
     is_pinned: bool = False
@@ -63,6 +66,7 @@ class RunStep:
             "variables": self.variables,
             "nbytes": self.nbytes,
             "new_nbytes": self.new_nbytes,
+            "own_nbytes": self.own_nbytes,
             "best": list(self.best),
             "latest": self.is_latest,
             "pinned": self.is_pinned,
@@ -192,15 +196,17 @@ def steps(path: str | os.PathLike[str]) -> RunSteps:
     taken = [found for prefix in sorted(prefixes_in(root)) for found in Series(root, prefix).taken()]
     if not taken:
         raise UsageError("there are no steps of a run here", path=root)
-    seen: set[tuple[int, int]] = set()
+    seen = _Files()
     looked_at = [_step(found, seen) for found in taken]
+    own = seen.own_bytes()
+    looked_at = [replace(step, own_nbytes=own[step.path]) for step in looked_at]
     latest = _latest(looked_at)
     best = _best([step for step in looked_at if not step.problem])
     found = [replace(step, best=best.get(step.path, ()), is_latest=step is latest) for step in looked_at]
     return RunSteps(path=root, steps=tuple(found))
 
 
-def _step(taken: Taken, seen: set[tuple[int, int]]) -> RunStep:
+def _step(taken: Taken, seen: _Files) -> RunStep:
     name = os.path.basename(taken.path)
     if not isinstance(taken.found, Member):
         return RunStep(name=name, step=taken.step, path=taken.path, problem=taken.found.problem)
@@ -216,24 +222,55 @@ def _step(taken: Taken, seen: set[tuple[int, int]]) -> RunStep:
                 is_pinned=bool(taken.found.record and taken.found.record.pinned),
                 variables=len(checkpoint),
                 nbytes=checkpoint.nbytes + sum(file.nbytes for file in checkpoint.files.values()),
-                new_nbytes=_new_bytes(checkpoint, seen),
+                new_nbytes=seen.add(checkpoint, taken.path),
             )
     except VarstoreError as error:
         return RunStep(name=name, step=taken.step, path=taken.path, problem=error.problem)
 
 
-def _new_bytes(checkpoint: Checkpoint, seen: set[tuple[int, int]]) -> int:
-    """Return the bytes of the files that are not among those seen, and add them."""
-    new = 0
-    files = [file.entry.file for file in checkpoint.files.values()]
-    with translated(checkpoint.path, "its files cannot be looked at"), Directory(checkpoint.location) as directory:
-        for file in [*(entry.file for entry in checkpoint.content.entries.values()), *files]:
-            with contextlib.suppress(FileNotFoundError):  # `_latest` says so of the step where it matters
-                status = directory.status(file)
-                if (key := (status.st_dev, status.st_ino)) not in seen:
-                    seen.add(key)
-                    new += status.st_size
-    return new
+class _Files:
+    """The files of all steps, of which several names can be one file."""
+
+    def __init__(self) -> None:
+        self._files: dict[tuple[int, int], _File] = {}
+
+    def add(self, checkpoint: Checkpoint, path: str) -> int:
+        """Add the files of a step; return the bytes of those that are new."""
+        new = 0
+        names = [
+            *(e.file for e in checkpoint.content.entries.values()),
+            *(f.entry.file for f in checkpoint.files.values()),
+        ]
+        with translated(checkpoint.path, "its files cannot be looked at"), Directory(checkpoint.location) as directory:
+            for name in names:
+                with contextlib.suppress(FileNotFoundError):  # `_latest` says so of the step where it matters
+                    status = directory.status(name)
+                    file = self._files.get((status.st_dev, status.st_ino))
+                    if file is None:
+                        file = self._files[status.st_dev, status.st_ino] = _File(path, status.st_size, status.st_nlink)
+                        new += file.nbytes
+                    file.known += 1
+                    file.is_own = file.is_own and file.path == path
+        return new
+
+    def own_bytes(self) -> Counter[str]:
+        """Return the bytes of the files that only one step has, all of whose names are known, by its path."""
+        own: Counter[str] = Counter()
+        for file in self._files.values():
+            if file.is_own and file.known >= file.links:
+                own[file.path] += file.nbytes
+        return own
+
+
+@dataclass(slots=True)
+class _File:
+    """A file: the first step that has it, whether it is the only one, and how many of its names are known."""
+
+    path: str
+    nbytes: int
+    links: int
+    known: int = 0
+    is_own: bool = True
 
 
 def _latest(steps: list[RunStep]) -> RunStep | None:
