@@ -361,9 +361,10 @@ def test_a_hundred_gigabytes_open_at_once(tmp_path, monkeypatch):
         serving(viewer)
         found = json.loads(ask(viewer, f"{viewer.prefix}/values/0?at={quote('-2:, -3:')}")[1])
         assert found == {"shape": [2, 3], "values": [0, 0, 0, 0, 0, 7]}
-        assert time.monotonic() - began < 5
-        found = json.loads(ask(viewer, f"{viewer.prefix}/variable/0")[1])
-        assert 0 < found["share"] < 1
+        assert time.monotonic() - began < 20
+        shares = [json.loads(ask(viewer, f"{viewer.prefix}/variable/0")[1])["share"] for _ in range(3)]
+        assert sorted(shares) == shares
+        assert shares[-1] < 1
         viewer.shutdown()
 
 
@@ -434,14 +435,14 @@ def test_nothing_is_written_and_the_secret_is_in_a_file_of_the_owner(paths, fold
     assert door.parent.stat().st_mode & 0o777 == 0o700
     (token,) = re.findall(r'value="([\w-]{22})"', door.read_text())
     deadline = time.monotonic() + 20
-    while not logged.exists() and time.monotonic() < deadline:
+    while not (logged.exists() and logged.read_text().endswith("\n")) and time.monotonic() < deadline:
         time.sleep(0.02)
     arguments = Path(f"/proc/{process.pid}/cmdline").read_text() + logged.read_text()
     assert door.as_uri() in arguments
     assert token not in arguments + line
     process.send_signal(signal.SIGINT)
     out, complaints = process.communicate(timeout=30)
-    assert (process.returncode, out.strip(), complaints) == (0, "", "")
+    assert (process.returncode, out, complaints) == (0, "", "")
     assert not door.parent.exists()
     assert tree() == before
 

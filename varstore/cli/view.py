@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import signal
 import sys
 import webbrowser
@@ -34,11 +35,8 @@ def view(path: str, compare: str | None, no_browser: bool) -> None:
       varstore view finetuned --compare base
     """
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
-    with Viewer(path, compare) as viewer, viewer.door() as door:
+    with contextlib.suppress(KeyboardInterrupt), Viewer(path, compare) as viewer, viewer.door() as door:
         click.echo(f"{one_line(path)}: open {Path(door).as_uri()} in a browser on this machine; Ctrl-C ends the viewer")
         if not no_browser:
             webbrowser.open(Path(door).as_uri())
-        try:
-            viewer.serve_forever()
-        except KeyboardInterrupt:
-            click.echo()
+        viewer.serve_forever()
