@@ -57,18 +57,8 @@ def test_a_repl_shows_one_short_line(shown):
 
 
 def test_a_notebook_shows_a_table_of_bounded_length(shown):
-    for verb in (
-        "verify",
-        "stats",
-        "load_into",
-        "convert",
-        "steps",
-        "manager",
-        "check_storage",
-        "links",
-        "open",
-        "diff",
-    ):
+    tables = "verify stats load_into convert steps manager prune check_storage links open read diff"
+    for verb in tables.split():
         html = shown[verb]._repr_html_()
         assert "<table>" in html, verb
         assert html.count("<tr>") <= 102, verb

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Hashable, Iterator, Mapping
 from dataclasses import replace
+from itertools import islice
 from types import MappingProxyType
 from typing import Any, TypeVar
 
@@ -13,6 +14,7 @@ import numpy as np
 from varstore.errors import VariableNotFound
 from varstore.formats.binary.budget import Budget
 from varstore.text.hints import nearest, plural
+from varstore.text.table import Table
 from varstore.training.chosen import choose
 from varstore.training.tensors import (
     PARAMETER,
@@ -38,6 +40,7 @@ __all__ = ["ForeignCheckpoint", "LazyTable", "Origin", "read_state", "views_in"]
 Record = TypeVar("Record")
 Unknown = tuple[tuple[str, str, int], ...]
 
+_HTML_ROWS = 50
 _NAME = 150
 """The bytes of memory that a name takes beside its text."""
 
@@ -224,6 +227,13 @@ class ForeignCheckpoint(Mapping[str, LazyArray]):
 
     def __repr__(self) -> str:
         return f"<{self.format} file {self.path!r}: {plural(len(self), 'tensor')}>"
+
+    def _repr_html_(self) -> str:
+        names = list(islice(self, _HTML_ROWS))
+        rows = [(name, f"{list(self[name].shape)} {self[name].dtype}", f"{self[name].nbytes:,}") for name in names]
+        notes = [f"… and {len(self) - len(rows)} more"] if len(rows) < len(self) else []
+        headings = ("tensor", "shape and type", "bytes")
+        return Table(title=repr(self)[1:-1], headings=headings, rows=rows, notes=notes).html()
 
     def lazy(self, name: str) -> LazyArray:
         """Return one tensor, like ``[]``.

@@ -22,10 +22,14 @@ from types import MappingProxyType
 from varstore.disk.read.checkpoint import has_open_handle
 from varstore.disk.save.leftovers import is_of_another_user
 from varstore.text.escape import one_line
+from varstore.text.table import Table
 from varstore.training.policies import Best, Keep, looks_at_metrics, policies_of, retain
 from varstore.training.series import Member
 
 __all__ = ["Retention", "decide", "last_run", "next_run", "settled_run", "unknown_metrics"]
+
+_ROWS = 100
+"""Rows that a notebook shows."""
 
 NOTHING: Mapping[int, str] = MappingProxyType({})
 
@@ -48,12 +52,20 @@ class Retention:
         counts = ", ".join(f"{len(steps):,} {what}" for what, steps in parts.items() if steps)
         return f"<Retention: {counts or 'no steps'}>"
 
+    def _repr_html_(self) -> str:
+        rows = self._rows()
+        notes = [f"and {len(rows) - _ROWS:,} earlier ones"] if len(rows) > _ROWS else []
+        return Table(title=repr(self)[1:-1], rows=rows[-_ROWS:], notes=notes).html()
+
     def __str__(self) -> str:
+        return "\n".join(f"{step:>10}  {what:<8} {one_line(why)}" for step, what, why in self._rows())
+
+    def _rows(self) -> list[tuple[int, str, str]]:
         rows = [(step, "kept", why) for step, why in self.kept.items()]
         rows += [(step, "deleted", why) for step, why in self.deleted.items()]
         rows += [(step, "held", why) for step, why in self.held.items()]
         rows += [(step, "trimmed", "without " + ", ".join(patterns)) for step, patterns in self.trimmed.items()]
-        return "\n".join(f"{step:>10}  {what:<8} {one_line(why)}" for step, what, why in sorted(rows))
+        return sorted(rows)
 
 
 def decide(

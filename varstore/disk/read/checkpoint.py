@@ -251,10 +251,10 @@ class Checkpoint(Mapping[str, Variable]):
         shown = [variable for variable, _ in zip(self.values(), range(_HTML_ROWS), strict=False)]
         rows = [(variable.name, variable.entry.form, f"{variable.entry.nbytes:,}") for variable in shown]
         notes = [f"… and {len(self) - len(rows)} more"] if len(rows) < len(self) else []
-        headed = [("variable", "shape and type", "bytes"), *rows]
+        headings = ("variable", "shape and type", "bytes")
         from varstore.text.table import Table
 
-        return Table(title=repr(self)[1:-1], rows=headed, notes=notes).html()
+        return Table(title=repr(self)[1:-1], headings=headings, rows=rows, notes=notes).html()
 
 
 @checked
