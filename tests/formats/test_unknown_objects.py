@@ -397,6 +397,18 @@ def test_a_slice_of_anything_opens(tmp_path):
     assert (repr(opened["c"]), opened["c"].arguments) == ("<Opaque builtins.slice>", ((1, 2), [None], None))
 
 
+def test_a_slice_is_left_out_where_nothing_can_hold_it(tmp_path):
+    path = written(tmp_path / "a.mge", {"w": W, "cut": [slice(1, 2), 3]})
+    done = vs.convert(path, tmp_path / "a.pt")
+    assert (done.left_out, done.reasons["cut/0"]) == (("cut/0",), "no format holds a slice")
+    assert vs.read(tmp_path / "a.pt").state()["cut"] == [None, 3]
+    assert vs.write(tmp_path / "b.pt", vs.read(path)).left_out == ("cut/0",)
+    with pytest.raises(UsageError, match="slice"):
+        vs.write(tmp_path / "c.pt", {"w": W, "cut": slice(1, 2)})
+    with pytest.raises(UsageError, match="Leave it out: it is an object of a class"):
+        vs.save(tmp_path / "c", {"a": Opaque(module="a", name="B")})
+
+
 def test_a_class_within_a_class_is_refused_with_a_way_out(tmp_path):
     for unknown in ("error", "opaque"):
         with pytest.raises(UnsafeContent, match=r"a class or a method that is within a class.*pickle protocol 4"):

@@ -347,7 +347,7 @@ def write(
 def _data_of(state: Any, row: Format) -> tuple[Any, tuple[str, ...]]:
     """Return a state without what is not data, and the names of that."""
     opened = state if isinstance(state, ForeignCheckpoint) else None
-    rest, left_out = without_opaque(state if opened is None else opened.tree)
+    rest, left_out = without_opaque(state) if opened is None else without_opaque(opened.tree, slice)
     if rest is None and left_out:
         raise UsageError("there is nothing to write: the state is an object of a class that varstore does not know")
     return (rest if opened is None or (left_out and row.is_nested) else opened), left_out
@@ -469,7 +469,8 @@ def convert(
         plainer: dict[str, str] = {}
         if isinstance(opened, Checkpoint) and row.name != "varstore":
             tree = plain(tree, plainer)
-        tree, opaque = without_opaque(tree)
+        named_leaves = leaves(tree)
+        tree, opaque = without_opaque(tree, slice)
         if keeps_tree and opaque and tree is None:
             raise UsageError("there is nothing to write: the file is an object of an unknown class", path=source)
         with reporting(progress, total, f"writing {target}") as advance:
@@ -485,6 +486,7 @@ def convert(
             else:
                 row.module.write(target, state, **settings)
         reasons = dict.fromkeys(opaque, "varstore does not know its class")
+        reasons |= {name: "no format holds a slice" for name, leaf in named_leaves if isinstance(leaf, slice)}
         if not keeps_tree:
             why = "only arrays are taken by chosen names" if row.is_nested else f"{row.name} holds only arrays"
             reasons |= {name: why for name, leaf in leaves(tree) if not isinstance(leaf, LazyArray)}

@@ -19,6 +19,7 @@ from varstore.layout.location import Location
 from varstore.layout.manifest import Entry
 from varstore.values.lazy import LazyArray
 from varstore.values.methods import NumpyMethods
+from varstore.values.opaque import Opaque
 
 __all__ = ["Source", "Stored", "as_source"]
 
@@ -78,6 +79,8 @@ def _way_to_save(value: Any) -> str:
         return "save its state_dict() with save_state"
     if isinstance(value, str | bytes | Mapping | set):
         return "use save_state, which saves nested state"
+    if isinstance(value, Opaque):
+        return "leave it out: it is an object of a class that varstore does not know"
     return "make it an array with numpy.asarray, or use save_state for nested state"
 
 

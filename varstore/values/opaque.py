@@ -91,26 +91,27 @@ def replaced_inside(opaque: Opaque, leaf: Callable[[Any], Any], done: dict[int, 
     return copy
 
 
-def without_opaque(state: Any) -> tuple[Any, tuple[str, ...]]:
+def without_opaque(state: Any, *others: type) -> tuple[Any, tuple[str, ...]]:
     """Return a state without the records in it, and their names; it is the same object if there are none.
 
-    Dicts lose them, and lists and tuples have None in their places.
+    Dicts lose them, and lists and tuples have None in their places. So do leaves of other types, if these are given.
     """
-    if not _holds_opaque(state):
+    kinds = (Opaque, *others)
+    if not _holds(state, kinds):
         return state, ()
     names: list[str] = []
-    rest = _pruned(state, (), names, set())
+    rest = _pruned(state, (), names, set(), kinds)
     return rest, tuple(names)
 
 
-def _holds_opaque(state: Any) -> bool:
+def _holds(state: Any, wanted: tuple[type, ...]) -> bool:
     """Look at the types of the items first: nearly all states are without records, and some have a million items."""
     waiting: list[Any] = [[state]]
     seen: set[int] = set()
     while waiting:
         items = waiting.pop()
         kinds = set(map(type, items))
-        if Opaque in kinds:
+        if not kinds.isdisjoint(wanted):
             return True
         if any(issubclass(kind, _CONTAINERS) for kind in kinds):
             for item in items:
@@ -120,8 +121,8 @@ def _holds_opaque(state: Any) -> bool:
     return False
 
 
-def _pruned(node: Any, path: tuple[str, ...], names: list[str], above: set[int]) -> Any:
-    if isinstance(node, Opaque):
+def _pruned(node: Any, path: tuple[str, ...], names: list[str], above: set[int], kinds: tuple[type, ...]) -> Any:
+    if isinstance(node, kinds):
         names.append("/".join(path) or BARE)
         return None
     if not isinstance(node, _CONTAINERS) or id(node) in above:  # who writes the state refuses one that contains itself
@@ -129,11 +130,11 @@ def _pruned(node: Any, path: tuple[str, ...], names: list[str], above: set[int])
     known = len(names)
     above.add(id(node))
     pairs = node.items() if isinstance(node, dict) else enumerate(node)
-    items = [(key, _pruned(item, (*path, str(key)), names, above), type(item) is Opaque) for key, item in pairs]
+    items = [(key, _pruned(item, (*path, str(key)), names, above, kinds), type(item) in kinds) for key, item in pairs]
     above.discard(id(node))
     if len(names) == known:
         return node
     if isinstance(node, dict):
-        return dict_like(node, [(key, item) for key, item, is_opaque in items if not is_opaque])
+        return dict_like(node, [(key, item) for key, item, is_one in items if not is_one])
     rows = [item for _, item, _ in items]
     return type(node)(*rows) if hasattr(node, "_fields") else type(node)(rows)
