@@ -16,6 +16,7 @@ from varstore.disk.read.checkpoint import Checkpoint, retry_if_replaced
 from varstore.disk.read.checks import check_files
 from varstore.disk.read.whole import read_into
 from varstore.errors import UsageError
+from varstore.layout.collector import collector_paused
 from varstore.layout.location import Location
 from varstore.layout.readable import Readable
 from varstore.model.match import Match, Missing, OnMismatch, OnTied, Spec, compare, spec_of
@@ -98,7 +99,8 @@ def fill_targets(
     path = getattr(given, "path", None)  # of a checkpoint or a file
     where = path or type(given).__name__
     selected = selected_by(None)
-    sources = {name: as_source(given[name], variable=name) for name in selected.values()}
+    with collector_paused():
+        sources = {name: as_source(given[name], variable=name) for name in selected.values()}
     wanted = {name: _spec_of_target(held) for name, held in targets.items()}
 
     def matched(rename: Rename | None) -> Match:

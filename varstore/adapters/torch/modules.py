@@ -20,6 +20,7 @@ from varstore.adapters.torch.survey import Member, place_of_tensor, survey
 from varstore.disk.progress import reporting
 from varstore.disk.read.checkpoint import Checkpoint
 from varstore.errors import UnsupportedDtype, UsageError, VariableMismatch
+from varstore.layout.collector import collector_paused
 from varstore.model.into import carry_out, prepare
 from varstore.model.match import (
     Match,
@@ -48,6 +49,7 @@ from varstore.values.select import Patterns, Rename, select
 
 __all__ = ["ModuleOptions", "load_into_module"]
 
+_LAZY = (Stored, LazyArray)
 _ANYTHING: Spec = ((), np.dtype(np.bool_))
 """Stands for the shape and type of a value of any kind, on both sides."""
 
@@ -70,7 +72,9 @@ def load_into_module(
     module: torch.nn.Module, given: Mapping[str, Any], options: ModuleOptions, load_options: LoadOptions
 ) -> LoadReport:
     """Load a checkpoint or a state dict into a module; see `varstore.adapters.torch.load_into`."""
-    return _Loading(module, given, options).run(load_options)
+    with collector_paused():
+        loading = _Loading(module, given, options)
+    return loading.run(load_options)
 
 
 class _Loading:
@@ -103,24 +107,9 @@ class _Loading:
 
     def run(self, load_options: LoadOptions) -> LoadReport:
         """Load, and return what was loaded."""
-        match = self._compare()
-        report = make_report(match, source=self._where, target=type(self._module).__name__)
-        is_vain = not match.pairs and bool(self._given) and bool(match.kept or match.mismatched)
-        self._judge(
-            self._early(match),
-            is_vain=is_vain and not any(map(self._survey.is_late, self._selected)),
-            matched=lambda rename: self._with(rename).early_match(),
-        )
-        self._refuse_meta(match.pairs)
+        with collector_paused():
+            match, report, moves, settled = self._settle(load_options)
         verify, threads = load_options.get("verify", True), load_options.get("threads")
-        moves = {pair.target: self._move(pair) for pair in match.pairs if pair.target in self._sources}
-        settled = prepare(
-            list(moves.values()),
-            names=[*self._survey.members, *self._selected],
-            on_tied=self._options["on_tied"],
-            verify=verify,
-            path=self._path,
-        )
         self._read_values(verify=verify, threads=threads)
         tensors, buffered = self._buffers(moves, settled.winners)
         settled = Settled(
@@ -134,6 +123,27 @@ class _Loading:
         if not tensors and not self._survey.has_code:
             return report
         return self._hand_over(report, self._state(match, tensors))
+
+    def _settle(self, load_options: LoadOptions) -> tuple[Match, LoadReport, dict[str, Move], Settled]:
+        """Compare, refuse what does not fit, and decide what goes where."""
+        match = self._compare()
+        report = make_report(match, source=self._where, target=type(self._module).__name__)
+        is_vain = not match.pairs and bool(self._given) and bool(match.kept or match.mismatched)
+        self._judge(
+            self._early(match),
+            is_vain=is_vain and not any(map(self._survey.is_late, self._selected)),
+            matched=lambda rename: self._with(rename).early_match(),
+        )
+        self._refuse_meta(match.pairs)
+        moves = {pair.target: self._move(pair) for pair in match.pairs if pair.target in self._sources}
+        settled = prepare(
+            list(moves.values()),
+            names=[*self._survey.members, *self._selected],
+            on_tied=self._options["on_tied"],
+            verify=load_options.get("verify", True),
+            path=self._path,
+        )
+        return match, report, moves, settled
 
     def early_match(self) -> Match:
         """Compare, and return what the module's own code has no say in."""
@@ -172,6 +182,8 @@ class _Loading:
             rename=options["rename"],
             path=self._path,
         )
+        if not self._nodes:
+            return chosen
         nodes = {name: origin for name, origin in chosen.items() if origin in self._nodes and self._is_opaque(name)}
         within: set[str] = set()
         for origin in nodes.values():
@@ -184,21 +196,22 @@ class _Loading:
 
     def _sort(self) -> None:
         for name, origin in self._selected.items():
-            is_opaque = self._is_opaque(name)
-            takes_any = is_opaque or self._survey.is_custom(name)
-            if is_opaque and origin in self._nodes:
+            if origin in self._nodes and self._is_opaque(name):
                 self._values[name] = None  # until it is read
                 continue
             value = self._given[origin]
-            try:
-                if isinstance(value, Stored | LazyArray) or (_is_array(value) and not is_opaque):
+            if isinstance(value, _LAZY) or (_is_array(value) and not self._is_opaque(name)):
+                try:
                     self._sources[name] = as_source(value, variable=origin)
-                    continue
-            except UnsupportedDtype:
-                if not takes_any:
-                    raise
-            if takes_any:
+                except UnsupportedDtype:
+                    if not self._takes_any(name):
+                        raise
+                    self._values[name] = value
+            elif self._takes_any(name):
                 self._values[name] = value
+
+    def _takes_any(self, name: str) -> bool:
+        return self._is_opaque(name) or self._survey.is_custom(name)
 
     def _is_opaque(self, name: str) -> bool:
         member = self._survey.members.get(name)
@@ -207,15 +220,16 @@ class _Loading:
     # --- what it is compared with --------------------------------------------------------------------------------
 
     def _compare(self) -> Match:
-        targets: dict[str, Spec] = dict.fromkeys((*self._survey.members, *self._values), _ANYTHING)
+        members = self._survey.members
+        targets: dict[str, Spec] = dict.fromkeys((*members, *self._values), _ANYTHING)
         sources: dict[str, SourceSpec] = {}
         for name, origin in self._selected.items():
             source = self._sources.get(name)
-            sources[origin] = _ANYTHING if source is None else spec_of(source)
+            sources[origin] = spec = _ANYTHING if source is None else spec_of(source)
             if source is None and name not in self._values:
                 targets.pop(name, None)  # neither an array nor where another kind of value is taken
-            elif source is not None and (name in self._survey.members or self._survey.is_custom(name)):
-                targets[name] = self._target_spec(name, spec_of(source))
+            elif source is not None and (name in members or self._survey.is_custom(name)):
+                targets[name] = self._target_spec(name, spec)
         options = self._options
         match = compare(targets, sources, self._selected, on_mismatch=options["on_mismatch"], cast=options["cast"])
         if not match.kept:
@@ -230,7 +244,7 @@ class _Loading:
         shape, dtype = known
         if shape is None or dtype is None:
             return own or shown or _ANYTHING
-        if own is None or self._survey.is_custom(name):
+        if own is None or member is None or member.is_custom:
             return (shape if shown is None or self._options["on_mismatch"] == "error" else shown[0]), dtype
         if shown is not None and is_same_type(shown[1], dtype):  # the type that the module would have been saved with
             return own[0], dtype

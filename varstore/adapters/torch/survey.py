@@ -31,7 +31,7 @@ _PLAIN = (torch.Tensor, torch.nn.Parameter)
 _VERSION_WITH_COUNT = 2  # of batch normalisation: from then on, num_batches_tracked is saved
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@dataclass(kw_only=True, slots=True)
 class Member:
     """One name of a module's state: its parameter or buffer (`own`), and what ``state_dict`` gives for it (`shown`).
 
@@ -187,11 +187,14 @@ def _is_plain(tensor: torch.Tensor) -> bool:
 
 
 def _is_same_memory(own: torch.Tensor, shown: Any) -> bool:
+    """Tell whether a strided tensor is shown as it is; torch compares plain ones of real numbers in one call."""
+    if not isinstance(shown, torch.Tensor) or shown.layout is not torch.strided or own.dtype is not shown.dtype:
+        return False
+    is_plain = type(own) in _PLAIN and type(shown) in _PLAIN and own.is_cpu and shown.is_cpu
+    if is_plain and not own.is_complex() and not own.is_neg():
+        return bool(own.is_set_to(shown))
     return (
-        isinstance(shown, torch.Tensor)
-        and shown.layout is torch.strided
-        and own.dtype is shown.dtype
-        and (type(shown) in _PLAIN or spec_of_tensor(shown) is not None)
+        (type(shown) in _PLAIN or spec_of_tensor(shown) is not None)
         and own.data_ptr() == shown.data_ptr()
         and own.shape == shown.shape
         and own.stride() == shown.stride()
