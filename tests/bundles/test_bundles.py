@@ -337,6 +337,32 @@ def test_without_links_every_file_has_one_name_and_keeps_it(tmp_path):
         vs.save(tmp_path / "no", variables, links=False, manifest=False)
 
 
+def test_what_is_made_of_a_bundle_has_its_graphs_only_where_they_can_run(tmp_path):
+    variables = values(head=np.zeros(3, np.float32))
+    model = linear({name: variables[name] for name in ("net/w", "net/b")})
+    checkpoint = vs.bundle(tmp_path / "c", variables, graphs={"forward": model}, files={"labels": b"a"})
+    for options, stays in (
+        ({}, True),
+        ({"include": "net/*"}, True),
+        ({"include": "head"}, False),
+        ({"exclude": "net/b"}, True),  # of which the graph has a copy
+        ({"rename": {"net": "other"}}, False),
+        ({"dtype": "float16"}, False),
+    ):
+        done = vs.convert(tmp_path / "c", tmp_path / "new", overwrite=True, **options)
+        assert set(vs.open(tmp_path / "new").files) == {"labels", *(["forward.onnx"] if stays else [])}
+        assert ("file forward.onnx" in done.left_out) == (not stays)
+    other = vs.save(tmp_path / "other", {"net/b": variables["net/b"] + 1, "net/w": variables["net/w"] + 1})
+    for parts, stays in (([other.select(include="net/w")], True), ([other], False)):
+        merged = vs.merge(tmp_path / "m", [checkpoint, *parts], last_wins=True, overwrite=True)
+        assert ("forward.onnx" in merged.files) == stays
+        assert ("file forward.onnx" in merged.left_out) == (not stays)
+    (tmp_path / "c/net/w/out").unlink()
+    report = vs.salvage(tmp_path / "c", tmp_path / "saved")
+    assert set(vs.open(tmp_path / "saved").files) == {"labels"}
+    assert "a variable that it uses" in report.lost["file forward.onnx"]
+
+
 @given(st.data())
 def test_any_choice_of_places_keeps_all_values(data):
     dtypes = [np.dtype(kind) for kind in ("f4", "f2", "i8", "?", "c8", ml_dtypes.bfloat16, ml_dtypes.int4)]

@@ -42,6 +42,7 @@ from varstore.text.table import Shown, Table
 from varstore.training.kinds import plain
 from varstore.values.arguments import checked
 from varstore.values.arrays import Stored
+from varstore.values.attached import is_usable
 from varstore.values.casting import cast_values, is_floating
 from varstore.values.lazy import LazyArray, retyped
 from varstore.values.nodes import BARE, leaves, replaced
@@ -458,6 +459,7 @@ def convert(
         keeps_tree = row.is_nested and is_whole and options.get("model") is None
         tree = opened.tree if isinstance(opened, ForeignCheckpoint) else {}
         kept: dict[str, Any] = {}
+        unusable: list[str] = []
         is_linked = row is source_row and row.name == "varstore"
         if isinstance(opened, Checkpoint):
             found = nested(opened)
@@ -465,7 +467,10 @@ def convert(
             if is_linked and is_whole and opened.manifest is not None:
                 kept = {"tree": opened.manifest.tree}  # the nested state, which refers to the variables by name
             if is_linked and opened.files:
-                kept["files"] = {**opened.files, **(options.get("files") or {})}
+                as_they_are = arrays if cast is None else {}
+                unusable = [name for name, file in opened.files.items() if not is_usable(file.entry, as_they_are)]
+                files = {name: file for name, file in opened.files.items() if name not in unusable}
+                kept["files"] = {**files, **(options.get("files") or {})}
         plainer: dict[str, str] = {}
         if isinstance(opened, Checkpoint) and row.name != "varstore":
             tree = plain(tree, plainer)
@@ -491,6 +496,7 @@ def convert(
             why = "only arrays are taken by chosen names" if row.is_nested else f"{row.name} holds only arrays"
             reasons |= {name: why for name, leaf in leaves(tree) if not isinstance(leaf, LazyArray)}
         reasons |= dict.fromkeys(extra, "the model does not have it")
+        reasons |= dict.fromkeys(map("file {}".format, unusable), "a variable that it uses is not there as it is")
         changed = {name: wrapped.change_of(array) for name, array in arrays.items()}
         if row.name != "varstore":
             said_of = (f"{name}: {said}" for name, array in arrays.items() for said in _attributes_of(array))

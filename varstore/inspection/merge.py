@@ -35,6 +35,7 @@ from varstore.storage.failures import translated
 from varstore.training.tree import joined, prune
 from varstore.values.arguments import check_names, checked, checked_path, described
 from varstore.values.arrays import Source, as_source
+from varstore.values.attached import is_usable
 from varstore.values.casting import cast_values, is_floating
 from varstore.values.lazy import LazyArray
 from varstore.values.nodes import leaves
@@ -195,7 +196,10 @@ class _Parts:
         while (refused := refused_name(self.files, tops)) is not None:
             lost.append(refused[0])
             del self.files[refused[0]]
-        self.left_out += [f"file {name}" for name in lost]
+        unusable = [name for name, file in self.files.items() if not is_usable(file.entry, self.variables)]
+        for name in unusable:
+            del self.files[name]
+        self.left_out += [f"file {name}" for name in (*lost, *unusable)]
 
 
 def _is_equal(a: Any, b: Any) -> bool:

@@ -34,6 +34,7 @@ from varstore.text.table import Shown, Table
 from varstore.training.tree import prune
 from varstore.values.arguments import checked, described
 from varstore.values.arrays import as_source
+from varstore.values.attached import is_usable
 from varstore.values.lazy import LazyArray
 
 __all__ = ["SalvageReport", "salvage"]
@@ -224,6 +225,9 @@ class _Found:
                 self.restored[name] = other
                 del self.lost[name]
         for name in [name for name in self.files if f"file {name}" in self.lost]:
+            del self.files[name]
+        for name in [name for name, file in self.files.items() if not is_usable(file.entry, self.variables)]:
+            self.lost[f"file {name}"] = "a variable that it uses is lost"
             del self.files[name]
         if self.tree is not None:
             self.tree = prune(self.tree, lambda name: name not in self.variables)

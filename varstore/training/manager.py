@@ -35,7 +35,6 @@ from varstore.errors import (
     UsageError,
     VarstoreError,
 )
-from varstore.layout.graphs import uses
 from varstore.model.options import LoadOptions, Path, RunOptions, SaveOptions, check_options
 from varstore.model.store import save
 from varstore.storage.directory import locate
@@ -70,7 +69,7 @@ from varstore.training.state import load_state
 from varstore.training.tensors import MapLocation
 from varstore.training.tree import flatten, prune
 from varstore.values.arguments import checked
-from varstore.values.attached import FileContent
+from varstore.values.attached import FileContent, is_usable
 
 __all__ = ["CheckpointManager"]
 
@@ -653,7 +652,7 @@ class CheckpointManager:
                 stay,
                 attributes=attributes,
                 tree=tree,
-                files={name: file for name, file in checkpoint.files.items() if uses(file.entry) <= stay.keys()},
+                files={name: file for name, file in checkpoint.files.items() if is_usable(file.entry, stay)},
                 overwrite=True,
                 foreign="keep",
                 links=not checkpoint.location.unshared,

@@ -11,10 +11,20 @@ import numpy as np
 
 from varstore.errors import InvalidName, StorageError, UsageError
 from varstore.layout.attached import DATA, FileEntry, refused_name
+from varstore.layout.graphs import GRAPH, bindings_of
 from varstore.layout.location import Location
 from varstore.layout.manifest import NO_ATTRIBUTES
 
-__all__ = ["FileContent", "GivenFile", "PlannedFile", "SourceFile", "StoredFile", "identity_of", "plan_files"]
+__all__ = [
+    "FileContent",
+    "GivenFile",
+    "PlannedFile",
+    "SourceFile",
+    "StoredFile",
+    "identity_of",
+    "is_usable",
+    "plan_files",
+]
 
 Identity = tuple[int, int, int, int]
 
@@ -83,6 +93,25 @@ def plan_files(files: Mapping[str, Any], tops: Collection[str]) -> tuple[Planned
     if (refused := refused_name(files, tops)) is not None:
         raise InvalidName("an attached file cannot have this name", field=f"files[{refused[0]!r}]", found=refused[1])
     return tuple(_planned(str.__str__(name), content) for name, content in files.items())
+
+
+def is_usable(file: FileEntry, variables: Mapping[str, Any]) -> bool:
+    """Tell whether a file can be saved with these variables: a graph can, if what it uses is there and fits.
+
+    Of a variable that a graph has a copy of, or values that were computed from it, the digests must be known and equal.
+    """
+    bindings = bindings_of(file)
+    digests = {one.variable: one.digest for one in bindings.values() if one.digest}
+    if file.kind == GRAPH:
+        digests |= {str(name): str(digest) for name, digest in file.attributes.get("folded", {}).items()}
+    for one in bindings.values():
+        value = variables.get(one.variable)
+        if value is None and not one.digest:
+            return False
+        if value is not None and (tuple(value.shape), value.dtype.name) != (one.shape, one.type):
+            return False
+    found = {name: variables[name] for name in digests if name in variables}
+    return all("".join(getattr(value, "digests", ())) == digests[name] for name, value in found.items())
 
 
 def identity_of(status: os.stat_result) -> Identity:
