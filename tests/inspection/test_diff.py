@@ -74,9 +74,9 @@ def test_every_type_moves_as_far_as_numpy_says(second):
         u, v = x[finite], y[finite]
         assert (found.count, found.changed) == (len(pairs), np.count_nonzero(~same))
         assert found.nonfinite == np.count_nonzero(~same & ~finite)
-        assert math.isclose(found.largest, np.abs(v - u).max() if u.size else 0, rel_tol=1e-15)
+        assert math.isclose(found.largest, np.abs(v - u).max() if u.size else 0, rel_tol=1e-15, abs_tol=1e-323)
         expected = np.linalg.norm(v - u), np.linalg.norm(u), np.linalg.norm(v)
-        assert np.allclose((found.norm, found.norm_a, found.norm_b), expected, rtol=1e-12, atol=0)
+        assert np.allclose((found.norm, found.norm_a, found.norm_b), expected, rtol=1e-12, atol=1e-323)
         if expected[1] and expected[2]:
             assert math.isclose(found.cosine, np.vdot(u, v).real / expected[1] / expected[2], abs_tol=1e-12)
         else:

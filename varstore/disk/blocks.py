@@ -24,6 +24,7 @@ __all__ = [
     "AlignedBuffer",
     "copy_file",
     "digest_block",
+    "digest_of",
     "lies_as_out",
     "read_block",
     "spans",
@@ -87,6 +88,12 @@ def digest_block(array: np.ndarray, start: int, stop: int) -> bytes:
     for piece in _pieces(array, start, stop, CHUNK):
         hasher.update(piece.data)
     return hasher.digest()
+
+
+def digest_of(array: np.ndarray) -> bytes:
+    """Return the xxh3-128 digest of an array's ``out`` form, of any size."""
+    flat = _flat_bytes(array)
+    return digest_block(array, 0, array.nbytes) if flat is None else xxhash.xxh3_128_digest(flat.data)
 
 
 def write_block(fd: int, array: np.ndarray, start: int, stop: int, direct: AlignedBuffer | None = None) -> bytes:

@@ -412,8 +412,7 @@ class _Comparing:
             if not both.a.is_one:
                 for at in range(len(both.a.indices)):
                     yield partial(self._compare_piece, both, at)
-        for group in in_groups((both, both.nbytes) for both in together if both.a.is_one):
-            yield partial(self._compare_all, group)
+        yield from in_groups(((both, both.nbytes) for both in together if both.a.is_one), self._compare_all)
 
     def _digest(self, side: _Side, part: _Part) -> None:
         part.digests = side.digests(part)

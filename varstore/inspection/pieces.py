@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Hashable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
+from functools import partial
 from typing import Any, TypeVar
 
 import numpy as np
@@ -12,6 +13,7 @@ from varstore.disk.blocks import SMALL
 from varstore.disk.read.parts import chunk_indices
 from varstore.disk.read.variable import Variable
 from varstore.disk.read.whole import read_new
+from varstore.disk.threads import Job, do_here_until_slow
 from varstore.layout.location import Location
 from varstore.layout.readable import Readable, readable
 from varstore.values.arrays import Source
@@ -19,6 +21,8 @@ from varstore.values.lazy import LazyArray
 
 __all__ = ["Pieces", "in_groups", "is_read_whole", "memory_of", "read_together"]
 
+_TINY = 32 << 10
+"""Bytes of a variable of which reading takes less time than Python's own steps."""
 _GROUP = 64
 """Small variables that one thread looks at one after the other."""
 
@@ -26,23 +30,30 @@ _GROUP = 64
 class Pieces:
     """The values of a variable, piece by piece; an array that can only be read whole is one piece.
 
-    `itemsize` and `is_whole` are those of the array unless its pieces are to match those of another.
+    `known` is what reading the variable of a checkpoint requires, if that is known. `itemsize` and `is_whole` are those
+    of the array unless its pieces are to match those of another.
     """
 
-    def __init__(self, name: str, array: Source, *, itemsize: int | None = None, is_whole: bool | None = None) -> None:
+    def __init__(
+        self,
+        name: str,
+        array: Source,
+        *,
+        known: Readable | None = None,
+        itemsize: int | None = None,
+        is_whole: bool | None = None,
+    ) -> None:
         self.name = name
         self.array = array
-        self.shape = tuple(array.shape)
-        self.dtype = array.dtype.newbyteorder("=")
+        self.readable = known
+        self.shape = tuple(array.shape) if known is None else known.shape
+        self.dtype = (array.dtype if known is None else known.dtype).newbyteorder("=")
         self.nbytes = math.prod(self.shape) * self.dtype.itemsize
         is_one = is_read_whole(array) if is_whole is None else is_whole
         size = self.dtype.itemsize if itemsize is None else itemsize
         self.indices = [((...,), self.shape)] if is_one else list(chunk_indices(self.shape, size))
-
-    @property
-    def is_one(self) -> bool:
+        self.is_one = len(self.indices) == 1
         """Whether there is a single piece."""
-        return len(self.indices) == 1
 
     def size(self, at: int) -> int:
         """Return the bytes of a piece."""
@@ -76,19 +87,27 @@ def memory_of(array: Source) -> Hashable:
     return array.location, array.entry.folder
 
 
-def in_groups(items: Iterable[tuple[Item, int]]) -> Iterator[list[Item]]:
-    """Yield items with their sizes in bytes: large ones alone, small ones a group at a time."""
+def in_groups(items: Iterable[tuple[Item, int]], do: Callable[[Sequence[Item]], None]) -> Iterator[Job]:
+    """Yield jobs that do something with items, given with their sizes in bytes: large ones alone, others in groups.
+
+    Tiny ones are done here, a group at a time, unless they wait for a server: threads would wait for the interpreter.
+    """
+    tiny: list[Item] = []
     group: list[Item] = []
     for item, nbytes in items:
-        if nbytes >= SMALL:
-            yield [item]
-            continue
-        group.append(item)
-        if len(group) == _GROUP:
-            yield group
-            group = []
+        if nbytes < _TINY:
+            tiny.append(item)
+        elif nbytes >= SMALL:
+            yield partial(do, [item])
+        else:
+            group.append(item)
+            if len(group) == _GROUP:
+                yield partial(do, group)
+                group = []
     if group:
-        yield group
+        yield partial(do, group)
+    groups = (tiny[start : start + _GROUP] for start in range(0, len(tiny), _GROUP))
+    yield from do_here_until_slow(groups, do, calls_wait=True)
 
 
 def read_together(group: Sequence[Piecewise]) -> Iterator[tuple[Piecewise, np.ndarray]]:
@@ -96,7 +115,7 @@ def read_together(group: Sequence[Piecewise]) -> Iterator[tuple[Piecewise, np.nd
     stored: dict[Location, list[tuple[Piecewise, Readable]]] = {}
     for pieces in group:
         if isinstance(pieces.array, Variable):
-            variable = readable(pieces.array.entry, path=pieces.array.root)
+            variable = pieces.readable or readable(pieces.array.entry, path=pieces.array.root)
             stored.setdefault(pieces.array.location, []).append((pieces, variable))
         else:
             yield pieces, pieces.read(0)

@@ -14,17 +14,26 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from varstore.disk.blocks import digest_block
+from varstore.disk.blocks import digest_of
 from varstore.disk.progress import Progress, reporting
 from varstore.disk.read.checkpoint import Checkpoint, retry_if_replaced
 from varstore.disk.read.variable import Variable
 from varstore.disk.threads import Job, run, thread_count
 from varstore.errors import UnsupportedDtype
 from varstore.formats.verbs import open_source
-from varstore.inspection.moments import Histogram, Piece, histogram, is_numeric, merged, piece_of, quantile
+from varstore.inspection.moments import (
+    Histogram,
+    Piece,
+    histogram,
+    is_numeric,
+    merged,
+    name_of,
+    quantile,
+    quiet_piece_of,
+)
 from varstore.inspection.pictures import Bins, Counted, HeatMap, Mosaic, counted, joined, matrix_shape
 from varstore.inspection.pieces import Pieces, in_groups, memory_of, read_together
-from varstore.layout.readable import readable
+from varstore.layout.readable import Readable, readable
 from varstore.model.options import Path
 from varstore.text.hints import plural
 from varstore.text.table import Table
@@ -295,21 +304,24 @@ def _report(
     progress: Progress,
 ) -> StatsReport:
     path = str(getattr(source, "path", ""))
-    names = select(source, include=include, exclude=exclude, path=path or None)
+    if isinstance(source, Checkpoint):
+        chosen: Mapping[str, Any] = source.select(include=include, exclude=exclude)
+    else:
+        names = select(source, include=include, exclude=exclude, path=path or None)
+        chosen = {name: source[name] for name in names}
     looked_at: dict[str, _Look] = {}
     left_out: dict[str, str] = {}
     shared: dict[Hashable, _Look] = {}
-    for name in names:
+    for name, value in chosen.items():
         try:
-            array = as_source(source[name], name)
-            if isinstance(array, Variable):
-                readable(array.entry, path=array.root)
-            dtype = array.dtype
+            array = as_source(value, name)
+            known = readable(array.entry, path=array.root) if isinstance(array, Variable) else None
+            dtype = array.dtype if known is None else known.dtype
         except UnsupportedDtype as error:
             left_out[name] = error.problem
             continue
         if is_numeric(dtype):
-            looked_at[name] = shared.setdefault(memory_of(array), _Look(name, array))
+            looked_at[name] = shared.setdefault(memory_of(array), _Look(name, array, known))
         else:
             left_out[name] = f"values of type {dtype} are not numbers"
     looks = list(shared.values())
@@ -342,10 +354,12 @@ class _Wanted(NamedTuple):
 class _Look(Pieces):
     """A variable that is looked at, and what is known of it, piece by piece."""
 
-    def __init__(self, name: str, array: Source) -> None:
-        super().__init__(name, array)
-        self.offsets = [0, *itertools.accumulate(math.prod(shape) for _, shape in self.indices)]
+    def __init__(self, name: str, array: Source, known: Readable | None) -> None:
+        super().__init__(name, array, known=known)
+        self.offsets = [0] if self.is_one else [0, *itertools.accumulate(math.prod(shape) for _, shape in self.indices)]
         """How many values come before each piece, in C order."""
+        self.row = math.prod(self.shape[1:]) if len(self.shape) > 1 else 0
+        """How many values a row has; 0 if there are no rows."""
         self.pieces: list[Piece | None] = [None] * len(self.indices)
         self.digests = [b""] * len(self.indices)
         self.dead: dict[int, int] = {}
@@ -359,9 +373,9 @@ class _Look(Pieces):
 
     def look(self, at: int, values: np.ndarray, wanted: _Wanted) -> None:
         """Look at a piece for the first time, and for the last if it is the only one."""
-        piece = self.pieces[at] = piece_of(values)
-        self.digests[at] = digest_block(values, 0, values.nbytes)
-        row = self._row_size()
+        piece = self.pieces[at] = quiet_piece_of(values)
+        self.digests[at] = digest_of(values)
+        row = self.row
         if row and values.size % row == 0 and piece.zeros >= row:
             self.dead[at] = int(np.count_nonzero((values.reshape(-1, row) == 0).all(axis=1)))
         if wanted.histograms and piece.low is not None:
@@ -389,12 +403,8 @@ class _Look(Pieces):
         with self._lock:
             self.counts = counts if self.counts is None else self.counts + counts
 
-    def _row_size(self) -> int:
-        """Return how many values a row has; 0 if there are no rows."""
-        return math.prod(self.shape[1:]) if len(self.shape) > 1 else 0
-
     def _dead_rows(self) -> int:
-        row = self._row_size()
+        row = self.row
         if self.is_one or not row or isinstance(self.indices[0][0][0], slice):
             return sum(self.dead.values())
         zeros: dict[int, int] = {}
@@ -406,7 +416,7 @@ class _Look(Pieces):
     @property
     def content(self) -> Hashable:
         """What is equal for variables of the same values, and only for them."""
-        return self.shape, self.dtype.name, *self.digests
+        return self.shape, self.dtype.char, self.dtype.type, *self.digests
 
     @property
     def file(self) -> tuple[int, int] | None:
@@ -436,7 +446,7 @@ class _Look(Pieces):
             error = max(bound for _, bound in found.values())
         return Statistics(
             shape=self.shape,
-            dtype=self.dtype.name,
+            dtype=name_of(self.dtype),
             count=known.size,
             zeros=known.zeros,
             nan=known.nan,
@@ -457,6 +467,8 @@ class _Look(Pieces):
 
 def _begin_heat_maps(looks: Iterable[_Look], count: int) -> None:
     """Let the largest matrices have heat maps."""
+    if not count:
+        return
     found = [(look, shape) for look in looks if (shape := matrix_shape(look.shape)) is not None]
     for look, shape in heapq.nlargest(count, found, key=lambda item: math.prod(item[1])):
         look.mosaic = Mosaic(shape)
@@ -467,18 +479,20 @@ def _first_pass(looks: Sequence[_Look], done: Callable[[int], None], wanted: _Wa
         if not look.is_one:
             for at in range(len(look.indices)):
                 yield partial(_look_at_piece, look, at, done, wanted)
-    for group in in_groups((look, look.nbytes) for look in looks if look.is_one):
-        yield partial(_look_at_all, group, done, wanted)
+    yield from in_groups(((look, look.nbytes) for look in looks if look.is_one), partial(_look_at_all, done, wanted))
 
 
-def _look_at_all(group: Sequence[_Look], done: Callable[[int], None], wanted: _Wanted) -> None:
-    for look, values in read_together(group):
-        look.look(0, values, wanted)
+def _look_at_all(done: Callable[[int], None], wanted: _Wanted, group: Sequence[_Look]) -> None:
+    with np.errstate(all="ignore"):
+        for look, values in read_together(group):
+            look.look(0, values, wanted)
     done(sum(look.nbytes for look in group))
 
 
 def _look_at_piece(look: _Look, at: int, done: Callable[[int], None], wanted: _Wanted) -> None:
-    look.look(at, look.read(at), wanted)
+    values = look.read(at)
+    with np.errstate(all="ignore"):
+        look.look(at, values, wanted)
     done(look.size(at))
 
 
