@@ -411,8 +411,9 @@ def test_a_report_replaces_a_file_whole_or_not_at_all(model, tmp_path, monkeypat
     write_report(model, os.fspath(target))
     assert target.read_text().startswith("<!doctype html>")
     assert target.stat().st_mode & 0o777 == 0o666 & ~_umask()
-    done = CliRunner().invoke(main, ["report", str(tmp_path / "nothing")], prog_name="varstore")
+    done = CliRunner().invoke(main, ["report", str(tmp_path / "nothing"), "-o", str(target)], prog_name="varstore")
     assert done.exit_code == 3
+    assert [path.name for path in tmp_path.iterdir()] == ["report.html"]
     done = CliRunner().invoke(main, ["report", model, "-o", str(tmp_path / "no" / "r.html")], prog_name="varstore")
     assert done.exit_code == 3
 

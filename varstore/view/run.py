@@ -18,6 +18,8 @@ __all__ = ["follow", "steps_at"]
 
 _METRICS = 60
 _NAME = 200
+_LONG = 256 << 20
+"""Bytes of a step from which reading it has a progress bar."""
 
 
 def steps_at(path: str) -> vs.RunSteps | None:
@@ -82,7 +84,8 @@ def _norms(path: str, known: dict[tuple[int, int], float | None], *, progress: b
     with vs.open(path) as checkpoint:
         files = dict(_files(checkpoint))
         new = {name: checkpoint[name] for name, file in files.items() if file not in known}
-        report = vs.stats(new, quantiles=False, progress=progress)
+        is_long = sum(variable.nbytes for variable in new.values()) > _LONG
+        report = vs.stats(new, quantiles=False, progress=progress and is_long)
         known |= {files[name]: report[name].norm if name in report else None for name in new}
         return {name: known[file] for name, file in files.items()}
 

@@ -50,7 +50,7 @@ class Detail {
     else if (this.page.live && !variable.left && !variable.failed) parts.push(make("p", { class: "note", role: "status", text: this.page.live.waiting(variable) }));
     if (variable.bins) parts.push(...this.histogram(variable));
     if (variable.map) parts.push(...this.heat(variable));
-    if (variable.norms) parts.push(make("h3", { text: "Norm over steps" }), curve("norm", this.page.data.run.looked, variable.norms));
+    if (variable.norms?.some(Number.isFinite)) parts.push(make("h3", { text: "Norm over steps" }), curve("norm", this.page.data.run.looked, variable.norms));
     if (this.page.live) parts.push(...this.page.live.slices(variable));
     if (variable.attributes) parts.push(make("h3", { text: "Attributes" }), make("pre", { tabindex: 0, "aria-label": "Attributes", text: variable.attributes }));
     this.box.replaceChildren(...parts);
@@ -89,6 +89,7 @@ class Detail {
     } } });
     const head = make("div", { class: "picture-head" }, make("h3", { text: "Histogram" }), log);
     const found = [head, ...histogram(variable.bins, other, this.isLog)];
+    if (variable.dtype.startsWith("complex")) found.push(make("p", { class: "note", text: "Complex values count by their magnitude." }));
     if (other) found.push(make("p", { class: "note", text: `The line is that of ${this.page.data.comparison.title}.` }));
     return found;
   }

@@ -87,7 +87,7 @@ class Page {
     byId("run").hidden = false;
     const steps = run.steps.map((step) => step.step);
     const charts = run.metrics.map(([name, values]) => curve(name, steps, values));
-    if (run.norms) charts.push(curve("norm of all variables", run.looked, run.norms));
+    if (run.looked.length) charts.push(curve("norm of all variables", run.looked, run.norms));
     charts.push(disk(steps, run.steps.map((step) => step.own), run.steps.map((step) => step.nbytes)));
     const row = (step) => make("tr", {}, make("td", { class: "number", text: count(step.step) }), make("td", { text: step.time }),
       make("td", { class: "number", text: size(step.nbytes) }), make("td", { class: "number", text: size(step.own) }), make("td", { text: step.marks }));
