@@ -6,6 +6,7 @@ import os
 import pickle
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -208,8 +209,19 @@ def test_the_files_of_a_copy_appear_together(tmp_path, monkeypatch):
         vs.write(tmp_path / "copy.pdiparams", {}, model=model)
     assert visible() == []
     monkeypatch.undo()
+    changed = {name: array.numpy() + 1 for name, array in vs.read(model).items()}
+    for values in (changed, {}):
+        code = "import os, pickle, sys, varstore as vs; from varstore.storage.appearing import _Place as place; " + (
+            "old = place.appear; place.appear = lambda self, name: self.name == 'copy.pdiparams' and os._exit(9) or "
+            "old(self, name); vs.write(sys.argv[1], pickle.load(sys.stdin.buffer), model=sys.argv[2])"
+        )
+        command = [sys.executable, "-c", code, tmp_path / "copy.pdiparams", model]
+        assert subprocess.run(command, input=pickle.dumps(values), timeout=60).returncode == 9
+        assert len(visible()) == 3
     vs.write(tmp_path / "copy.pdiparams", {}, model=model)
     assert len(visible()) == 4
+    assert [path.name for path in tmp_path.glob(".*")] == []
+    assert vs.read(tmp_path / "copy")["linear_0.w_0"].tolist() == vs.read(model)["linear_0.w_0"].tolist()
 
 
 def test_of_a_copy_that_is_there_only_the_values_are_replaced(tmp_path):

@@ -96,8 +96,8 @@ def write_together(path: str, files: Mapping[str, FileContent]) -> None:
         CheckpointExists: another file exists, and is not what it would become.
         StorageError: the operating system refused.
     """
-    missing = {place: of for place, of in files.items() if place != path and not _is_there(place, of)}
-    with replacing_whole(path) as (file, whole):
+    with replacing_whole(path) as (file, whole):  # what a killed writer left is gone now
+        missing = {place: of for place, of in files.items() if place != path and not _is_there(place, of)}
         for place, of in missing.items():
             with whole.part(place) as part:
                 part.writelines(of())
