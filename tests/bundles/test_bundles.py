@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import ml_dtypes
@@ -10,7 +13,7 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 from hypothesis import given, strategies as st
-from support import onnx_models as made
+from support import ROOT, onnx_models as made
 
 import varstore as vs
 from varstore.bundles.onnx import checked_model
@@ -300,6 +303,32 @@ def test_a_flipped_byte_in_a_graph_or_in_a_value_is_found(tmp_path):
             vs.export(tmp_path / "c", tmp_path / "m.onnx")
         place.write_bytes(before)
     assert vs.verify(tmp_path / "c").ok
+
+
+KILLED = """
+import sys
+import numpy as np
+import varstore as vs
+from support import onnx_models as made
+for at in range(10**6):
+    values = {"w": np.full((16, 20), at, np.float32), "b": np.full(20, at, np.float32)}
+    vs.bundle(sys.argv[1], values, graphs={"forward": made.linear(values)}, overwrite=True, durable=at % 2 == 0)
+    if not at:
+        print("ready", flush=True)
+"""
+
+
+def test_a_killed_save_never_shows_a_graph_without_its_variables(tmp_path):
+    environ = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests")])}
+    for rounds in range(3):
+        command = [sys.executable, "-c", KILLED, str(tmp_path / "c")]
+        with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environ) as child:
+            assert child.stdout.readline() == "ready\n"
+            time.sleep(0.02 + 0.02 * rounds)
+            child.kill()
+        checkpoint = vs.open(tmp_path / "c")
+        assert vs.verify(tmp_path / "c").ok
+        assert_exports(checkpoint, tmp_path, {name: checkpoint[name].numpy() for name in ("w", "b")})
 
 
 def test_without_links_every_file_has_one_name_and_keeps_it(tmp_path):
