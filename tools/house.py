@@ -43,8 +43,9 @@ ORDER: dict[str, tuple[str, ...]] = {
         "dtypes",
         "meta",
         "mlir",
-        "encodings",
         "chunks",
+        "shards",
+        "encodings",
         "keys",
         "location",
         "attached",
@@ -79,10 +80,10 @@ ORDER: dict[str, tuple[str, ...]] = {
         "appearing",
     ),
     "disk": ("progress", "threads", "blocks", "encodings", "save", "read", "seal", "relink"),
-    "disk/encodings": ("raw", "table"),
+    "disk/encodings": ("raw", "codecs", "zarr", "table", "companions"),
     "disk/save": (
         *("space", "durability", "foreign", "leftovers", "staging"),
-        *("folders", "large_file", "small_files", "links", "incremental", "attached", "writer"),
+        *("folders", "large_file", "small_files", "encoded", "links", "incremental", "attached", "writer"),
     ),
     "disk/read": (
         "checks",
@@ -97,7 +98,7 @@ ORDER: dict[str, tuple[str, ...]] = {
         "advice",
         "checkpoint",
     ),
-    "model": ("options", "match", "report", "refusal", "store", "moves", "ties", "into"),
+    "model": ("options", "match", "report", "refusal", "store", "packing", "moves", "ties", "into"),
     "training": (
         "tensors",
         "kinds",

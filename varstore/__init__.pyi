@@ -93,6 +93,7 @@ from varstore.loading import (
     load_into,
     load_state,
 )
+from varstore.model.packing import pack, unpack
 from varstore.model.report import LoadReport
 from varstore.model.store import save
 from varstore.training.background import (
@@ -188,6 +189,7 @@ __all__ = [
     "load_variables",
     "merge",
     "ones_initializer",
+    "pack",
     "random_normal_initializer",
     "random_uniform_initializer",
     "read",
@@ -205,6 +207,7 @@ __all__ = [
     "uint32",
     "uint64",
     "uint8",
+    "unpack",
     "variance_scaling_initializer",
     "verify",
     "write",

@@ -47,7 +47,7 @@ OWN_FRAMEWORK = {
     "formats/mindspore/cipher": {"cryptography"},
     "formats/zarr/orbax": {"tensorstore"},
     "formats/zarr/tree": {"zarr"},
-    "formats/zarr/codecs": {"crc32c", "google_crc32c", "numcodecs"},
+    "disk/encodings/codecs": {"crc32c", "google_crc32c", "numcodecs"},
 }
 IMPURE = {"asyncio", "fcntl", "multiprocessing", "os", "pathlib", "shutil", "socket", "subprocess", "threading", "time"}
 FORBIDDEN_NAMES = {"utils", "util", "common", "helpers", "helper", "misc"}

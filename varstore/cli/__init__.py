@@ -31,6 +31,8 @@ _MODULES = {
     "salvage": "repair",
     "clean": "repair",
     "links": "repair",
+    "pack": "packing",
+    "unpack": "packing",
     "check-storage": "check",
     "convert": "convert",
     "merge": "merge",

@@ -9,9 +9,10 @@ from collections.abc import Collection, Iterable, Mapping
 from functools import partial
 from pathlib import PurePosixPath
 
+from varstore.disk.encodings.companions import check_companions, link_chunk
 from varstore.disk.progress import Progress, reporting
 from varstore.disk.read.checkpoint import Checkpoint, retry_if_replaced
-from varstore.disk.read.digests import all_digests
+from varstore.disk.read.digests import all_digests, content_digests
 from varstore.disk.read.scan import WalkedEntries
 from varstore.disk.save.durability import Durability
 from varstore.disk.save.leftovers import remove_old_manifests
@@ -19,11 +20,13 @@ from varstore.errors import IncompleteCheckpoint, InvalidName, ManifestError
 from varstore.layout.attached import FileEntry
 from varstore.layout.collector import collector_paused
 from varstore.layout.difference import DiffReport, compare
+from varstore.layout.encodings import is_plain
 from varstore.layout.graphs import GRAPH, Binding
 from varstore.layout.manifest import NO_FILES, UPGRADE, WITHOUT_MANIFEST, Entry, Manifest, digest_in
 from varstore.layout.mlir import MOST, PROGRAM, variables_of
 from varstore.layout.names import MANIFEST, MARKER, Folder
 from varstore.layout.readable import readable
+from varstore.layout.shards import DOCUMENT
 from varstore.storage import syscalls
 from varstore.storage.directory import Directory, replaced_error
 from varstore.storage.failures import translated
@@ -110,7 +113,8 @@ def _seal(checkpoint: Checkpoint, *, complete: bool, writer: str, progress: Prog
         )
         with collector_paused():
             encoded = after.encode()
-        _make_durable(directory, entries.values(), files)
+        documents = [f"{entry.folder}/{DOCUMENT}" for entry in entries.values() if not is_plain(entry.encoding)]
+        _make_durable(directory, entries.values(), [*files, *documents])
         _replace_manifest(directory, encoded)
         if is_completed:
             syscalls.write_file(MARKER, b"", directory.fd, durable=True)
@@ -174,8 +178,14 @@ def _listed(checkpoint: Checkpoint) -> dict[str, Entry]:
 
 
 def _sealed(directory: Directory, found: Entry, known: Entry | None) -> Entry:
-    readable(found, path=directory.path)
+    variable = readable(found, path=directory.path)
     entry = found._replace(digests=all_digests(directory, found))
+    if not is_plain(entry.encoding):
+        link_chunk(directory, entry)
+        check_companions(directory, entry)
+        is_known = known is not None and (known.digests, known.encoding) == (entry.digests, entry.encoding)
+        content = known.content_digests if known is not None and is_known else content_digests(directory, variable)
+        entry = entry._replace(content_digests=content)
     if known is None:
         return entry
     return entry._replace(name=known.name, attributes=known.attributes)

@@ -14,6 +14,7 @@ from functools import partial
 from typing import Any
 
 from varstore.disk.blocks import SMALL, digest_file_block, spans
+from varstore.disk.encodings.companions import check_companions
 from varstore.disk.progress import Progress, reporting
 from varstore.disk.read.checkpoint import Checkpoint, retry_if_replaced
 from varstore.disk.read.checks import check_digest, check_meta
@@ -22,6 +23,7 @@ from varstore.disk.read.scan import variable_folders
 from varstore.disk.threads import SLOW, Lane, do_here_until_slow, in_lanes, piece, run, thread_count
 from varstore.errors import FormatError, IncompleteCheckpoint, ManifestError, VarstoreError
 from varstore.layout.attached import FileEntry
+from varstore.layout.encodings import is_plain
 from varstore.layout.manifest import BLOCK, Entry, block_count
 from varstore.layout.names import MARKER, Folder
 from varstore.layout.readable import readable
@@ -232,6 +234,8 @@ class _Verification:
         if entry.meta is not None:
             readable(entry, path=self._directory.path)
         check_meta(self._directory, entry)
+        if not is_plain(entry.encoding):
+            check_companions(self._directory, entry)
 
     def _check_small(self, entries: Sequence[Entry | FileEntry]) -> None:
         for entry in entries:

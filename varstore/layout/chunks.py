@@ -64,9 +64,28 @@ class Chunks:
 
     def run(self, index: tuple[int, ...]) -> tuple[int, int]:
         """Return where a chunk's values begin and end among those of the array, in elements; without padding."""
-        start, stride, run = 0, 1, 1
-        for extent, step, i in zip(reversed(self.shape), reversed(self.chunk), reversed(index), strict=True):
-            start += i * step * stride
-            run *= min(step, extent - i * step)
-            stride *= extent
-        return start, start + run
+        number = 0
+        for count, i in zip(self.counts, index, strict=True):
+            number = number * count + i
+        return self.numbered(number)
+
+    def numbered(self, number: int) -> tuple[int, int]:
+        """Return what `run` does for a chunk by its number in C order."""
+        row, parts = self._row
+        first, part = divmod(number, parts)
+        start = first * row + part * self.elements
+        return start, min(start + self.elements, (first + 1) * row)
+
+    def covering(self, start: int, stop: int) -> range:
+        """Return the numbers of the chunks that hold these elements."""
+        if start >= stop:
+            return range(0)
+        row, parts = self._row
+        first, last = (at // row * parts + at % row // self.elements for at in (start, stop - 1))
+        return range(first, last + 1)
+
+    @property
+    def _row(self) -> tuple[int, int]:
+        """The number of elements of which one chunk after the other is cut, and into how many chunks they go."""
+        cut = next((axis for axis in reversed(range(len(self.shape))) if self.chunk[axis] < self.shape[axis]), 0)
+        return math.prod(self.shape[cut:]), math.prod(self.counts[cut : cut + 1])

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from varstore.layout.attached import FileEntry
+from varstore.layout.encodings import is_plain
 from varstore.layout.manifest import Entry
 from varstore.text.hints import plural
 from varstore.text.table import Table
@@ -314,4 +315,6 @@ def changed_files(first: Mapping[str, FileEntry], second: Mapping[str, FileEntry
 def _difference(a: Entry, b: Entry) -> str:
     if a.meta is None or a.meta != b.meta:
         return f"{a.form} -> {b.form}"
-    return "" if (a.nbytes, a.digests) == (b.nbytes, b.digests) else VALUES
+    if is_plain(a.encoding) and is_plain(b.encoding):
+        return "" if (a.nbytes, a.digests) == (b.nbytes, b.digests) else VALUES
+    return "" if a.value_digests == b.value_digests else VALUES

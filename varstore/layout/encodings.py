@@ -14,8 +14,9 @@ import numpy as np
 
 from varstore.layout.dtypes import BFLOAT16
 from varstore.layout.meta import Meta
+from varstore.layout.shards import Shard
 
-__all__ = ["ENCODINGS", "RAW", "Encoding", "is_plain"]
+__all__ = ["ENCODINGS", "RAW", "ZARR", "Encoding", "is_plain"]
 
 _FLOAT32 = np.dtype("<f4")
 
@@ -49,9 +50,19 @@ def _of_plain(meta: Meta, nbytes: int) -> np.dtype[Any] | None:
     return dtype if dtype is not None and nbytes == meta.elements * dtype.itemsize else None
 
 
-RAW = Encoding(name="raw", is_plain=True, stored_dtype=_of_plain)
+@lru_cache(maxsize=4096)
+def _of_encoded(meta: Meta, nbytes: int) -> np.dtype[Any] | None:
+    """Return the numpy type of the data type; an encoded ``out`` is smaller than the values, and has an index."""
+    dtype = meta.data_type.dtype
+    if dtype is None or not Shard(meta.shape, dtype).index_nbytes < nbytes < meta.elements * dtype.itemsize:
+        return None
+    return dtype
 
-ENCODINGS: dict[str, Encoding] = {row.name: row for row in (RAW,)}
+
+RAW = Encoding(name="raw", is_plain=True, stored_dtype=_of_plain)
+ZARR = Encoding(name="zarr", is_plain=False, stored_dtype=_of_encoded)
+
+ENCODINGS: dict[str, Encoding] = {row.name: row for row in (RAW, ZARR)}
 
 
 def is_plain(name: str) -> bool:

@@ -30,7 +30,7 @@ import xxhash
 from varstore.errors import InvalidName, ManifestError, MetaError, UsageError
 from varstore.layout.attached import DATA, FileEntry, refused_name
 from varstore.layout.dtypes import BY_NUMBER
-from varstore.layout.encodings import ENCODINGS, RAW
+from varstore.layout.encodings import ENCODINGS, RAW, is_plain
 from varstore.layout.meta import Meta, shape_problem
 from varstore.layout.names import NAME_LIMIT, Folder, is_safe_folder
 from varstore.layout.pointers import FETCH, is_pointer
@@ -172,9 +172,9 @@ class Entry(NamedTuple):
     """What is known about one variable of a checkpoint; a tuple, because 10,000 of them are created in a few ms.
 
     `nbytes` is the size of ``out``. `digests` contains 16 bytes for each 16 MiB block of ``out``, or is empty if no
-    digests are known. `meta_digest` is set if ``meta`` is not in canonical form. `meta` is None for a folder without
-    that file, as in OneFlow's oldest snapshots. `witnessed` is true for an entry from a manifest, which the folder
-    must match.
+    digests are known; `content_digests` are those of the values, if ``out`` is encoded. `meta_digest` is set if
+    ``meta`` is not in canonical form. `meta` is None for a folder without that file, as in OneFlow's oldest snapshots.
+    `witnessed` is true for an entry from a manifest, which the folder must match.
     """
 
     name: str
@@ -187,6 +187,12 @@ class Entry(NamedTuple):
     alias_of: str = ""
     meta_digest: bytes = b""
     witnessed: bool = False
+    content_digests: bytes = b""
+
+    @property
+    def value_digests(self) -> bytes:
+        """The digest of each 16 MiB of the values, in any encoding; empty if no digests are known."""
+        return self.digests if is_plain(self.encoding) else self.content_digests
 
     @property
     def file(self) -> str:
@@ -464,7 +470,7 @@ def _unframe(data: bytes, path: str) -> bytes:
 
 
 def _add_entry(messages: RepeatedCompositeFieldContainer[manifest_pb2.Variable], entry: Entry) -> None:
-    name, folder, _, nbytes, digests, encoding, attributes, alias_of, meta_digest, _ = entry
+    name, folder, _, nbytes, digests, encoding, attributes, alias_of, meta_digest, _, content_digests = entry
     shape, data_type = known_meta(entry)
     try:
         message = messages.add(name=name, data_type=data_type.number, size=nbytes, digests=digests)
@@ -481,12 +487,20 @@ def _add_entry(messages: RepeatedCompositeFieldContainer[manifest_pb2.Variable],
         message.meta_digest = meta_digest
     if encoding != RAW.name:
         message.encoding = encoding
+        message.content_digests = content_digests
     if attributes:
         message.attributes = attributes_json(attributes, variable=name)
 
 
 def _content(message: manifest_pb2.Variable) -> tuple[Any, ...]:
-    return (tuple(message.shape), message.data_type, message.size, message.encoding, message.digests)
+    return (
+        tuple(message.shape),
+        message.data_type,
+        message.size,
+        message.encoding,
+        message.digests,
+        message.content_digests,
+    )
 
 
 def _decode_entry(message: manifest_pb2.Variable, path: str) -> Entry:
@@ -499,7 +513,7 @@ def _decode_entry(message: manifest_pb2.Variable, path: str) -> Entry:
         raise ManifestError(
             "the data type is unknown", path=path, variable=name, found=message.data_type, hint=f"if {UPGRADE}"
         )
-    attributes, meta_digest = message.attributes, message.meta_digest
+    attributes, meta_digest, content = message.attributes, message.meta_digest, message.content_digests
     problem = None
     if form.problem is not None:
         problem = form.problem
@@ -510,6 +524,8 @@ def _decode_entry(message: manifest_pb2.Variable, path: str) -> Entry:
         problem = f"{plural(size, 'byte')} cannot hold {form_text}"
     elif digests and len(digests) != DIGEST_SIZE * block_count(size):
         problem = f"{plural(len(digests), 'byte')} of digests cannot cover {plural(size, 'byte')}"
+    elif content and not _covers(content, form.meta, encoding):
+        problem = f"{plural(len(content), 'byte')} of digests cannot cover the values"
     elif meta_digest and len(meta_digest) != DIGEST_SIZE:
         problem = f"a digest of meta has {DIGEST_SIZE} bytes, not {len(meta_digest)}"
     if problem is not None:
@@ -525,6 +541,7 @@ def _decode_entry(message: manifest_pb2.Variable, path: str) -> Entry:
         message.alias_of,
         meta_digest,
         True,
+        content,
     )
 
 
@@ -549,6 +566,14 @@ def _decode_files(
     if (refused := refused_name(files, {folder.partition("/")[0] for folder in folders})) is not None:
         raise ManifestError(f"an attached file cannot have its name: {refused[1]}", path=path, found=refused[0])
     return MappingProxyType(files)
+
+
+def _covers(digests: bytes, meta: Meta, encoding: str) -> bool:
+    """Return whether these can be the digests of encoded values; true if this version cannot read the type."""
+    dtype = meta.data_type.dtype
+    if is_plain(encoding or RAW.name):
+        return False
+    return dtype is None or len(digests) == DIGEST_SIZE * block_count(meta.elements * dtype.itemsize)
 
 
 def _fits(meta: Meta, size: int, encoding: str) -> bool:

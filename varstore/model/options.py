@@ -16,6 +16,7 @@ from varstore.disk.read.checkpoint import Checkpoint
 from varstore.disk.save.foreign import Foreign
 from varstore.text.hints import nearest
 from varstore.values.attached import FileContent
+from varstore.values.plan import Encode
 
 __all__ = ["LoadOptions", "Path", "RunOptions", "SaveOptions", "StateOptions", "StoreOptions", "check_options"]
 
@@ -39,6 +40,7 @@ class RunOptions(TypedDict, total=False):
     variable_attributes: Mapping[str, Mapping[str, Any]] | None
     files: Mapping[str, FileContent] | None
     links: bool
+    encoding: Encode
 
 
 class StoreOptions(TypedDict, total=False):
@@ -59,6 +61,7 @@ class StoreOptions(TypedDict, total=False):
 class StateOptions(StoreOptions, total=False):
     """All options of `varstore.save_state`."""
 
+    encoding: Encode
     progress: Progress
 
 

@@ -27,11 +27,11 @@ from varstore.storage.directory import locate
 from varstore.text.hints import plural
 from varstore.values.arguments import checked
 from varstore.values.attached import FileContent
-from varstore.values.plan import plan_save
+from varstore.values.plan import Encode, SavePlan, plan_save
 from varstore.values.select import Patterns, Rename, select
 from varstore.version import __version__
 
-__all__ = ["CheckpointVariables", "load", "save"]
+__all__ = ["CheckpointVariables", "load", "save", "write_plan"]
 
 
 class CheckpointVariables(dict[str, Any]):
@@ -73,6 +73,7 @@ def save(
     durable: bool = True,
     manifest: bool = True,
     links: bool = True,
+    encoding: Encode = None,
     threads: int | None = None,
     progress: Progress = None,
 ) -> Checkpoint:
@@ -104,6 +105,9 @@ def save(
         links: False gives each file one name, for programs that refuse files with several, such as `onnx.load`. Tied
             variables are then written twice, and `base` saves nothing. Later checkpoints copy from this one instead of
             linking.
+        encoding: None writes raw values, and links what `base` and other checkpoints have in any encoding. "zarr"
+            compresses variables from 64 KiB on, and reads and writes again those of another encoding; "raw" writes all
+            raw. See `varstore.pack`.
         threads: default one per processor, at most eight, and twice as many if `durable` waits for the disk.
         progress: a function that is called with (bytes done, total bytes), or True for a progress bar.
 
@@ -135,14 +139,43 @@ def save(
         tree=tree,
         files=files,
         links=links,
+        encoding=encoding if manifest else encoding or "raw",
     )
-    if not manifest and (plan.attributes or variable_attributes or tree or plan.files or not links):
+    recorded = plan.attributes or variable_attributes or tree or plan.files or not links or encoding == "zarr"
+    if not manifest and recorded:
         raise UsageError(
-            "attributes, nested state, files and links=False are recorded in the manifest, and manifest=False does not "
+            "attributes, nested state, files, links=False and encodings are recorded in the manifest, and "
+            "manifest=False does not "
             "write one",
             path=path,
             hint="leave out manifest=False, or save arrays without the others",
         )
+    return write_plan(
+        path,
+        plan,
+        base=base,
+        overwrite=overwrite,
+        foreign=foreign,
+        durable=durable,
+        manifest=manifest,
+        threads=threads,
+        progress=progress,
+    )
+
+
+def write_plan(
+    path: Path,
+    plan: SavePlan,
+    *,
+    base: Path | Checkpoint | None,
+    overwrite: bool,
+    foreign: Foreign,
+    durable: bool,
+    manifest: bool,
+    threads: int | None,
+    progress: Progress,
+) -> Checkpoint:
+    """Save what was planned; the options, errors and result are those of `save`."""
     target = os.fspath(path)
     location = locate(target)
     opened: AbstractContextManager[Mapping[str, Variable]]
@@ -151,7 +184,7 @@ def save(
     else:
         opened = open_checkpoint(base)  # and closed: an error that is kept does not keep it open
     with opened as earlier:
-        if not links or (isinstance(earlier, Checkpoint) and earlier.location.unshared):
+        if not plan.links or (isinstance(earlier, Checkpoint) and earlier.location.unshared):
             earlier = {}
         saved = write_checkpoint(
             target,
@@ -167,7 +200,7 @@ def save(
             progress=progress,
         )
     content = Content(saved.entries, saved.manifest, MappingProxyType({}))
-    place = Location(location.path, location.absolute, saved.identity, unshared=not links)
+    place = Location(location.path, location.absolute, saved.identity, unshared=not plan.links)
     return Checkpoint(place, content)
 
 
@@ -216,7 +249,7 @@ def _load(
         else:
             tied.append((location, entry))
     check_files(tied)
-    with reporting(progress, sum(v.entry.nbytes for v in wanted), f"loading {location.path}") as advance:
+    with reporting(progress, sum(v.nbytes for v in wanted), f"loading {location.path}") as advance:
         new = read_new(location, wanted, verify=verify, threads=threads, advance=advance)
     arrays = dict(zip(first_of, new, strict=True))
     return {name: arrays[entry.alias_of or entry.name] for name, entry in entries.items()}

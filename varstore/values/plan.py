@@ -6,26 +6,38 @@ import math
 from collections.abc import Hashable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
 from varstore.errors import UsageError
 from varstore.layout.collector import collector_paused
 from varstore.layout.dtypes import data_type_of
-from varstore.layout.encodings import RAW
-from varstore.layout.graphs import GRAPH, check_bound
+from varstore.layout.encodings import RAW, is_plain
+from varstore.layout.graphs import GRAPH, check_bound, uses
 from varstore.layout.manifest import NO_ATTRIBUTES, Entry, kept_attributes
 from varstore.layout.meta import Meta
 from varstore.layout.names import Folder, folder_of
 from varstore.layout.readable import readable
+from varstore.layout.shards import SMALLEST, Level
 from varstore.values.arrays import Source, Stored, as_source
 from varstore.values.attached import PlannedFile, plan_files
 from varstore.values.lazy import LazyArray
 
-__all__ = ["PlannedVariable", "SavePlan", "plan_save"]
+__all__ = ["Encode", "Outcome", "PlannedVariable", "SavePlan", "may_stay", "plan_save"]
+
+Encode = Literal["raw", "zarr"] | None
+"""What variables shall be; None writes raw values, and links what is there in any encoding."""
 
 _meta = lru_cache(maxsize=4096)(Meta)
+
+
+class Outcome(NamedTuple):
+    """What ``out`` of a variable became, where that is not known before: the fields of an entry."""
+
+    encoding: str
+    nbytes: int
+    content_digests: bytes
 
 
 class PlannedVariable(NamedTuple):
@@ -51,13 +63,19 @@ class PlannedVariable(NamedTuple):
 
     def entry(self, digests: bytes) -> Entry:
         """Return the entry for the manifest, once the digests are known."""
-        name, folder, meta, nbytes, _, attributes, alias_of = self
+        name, folder, meta, nbytes, source, attributes, alias_of = self
+        if isinstance(source, Stored) and not is_plain(source.entry.encoding):
+            content, encoding = source.entry.content_digests, source.entry.encoding
+            return Entry(name, folder, meta, nbytes, digests, encoding, attributes, alias_of, b"", True, content)
         return Entry(name, folder, meta, nbytes, digests, RAW.name, attributes, alias_of, witnessed=True)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SavePlan:
-    """A complete save; `parents` are the folders that contain other folders, outermost first."""
+    """A complete save; `parents` are the folders that contain other folders, outermost first.
+
+    What is written is compressed at this `level` if the `encoding` is "zarr".
+    """
 
     variables: tuple[PlannedVariable, ...]
     parents: tuple[str, ...]
@@ -66,15 +84,35 @@ class SavePlan:
     files: tuple[PlannedFile, ...] = ()
     links: bool = True
     """Whether files may be links; without it, each file is written or copied."""
+    encoding: Encode = None
+    level: Level = "fast"
+    used: frozenset[str] = frozenset()
+    """The variables whose ``out`` a graph reads: they are raw, whatever the encoding of the others."""
+
+    def encoding_of(self, name: str) -> Encode:
+        """Return what a variable shall be."""
+        return "raw" if name in self.used else self.encoding
 
     @property
     def written(self) -> list[PlannedVariable]:
         """The variables whose ``out`` is to be written, not linked."""
         return [variable for variable in self.variables if not variable.is_linked]
 
-    def entries(self, digests: Mapping[str, bytes]) -> dict[str, Entry]:
-        """Return the entries for the manifest by name, once the digests are known."""
-        return {variable.name: variable.entry(digests[variable.name]) for variable in self.variables}
+    def entries(self, digests: Mapping[str, bytes], outcomes: Mapping[str, Outcome]) -> dict[str, Entry]:
+        """Return the entries for the manifest by name, once the digests are known.
+
+        `outcomes` are of variables whose encoding was not known before they were written. Tied variables share a file.
+        """
+        entries = {variable.name: variable.entry(digests[variable.name]) for variable in self.variables}
+        for name, outcome in outcomes.items():
+            entries[name] = entries[name]._replace(**outcome._asdict())
+        if any(not is_plain(entry.encoding) for entry in entries.values()):
+            for name, entry in entries.items():
+                if entry.alias_of:
+                    first = entries[entry.alias_of]
+                    same = Outcome(first.encoding, first.nbytes, first.content_digests)
+                    entries[name] = entry._replace(**same._asdict())
+        return entries
 
     @property
     def tops(self) -> dict[str, None]:
@@ -96,8 +134,12 @@ def plan_save(
     tree: str = "",
     files: Mapping[str, Any] | None = None,
     links: bool = True,
+    encoding: Encode = None,
+    level: Level = "fast",
 ) -> SavePlan:
     """Return the plan for saving these variables.
+
+    With `encoding`, stored variables of another one are not linked, but read. Those that a graph uses are raw.
 
     Raises:
         InvalidName: a name cannot be a folder; see `folder_of`.
@@ -120,24 +162,38 @@ def plan_save(
         folders = list(map(folder_of, variables))
         names = list(map(str.__str__, variables))  # of an enum's member, the manifest keeps its text
         sources = list(map(as_source, variables.values(), names))
-        forms = [_form(source) for source in sources]
+        forms = [_form(source, encoding) for source in sources]
         types = [data_type_of(dtype, variable=name) for name, (_, dtype, _) in zip(names, forms, strict=True)]
         own = _attributes(names, sources, own_attributes)
         planned = [
-            PlannedVariable(name, folder, _meta(shape, row), math.prod(shape) * dtype.itemsize, source, its, alias)
+            PlannedVariable(name, folder, _meta(shape, row), _nbytes(shape, dtype, source), source, its, alias)
             for name, folder, row, (shape, dtype, source), its, alias in zip(
                 names, folders, types, forms, own, _aliases(names, sources), strict=True
             )
         ]
         parents = {parent for folder in folders if "/" in folder for parent in _parents(folder)}
+    attached = () if files is None else _attached(files, planned)
+    used = {name for file in attached for name in uses(file.entry(b""))}
+    used |= {variable.alias_of for variable in planned if variable.name in used and variable.alias_of}
+    if used:
+        planned = [_unpacked(variable) if variable.name in used else variable for variable in planned]
     return SavePlan(
         variables=tuple(planned),
         parents=tuple(sorted(parents)),
         attributes=kept,
         tree=tree,
-        files=() if files is None else _attached(files, planned),
+        files=attached,
         links=links,
+        encoding=encoding,
+        level=level,
+        used=frozenset(used),
     )
+
+
+def _unpacked(variable: PlannedVariable) -> PlannedVariable:
+    """Return a variable to be saved with raw values."""
+    shape, dtype, source = _form(variable.source, "raw")
+    return variable._replace(source=source, nbytes=_nbytes(shape, dtype, source))
 
 
 def _attached(files: Mapping[str, Any], planned: list[PlannedVariable]) -> tuple[PlannedFile, ...]:
@@ -151,7 +207,7 @@ def _tops(variables: Iterable[PlannedVariable]) -> dict[str, None]:
     return dict.fromkeys(variable.folder.partition("/")[0] for variable in variables)
 
 
-def _form(source: Source) -> tuple[tuple[int, ...], np.dtype[Any], Source]:
+def _form(source: Source, encoding: Encode) -> tuple[tuple[int, ...], np.dtype[Any], Source]:
     """Return shape, type and source of the values: for a stored variable, the variable itself if it can be linked."""
     if not isinstance(source, Stored):
         return source.shape, source.dtype, source
@@ -164,9 +220,23 @@ def _form(source: Source) -> tuple[tuple[int, ...], np.dtype[Any], Source]:
             hint="load it with load_variables or load_into, whose targets have a shape and type, and save those",
         )
     variable = readable(entry, path=path)
-    if variable.encoding.is_plain and variable.stored == variable.dtype:
+    if variable.stored == variable.dtype and may_stay(entry, encoding):
         return variable.shape, variable.dtype, source
     return variable.shape, variable.dtype, LazyArray(variable.shape, variable.dtype, source.numpy)
+
+
+def may_stay(entry: Entry, encoding: Encode) -> bool:
+    """Return whether a stored variable may stay in the encoding that it has; small ones are always raw."""
+    if encoding is None:
+        return True
+    return entry.encoding == (RAW.name if entry.nbytes < SMALLEST and is_plain(entry.encoding) else encoding)
+
+
+def _nbytes(shape: tuple[int, ...], dtype: np.dtype[Any], source: Source) -> int:
+    """Return the size of ``out``: of one that is linked, the size it has; of one that will be encoded, the values'."""
+    if isinstance(source, Stored):
+        return source.entry.nbytes
+    return math.prod(shape) * dtype.itemsize
 
 
 def _attributes(

@@ -31,7 +31,7 @@ try:
 except ImportError:  # before zarr 3.2
     from zarr.dtype import DataTypeValidationError  # type: ignore[no-redef, unused-ignore]
 
-__all__ = ["json_fill_value", "register_data_types"]
+__all__ = ["register_data_types"]
 
 _NOT_FINITE = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
 
@@ -179,14 +179,3 @@ def register_data_types() -> None:
             get_data_type_from_json(name, zarr_format=3)
         except ValueError:
             data_type_registry.register(name, known)
-
-
-def json_fill_value(dtype: np.dtype[Any]) -> Any:
-    """Return the fill value that an array of this type has in its ``zarr.json``: NaN where there is one."""
-    if dtype.kind == "b":
-        return False
-    if dtype.kind == "c":
-        return ["NaN", "NaN"]
-    with np.errstate(all="ignore"):
-        has_nan = dtype.kind not in "iu" and bool(np.isnan(np.asarray(math.nan).astype(dtype)))
-    return "NaN" if has_nan else 0

@@ -14,13 +14,14 @@ import numpy as np
 from zarr.abc.store import ByteRequest, OffsetByteRequest, RangeByteRequest, Store, SuffixByteRequest
 from zarr.core.buffer import Buffer, BufferPrototype, default_buffer_prototype
 
-from varstore.adapters.zarr.data_types import json_fill_value, register_data_types
+from varstore.adapters.zarr.data_types import register_data_types
 from varstore.adapters.zarr.paths import Hierarchy
 from varstore.disk.read.checkpoint import Checkpoint, open_checkpoint
 from varstore.disk.read.parts import read_run
 from varstore.layout.chunks import Chunks, chunk_shape
 from varstore.layout.manifest import Entry
 from varstore.layout.readable import Readable, readable
+from varstore.layout.shards import fill_value
 
 __all__ = ["CheckpointStore"]
 
@@ -252,7 +253,7 @@ class _Array:
             "data_type": dtype.name,
             "chunk_grid": {"name": "regular", "configuration": {"chunk_shape": self.chunks.chunk}},
             "chunk_key_encoding": {"name": "default", "configuration": {"separator": "/"}},
-            "fill_value": json_fill_value(dtype),
+            "fill_value": fill_value(dtype),
             "codecs": [codec if dtype.itemsize == 1 else {**codec, "configuration": {"endian": "little"}}],
             "attributes": {**entry.attributes, **named},
             "dimension_names": _dimensions(path, len(self.variable.shape), hierarchy),

@@ -5,10 +5,10 @@ from __future__ import annotations
 import os
 from typing import Any
 
-from varstore.adapters.zarr.data_types import json_fill_value
 from varstore.disk.read.variable import Variable
 from varstore.errors import UsageError
 from varstore.layout.readable import readable
+from varstore.layout.shards import fill_value
 from varstore.values.arguments import checked
 
 __all__ = ["tensorstore_spec"]
@@ -57,7 +57,7 @@ def tensorstore_spec(variable: Variable) -> dict[str, Any]:
             "data_type": known.dtype.name,
             "chunk_grid": {"name": "regular", "configuration": {"chunk_shape": list(chunk)}},
             "chunk_key_encoding": {"name": "default", "configuration": {"separator": "/"}},
-            "fill_value": json_fill_value(known.dtype),
+            "fill_value": fill_value(known.dtype),
             "codecs": [{"name": "bytes", **little}],
         },
         "open": True,

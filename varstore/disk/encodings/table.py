@@ -6,17 +6,18 @@ from collections.abc import Callable
 
 import numpy as np
 
-from varstore.disk.encodings import raw
-from varstore.layout.encodings import RAW
+from varstore.disk.encodings import raw, zarr
+from varstore.layout.encodings import RAW, ZARR
 from varstore.layout.readable import Readable
 
 __all__ = ["READERS", "Reader", "read_part"]
 
 Reader = Callable[[int, Readable, np.ndarray, int, bool], bytes]
 """Takes the descriptor of ``out``, the variable, a row of bytes to fill, the offset in the values, and whether to
-hash; returns the digest of what it gave, b"" if not hashed. Raises OSError where the file ends before."""
+hash; returns the digest of what it gave, b"" if not hashed. Raises OSError where the file ends before, and
+DigestMismatch where what is stored cannot be decoded."""
 
-READERS: dict[str, Reader] = {RAW.name: raw.read}
+READERS: dict[str, Reader] = {RAW.name: raw.read, ZARR.name: zarr.read}
 
 
 def read_part(fd: int, variable: Readable, target: np.ndarray, offset: int, *, hashed: bool) -> bytes:
@@ -24,5 +25,7 @@ def read_part(fd: int, variable: Readable, target: np.ndarray, offset: int, *, h
 
     Raises:
         OSError: the file ends before the row is full.
+        DigestMismatch: the stored bytes cannot be decoded.
+        MissingDependency: a package that decodes them is not installed.
     """
     return READERS[variable.encoding.name](fd, variable, target, offset, hashed)

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+import numpy as np
 import xxhash
 
 from varstore.disk.blocks import digest_file_block, spans
+from varstore.disk.encodings.table import read_part
 from varstore.disk.read.checks import check_digest
 from varstore.layout.attached import FileEntry
 from varstore.layout.manifest import BLOCK, Entry
+from varstore.layout.readable import Readable
 from varstore.storage.directory import Directory
 
-__all__ = ["all_digests", "check_bytes", "digests_of"]
+__all__ = ["all_digests", "check_bytes", "content_digests", "digests_of"]
 
 
 def all_digests(directory: Directory, entry: Entry | FileEntry) -> bytes:
@@ -47,3 +50,18 @@ def digests_of(pieces: Iterable[memoryview]) -> bytes:
         hasher.update(data)
         left -= len(data)
     return found if left == BLOCK else found + hasher.digest()
+
+
+def content_digests(directory: Directory, variable: Readable) -> bytes:
+    """Return the digests of each 16 MiB of the values of an encoded variable, one after the other.
+
+    Raises:
+        DigestMismatch: ``out`` cannot be decoded.
+        FormatError: there is no such file, or it is not of the size that it had.
+    """
+    digests = []
+    with directory.out(variable.entry) as fd:
+        for start, stop in spans(variable.nbytes):
+            row = np.empty(stop - start, np.uint8)
+            digests.append(read_part(fd, variable, row, start, hashed=True))
+    return b"".join(digests)

@@ -9,10 +9,13 @@ from collections.abc import Iterator, Mapping
 
 import xxhash
 
+from varstore.disk.encodings.companions import read_level
+from varstore.layout.encodings import ZARR
 from varstore.layout.location import Location
 from varstore.layout.manifest import Entry
 from varstore.layout.meta import META_LIMIT, encode_meta, parse_meta
 from varstore.layout.names import Folder
+from varstore.layout.shards import DOCUMENT
 from varstore.storage.directory import Directory, replaced_error
 
 __all__ = ["WalkedEntries", "read_entry", "variable_folders"]
@@ -54,6 +57,7 @@ def read_entry(directory: Directory, folder: Folder) -> Entry:
 
     Raises:
         MetaError: ``meta`` does not describe a variable.
+        FormatError: ``zarr.json`` does not describe an encoded one as varstore does.
         FormatError: there is no ``out``, or one of the two is not a file.
         StorageError: the checkpoint was replaced.
     """
@@ -72,6 +76,9 @@ def read_entry(directory: Directory, folder: Folder) -> Entry:
     meta = parse_meta(text, path=directory.place(relative))
     dtype = meta.data_type.dtype
     if dtype is None or meta.elements * dtype.itemsize != entry.nbytes:
+        if dtype is not None and directory.read_if_there(f"{folder}/{DOCUMENT}", limit=META_LIMIT) is not None:
+            entry = entry._replace(meta=meta, encoding=ZARR.name)
+            read_level(directory, entry)
         directory.check_no_pointer(entry, entry.nbytes)
     return entry._replace(meta=meta, meta_digest=b"" if text == encode_meta(meta) else xxhash.xxh3_128_digest(text))
 

@@ -107,6 +107,16 @@ class Variable(Stored):
         return self.entry.attributes
 
     @property
+    def stored_nbytes(self) -> int:
+        """The size of ``out`` in bytes; `nbytes` is that of the values, which takes more if it is packed."""
+        return self.entry.nbytes
+
+    @property
+    def tied_to(self) -> str | None:
+        """The name of the variable that it shared memory with when it was saved, and shares ``out`` with; or None."""
+        return self.entry.alias_of or None
+
+    @property
     def digests(self) -> tuple[str, ...]:
         """xxh3-128 of each 16 MiB block of ``out`` in hex; of one block, what ``xxhsum -H2`` prints."""
         whole = self.entry.digests

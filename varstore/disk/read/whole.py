@@ -15,6 +15,7 @@ from varstore.disk.encodings.table import read_part
 from varstore.disk.read.batches import BATCH_FILES, batches, read_batch
 from varstore.disk.read.checks import check_digest
 from varstore.disk.threads import SLOW, Job, Lane, do_here_until_slow, in_lanes, piece, run, thread_count
+from varstore.errors import UsageError
 from varstore.layout.location import Location
 from varstore.layout.manifest import BLOCK
 from varstore.layout.readable import Readable
@@ -70,6 +71,7 @@ def map_values(location: Location, variables: Sequence[Readable]) -> list[np.nda
     """Map variables read-only, unchecked; those whose file is not what lies in memory are read.
 
     Raises:
+        UsageError: a variable is encoded, so that there is nothing to map.
         FormatError: a file is missing, of another size, or not a file at all.
     """
     with translated(location.path, "mapping failed"), Directory(location) as directory:
@@ -77,7 +79,16 @@ def map_values(location: Location, variables: Sequence[Readable]) -> list[np.nda
 
 
 def _mapped(directory: Directory, variable: Readable) -> np.ndarray:
-    if not variable.encoding.is_plain or variable.stored != variable.dtype or variable.nbytes == 0:
+    if not variable.encoding.is_plain:
+        raise UsageError(
+            "an encoded variable cannot be mapped",
+            path=directory.place(variable.entry.file),
+            variable=variable.entry.name,
+            found=f"encoding {variable.encoding.name!r}",
+            expected="encoding 'raw'",
+            hint="read it without mmap=True, or write raw values with varstore.unpack(source, target)",
+        )
+    if variable.stored != variable.dtype or variable.nbytes == 0:
         return read_values(directory.location, variable)
     with directory.out(variable.entry) as fd:
         mapped = syscalls.map_file(fd, variable.nbytes)

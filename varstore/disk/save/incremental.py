@@ -13,9 +13,9 @@ from varstore.disk.threads import run
 from varstore.layout.encodings import is_plain
 from varstore.layout.manifest import BLOCK, DIGEST_SIZE
 from varstore.values.arrays import Stored
-from varstore.values.plan import PlannedVariable, SavePlan
+from varstore.values.plan import Encode, PlannedVariable, SavePlan, may_stay
 
-__all__ = ["equals_stored", "link_unchanged"]
+__all__ = ["equals_stored", "link_unchanged", "linked_to"]
 
 
 def link_unchanged(plan: SavePlan, base: Mapping[str, Stored], threads: int) -> SavePlan:
@@ -24,9 +24,11 @@ def link_unchanged(plan: SavePlan, base: Mapping[str, Stored], threads: int) -> 
     Values that are yet to be fetched are left for `equals_stored`.
     """
     expected = {
-        v.name: base[v.name].entry.digests
+        v.name: base[v.name].entry.value_digests
         for v in plan.variables
-        if isinstance(v.source, np.ndarray) and not v.alias_of and _same_form(v, base.get(v.name))
+        if isinstance(v.source, np.ndarray)
+        and not v.alias_of
+        and _same_form(v, base.get(v.name), plan.encoding_of(v.name))
     }
     changed: set[str] = set()
 
@@ -47,25 +49,31 @@ def link_unchanged(plan: SavePlan, base: Mapping[str, Stored], threads: int) -> 
     unchanged = expected.keys() - changed
     return replace(
         plan,
-        variables=tuple(v._replace(source=base[v.name]) if v.name in unchanged else v for v in plan.variables),
+        variables=tuple(linked_to(v, base[v.name]) if v.name in unchanged else v for v in plan.variables),
     )
 
 
-def equals_stored(variable: PlannedVariable, array: np.ndarray, stored: Stored | None) -> bool:
+def linked_to(variable: PlannedVariable, stored: Stored) -> PlannedVariable:
+    """Return the variable as one that is linked to a stored one, whose values it has."""
+    return variable._replace(source=stored, nbytes=stored.entry.nbytes)
+
+
+def equals_stored(variable: PlannedVariable, array: np.ndarray, stored: Stored | None, encoding: Encode) -> bool:
     """Tell whether fetched values equal a stored variable in shape, type and digest."""
-    if stored is None or not _same_form(variable, stored):
+    if stored is None or not _same_form(variable, stored, encoding):
         return False
     digests = [digest_block(array, start, stop) for start, stop in spans(variable.nbytes)]
-    return b"".join(digests) == stored.entry.digests
+    return b"".join(digests) == stored.entry.value_digests
 
 
-def _same_form(variable: PlannedVariable, stored: Stored | None) -> bool:
+def _same_form(variable: PlannedVariable, stored: Stored | None, encoding: Encode) -> bool:
+    """Tell whether a stored variable may take the place of one to be written, as far as its size and encoding go."""
     if stored is None:
         return False
     entry = stored.entry
     return (
         entry.meta == variable.meta
-        and entry.nbytes == variable.nbytes
-        and is_plain(entry.encoding)
-        and bool(entry.digests)
+        and (entry.nbytes == variable.nbytes or not is_plain(entry.encoding))
+        and may_stay(entry, encoding)
+        and bool(entry.value_digests)
     )

@@ -55,7 +55,7 @@ class LargeFiles:
         """Create the file and yield the jobs that write it."""
         durability = self._staging.durability
         if fetched:
-            self._writing_fetched.acquire(blocking=False)
+            self.begin_fetched()
         out = OutFile(variable.folder + "/out", array, dir_fd=self._staging.fd, durable=durability.durable)
         self.open_files.add(out)
         lane = Lane(spans(variable.nbytes), partial(self._write_block, variable.name, out, fetched))
@@ -68,7 +68,7 @@ class LargeFiles:
             self._digests[name] = out.finish(fsync=self._staging.durability.each)
             self.open_files.remove(out)
             if fetched:
-                self._end_wait()
+                self.end_fetched()
         if self._advance:
             self._advance(stop - start)
 
@@ -80,9 +80,14 @@ class LargeFiles:
     def fail(self) -> None:
         """Wake whoever waits for a block that will not be written any more."""
         self.failed = True
-        self._end_wait()
+        self.end_fetched()
 
-    def _end_wait(self) -> None:
+    def begin_fetched(self) -> None:
+        """Make `wait_for_fetched` wait, because values that were fetched are about to be written."""
+        self._writing_fetched.acquire(blocking=False)
+
+    def end_fetched(self) -> None:
+        """End the wait: they are written, or nothing will be."""
         with contextlib.suppress(RuntimeError):  # ended already
             self._writing_fetched.release()
 

@@ -26,21 +26,24 @@ from functools import partial
 import numpy as np
 
 from varstore.disk.blocks import digest_file_block, spans, write_out
+from varstore.disk.save.encoded import copy_companions
 from varstore.disk.save.leftovers import CHANGEABLE
 from varstore.disk.save.small_files import SmallFiles
 from varstore.disk.save.staging import Staging
 from varstore.disk.threads import Job
 from varstore.errors import DigestMismatch, FormatError, VarstoreError
 from varstore.layout.attached import FileEntry
+from varstore.layout.encodings import RAW, is_plain
 from varstore.layout.location import Location
 from varstore.layout.manifest import Entry
 from varstore.layout.meta import encode_meta
+from varstore.layout.shards import DOCUMENT, chunk_link
 from varstore.storage import syscalls
 from varstore.storage.directory import Directory
 from varstore.values.arrays import Stored
 from varstore.values.attached import PlannedFile, StoredFile
 from varstore.values.lazy import LazyArray
-from varstore.values.plan import PlannedVariable
+from varstore.values.plan import Outcome, PlannedVariable
 
 __all__ = ["Links"]
 
@@ -61,6 +64,7 @@ class Links:
         staging: Staging,
         small: SmallFiles,
         digests: dict[str, bytes],
+        outcomes: dict[str, Outcome],
         values: Mapping[str, np.ndarray | LazyArray],
         batch: int,
         make: Callable[[Iterable[PlannedVariable]], None] | None,
@@ -68,6 +72,7 @@ class Links:
         shares: bool,
     ) -> None:
         """Prepare to link variables, so many in one batch, or to copy them; `make` is as for `SmallFiles`."""
+        self._outcomes = outcomes
         self._fd = staging.fd
         self._place = Location(staging.path, staging.path)
         self._shares = shares
@@ -80,6 +85,8 @@ class Links:
         self._limit = batch
         self._make = make
         self._lock = threading.Lock()
+        self.encoded: list[str] = []
+        """Folders that have a ``zarr.json``."""
         self.copied = 0
         """Bytes of variables that were to be linked and had to be copied."""
 
@@ -108,10 +115,21 @@ class Links:
         for variable in variables:
             if variable.alias_of:
                 first = written[variable.alias_of]
+                if (outcome := self._outcomes.get(first.name)) is not None:
+                    first = first._replace(nbytes=outcome.nbytes)
                 self._small.write_meta(variable)
+                self._tie_companions(variable, first)
                 if not self._link_out(variable, first, self._here, self._fd, f"{first.folder}/out"):
                     self._copy_out(variable, self._here, first)
                 self._digests[variable.name] = self._digests[first.name]
+
+    def _tie_companions(self, variable: PlannedVariable, first: PlannedVariable) -> None:
+        outcome = self._outcomes.get(first.name)
+        encoding = outcome.encoding if outcome else first.entry(b"").encoding
+        if not is_plain(encoding):
+            entry = first.entry(b"")._replace(encoding=encoding)
+            copy_companions(self._here, entry, variable.folder, self._fd, sync=self._sync)
+            self.encoded.append(variable.folder)
 
     @property
     def _here(self) -> Directory:
@@ -151,13 +169,18 @@ class Links:
         return partial(self._write, variable)
 
     def _write(self, variable: PlannedVariable) -> None:
-        for name in ("out", "meta"):
+        names = ["out", "meta"]
+        if is_encoded := not is_plain(variable.entry(b"").encoding):
+            names += [DOCUMENT, chunk_link(len(variable.meta.shape))]
+        for name in names:
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(f"{variable.folder}/{name}", dir_fd=self._fd)
         values = self._values[variable.name]
         array = values.numpy() if isinstance(values, LazyArray) else values
         self._small.write_meta(variable)
         self._digests[variable.name] = write_out(variable.folder + "/out", array, self._fd, sync=self._sync)
+        if is_encoded:
+            self._outcomes[variable.name] = Outcome(RAW.name, array.nbytes, b"")
 
     def _link_one(self, variable: PlannedVariable, stored: Stored, directory: Directory) -> Iterable[Job]:
         entry = stored.entry
@@ -170,6 +193,9 @@ class Links:
             is_linked = self._link_out(variable, entry, directory, folder_fd, "out")
             if not (is_linked and self._link_meta(variable, folder_fd)):
                 self._small.write_meta(variable)
+            if not is_plain(entry.encoding):
+                copy_companions(directory, entry, variable.folder, self._fd, sync=self._sync)
+                self.encoded.append(variable.folder)
         finally:
             os.close(folder_fd)
         if not is_linked:

@@ -10,6 +10,7 @@ is made durable, the manifest is built from the digests, and `Staging.commit` ma
 from __future__ import annotations
 
 import errno
+import itertools
 import os
 import sys
 import time
@@ -25,6 +26,7 @@ from varstore.disk.blocks import SMALL
 from varstore.disk.progress import Progress, reporting
 from varstore.disk.save.attached import AttachedFiles, link_equal
 from varstore.disk.save.durability import SYNC_EACH, Durability
+from varstore.disk.save.encoded import EncodedFiles, require_links
 from varstore.disk.save.folders import make_folders, make_folders_by_level
 from varstore.disk.save.foreign import Foreign
 from varstore.disk.save.incremental import equals_stored, link_unchanged
@@ -36,15 +38,17 @@ from varstore.disk.save.staging import Staging, prepare_target
 from varstore.disk.threads import SLOW, Job, Lane, in_lanes, piece, run, thread_count
 from varstore.errors import UsageError, VariableMismatch, VarstoreError
 from varstore.layout.collector import collector_paused
+from varstore.layout.encodings import ZARR
 from varstore.layout.graphs import check_copies
 from varstore.layout.location import Identity
 from varstore.layout.manifest import Entry, Manifest, digest_in
+from varstore.layout.shards import DOCUMENT
 from varstore.storage import syscalls
 from varstore.storage.failures import storage_error
 from varstore.values.arrays import Stored
 from varstore.values.attached import StoredFile
 from varstore.values.lazy import LazyArray
-from varstore.values.plan import PlannedVariable, SavePlan
+from varstore.values.plan import Outcome, PlannedVariable, SavePlan
 
 __all__ = ["Saved", "write_checkpoint"]
 
@@ -124,7 +128,7 @@ def write_checkpoint(
                 work = _Writer(plan, staging, base, values, advance, workers, calls_wait)
                 work.write()
             with collector_paused():
-                entries = plan.entries(work.digests) if manifest else _walked(plan)
+                entries = plan.entries(work.digests, work.outcomes) if manifest else _walked(plan)
                 record = encoded = identity = None
                 if manifest:
                     now, attributes, tree = time.time_ns(), plan.attributes, plan.tree
@@ -176,6 +180,7 @@ class _Writer:
         calls_wait: bool,
     ) -> None:
         self.digests: dict[str, bytes] = {}
+        self.outcomes: dict[str, Outcome] = {}
         self._plan = plan
         self._staging = staging
         self._base = base
@@ -186,8 +191,12 @@ class _Writer:
         batch = min(_GROUP, piece(len(plan.variables))) if calls_wait else _GROUP
         self._small = SmallFiles(staging, self.digests, advance, batch, make)
         self._large = LargeFiles(staging, self.digests, advance)
-        self._links = Links(staging, self._small, self.digests, values, batch, make, shares=plan.links)
+        self._links = Links(staging, self._small, self.digests, self.outcomes, values, batch, make, shares=plan.links)
         self._advance = advance
+        self._encoded: EncodedFiles | None = None
+        if plan.encoding == ZARR.name:
+            require_links(staging)
+            self._encoded = EncodedFiles(staging, self.digests, self.outcomes, advance, plan)
 
     @property
     def copied(self) -> int:
@@ -202,6 +211,8 @@ class _Writer:
             run(in_lanes(self._jobs()), self._threads, on_failure=self._large.fail)
         finally:
             self._large.close()
+            if self._encoded:
+                self._encoded.close()
         if any(map(attrgetter("alias_of"), self._plan.variables)):
             self._links.tie(self._plan.variables)
         if self._staging.target.kept:
@@ -209,6 +220,8 @@ class _Writer:
         folders = list(map(attrgetter("folder"), self._plan.variables))
         sync_all = self._staging.durability.sync_all
         names = [file.name for file in self._plan.files]
+        encoded = [*self._links.encoded, *(self._encoded.folders if self._encoded else ())]
+        names += [f"{folder}/{DOCUMENT}" for folder in encoded]
         sync_all(self._staging.fd, folders, self._plan.parents, names, threads=self._threads if self._calls_wait else 1)
 
     def _make(self, variables: Iterable[PlannedVariable]) -> None:
@@ -236,7 +249,8 @@ class _Writer:
                     attached.write(file)
         for at, variable in enumerate(variables):
             if self._calls_wait:
-                if variable.alias_of or (variable.nbytes >= SMALL and not isinstance(variable.source, Stored)):
+                is_large = variable.nbytes >= SMALL or (self._encoded is not None and self._encoded.takes(variable))
+                if variable.alias_of or (is_large and not isinstance(variable.source, Stored)):
                     self._make((variable,))
             elif at % _GROUP == 0:
                 group: dict[str, str] = {v.folder: v.name for v in variables[at : at + _GROUP] if v.folder not in made}
@@ -251,6 +265,15 @@ class _Writer:
                 source = self._fetch(variable, source)
             if isinstance(source, Stored):
                 yield from links.add(variable, source)
+            elif self._encoded and self._encoded.takes(variable):
+                small.write_meta(variable)
+                fetched = source is not variable.source
+                if fetched:
+                    large.begin_fetched()
+                lane = self._encoded.lane(variable, source, large.end_fetched if fetched else None)
+                yield lane
+                if fetched:
+                    yield from itertools.repeat(lane.step, lane.left)
             elif variable.nbytes >= SMALL:
                 if self._calls_wait:
                     yield partial(small.write_meta, variable)
@@ -273,4 +296,8 @@ class _Writer:
                 expected=f"{variable.meta.shape} {late.dtype}",
             )
         stored = self._base.get(variable.name)
-        return stored if stored is not None and equals_stored(variable, array, stored) else array
+        return (
+            stored
+            if stored is not None and equals_stored(variable, array, stored, self._plan.encoding_of(variable.name))
+            else array
+        )

@@ -13,7 +13,6 @@ import bz2
 import lzma
 import math
 import re
-import struct
 import zlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -21,7 +20,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from varstore.errors import MissingDependency
+from varstore.disk.encodings.codecs import blosc_size, crc32c, load_numcodecs, zstd_size
 
 __all__ = ["KNOWN", "Chain", "Codec", "Refused", "Unsafe", "named_codecs"]
 
@@ -208,7 +207,6 @@ def _decompressed(codec: Codec, raw: bytes, size: int) -> bytes:
         RuntimeError,
         EOFError,
         MemoryError,
-        struct.error,
     ) as error:
         raise Refused(f"the compressed bytes of a chunk are damaged: {error}") from None
     if len(found) != size:
@@ -240,49 +238,25 @@ def _ended(unpacker: Any, found: bytes, size: int) -> bytes:
 
 
 def _blosc(raw: bytes, size: int) -> bytes:
-    if len(raw) < 16:
-        raise Refused("a chunk ends within its header")
-    stated, block, packed = struct.unpack_from("<3I", raw, 4)
-    if stated != size or packed != len(raw) or block > max(size, 1):
-        raise Refused(f"a chunk states {stated} bytes from {packed} instead of {size} from {len(raw)}")
-    return _numcodecs("blosc").decompress(raw, bytearray(size)) if size else b""
+    _require_size(blosc_size(raw), size)
+    return load_numcodecs()[0].decompress(raw, bytearray(size)) if size else b""
 
 
 def _lz4(raw: bytes, size: int) -> bytes:
-    stated = int.from_bytes(raw[:4], "little")
-    if len(raw) < 4 or stated != size:
-        raise Refused(f"a chunk states {stated} bytes instead of {size}")
-    return _numcodecs("lz4").decompress(raw, bytearray(size)) if size else b""
+    _require_size(int.from_bytes(raw[:4], "little") if len(raw) >= 4 else None, size)
+    return load_numcodecs()[1].decompress(raw, bytearray(size)) if size else b""
 
 
 def _zstd(raw: bytes, size: int) -> bytes:
-    stated = _zstd_size(raw)
-    if stated not in (size, None):
+    stated = zstd_size(raw)
+    if stated is not None:
+        _require_size(stated, size)
+    return load_numcodecs()[2].decompress(raw, bytearray(size)) if size else b""
+
+
+def _require_size(stated: int | None, size: int) -> None:
+    if stated != size:
         raise Refused(f"a chunk states {stated} bytes instead of {size}")
-    return _numcodecs("zstd").decompress(raw, bytearray(size)) if size else b""
-
-
-def _zstd_size(raw: bytes) -> int | None:
-    """Return the size of the content in the header of a frame (RFC 8878, 3.1.1.1); None if it does not state one."""
-    if len(raw) < 6 or raw[:4] != b"\x28\xb5\x2f\xfd":
-        raise Refused("a chunk is not a zstd frame")
-    flag, is_single = raw[4] >> 6, raw[4] >> 5 & 1
-    width = (is_single, 2, 4, 8)[flag]
-    start = 5 + (not is_single) + (0, 1, 2, 4)[raw[4] & 3]
-    if not width:
-        return None
-    return int.from_bytes(raw[start : start + width], "little") + (256 if width == 2 else 0)
-
-
-def _numcodecs(name: str) -> Any:
-    try:
-        from numcodecs import blosc, lz4, zstd  # type: ignore[import-untyped, unused-ignore]
-    except ImportError as error:
-        raise MissingDependency(
-            f"reading zarr chunks compressed by {name} requires numcodecs",
-            hint="install it: pip install varstore[zarr]",
-        ) from error
-    return {"blosc": blosc, "lz4": lz4, "zstd": zstd}[name]
 
 
 _COMPRESSORS: dict[str, Callable[[bytes, int], bytes]] = {
@@ -305,24 +279,10 @@ def _without_checksum(codec: Codec, raw: bytes) -> bytes:
     return content
 
 
-def _crc32c(content: bytes) -> int:
-    try:
-        from google_crc32c import value as crc32c
-    except ImportError:
-        try:
-            from crc32c import crc32c  # type: ignore[import-not-found, no-redef, unused-ignore]
-        except ImportError as error:
-            raise MissingDependency(
-                "reading zarr chunks with a CRC-32C requires google-crc32c or crc32c",
-                hint="install it: pip install varstore[zarr]",
-            ) from error
-    return int(crc32c(bytes(content)))
-
-
 _CHECKSUMS: dict[str, tuple[Callable[[bytes], int], str]] = {
     "adler32": (zlib.adler32, "start"),
     "crc32": (zlib.crc32, "start"),
-    "crc32c": (_crc32c, "end"),
+    "crc32c": (crc32c, "end"),
 }
 
 

@@ -41,8 +41,9 @@ class _CheckpointNamespace:
             path: as for `varstore.save`.
             var_dict: variables of a session, arrays, or variables of another checkpoint, by name. Default: all
                 variables of the current session. A variable that does not have its values yet is initialized.
-            options: the options of `varstore.save`.
+            options: the options of `varstore.save`; the default of `encoding` is "raw", which OneFlow reads.
         """
+        options.setdefault("encoding", "raw")
         variables = get_all_variables() if var_dict is None else var_dict
         if isinstance(variables, dict):
             variables = copy(variables)
