@@ -33,6 +33,7 @@ _INDEX: Final = {"snapshot_done", "manifest"}
 _STAGING: Final = re.compile(
     r"(\..+)?\.(saving|replaced)-[0-9a-f]{8}|\.(replacing|filling)-[0-9a-f]{8}|\..+\.[0-9a-f]{8}\.tmp", re.DOTALL
 )
+_ENCODED: Final = re.compile(r"zarr\.json|c(\.0)*")
 _TEMPORARY: Final = re.compile(r"\.manifest\.[0-9a-f]{8}")
 
 Variable = tuple[tuple[int, ...], str, bytes]
@@ -198,13 +199,19 @@ def read_checkpoint(path: Path) -> Checkpoint:
     folders = defaultdict(set)
     values: dict[int, bytes] = {}
     contents: dict[str, bytes] = {}
+    companions: set[str] = set()
     files = {os.path.join(folder, name)[len(f"{path}/") :] for folder, _, names in os.walk(path) for name in names}
     for out in sorted(file for file in files if file.endswith("/out")):
         folder = out.removesuffix("/out")
         inode = os.stat(path / out).st_ino
         if inode not in values:
             values[inode] = (path / out).read_bytes()
-        variables[folder] = (*_parse_meta((path / folder / "meta").read_text()), _digest(values[inode]))
+        is_encoded = f"{folder}/zarr.json" in files
+        seen = _decoded(path / folder) if is_encoded else values[inode]
+        variables[folder] = (*_parse_meta((path / folder / "meta").read_text()), _digest(seen))
+        companions |= {
+            f"{folder}/{name}" for name in os.listdir(path / folder) if is_encoded and _ENCODED.fullmatch(name)
+        }
         contents[folder] = values[inode]
         folders[inode].add(folder)
     known = {"snapshot_done", "manifest"} | {f"{folder}/{name}" for folder in variables for name in ("meta", "out")}
@@ -225,9 +232,35 @@ def read_checkpoint(path: Path) -> Checkpoint:
         attributes=attributes,
         contradictions=contradictions,
         files={name: _digest(content) for name, content in attached.items()},
-        unknown=frozenset(files - known - temporary - attached.keys()),
+        unknown=frozenset(files - known - companions - temporary - attached.keys()),
         temporary=temporary,
     )
+
+
+def _decoded(folder: Path) -> bytes:
+    """Return the values of an encoded variable as ``zarr.json`` describes them; they are float32."""
+    from numcodecs import blosc  # type: ignore[import-untyped, unused-ignore]
+
+    said = json.loads((folder / "zarr.json").read_text())
+    sharding = said["codecs"][0]["configuration"]
+    link = ".".join(["c", *("0" for _ in said["shape"])])
+    if said["data_type"] != "float32" or os.readlink(folder / link) != "out":
+        raise ValueError(f"zarr would not find the values of {folder.name}")
+    shard = (folder / "out").read_bytes()
+    grid = [outer // inner for outer, inner in zip(_shard_shape(said), sharding["chunk_shape"], strict=True)]
+    places = np.frombuffer(shard[-16 * int(np.prod(grid)) - 4 : -4], "<u8").reshape(*grid, 2)
+    values = np.empty(_shard_shape(said), "<f4")
+    for at in np.ndindex(*grid):
+        start, size = map(int, places[at])
+        where = tuple(slice(i * n, (i + 1) * n) for i, n in zip(at, sharding["chunk_shape"], strict=True))
+        chunk = np.frombuffer(blosc.decompress(shard[start : start + size]), "<f4")
+        values[where] = chunk.reshape(sharding["chunk_shape"])
+    return values[tuple(map(slice, said["shape"]))].tobytes()
+
+
+def _shard_shape(said: Mapping[str, Any]) -> list[int]:
+    shape: list[int] = said["chunk_grid"]["configuration"]["chunk_shape"]
+    return shape
 
 
 def _parse_meta(meta: str) -> tuple[tuple[int, ...], str]:

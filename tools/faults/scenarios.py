@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from importlib import import_module
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 import numpy as np
 
@@ -87,6 +87,7 @@ def _save(
     durable: bool = False,
     manifest: bool = True,
     files: Mapping[str, bytes] | None = None,
+    encoding: Literal["raw", "zarr"] | None = None,
 ) -> None:
     vs.save(
         home / name,
@@ -97,6 +98,7 @@ def _save(
         durable=durable,
         manifest=manifest,
         files=files,
+        encoding=encoding,
         threads=1,
     )
 
@@ -157,6 +159,9 @@ def _saves(*, durable: bool) -> Iterator[Scenario]:
     yield saving("overwrite files", partial(_save, OLD, files=OLD_FILES), files=FILES, overwrite=True)
     yield saving("base files", partial(_save, EARLIER, name="base", files=OLD_FILES), files=FILES, base="base")
     yield saving("files of paths", _prepare_source, act=_save_with_source, files=FILES)
+    yield saving("encoded", _nothing, encoding="zarr")
+    yield saving("overwrite encoded", partial(_save, OLD, encoding="zarr"), encoding="zarr", overwrite=True)
+    yield saving("base encoded", partial(_save, EARLIER, name="base", encoding="zarr"), base="base")
     yield saving("in background", partial(_save, OLD), act=_save_in_background)
 
 

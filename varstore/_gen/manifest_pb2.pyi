@@ -7,7 +7,7 @@ from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 DESCRIPTOR: _descriptor.FileDescriptor
 
 class Variable(_message.Message):
-    __slots__ = ("name", "folder", "shape", "data_type", "size", "encoding", "attributes", "digests", "alias_of", "content_digests", "meta_digest")
+    __slots__ = ("name", "folder", "shape", "data_type", "size", "encoding", "attributes", "digests", "alias_of", "meta_digest", "content_digests")
     NAME_FIELD_NUMBER: _ClassVar[int]
     FOLDER_FIELD_NUMBER: _ClassVar[int]
     SHAPE_FIELD_NUMBER: _ClassVar[int]
@@ -17,8 +17,8 @@ class Variable(_message.Message):
     ATTRIBUTES_FIELD_NUMBER: _ClassVar[int]
     DIGESTS_FIELD_NUMBER: _ClassVar[int]
     ALIAS_OF_FIELD_NUMBER: _ClassVar[int]
-    CONTENT_DIGESTS_FIELD_NUMBER: _ClassVar[int]
     META_DIGEST_FIELD_NUMBER: _ClassVar[int]
+    CONTENT_DIGESTS_FIELD_NUMBER: _ClassVar[int]
     name: str
     folder: str
     shape: _containers.RepeatedScalarFieldContainer[int]
@@ -28,9 +28,9 @@ class Variable(_message.Message):
     attributes: str
     digests: bytes
     alias_of: str
-    content_digests: bytes
     meta_digest: bytes
-    def __init__(self, name: _Optional[str] = ..., folder: _Optional[str] = ..., shape: _Optional[_Iterable[int]] = ..., data_type: _Optional[int] = ..., size: _Optional[int] = ..., encoding: _Optional[str] = ..., attributes: _Optional[str] = ..., digests: _Optional[bytes] = ..., alias_of: _Optional[str] = ..., content_digests: _Optional[bytes] = ..., meta_digest: _Optional[bytes] = ...) -> None: ...
+    content_digests: bytes
+    def __init__(self, name: _Optional[str] = ..., folder: _Optional[str] = ..., shape: _Optional[_Iterable[int]] = ..., data_type: _Optional[int] = ..., size: _Optional[int] = ..., encoding: _Optional[str] = ..., attributes: _Optional[str] = ..., digests: _Optional[bytes] = ..., alias_of: _Optional[str] = ..., meta_digest: _Optional[bytes] = ..., content_digests: _Optional[bytes] = ...) -> None: ...
 
 class File(_message.Message):
     __slots__ = ("name", "size", "digests", "kind", "attributes")

@@ -251,7 +251,7 @@ class _Side:
             shape=meta and meta.shape,
             dtype=array.dtype.newbyteorder("=") if has_values and array is not None else meta and meta.data_type,
             form=entry.form,
-            digests=entry.digests if is_plain(entry.encoding) else b"",
+            digests=entry.value_digests,
         )
 
     def find_file(self, part: _Part) -> None:
@@ -443,7 +443,7 @@ class _Together:
 
 
 def _nbytes(part: _Part) -> int:
-    if part.entry is not None:
+    if part.entry is not None and (part.array is None or is_plain(part.entry.encoding)):
         return part.entry.nbytes
     assert part.array is not None
     return math.prod(part.array.shape) * part.array.dtype.itemsize

@@ -30,7 +30,8 @@ def pack(
 
     Nothing is lost: names, values, attributes, nested state and attached files are those of the source. All of varstore
     reads it, except ``mmap=True``; zarr and TensorStore open the folder of a variable. Variables with less than 64 KiB,
-    those that compression makes hardly smaller, and those that a graph reads, stay raw; they and variables that are packed already are linked.
+    those that compression makes hardly smaller, and those that a graph reads, stay raw. They are linked, and so are
+    variables that are packed already.
 
     Args:
         source: a checkpoint's directory, or an open one.

@@ -115,6 +115,7 @@ def load_numcodecs() -> tuple[Any, Any, Any]:
         from numcodecs import blosc, lz4, zstd  # type: ignore[import-untyped, unused-ignore]
     except ImportError as error:
         raise _missing("numcodecs") from error
+    blosc.use_threads = False  # as zarr does: our threads share the work, and a pool of its own would hang after a fork
     return blosc, lz4, zstd
 
 

@@ -57,7 +57,7 @@ class EncodedFiles:
         """Folders that have a ``zarr.json``."""
 
     def takes(self, variable: PlannedVariable) -> bool:
-        """Return whether a variable is to be encoded: not a small one, nor one above another or one that a graph reads."""
+        """Return whether a variable is to be encoded: not a small one, nor one that a graph reads or above another."""
         is_free = variable.folder not in self._parents and variable.name not in self._used
         return variable.nbytes >= SMALLEST and is_free
 

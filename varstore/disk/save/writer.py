@@ -134,7 +134,7 @@ def write_checkpoint(
                     now, attributes, tree = time.time_ns(), plan.attributes, plan.tree
                     files = {file.name: file.entry(work.digests[file.name]) for file in plan.files}
                     if files:
-                        check_copies(files.values(), work.digests)
+                        check_copies(files.values(), {name: entry.value_digests for name, entry in entries.items()})
                     record = Manifest(
                         writer=writer,
                         time_ns=now,
