@@ -418,3 +418,20 @@ def test_any_choice_of_places_keeps_all_values(data):
     inner = Held.named("m", rewritten(graph, {}, new))
     again = open_graph(Source(inner)).arrays
     assert {name: again[name].numpy().tobytes() for name in kept} == {n: a.tobytes() for n, a in kept.items()}
+
+
+def test_what_a_graph_reads_stays_raw_in_a_packed_checkpoint(tmp_path):
+    pytest.importorskip("numcodecs")
+    variables = {"net/w": np.zeros((16, 2000), np.float32), "net/b": np.zeros(2000, np.float32)}
+    others = {"moments": np.zeros(70_000, np.float32)}
+    model = linear(variables)
+    bundled = vs.bundle(tmp_path / "raw", {**variables, **others}, graphs={"forward": model})
+    packed = vs.pack(bundled, tmp_path / "packed")
+    assert [packed[name].entry.encoding for name in ("net/w", "net/b", "moments")] == ["raw", "raw", "zarr"]
+    assert_exports(packed, tmp_path, variables)
+    encoded = vs.save(tmp_path / "encoded", {**variables, **others}, encoding="zarr")
+    assert encoded["net/w"].entry.encoding == "zarr"
+    again = vs.bundle(tmp_path / "again", encoded, graphs={"forward": model})
+    assert [again[name].entry.encoding for name in ("net/w", "moments")] == ["raw", "zarr"]
+    assert_exports(again, tmp_path, variables)
+    assert vs.verify(again.path).ok

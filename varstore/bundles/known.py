@@ -131,7 +131,7 @@ class Known:
     def digest(self, name: str) -> bytes:
         """Return the digests of a variable's ``out``, by its name in a graph."""
         source = self.source(name)
-        known = source.entry.digests if isinstance(source, Stored) else b""
+        known = source.entry.value_digests if isinstance(source, Stored) else b""
         return known or digest_of(self.values(name))
 
     def values(self, name: str) -> np.ndarray:
