@@ -20,7 +20,7 @@ from varstore.errors import IncompleteCheckpoint, InvalidName, ManifestError
 from varstore.layout.attached import FileEntry
 from varstore.layout.collector import collector_paused
 from varstore.layout.difference import DiffReport, compare
-from varstore.layout.encodings import is_plain
+from varstore.layout.encodings import ZARR
 from varstore.layout.graphs import GRAPH, Binding
 from varstore.layout.manifest import NO_FILES, UPGRADE, WITHOUT_MANIFEST, Entry, Manifest, digest_in
 from varstore.layout.mlir import MOST, PROGRAM, variables_of
@@ -113,7 +113,7 @@ def _seal(checkpoint: Checkpoint, *, complete: bool, writer: str, progress: Prog
         )
         with collector_paused():
             encoded = after.encode()
-        documents = [f"{entry.folder}/{DOCUMENT}" for entry in entries.values() if not is_plain(entry.encoding)]
+        documents = [f"{entry.folder}/{DOCUMENT}" for entry in entries.values() if entry.encoding == ZARR.name]
         _make_durable(directory, entries.values(), [*files, *documents])
         _replace_manifest(directory, encoded)
         if is_completed:
@@ -180,7 +180,7 @@ def _listed(checkpoint: Checkpoint) -> dict[str, Entry]:
 def _sealed(directory: Directory, found: Entry, known: Entry | None) -> Entry:
     variable = readable(found, path=directory.path)
     entry = found._replace(digests=all_digests(directory, found))
-    if not is_plain(entry.encoding):
+    if entry.encoding == ZARR.name:
         link_chunk(directory, entry)
         check_companions(directory, entry)
         is_known = known is not None and (known.digests, known.encoding) == (entry.digests, entry.encoding)

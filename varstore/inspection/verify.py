@@ -23,7 +23,7 @@ from varstore.disk.read.scan import variable_folders
 from varstore.disk.threads import SLOW, Lane, do_here_until_slow, in_lanes, piece, run, thread_count
 from varstore.errors import FormatError, IncompleteCheckpoint, ManifestError, VarstoreError
 from varstore.layout.attached import FileEntry
-from varstore.layout.encodings import is_plain
+from varstore.layout.encodings import ZARR
 from varstore.layout.manifest import BLOCK, Entry, block_count
 from varstore.layout.names import MARKER, Folder
 from varstore.layout.readable import readable
@@ -234,7 +234,7 @@ class _Verification:
         if entry.meta is not None:
             readable(entry, path=self._directory.path)
         check_meta(self._directory, entry)
-        if not is_plain(entry.encoding):
+        if entry.encoding == ZARR.name:
             check_companions(self._directory, entry)
 
     def _check_small(self, entries: Sequence[Entry | FileEntry]) -> None:

@@ -33,7 +33,7 @@ from varstore.disk.save.staging import Staging
 from varstore.disk.threads import Job
 from varstore.errors import DigestMismatch, FormatError, VarstoreError
 from varstore.layout.attached import FileEntry
-from varstore.layout.encodings import RAW, is_plain
+from varstore.layout.encodings import RAW, ZARR, is_plain
 from varstore.layout.location import Location
 from varstore.layout.manifest import Entry
 from varstore.layout.meta import encode_meta
@@ -126,7 +126,7 @@ class Links:
     def _tie_companions(self, variable: PlannedVariable, first: PlannedVariable) -> None:
         outcome = self._outcomes.get(first.name)
         encoding = outcome.encoding if outcome else first.entry(b"").encoding
-        if not is_plain(encoding):
+        if encoding == ZARR.name:
             entry = first.entry(b"")._replace(encoding=encoding)
             copy_companions(self._here, entry, variable.folder, self._fd, sync=self._sync)
             self.encoded.append(variable.folder)
@@ -193,7 +193,7 @@ class Links:
             is_linked = self._link_out(variable, entry, directory, folder_fd, "out")
             if not (is_linked and self._link_meta(variable, folder_fd)):
                 self._small.write_meta(variable)
-            if not is_plain(entry.encoding):
+            if entry.encoding == ZARR.name:
                 copy_companions(directory, entry, variable.folder, self._fd, sync=self._sync)
                 self.encoded.append(variable.folder)
         finally:
