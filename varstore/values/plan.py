@@ -13,7 +13,7 @@ import numpy as np
 from varstore.errors import UsageError
 from varstore.layout.collector import collector_paused
 from varstore.layout.dtypes import data_type_of
-from varstore.layout.encodings import RAW, is_plain
+from varstore.layout.encodings import RAW, ZARR, is_plain
 from varstore.layout.graphs import GRAPH, check_bound, uses
 from varstore.layout.manifest import NO_ATTRIBUTES, Entry, kept_attributes
 from varstore.layout.meta import Meta
@@ -228,7 +228,7 @@ def _form(source: Source, encoding: Encode) -> tuple[tuple[int, ...], np.dtype[A
 def may_stay(entry: Entry, encoding: Encode) -> bool:
     """Return whether a stored variable may stay in the encoding that it has; small ones are always raw."""
     if encoding is None:
-        return True
+        return entry.encoding in (RAW.name, ZARR.name)
     return entry.encoding == (RAW.name if entry.nbytes < SMALLEST and is_plain(entry.encoding) else encoding)
 
 
