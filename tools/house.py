@@ -155,7 +155,7 @@ ORDER: dict[str, tuple[str, ...]] = {
     "cli": (
         *("output", "sources", "help", "columns", "grid", "state", "entries"),
         *("listing", "show", "stats", "diff", "check", "repair", "convert", "merge", "run", "serving", "report"),
-        *("view", "demo"),
+        *("view", "packing", "demo"),
     ),
     "view": ("page", "survey", "comparison", "run", "report", "looks", "server"),
 }

@@ -29,6 +29,8 @@ COMMANDS = (
     "salvage",
     "clean",
     "links",
+    "pack",
+    "unpack",
     "check-storage",
     "convert",
     "merge",

@@ -53,7 +53,8 @@ STORE = {
     "durable": False,
     "foreign": "error",
 }
-SAVE = {**STORE, "manifest": True, "links": True, "threads": 1, "progress": None}
+SAVE = {**STORE, "manifest": True, "links": True, "encoding": None, "threads": 1, "progress": None}
+PACK = {"overwrite": False, "durable": True, "threads": 1, "progress": None}
 CHOICE = {"include": "w", "exclude": "b", "rename": {"w": "v"}}
 READ = {"verify": True, "threads": 1, "progress": None}
 
@@ -202,6 +203,8 @@ CALLS = {
         lambda **given: vs.ModelCheckpoint("p", "m").step_end(**given),
         lambda: {"epoch": 1, "step": 1, "variables": values()},
     ),
+    "pack": (vs.pack, lambda: {"source": "c", "target": "new", "level": "fast", **PACK}),
+    "unpack": (vs.unpack, lambda: {"source": "c", "target": "new", **PACK}),
     "checkpoint.save": (vs.checkpoint.save, lambda: {"path": "new", "var_dict": values(), **SAVE}),
     "checkpoint.get": (vs.checkpoint.get, lambda: {"path": "c"}),
     "get_variable": (

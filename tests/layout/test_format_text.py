@@ -425,11 +425,12 @@ def test_it_reads_the_golden_manifest():
     assert list(manifest["variables"]) == [facts["name"] for facts in listed]
     for facts in listed:
         found = dict(manifest["variables"][facts["name"]])
-        expected = {"folder": facts["name"], "digests": "", "meta_digest": "", "encoding": "", "alias_of": ""}
+        expected = {"folder": facts["name"], "encoding": "", "alias_of": ""}
+        expected |= {"digests": "", "meta_digest": "", "content_digests": ""}
         expected |= {"attributes": {}} | facts
         expected["size"] = expected.pop("nbytes")
         found |= {"type": NAMES[found.pop("data_type")]}
-        found |= {key: found[key].hex() for key in ("digests", "meta_digest")}
+        found |= {key: found[key].hex() for key in ("digests", "meta_digest", "content_digests")}
         assert not found.pop("later")
         assert found == expected
 

@@ -31,6 +31,7 @@ from varstore.layout.manifest import (
 )
 from varstore.layout.meta import Meta
 from varstore.layout.names import Folder, folder_of
+from varstore.layout.shards import Shard
 
 pytestmark = pytest.mark.core
 
@@ -59,10 +60,18 @@ def entries(draw: st.DrawFn, name: str) -> Entry:
     row = draw(st.sampled_from(TABLE))
     shape = tuple(draw(st.lists(st.integers(0, 3000), max_size=3)))
     meta = Meta(shape=shape, data_type=row)
-    encoding = draw(st.sampled_from(["raw", "raw", "zarr"]))
+    encoding = draw(st.sampled_from(["raw", "raw", "zarr", "later"]))
     raw_size = meta.elements * (row.dtype.itemsize if row.dtype is not None else draw(st.integers(1, 16)))
     nbytes = raw_size * draw(st.sampled_from([1, 2] if row is BFLOAT16 else [1]))
-    if encoding != "raw":
+    content = b""
+    if encoding == "zarr" and row.dtype is not None:
+        index = Shard(shape, row.dtype).index_nbytes
+        if index + 1 < raw_size:
+            nbytes = draw(st.integers(index + 1, raw_size - 1))
+            content = draw(st.sampled_from([b"", b"d" * DIGEST_SIZE * block_count(raw_size)]))
+        else:
+            encoding = "raw"
+    elif encoding != "raw":
         nbytes = draw(st.integers(0, 1 << 40))
     count = block_count(nbytes)
     digest = draw(st.binary(min_size=DIGEST_SIZE, max_size=DIGEST_SIZE))
@@ -76,6 +85,7 @@ def entries(draw: st.DrawFn, name: str) -> Entry:
         attributes=draw(attributes),
         meta_digest=draw(st.sampled_from([b"", digest])),
         witnessed=True,
+        content_digests=content,
     )
 
 
@@ -84,7 +94,9 @@ def manifests(draw: st.DrawFn) -> Manifest:
     made: dict[str, Entry] = {name: draw(entries(name)) for name in draw(st.lists(names, unique=True, max_size=4))}
     if made and draw(st.booleans()):
         first = next(iter(made.values()))
-        fields = {field: getattr(first, field) for field in ("meta", "nbytes", "digests", "encoding")}
+        fields = {
+            field: getattr(first, field) for field in ("meta", "nbytes", "digests", "encoding", "content_digests")
+        }
         made["tied to it"] = Entry(
             name="tied to it", folder=Folder("tied"), alias_of=first.name, witnessed=True, **fields
         )

@@ -37,7 +37,7 @@ class Readable(NamedTuple):
     @property
     def digests(self) -> bytes:
         """The xxh3-128 digest of each 16 MiB of the values as they are read; empty if no digests are known."""
-        return self.entry.value_digests
+        return self.entry.digests if self.encoding.is_plain else self.entry.content_digests
 
 
 def readable(entry: Entry, *, path: str) -> Readable:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
@@ -249,7 +250,8 @@ def _load(
         else:
             tied.append((location, entry))
     check_files(tied)
-    with reporting(progress, sum(v.nbytes for v in wanted), f"loading {location.path}") as advance:
+    total = sum(math.prod(v.shape) * v.stored.itemsize for v in wanted)
+    with reporting(progress, total, f"loading {location.path}") as advance:
         new = read_new(location, wanted, verify=verify, threads=threads, advance=advance)
     arrays = dict(zip(first_of, new, strict=True))
     return {name: arrays[entry.alias_of or entry.name] for name, entry in entries.items()}

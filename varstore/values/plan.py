@@ -106,7 +106,7 @@ class SavePlan:
         entries = {variable.name: variable.entry(digests[variable.name]) for variable in self.variables}
         for name, outcome in outcomes.items():
             entries[name] = entries[name]._replace(**outcome._asdict())
-        if any(not is_plain(entry.encoding) for entry in entries.values()):
+        if any(entry.encoding != RAW.name for entry in entries.values()):
             for name, entry in entries.items():
                 if entry.alias_of:
                     first = entries[entry.alias_of]
@@ -173,9 +173,10 @@ def plan_save(
         ]
         parents = {parent for folder in folders if "/" in folder for parent in _parents(folder)}
     attached = () if files is None else _attached(files, planned)
-    used = {name for file in attached for name in uses(file.entry(b""))}
-    used |= {variable.alias_of for variable in planned if variable.name in used and variable.alias_of}
-    if used:
+    used: set[str] = set()
+    if attached:
+        used = {name for file in attached for name in uses(file.entry(b""))}
+        used |= {variable.alias_of for variable in planned if variable.name in used and variable.alias_of}
         planned = [_unpacked(variable) if variable.name in used else variable for variable in planned]
     return SavePlan(
         variables=tuple(planned),
