@@ -16,7 +16,7 @@ from varstore.errors import ManifestError, VariableMismatch, VariableNotFound
 from varstore.layout.attached import FileEntry
 from varstore.layout.meta import Meta
 
-__all__ = ["GRAPH", "Binding", "bindings_of", "check_bound", "check_copies", "check_folded"]
+__all__ = ["GRAPH", "Binding", "bindings_of", "check_bound", "check_copies", "check_folded", "uses"]
 
 GRAPH = "graph"
 """The kind of a file that is a graph."""
@@ -60,6 +60,11 @@ def bindings_of(file: FileEntry) -> dict[str, Binding]:
         }
     except (AttributeError, LookupError, TypeError) as error:
         raise ManifestError("the bindings of a graph cannot be read", path=file.name, found=str(error)) from error
+
+
+def uses(file: FileEntry) -> set[str]:
+    """Return the variables whose files a graph needs."""
+    return {binding.variable for binding in bindings_of(file).values() if not binding.digest}
 
 
 def check_bound(files: Iterable[FileEntry], metas: Mapping[str, Meta]) -> None:
