@@ -34,18 +34,20 @@ from varstore.storage.appearing import is_temporary
 from varstore.storage.claims import is_named
 from varstore.storage.directory import Directory
 
-__all__ = ["Foreign", "Stamp", "carry", "foreign_files", "hand_on", "is_own_name"]
+__all__ = ["Foreign", "Seen", "Stamp", "carry", "foreign_files", "hand_on", "is_own_name"]
 
 Foreign = Literal["error", "delete", "keep"]
 """What becomes of other people's files in a checkpoint that is overwritten."""
+Seen = dict[tuple[int, int], tuple[int, list[tuple[str, bool]]]]
+"""Folders in which nothing foreign was: of each, device and inode, the time of its last change, and those in it."""
 Stamp = tuple[tuple[int, int, int], tuple[int, int, int]]
 """Inode, size and time of a file, which tell whether it changed, and those of what was given for it."""
 
 _DROPPED = re.compile(r"\.DS_Store|\._.*|\.nfs.*|Thumbs\.db|desktop\.ini|lost\+found", re.DOTALL)
 """What systems leave in folders; nobody misses it."""
 _USUAL = frozenset({"out", "meta"})
-_SETTLED = 10 * 10**9
-"""Nanoseconds; no file system keeps times of changes less exactly than this, not even vfat."""
+_SETTLED = 3 * 10**9
+"""Nanoseconds; no local file system keeps times of changes less exactly than this, not even vfat (two seconds)."""
 _NOT_A_FOLDER = {errno.ENOTDIR, errno.ELOOP}
 _ENCODED = re.compile(r"zarr\.json|c(\.\d+)*")
 _ATTEMPTS = 100
@@ -57,7 +59,7 @@ def is_own_name(name: str) -> bool:
     return is_temporary(name) or is_passing_name(name)
 
 
-def foreign_files(fd: int, path: str, seen: dict[tuple[int, int], int]) -> list[str]:
+def foreign_files(fd: int, path: str, seen: Seen) -> list[str]:
     """Return the files in a checkpoint that it does not know, as paths relative to it.
 
     What systems drop does not count, nor do temporary names of varstore, or empty folders. Without a manifest that can
@@ -68,8 +70,7 @@ def foreign_files(fd: int, path: str, seen: dict[tuple[int, int], int]) -> list[
     Args:
         fd: of its directory.
         path: of its directory.
-        seen: the folders of variables that held no such file when they were looked at before: device and inode, and
-            the time of the last change. They are listed again only if they changed since; this look adds its own.
+        seen: what an earlier look found: folders are listed again only if they changed since; this look adds its own.
 
     Raises:
         OSError: a folder cannot be listed, or the manifest cannot be read, or the checkpoint is being removed.
@@ -81,18 +82,19 @@ def foreign_files(fd: int, path: str, seen: dict[tuple[int, int], int]) -> list[
 class _Known:
     """The folders of variables, each with its encoding, those above them, and the attached files.
 
-    `seen` is as for `foreign_files`, and the time of a change that came after `settled` is not noted: the next one
-    may get the same time.
+    `seen` is as for `foreign_files`, and `is_again` tells whether there was an earlier look. The time of a change that
+    came after `settled` is not noted: the next one may get the same time.
     """
 
     variables: Mapping[str, str]
     parents: Collection[str]
     files: Collection[str]
-    seen: dict[tuple[int, int], int]
+    seen: Seen
+    is_again: bool
     settled: int
 
 
-def _known_folders(fd: int, path: str, seen: dict[tuple[int, int], int]) -> _Known | None:
+def _known_folders(fd: int, path: str, seen: Seen) -> _Known | None:
     try:
         data = Directory(Location(path, path), fd).read_small(MANIFEST, limit=MANIFEST_LIMIT)
         manifest = Manifest.decode(data, path=path)
@@ -110,6 +112,7 @@ def _known_folders(fd: int, path: str, seen: dict[tuple[int, int], int]) -> _Kno
         parents=parents,
         files=manifest.files.keys(),
         seen=seen,
+        is_again=bool(seen),
         settled=0 if is_shared else time.time_ns() - _SETTLED,
     )
 
@@ -127,17 +130,16 @@ def _foreign(root: int, known: _Known | None) -> Iterator[str]:
         for folder, names in listed.items():
             for name, is_folder in names:
                 path = f"{folder}/{name}" if folder else name
-                is_parent = known is not None and path in known.parents
                 if is_folder:
-                    below[path] = _USUAL if known is None or path in known.parents or path in known.variables else ()
-                elif not is_parent:
+                    below[path] = _USUAL if known is None or _is_known(path, known) else ()
+                else:
                     yield path
         level = below
 
 
-def _is_variable(path: str, known: _Known | None) -> bool:
-    """Tell whether a path is known as the folder of a variable, with nothing below."""
-    return known is not None and path in known.variables and path not in known.parents
+def _is_known(path: str, known: _Known | None) -> bool:
+    """Tell whether a path is that of the folder of a variable, or of one above it."""
+    return known is not None and (path in known.variables or path in known.parents)
 
 
 def _list(
@@ -149,15 +151,17 @@ def _list(
 ) -> None:
     """List the names in a folder that are not usual there, each with whether it is, or should be, a folder."""
     folder, usual = folder_and_usual
-    is_inner = _is_variable(folder, known)
-    if known is not None and known.seen and is_inner:
+    is_known = _is_known(folder, known)
+    if known is not None and known.is_again and is_known:
         status = os.stat(folder, dir_fd=root, follow_symlinks=False)
-        if known.seen.get((status.st_dev, status.st_ino)) == status.st_ctime_ns:
+        changed, before = known.seen.get((status.st_dev, status.st_ino), (None, []))
+        if changed == status.st_ctime_ns:
+            listed[folder] = before
             return
     try:
         fd = syscalls.folder_in(folder or ".", root)
     except OSError as error:
-        if error.errno in _NOT_A_FOLDER and is_inner:  # a damaged checkpoint has something else there
+        if error.errno in _NOT_A_FOLDER and is_known:  # a damaged checkpoint has something else there
             return
         raise
     try:
@@ -166,21 +170,21 @@ def _list(
             found = [entry for entry in entries if entry.name not in usual]
             is_encoded = known is not None and not is_plain(known.variables.get(folder, RAW.name))
             left = listed[folder] = []
+            is_clean = True
             for entry in found:
                 name = entry.name
-                if _is_variable(f"{folder}/{name}" if folder else name, known):
+                if _is_known(f"{folder}/{name}" if folder else name, known):
                     left.append((name, True))
                 elif not (_DROPPED.fullmatch(name) or is_own_name(name) or (is_encoded and _ENCODED.fullmatch(name))):
                     left.append((name, entry.is_dir(follow_symlinks=False)))
+                    is_clean = False
     finally:
         os.close(fd)
-    if known is not None and is_inner and not found and status.st_ctime_ns < known.settled:
-        known.seen[status.st_dev, status.st_ino] = status.st_ctime_ns
+    if known is not None and is_known and is_clean and status.st_ctime_ns < known.settled:
+        known.seen[status.st_dev, status.st_ino] = status.st_ctime_ns, left
 
 
-def hand_on(
-    old: int, target: str, dir_fd: int, *, path: str, seen: dict[tuple[int, int], int], carried: dict[str, Stamp]
-) -> list[str]:
+def hand_on(old: int, target: str, dir_fd: int, *, path: str, seen: Seen, carried: dict[str, Stamp]) -> list[str]:
     """Give other people's files in a checkpoint that was replaced to the one that has its name; return those that stay.
 
     Whoever puts a file there has found the place by its name, so when the old checkpoint has lost that, all that came

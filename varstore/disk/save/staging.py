@@ -36,7 +36,7 @@ from dataclasses import dataclass, field, replace
 from types import TracebackType
 
 from varstore.disk.save.durability import Durability, sync_each
-from varstore.disk.save.foreign import Foreign, Stamp, carry, foreign_files, hand_on
+from varstore.disk.save.foreign import Foreign, Seen, Stamp, carry, foreign_files, hand_on
 from varstore.disk.save.leftovers import (
     NAME_LIMIT,
     beside,
@@ -84,7 +84,7 @@ class Target:
     in_place: bool = False
     mode: int | None = None
     kept: tuple[str, ...] = ()
-    seen: dict[tuple[int, int], int] = field(default_factory=dict)
+    seen: Seen = field(default_factory=dict)
 
 
 def prepare_target(path: str, *, overwrite: bool, foreign: Foreign) -> Target:
