@@ -126,8 +126,12 @@ class Handler:
         signal.signal(signal.SIGUSR1, signal.SIG_IGN)
         self.act()
 
+    def late(self, *given: Any) -> None:
+        signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+        self.act()
 
-@pytest.mark.parametrize("how", ["call", "method", "partial", "unset"])
+
+@pytest.mark.parametrize("how", ["call", "method", "partial", "unset", "set late", "set late, any"])
 @pytest.mark.parametrize("who", ["saver", "manager"])
 def test_a_save_in_a_signal_handler_waits_for_no_thread(tmp_path: Path, gate: Gate, who: str, how: str) -> None:
     saver, manager = BackgroundSaver(), CheckpointManager(tmp_path, background=True)
@@ -150,8 +154,10 @@ def test_a_save_in_a_signal_handler_waits_for_no_thread(tmp_path: Path, gate: Ga
         "method": handler.method,
         "partial": partial(handler.bound, "more"),
         "unset": handler.unset,
+        "set late": handler.unset,
+        "set late, any": handler.late,
     }
-    before = signal.signal(signal.SIGUSR1, handlers[how])
+    before = signal.signal(signal.SIGUSR1, signal.SIG_IGN if "late" in how else handlers[how])
     try:
         saver.save(tmp_path / "step-1", begun, copy=False)
         if who == "manager":
@@ -159,6 +165,7 @@ def test_a_save_in_a_signal_handler_waits_for_no_thread(tmp_path: Path, gate: Ga
             manager._saver, manager._pending = saver, saver._turn._ending
         timer = threading.Timer(10, gate.open.set)
         timer.start()
+        signal.signal(signal.SIGUSR1, handlers[how])
         os.kill(os.getpid(), signal.SIGUSR1)
     finally:
         signal.signal(signal.SIGUSR1, before)

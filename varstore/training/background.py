@@ -69,6 +69,8 @@ class AsyncOptions(StateOptions, total=False):
 
 _ALIGNMENT = 64
 _PIECE = 4 << 20
+_STAR = 0x04
+"""The flag of a function's code that says that it has a parameter like ``*args``."""
 _SIGNALS = tuple(signal.valid_signals())
 _get_handler: Callable[[int], object] = import_module("_signal").getsignal
 """What `signal.getsignal` wraps: not in Python, where Ctrl-C could come between any two steps."""
@@ -89,16 +91,33 @@ def is_interrupting() -> bool:
 
 
 def in_signal_handler() -> bool:
-    """Tell whether this thread runs a signal handler: one that is set now, or was when the last thread was begun."""
+    """Tell whether this thread runs a signal handler.
+
+    That is one that is set now, or was when the last thread was begun, or one that still has what it was given.
+    """
     if threading.get_ident() != threading.main_thread().ident:
         return False
     _note_handlers()
     frame: FrameType | None = sys._getframe(1)
     while frame is not None:
-        if id(frame.f_code) in _handlers:
+        if id(frame.f_code) in _handlers or _is_given_a_signal(frame):
             return True
         frame = frame.f_back
     return False
+
+
+def _is_given_a_signal(frame: FrameType) -> bool:
+    """Tell whether a function was given the number of a signal and the frame below it, as only a handler is."""
+    code = frame.f_code
+    count = code.co_argcount + code.co_kwonlyargcount
+    named, star = code.co_varnames[: code.co_argcount], code.co_varnames[count : count + bool(code.co_flags & _STAR)]
+    if len(named) + 2 * len(star) < 2:
+        return False
+    found = frame.f_locals
+    given = [*map(found.get, named), *(value for name in star for value in found.get(name, ()))]
+    return any(value is frame.f_back for value in given) and any(
+        isinstance(value, int) and value in _SIGNALS for value in given
+    )
 
 
 def _note_handlers() -> None:
