@@ -326,7 +326,7 @@ def _formats() -> Iterator[Scenario]:
             prepare=partial(write, old, target),
             act=partial(write, new, target),
             again=partial(write, following, target),
-            leftovers=3 if "sharded" in name else 1,
+            leftovers=5 if "sharded" in name else 1,
             harmless=r"model.*\.safetensors" if "sharded" in name else "",
             **threads,
         )
@@ -335,7 +335,7 @@ def _formats() -> Iterator[Scenario]:
             prepare=partial(_save, new, name="source"),
             act=partial(_convert, options, "source", target),
             again=partial(write, following, target),
-            leftovers=3 if "sharded" in name else 1,
+            leftovers=5 if "sharded" in name else 1,
             harmless=r"model.*\.safetensors" if "sharded" in name else "",
             **threads,
         )

@@ -15,7 +15,8 @@ import os
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import Any, TypeVar
+from contextlib import AbstractContextManager
+from typing import Any, BinaryIO, TypeVar
 
 import ml_dtypes
 import numpy as np
@@ -337,10 +338,10 @@ def _write_shards(path: str, shards: list[dict[str, LazyArray]], metadata: Mappi
         return [f"{stem}{tag}-{number:05}-of-{count:05}.safetensors" for number in range(1, count + 1)]
 
     parts = re.compile(re.escape(stem) + r"(?:-[0-9a-f]{8})?-\d{5,}-of-\d{5,}\.safetensors")
-    with replacing_set(path, parts, lambda: _listed(path)) as (file, choose):
+    with replacing_set(path, parts, lambda: _listed(path)) as (file, choose, whole):
         weight_map: dict[str, str] = {}
         for shard, part in zip(shards, choose(names_of), strict=True):
-            _write_file(os.path.join(folder, part), shard, metadata)
+            _write_file(os.path.join(folder, part), shard, metadata, whole.part)
             weight_map.update(dict.fromkeys(shard, part))
         total = sum(_size(array) for shard in shards for array in shard.values())
         index = {"metadata": {"total_size": total}, "weight_map": weight_map}
@@ -356,12 +357,17 @@ def _listed(path: str) -> set[str]:
         return set()
 
 
-def _write_file(path: str, arrays: Mapping[str, LazyArray], metadata: Mapping[str, str]) -> None:
+def _write_file(
+    path: str,
+    arrays: Mapping[str, LazyArray],
+    metadata: Mapping[str, str],
+    appearing: Callable[[str], AbstractContextManager[BinaryIO]] = replacing,
+) -> None:
     order = sorted(arrays.items(), key=lambda item: (-bits_of(item[1].dtype), item[0]))
     text = _header(order, metadata)
     if len(text) > _MOST_HEADER:
         raise UsageError("the header would be too long", path=path, found=f"{len(text)} bytes", expected=_MOST_HEADER)
-    with replacing(path) as file:
+    with appearing(path) as file:
         file.write(len(text).to_bytes(8, "little") + text)
         for name, array in order:
             file.write(pack(fetch_plain(name, array)).data)

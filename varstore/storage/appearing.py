@@ -7,7 +7,7 @@ directory that holds the name.
 A set of files appears with the one that names the others, its index. The others get names that nothing has yet, so
 that the old index finds the old files until the new one takes its place; only then do the old files go.
 
-A file that only one index names, such as the external data of a model, has a fixed name (`Whole.part`). It is visible
+Such a file, or one that only one index names, as the external data of a model, is a part (`Whole.part`). It is visible
 before its index is, and keeps its temporary name, which ends as its index's does, until the index has its own. So
 whoever finds the temporary names of both knows that the index never appeared, and removes the part with it.
 """
@@ -449,12 +449,12 @@ def _fail(error: OSError) -> None:
 @contextlib.contextmanager
 def replacing_set(
     index: str, parts: re.Pattern[str], listed: Callable[[], Collection[str]]
-) -> Iterator[tuple[BinaryIO, Callable[[Callable[[str], list[str]]], list[str]]]]:
+) -> Iterator[tuple[BinaryIO, Callable[[Callable[[str], list[str]]], list[str]], Whole]]:
     """Open a new index, for files beside it that take its place with it: readers see the old set or the new one.
 
     Yields the file of the index, to be written when the other files are complete, and a function that chooses their
-    names. It takes a function that makes them with a tag in them, which is empty unless one of the names is taken. When
-    the block ends well, the files of other sets of this index go; otherwise, those with the chosen names do.
+    names, and the whole, of which the files are parts. The function takes one that makes names with a tag in them,
+    which is empty unless one of the names is taken. When the block ends well, the files of other sets of this index go.
 
     Args:
         index: the path of the index.
@@ -474,12 +474,8 @@ def replacing_set(
         chosen.extend(new)
         return new
 
-    try:
-        with replacing(index) as file:
-            yield file, choose
-    except BaseException:
-        _remove_parts(index, {*chosen} - {*listed()})
-        raise
+    with replacing_whole(index) as (file, whole):
+        yield file, choose, whole
     with contextlib.suppress(OSError), _Place(index) as place:
         names = os.listdir(place.folder) if place.fd is None else syscalls.names_in(place.fd)
         found = {name for name in names if parts.fullmatch(name)}

@@ -275,15 +275,16 @@ def clean_in_place(fd: int) -> list[str]:
 def undo_in_place(fd: int, tops: Iterable[str]) -> None:
     """Remove what a save wrote into a folder, its marker first; `tops` are the folders and files that it made there.
 
-    A file that may be changed or executed is not one that a save made.
+    A file that may be changed or executed is not one that a save made, where the file system keeps modes.
     """
+    with_modes = not any(os.stat(note, dir_fd=fd).st_mode & CHANGEABLE for note in notes_in(fd))
     remove_file(MARKER, fd)
     for top in tops:
         if top and "/" not in top:
             remove_written(top, fd)
             with contextlib.suppress(OSError):
                 status = os.stat(top, dir_fd=fd, follow_symlinks=False)
-                if stat.S_ISREG(status.st_mode) and not status.st_mode & CHANGEABLE:
+                if stat.S_ISREG(status.st_mode) and not (with_modes and status.st_mode & CHANGEABLE):
                     remove_file(top, fd)
     remove_file(MANIFEST, fd)
 
