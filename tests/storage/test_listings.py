@@ -9,7 +9,7 @@ import pytest
 
 import varstore as vs
 from varstore.errors import CheckpointExists
-from varstore.storage import syscalls
+from varstore.storage import claims, syscalls
 from varstore.storage.claims import sign
 from varstore.values.lazy import LazyArray
 
@@ -143,6 +143,31 @@ def test_what_a_cleaner_kept_a_writer_from_taking_goes_too(shared, tmp_path, mon
     vs.write(tmp_path / target, {"w": np.ones(3)})
     assert refused
     assert os.listdir(tmp_path) == [target]
+
+
+def test_a_machine_that_is_a_copy_of_another_one_is_another_machine(monkeypatch):
+    def writer(addresses, boot):
+        monkeypatch.setattr(claims, "_hardware", lambda: addresses)
+        claims._this_machine.cache_clear()
+        return claims.Writer(*claims._this_machine(), "1", "0")._replace(boot=boot)
+
+    try:
+        here, copy = writer(["a"], "earlier"), writer(["b"], "earlier")
+        assert (here.is_gone, copy.is_gone) == (False, True)
+        assert not writer([], "earlier").is_gone  # a container: it may be the machine of another one
+        assert here[0] == copy[0]
+    finally:
+        claims._this_machine.cache_clear()
+
+
+def test_a_child_may_be_in_another_namespace(monkeypatch):
+    before = claims._this_machine()
+    monkeypatch.setattr(os, "readlink", lambda path: "pid:[9]")
+    assert claims._this_machine() == before
+    child = os.fork()
+    if child == 0:
+        os._exit(claims._this_machine()[3] != "pid:[9]")
+    assert os.waitpid(child, 0)[1] == 0
 
 
 def test_what_another_machine_still_writes_stays(stale, shared, tmp_path):

@@ -9,8 +9,10 @@ remove it later:
   take the lock of a leftover knows that nobody writes to it.
 - On a shared file system a lock is often known to one mount only, and says nothing about writers on others. So a save
   signs its folder: a note in it, ``.saving-RANDOM``, names the machine, its boot, and the process. A process of this
-  machine can be looked for. A leftover of another machine, or one that nobody signed, may be removed when nothing in it
-  has changed for a day, by the clock of the file system.
+  machine can be looked for. What tells machines apart is their name, their id, and the addresses of their network
+  hardware: copies of a virtual machine share the first two. A container does not see the last, so it can tell only of
+  processes of the same boot. A leftover of another machine, or one that nobody signed, may be removed when nothing in
+  it has changed for a day, by the clock of the file system.
 
 The note is the first file in the folder and goes when the marker is there, just before the folder gets its name. So a
 folder without a note is empty (nothing but an empty folder is then removed), or complete (it is left alone for a
@@ -49,6 +51,7 @@ _NO_LOCKS = {errno.EBADF, errno.EINVAL, errno.ENOLCK, errno.ENOSYS, errno.EOPNOT
 _SIGNATURE = "writer"
 _NOTE_LIMIT = 1 << 26
 _DAY = 86400 * 10**9
+_CARDS = "/sys/class/net"
 
 
 class Writer(NamedTuple):
@@ -71,7 +74,7 @@ class Writer(NamedTuple):
         if (self.host, self.machine) != (host, machine):
             return False
         if self.boot != boot:
-            return bool(machine and boot and self.boot)  # nothing outlives a boot
+            return bool(machine and boot and self.boot)  # nothing outlives a boot, if it is the same machine
         return self.space == space and syscalls.process_start(self.process) not in (self.began, "?")
 
 
@@ -79,11 +82,28 @@ class Writer(NamedTuple):
 def _this_machine() -> tuple[str, str, str, str]:
     """Return all of a `Writer` that is the same for each process that this one forks."""
     machine, boot = (_text_of(path) for path in ("/etc/machine-id", "/proc/sys/kernel/random/boot_id"))
-    machine = machine and f"{binascii.crc32(machine.encode()):08x}"  # the id itself is not for others
+    addresses = _hardware()
+    known = machine and addresses and "".join((machine, *addresses)).encode()
+    machine = f"{binascii.crc32(known):08x}" if known else ""  # the id itself is not for others
     space = ""
     with contextlib.suppress(OSError):
         space = os.readlink("/proc/self/ns/pid")
     return syscalls.host_name().replace("/", "-"), machine, boot, space
+
+
+syscalls.at_fork(after_in_child=_this_machine.cache_clear)  # a child may be in another namespace
+
+
+def _hardware() -> list[str]:
+    """Return the addresses of the network hardware: copies of one machine have the same name and id, but not these.
+
+    A container does not have any of its own, as a rule.
+    """
+    try:
+        cards = [card.path for card in os.scandir(_CARDS) if os.path.exists(f"{card.path}/device")]
+    except OSError:
+        return []
+    return sorted(_text_of(f"{card}/address") for card in cards)
 
 
 def _text_of(path: str) -> str:
