@@ -88,6 +88,24 @@ def test_what_is_linked_already_is_left_and_one_checkpoint_gets_its_ties(run):
     assert not (run / "step-8/a/out").samefile(run / "step-9/a/out")
 
 
+def test_attached_files_become_links_whatever_their_names(tmp_path):
+    for name, files in (("a", {"m.onnx": b"graph", "text": b"text"}), ("b", {"n.onnx": b"graph", "text": b"other"})):
+        vs.save(tmp_path / name, {"w": np.zeros(3)}, files=files)
+    assert vs.links(tmp_path).linked == 3
+    assert (tmp_path / "a" / "m.onnx").samefile(tmp_path / "b" / "n.onnx")
+    assert not (tmp_path / "a" / "text").samefile(tmp_path / "b" / "text")
+    for name in "ab":
+        assert vs.verify(tmp_path / name).ok
+    assert vs.links(tmp_path).linked == 0
+    (tmp_path / "b" / "n.onnx").unlink()
+    (tmp_path / "b" / "n.onnx").write_bytes(b"graph")
+    (tmp_path / "a" / "m.onnx").unlink()
+    (tmp_path / "a" / "m.onnx").write_bytes(b"grape")
+    (why,) = vs.links(tmp_path).left
+    assert "n.onnx" in why
+    assert "m.onnx" in why
+
+
 def test_a_dry_run_says_the_same_and_changes_nothing(run):
     inodes = {path: path.stat().st_ino for path in files(run)}
     planned = vs.links(run, dry_run=True)

@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -51,6 +52,15 @@ def test_the_class_of(name, tmp_path):
             assert sorted(os.listdir(mounted.here)) == before
     except Unavailable as unavailable:
         pytest.skip(str(unavailable))
+
+
+def test_a_mount_that_is_read_only_is_no_image(tmp_path):
+    if os.geteuid() != 0:
+        pytest.skip("only root can mount file systems")
+    with FILE_SYSTEMS["tmpfs"](tmp_path) as mounted:
+        subprocess.run(["mount", "-o", "remount,ro", mounted.here], check=True)
+        report = vs.check_storage(mounted.here)
+        assert (report.kind, report.ok) == ("read-only mount", False)
 
 
 def test_renames_that_merge_are_found_whatever_the_name(tmp_path, monkeypatch):

@@ -1,4 +1,4 @@
-"""Make equal files of variables in a run one file again, after a copy that made each link a file of its own.
+"""Make equal files of a run one file again, after a copy that made each link a file of its own.
 
 A file is replaced by a link to an equal one, in three steps. The link is made beside the checkpoint, under a temporary
 name that `varstore.clean` knows. What it leads to must be the file whose bytes were compared, and what it replaces
@@ -23,6 +23,7 @@ from typing import Any, NamedTuple
 from varstore.disk.progress import Progress, reporting
 from varstore.disk.read.checkpoint import Checkpoint, open_checkpoint
 from varstore.errors import CheckpointNotFound, DigestMismatch, FormatError, VarstoreError
+from varstore.layout.attached import FileEntry
 from varstore.layout.encodings import is_plain
 from varstore.layout.location import Location
 from varstore.layout.manifest import Entry
@@ -156,19 +157,25 @@ def _by_number(name: str) -> tuple[str, int, str]:
     return stem, int(name[len(stem) :][:18] or -1), name
 
 
-def _linkable(checkpoint: Checkpoint) -> Iterator[Entry]:
-    """Yield the entries whose values can be found again by their digests."""
+def _linkable(checkpoint: Checkpoint) -> Iterator[Entry | FileEntry]:
+    """Yield the variables and attached files whose content can be found again by their digests."""
     if checkpoint.manifest is not None and not checkpoint.manifest.unshared:
         for entry in checkpoint.content.entries.values():
             if entry.nbytes and entry.digests and is_plain(entry.encoding):
                 yield entry
+        yield from (file for file in checkpoint.manifest.files.values() if file.nbytes and file.digests)
+
+
+def _names(entry: Entry | FileEntry) -> tuple[str, ...]:
+    """Return the names of its files in its folder, which is the root for an attached file."""
+    return ("out", "meta") if entry.folder else (entry.name,)
 
 
 class _Place(NamedTuple):
-    """A variable in its checkpoint."""
+    """A variable or an attached file in its checkpoint."""
 
     location: Location
-    entry: Entry
+    entry: Entry | FileEntry
 
 
 @dataclass(kw_only=True)
@@ -179,10 +186,12 @@ class _Work:
     left: list[str]
     linked: int = 0
     nbytes: int = 0
-    _firsts: dict[tuple[int, bytes], list[_Place]] = field(default_factory=dict)
-    """By size and digests, the files that others become links to: of one user, mode and file system each."""
+    _firsts: dict[tuple[int, bytes, bool], list[_Place]] = field(default_factory=dict)
+    """By size, digests and kind, the files that others become links to: of one user, mode and file system each."""
 
-    def visit(self, checkpoint: Checkpoint, entries: list[Entry], advance: Callable[[int], None] | None) -> None:
+    def visit(
+        self, checkpoint: Checkpoint, entries: list[Entry | FileEntry], advance: Callable[[int], None] | None
+    ) -> None:
         """Make those files of a checkpoint links that are equal to files of earlier ones, or of itself."""
         if checkpoint.manifest is None:
             self.left.append(f"{checkpoint.path}: it has no manifest (`varstore seal` writes one)")
@@ -207,8 +216,8 @@ class _Work:
                 raise
             self.left.append(str(error))
 
-    def _visit_one(self, directory: Directory, parent: int, entry: Entry) -> None:
-        places = self._firsts.setdefault((entry.nbytes, entry.digests), [])
+    def _visit_one(self, directory: Directory, parent: int, entry: Entry | FileEntry) -> None:
+        places = self._firsts.setdefault((entry.nbytes, entry.digests, not entry.folder), [])
         with directory.out(entry):  # one that is not whole is not looked at again
             pass
         for place in [*places]:
@@ -228,10 +237,10 @@ class _Work:
             places.append(_Place(directory.location, entry))
 
     def _unite(self, pair: _Pair) -> bool:
-        """Make both files of a pair one; tell whether ``out`` is."""
+        """Make the files of a pair one, ``out`` or the attached file first; tell whether that is."""
         is_one = False
-        for name in ("out", "meta"):
-            freed = pair.unite(name, dry_run=self.dry_run)
+        for first, name in zip(_names(pair.first), _names(pair.entry), strict=True):
+            freed = pair.unite(first, name, dry_run=self.dry_run)
             if freed is None:
                 break
             is_one = True
@@ -247,16 +256,16 @@ class _Full(Exception):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class _Pair:
-    """Two variables with the same values; `parent` is the open directory above the second one's checkpoint."""
+    """Two variables or attached files of the same content; `parent` is the open folder above the second checkpoint."""
 
     origin: Directory
-    first: Entry
+    first: Entry | FileEntry
     directory: Directory
-    entry: Entry
+    entry: Entry | FileEntry
     parent: int
 
-    def unite(self, name: str, *, dry_run: bool) -> int | None:
-        """Make the second one's file a link to the first one's.
+    def unite(self, first: str, name: str, *, dry_run: bool) -> int | None:
+        """Make the second one's file of a name a link to the first one's.
 
         Returns the bytes that this frees, -1 where they are one file already, and None where they cannot be one.
 
@@ -266,7 +275,7 @@ class _Pair:
             _Full: the first one has as many names as there can be.
         """
         with contextlib.ExitStack() as opened:
-            source = opened.enter_context(_file(self.origin, self.first, name))
+            source = opened.enter_context(_file(self.origin, self.first, first))
             target = opened.enter_context(_file(self.directory, self.entry, name))
             kept, goes = os.fstat(source), os.fstat(target)
             if os.path.samestat(kept, goes):
@@ -274,22 +283,22 @@ class _Pair:
             if not _may_be_one(kept, goes):
                 return None
             if not _equal(source, target, goes.st_size):
-                if name == "meta":
+                if name != _names(self.entry)[0]:
                     return None
                 raise DigestMismatch(
                     "two files have the same digest and other bytes: one of them is damaged",
-                    path=self.directory.place(f"{self.entry.folder}/{name}"),
-                    variable=self.entry.name,
-                    found=self.origin.place(f"{self.first.folder}/{name}"),
+                    path=self.directory.place(self.entry.file),
+                    variable=self.entry.name if self.entry.folder else None,
+                    found=self.origin.place(self.first.file),
                     hint="`varstore verify` tells which",
                 )
             if not dry_run:
                 syscalls.sync(source)
-                if not self._replace(name, source, kept, goes):
+                if not self._replace(first, name, source, kept, goes):
                     return None
             return goes.st_size if goes.st_nlink == 1 else 0
 
-    def _replace(self, name: str, source: int, kept: os.stat_result, goes: os.stat_result) -> bool:
+    def _replace(self, first: str, name: str, source: int, kept: os.stat_result, goes: os.stat_result) -> bool:
         """Put a link in the place of a file, if both are still what they were; tell whether it was done."""
         checkpoint = os.path.basename(self.directory.location.absolute.rstrip("/"))
         temporary = f".{checkpoint[:200]}.{os.urandom(4).hex()}.tmp"
@@ -299,7 +308,7 @@ class _Pair:
             with contextlib.suppress(OSError):  # so that nobody takes the temporary name for what a killed one left
                 syscalls.flock(source, syscalls.LOCK)
             try:
-                _link(name, origin, temporary, self.parent)
+                _link(first, origin, temporary, self.parent)
                 is_same = _is(temporary, self.parent, kept) and _is(name, folder, goes)
                 if is_same:
                     os.rename(temporary, name, src_dir_fd=self.parent, dst_dir_fd=folder)
@@ -319,9 +328,9 @@ def _parent_of(location: Location) -> Iterator[int]:
 
 
 @contextlib.contextmanager
-def _file(directory: Directory, entry: Entry, name: str) -> Iterator[int]:
-    """Hold one of a variable's two files open."""
-    if name == "out":
+def _file(directory: Directory, entry: Entry | FileEntry, name: str) -> Iterator[int]:
+    """Hold one of a variable's two files open, or an attached file."""
+    if name == _names(entry)[0]:
         with directory.out(entry) as fd:
             yield fd
         return
@@ -334,8 +343,8 @@ def _file(directory: Directory, entry: Entry, name: str) -> Iterator[int]:
         os.close(fd)
 
 
-def _folder(directory: Directory, entry: Entry, opened: contextlib.ExitStack) -> int:
-    fd = directory.open(entry.folder, variable=entry.name, folder=True)
+def _folder(directory: Directory, entry: Entry | FileEntry, opened: contextlib.ExitStack) -> int:
+    fd = directory.open(entry.folder or os.curdir, variable=entry.name if entry.folder else None, folder=True)
     opened.callback(os.close, fd)
     return fd
 

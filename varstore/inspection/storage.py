@@ -35,6 +35,7 @@ PROMISES: Mapping[str, tuple[str, ...]] = MappingProxyType(
         "local": ("yes", "one succeeds", "yes", "yes; copies on vfat and exFAT", "not shared"),
         "image layer": ("yes; replacing takes a moment", "one succeeds", "yes", "yes; copied up first", "not shared"),
         "read-only image": ("only read", "none can save", "only read", "only read", "yes"),
+        "read-only mount": ("only read", "none can save", "only read", "only read", "old, new, or an error"),
         "NFS": ("yes", "one succeeds", "yes", "yes", "old, new, or an error"),
         "FUSE, pass-through or encrypted": ("yes", "one succeeds", "as its store is", "yes", "old, new, or an error"),
         "sshfs": ("yes; replacing takes a moment", "one succeeds", "as its server is", "yes", "old, new, or an error"),
@@ -159,7 +160,7 @@ def check_storage(directory: str | os.PathLike[str]) -> StorageReport:
 
 def _class_of(kind: str, path: str, found: Mapping[str, str]) -> str:
     if "read-only" in found:
-        return "read-only image"
+        return "read-only image" if kind in _IMAGES else "read-only mount"
     if found["rename onto a full folder"] == _MERGES:
         return "FUSE that renames in parts"
     if kind in _CLASSES:

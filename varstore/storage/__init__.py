@@ -8,6 +8,7 @@ class varstore promises this:
 | local | yes | one succeeds | yes | yes; copies on vfat and exFAT | not shared |
 | image layer | yes; replacing takes a moment | one succeeds | yes | yes; copied up first | not shared |
 | read-only image | only read | none can save | only read | only read | yes |
+| read-only mount | only read | none can save | only read | only read | old, new, or an error |
 | NFS | yes | one succeeds | yes | yes | old, new, or an error |
 | FUSE, pass-through or encrypted | yes | one succeeds | as its store is | yes | old, new, or an error |
 | sshfs | yes; replacing takes a moment | one succeeds | as its server is | yes | old, new, or an error |

@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping
 import xxhash
 
 from varstore.disk.encodings.companions import read_level
+from varstore.disk.threads import for_each
 from varstore.layout.encodings import ZARR
 from varstore.layout.location import Location
 from varstore.layout.manifest import Entry
@@ -27,7 +28,7 @@ class WalkedEntries(Mapping[str, Entry]):
     def __init__(self, directory: Directory, location: Location) -> None:
         """List the folders of an open directory; entries are read later, if `location` is still its checkpoint's."""
         self._location = location
-        self._folders = dict.fromkeys(sorted(variable_folders(directory)))
+        self._folders = dict.fromkeys(variable_folders(directory))
         self._made: dict[str, Entry] = {}
 
     def __getitem__(self, name: str) -> Entry:
@@ -83,20 +84,31 @@ def read_entry(directory: Directory, folder: Folder) -> Entry:
     return entry._replace(meta=meta, meta_digest=b"" if text == encode_meta(meta) else xxhash.xxh3_128_digest(text))
 
 
-def variable_folders(directory: Directory) -> Iterator[str]:
-    """Yield every folder below the root that holds an ``out``, hidden ones too.
+def variable_folders(directory: Directory) -> list[str]:
+    """Return every folder below the root that holds an ``out``, hidden ones too, sorted.
 
-    A symbolic link to a folder counts as one if it holds an ``out``, but is not walked into.
+    A symbolic link to a folder counts as one if it holds an ``out``, but is not walked into. It is walked level by
+    level, so that many folders are looked at at the same time where calls wait.
     """
-    pending = [""]
-    while pending:
-        below = pending.pop()
-        for name in _subfolders(directory, below):
-            folder = f"{below}/{name}" if below else name
+    found: list[str] = []
+    level = [""]
+    while level:
+        folders: list[str] = []
+        below: list[str] = []
+
+        def enter(above: str, folders: list[str] = folders) -> None:
+            folders += [f"{above}/{name}" if above else name for name in _subfolders(directory, above)]
+
+        def look(folder: str, below: list[str] = below) -> None:
             if _has_out(directory, folder):
-                yield folder
+                found.append(folder)
             if not stat.S_ISLNK(directory.status(folder).st_mode):
-                pending.append(folder)
+                below.append(folder)
+
+        for_each(level, enter)
+        for_each(folders, look)
+        level = below
+    return sorted(found)
 
 
 def _subfolders(directory: Directory, below: str) -> list[str]:
