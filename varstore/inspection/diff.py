@@ -426,7 +426,7 @@ class _Comparing:
         before = {id(pieces): values for pieces, values in read_together([both.a for both in group])}
         after = {id(pieces): values for pieces, values in read_together([both.b for both in group])}
         for both in group:
-            both.found[0] = moved(before[id(both.a)], after[id(both.b)], self.tolerance)
+            both.found[0] = moved(before[id(both.a)], after[id(both.b)], self.tolerance, is_all=True)
         self.done(sum(both.nbytes for both in group))
 
 

@@ -24,6 +24,7 @@ __all__ = [
     "Moments",
     "Piece",
     "as_numbers",
+    "dot",
     "histogram",
     "is_numeric",
     "merged",
@@ -192,21 +193,21 @@ def _looked_at(part: np.ndarray) -> Piece:
     scaled = _scaled(numbers, shift)
     total = float(np.add.reduce(scaled))
     mean = total / scaled.size
-    square = _square(scaled)
+    square = dot(scaled, scaled)
     deviation = square - total * mean
     if deviation < _CANCELLED * square:
         scaled -= mean
-        deviation = _square(scaled)
+        deviation = dot(scaled, scaled)
     shift = shift if low or high else _NOTHING
     return Piece(count, zeros, nan, inf, low, high, Moments(scaled.size, mean, deviation, shift))
 
 
-def _square(values: np.ndarray) -> float:
-    """Return the sum of the squares; BLAS starts threads of its own for longer rows."""
-    if values.size <= _ROW:
-        return float(np.dot(values, values))
-    rows = [values[start : start + _ROW] for start in range(0, values.size, _ROW)]
-    return math.fsum(float(np.dot(row, row)) for row in rows)
+def dot(a: np.ndarray, b: np.ndarray) -> float:
+    """Return the sum of the products; BLAS starts threads of its own for longer rows."""
+    if a.size <= _ROW:
+        return float(np.dot(a, b))
+    starts = range(0, a.size, _ROW)
+    return math.fsum(float(np.dot(a[start : start + _ROW], b[start : start + _ROW])) for start in starts)
 
 
 def _ends(numbers: np.ndarray) -> tuple[Any, Any]:

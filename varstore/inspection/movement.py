@@ -8,13 +8,15 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from varstore.inspection.moments import scale_of, unscaled
+from varstore.inspection.moments import dot, scale_of, unscaled
 from varstore.layout.difference import Movement
 
 __all__ = ["Moved", "Tolerance", "movement", "moved"]
 
 _AT_ONCE = 1 << 15
 """Values that are compared at a time: they and their squares fit the processor's cache."""
+_LEAST, _MOST = 2.0**-500, 2.0**500
+"""Sums of squares of values that need not be scaled, and are all finite."""
 _EXACT = 8
 """Bytes of the integers that float64 does not hold."""
 
@@ -41,9 +43,14 @@ class Moved(NamedTuple):
     dd: float
 
 
-def moved(a: np.ndarray, b: np.ndarray, tolerance: Tolerance | None) -> Moved:
-    """Compare two pieces of one shape, whose types may differ."""
+def moved(a: np.ndarray, b: np.ndarray, tolerance: Tolerance | None, *, is_all: bool = False) -> Moved:
+    """Compare two pieces of one shape, whose types may differ; with `is_all` they are all of a variable.
+
+    What is equal and all of a variable has no norms: nothing is compared to them.
+    """
     first, second = a.reshape(-1), b.reshape(-1)
+    if is_all and a.dtype == b.dtype and not (a.size and np.any(_differs(first, second))):
+        return Moved(a.size, 0, 0, 0, 0.0, 0, 0.0, 0.0, 0.0, 0.0)
     with np.errstate(all="ignore"):
         return _together(
             [
@@ -71,6 +78,8 @@ def movement(pieces: Sequence[Moved], *, has_tolerance: bool) -> Movement:
 
 
 def _together(parts: Sequence[Moved]) -> Moved:
+    if len(parts) == 1:
+        return parts[0]
     shift = max((part.shift for part in parts), default=0)
 
     def total(sums: str) -> float:
@@ -132,9 +141,12 @@ def _compared(a: np.ndarray, b: np.ndarray, tolerance: Tolerance | None) -> Move
 def _unmoved(a: np.ndarray) -> Moved:
     """Return what is known where nothing changed: the norm, to which that of the other parts is compared."""
     x = _as_floats(a)
-    x = x[np.isfinite(x)]
-    shift = scale_of(np.abs(x).max()) if x.size else 0
-    square = _dot(*(2 * [_scaled(x, shift) if shift else x]))
+    shift, square = 0, _dot(x, x)
+    if not _LEAST < square < _MOST:
+        x = x[np.isfinite(x)]
+        shift = scale_of(np.abs(x).max()) if x.size else 0
+        x = _scaled(x, shift) if shift else x
+        square = _dot(x, x)
     return Moved(a.size, 0, 0, 0, 0.0, shift, square, square, square, 0.0)
 
 
@@ -166,7 +178,7 @@ def _scaled(x: np.ndarray, shift: int) -> np.ndarray:
 
 
 def _dot(x: np.ndarray, y: np.ndarray) -> float:
-    """Return the sum of the products, of complex values of both parts; einsum does not start threads as BLAS does."""
+    """Return the sum of the products, of complex values of both parts."""
     if x.dtype.kind == "c" or y.dtype.kind == "c":
         x, y = x.astype(np.complex128).view(np.float64), y.astype(np.complex128).view(np.float64)
-    return float(np.einsum("i,i->", x, y))
+    return dot(x, y)
