@@ -220,7 +220,8 @@ def test_a_step_is_converted_for_load_from_checkpoint(tmp_path):
     loaded = Model.load_from_checkpoint(out)
     assert loaded.hparams.configuration == {"lr": 0.5}
     assert torch.equal(loaded.linear.weight, model.linear.weight)
-    vs.write(tmp_path / "again.ckpt", vs.read(out))
+    with open(tmp_path / "again.ckpt", "wb") as file:
+        vs.write(file, vs.read(out))
     assert torch.equal(Model.load_from_checkpoint(tmp_path / "again.ckpt").linear.weight, model.linear.weight)
 
 

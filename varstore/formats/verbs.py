@@ -361,7 +361,7 @@ def _write_to(file: BinaryIO, state: Any, format: str | None, options: Any) -> W
     name = name_of(file)
     if format is None and not name:
         raise UsageError("the format of a file object without a name is not known", hint="name the format")
-    row = target_format(name, format)
+    row = target_format(name, format, getattr(state, "tree", state))
     if row.folder:
         raise UsageError(f"{row.name} is written as a folder", path=name or None, hint="pass the path of a new folder")
     state, left_out = _data_of(state, row)
