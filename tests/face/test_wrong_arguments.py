@@ -113,7 +113,7 @@ CALLS = {
     ),
     "load_into from arrays": (vs.load_into, lambda: {"targets": values(), "source": values(), "cast": True}),
     "verify": (vs.verify, lambda: {"path": "c", "threads": 1, "progress": None}),
-    "seal": (vs.seal, lambda: {"path": "c", "writer": "x", "progress": None}),
+    "seal": (vs.seal, lambda: {"path": "c", "complete": False, "writer": "x", "progress": None}),
     "clean": (vs.clean, lambda: {"directory": ".", "name": None}),
     "links": (vs.links, lambda: {"directory": ".", "dry_run": False, "progress": None}),
     "check_storage": (vs.check_storage, lambda: {"directory": "."}),
