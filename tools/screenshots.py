@@ -1,4 +1,4 @@
-"""Take the pictures of the report that the documents show, in a headless Chromium.
+"""Take the pictures of the report, and of a terminal, that the documents show, in a headless Chromium.
 
     python -m tools.screenshots [FOLDER]      (default: tools/screenshots)
 
@@ -7,14 +7,22 @@ The checkpoints are made for it, with a fixed seed: a small transformer with a f
 
 from __future__ import annotations
 
+import contextlib
+import io
 import os
+import pty
+import subprocess
 import sys
 import tempfile
+import termios
 import threading
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from rich.console import Console
+from rich.terminal_theme import SVG_EXPORT_THEME
+from rich.text import Text
 
 import varstore as vs
 from tools.browser import Browser, Page, browser
@@ -24,6 +32,7 @@ from varstore.view.server import Viewer
 __all__ = ["main"]
 
 _LAYERS, _WIDTH = 12, 192
+_COLUMNS = 100
 Model = dict[str, Any]
 
 
@@ -86,6 +95,35 @@ def _chosen(page: Page, name: str) -> None:
     page.settle()
 
 
+def _terminal(made: Path) -> None:
+    """Write what a terminal shows of two commands as a page."""
+    shown = Console(record=True, width=_COLUMNS, file=io.StringIO(), force_terminal=True)
+    for command in ("varstore ls --depth 1 model", "varstore diff --values model later"):
+        shown.print(f"[bold]$[/] {command}", highlight=False)
+        shown.print(Text.from_ansi(_printed(command, made)), end="\n\n", soft_wrap=True)
+    page = shown.export_html(theme=SVG_EXPORT_THEME, inline_styles=True)
+    style = (
+        "<style>body { margin: 0; padding: 20px 24px } pre { font-size: 14px; line-height: 1.35; margin: 0 }</style>"
+    )
+    (made / "terminal.html").write_text(page.replace("</head>", f"{style}</head>"))
+
+
+def _printed(command: str, folder: Path) -> str:
+    """Return what a command prints on a terminal."""
+    owner, terminal = pty.openpty()
+    termios.tcsetwinsize(terminal, (60, _COLUMNS))
+    arguments = [sys.executable, "-m", *command.split()]
+    environment = {**os.environ, "TERM": "xterm-256color", "PYTHONPATH": os.getcwd()}
+    with subprocess.Popen(arguments, cwd=folder, env=environment, stdout=terminal, stderr=terminal, stdin=terminal):
+        os.close(terminal)
+        printed = b""
+        with contextlib.suppress(OSError):  # the other end was closed
+            while part := os.read(owner, 1 << 16):
+                printed += part
+    os.close(owner)
+    return printed.decode().replace("\r\n", "\n").rstrip()
+
+
 def _take(chromium: Browser, made: Path, target: Path) -> None:
     model, later, run = (f"file://{made / name}.html" for name in ("model", "later", "run"))
     page = chromium.page(model, width=1280, height=1240)
@@ -99,6 +137,8 @@ def _take(chromium: Browser, made: Path, target: Path) -> None:
     page.screenshot(target / "report_dark.png")
     chromium.page(later, width=1280, height=860).screenshot(target / "comparison.png")
     chromium.page(run, width=1280, height=700).screenshot(target / "run.png")
+    page = chromium.page(f"file://{made / 'terminal'}.html", width=880, height=560)
+    page.screenshot(target / "terminal.png")
     page = chromium.page(model, width=390, height=844, touch=True)
     page.screenshot(target / "phone.png")
     _chosen(page, "5/mlp/up")
@@ -127,6 +167,7 @@ def main(target: Path) -> None:
         vs.save(made / "model", model, attributes=about, durable=False)
         vs.save(made / "later", _later(model), attributes=about, base=made / "model", durable=False)
         _run(made / "run")
+        _terminal(made)
         os.chdir(made)
         for name, other in (("model", None), ("later", "model"), ("run", None)):
             write_report(name, f"{name}.html", compare_with=other)
