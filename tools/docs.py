@@ -95,6 +95,9 @@ def main() -> int:
     pages = {name: pdoc.doc.Module(_imported(name)) for name in page_names()}
     texts = [*map(_of_a_system, system_names()), ModuleType("varstore.command_line", command_line.page())]
     pages |= {module.__name__: pdoc.doc.Module(module) for module in texts}
+    guides = pages["varstore.interfaces"]
+    listed = "\n".join(f"- `varstore.coming_from_{name}`" for name in system_names())
+    guides.__dict__["docstring"] = f"{guides.docstring}\n\n{listed}\n"
     for page in pages.values():
         page.__dict__["submodules"] = [
             below for name, below in pages.items() if name.rpartition(".")[0] == page.fullname
