@@ -26,6 +26,7 @@ from varstore.disk.read.attached import AttachedFile
 from varstore.disk.read.checkpoint import Checkpoint, open_checkpoint
 from varstore.disk.read.variable import Variable
 from varstore.errors import MissingDependency, UnsafeContent, UsageError, VarstoreError
+from varstore.storage import syscalls
 from varstore.text.hints import plural
 from varstore.values.arguments import checked
 
@@ -120,7 +121,7 @@ def session(
     library = _imported("onnxruntime")
     checkpoint, content, variables = _checked(path, entry)
     owner = os.stat(checkpoint.location.absolute).st_uid
-    if not trust and hasattr(os, "geteuid") and owner != os.geteuid():
+    if not trust and syscalls.CAN_SAVE and owner != syscalls.user():
         raise UnsafeContent(
             "the checkpoint belongs to another user, and a graph is a program",
             path=checkpoint.path,
