@@ -151,7 +151,7 @@ def _take(chromium: Browser, made: Path, target: Path) -> None:
         page.wait("document.querySelector('#detail .numbers')")
         page.click(".slice button")
         page.wait("document.querySelector('#detail pre')")
-        page("document.querySelector('#detail').scrollTop = 500")
+        page("document.querySelector('#detail').scrollTop = 800")
         page.settle()
         page.screenshot(target / "viewer.png")
         viewer.shutdown()

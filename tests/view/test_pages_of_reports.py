@@ -237,7 +237,7 @@ def test_a_run_has_curves(browser, run):
     page = browser.page(run)
     charts = page("[...document.querySelectorAll('#run figure')].map((found) => found.textContent)")
     assert len(charts) == 2 + len(ATTACKS[::5]) + 2
-    assert charts[-1].startswith("disk, with links7.58 kB of 43.6 kB")
+    assert charts[-1].startswith("disk7.58 kB of 43.6 kB")
     loss, odd = (page(f"document.querySelectorAll('#run .curve')[{at}].getAttribute('d')") for at in (0, 1))
     assert (loss.count("M"), loss.count("L"), odd.count("M"), odd.count("L")) == (1, 5, 2, 3)
     page.click("#rows .line:last-child")

@@ -176,6 +176,6 @@ function disk(steps, own, all) {
   const taken = own.reduce((sum, value) => sum + value, 0);
   svg.setAttribute("aria-label", `Bytes per step, new and shared: ${size(taken)} on disk, links save ${size(saved)}`);
   return make("figure", { class: "chart" },
-    make("figcaption", {}, make("span", { class: "what", text: "disk, with links" }), make("span", { class: "value", text: `${size(taken)} of ${size(taken + saved)}` })),
+    make("figcaption", {}, make("span", { class: "what", text: "disk" }), make("span", { class: "value", text: `${size(taken)} of ${size(taken + saved)}` })),
     svg, make("div", { class: "axis" }, make("span", { text: count(steps[0]) }), make("span", { text: count(steps.at(-1)) })));
 }
