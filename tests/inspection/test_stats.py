@@ -6,6 +6,7 @@ import os
 import pickle
 import subprocess
 import sys
+import time
 
 import ml_dtypes
 import numpy as np
@@ -250,6 +251,23 @@ def test_memory_is_bounded(tmp_path):
     count, more = subprocess.run(command, capture_output=True, text=True, check=True, timeout=120).stdout.split()
     assert int(count) == 32 << 20
     assert int(more) < 48 << 10, f"{more} KiB more for 128 MiB of values"
+
+
+@pytest.mark.parametrize(
+    ("count", "size", "least"), [(4, 4 << 20, 0.25), (1000, 1 << 10, 0.12)], ids=["large", "small"]
+)
+def test_statistics_take_little_more_work_than_a_load(tmp_path, count, size, least):
+    """In seconds of the processor, which other work on the machine changes little; about half of what is measured."""
+    values = {f"v{at}": np.full(size, 1 + at, np.float32) for at in range(count)}
+    checkpoint = vs.save(tmp_path / "c", values, durable=False)
+
+    def work(verb):
+        start = time.process_time()
+        verb(checkpoint)
+        return time.process_time() - start
+
+    ratios = [work(vs.load) / work(lambda source: vs.stats(source, quantiles=False)) for _ in range(5)]
+    assert max(ratios) > least
 
 
 # the command
