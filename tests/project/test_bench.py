@@ -212,3 +212,8 @@ def run_bench(directory, *arguments):
     done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT)
     assert done.returncode == 0, done.stderr
     return done.stdout
+
+
+def test_what_takes_long_is_measured_in_one_round():
+    values = measure.alternate({"slow": lambda: 5.0, "quick": lambda: 0.1}, 3)
+    assert values == {"slow": [5.0], "quick": [0.1] * 3}

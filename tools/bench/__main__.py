@@ -89,7 +89,7 @@ def _options() -> argparse.Namespace:
         help="a quick run: an eighth of the size, one round, without preparing memory and without tasks that wait",
     )
     parser.add_argument("--scale", type=float, help="size of the workloads; 1 means that `large` is 1 GiB")
-    parser.add_argument("--rounds", type=int, help="how often each candidate runs each task")
+    parser.add_argument("--rounds", type=int, help="how often each candidate runs each task, one of seconds once")
     parser.add_argument("--task", action="append", help="only tasks whose name contains this text; may be repeated")
     parser.add_argument("--peer", action="append", default=[], help="only this peer and varstore; may be repeated")
     parser.add_argument(
