@@ -28,7 +28,6 @@ model = transformers.BertForMaskedLM(transformers.BertConfig(
 data = [{"input_ids": torch.arange(4), "labels": torch.arange(4)}] * 8
 arguments = transformers.TrainingArguments(
     output_dir="out", max_steps=4, save_strategy="no", report_to=[], use_cpu=True, disable_tqdm=True)
-trainer = transformers.Trainer(model=model, args=arguments, train_dataset=data)
 """,
 }
 AFTER = {
