@@ -117,7 +117,7 @@ class VarstoreError(Exception):
         text = "\n  ".join([text, *(one_line(row, _SENTENCE) for row in self.rows)])
         if self.hint:
             between = "\n" if self.rows else " " if text.endswith((".", "?", "!")) else ". "
-            text += between + one_line(self.hint[0].upper() + self.hint[1:], _SENTENCE)
+            text += between + one_line(_sentence(self.hint), _SENTENCE)
         return text
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -130,6 +130,12 @@ class VarstoreError(Exception):
     def where(self) -> str | None:
         """The field or variable at fault, None where neither is known."""
         return self.variable if self.field is None else self.field
+
+
+def _sentence(hint: str) -> str:
+    """Return the hint with a capital first letter, unless it begins with code, such as ``varstore.load``."""
+    is_code = any(mark in hint.partition(" ")[0].rstrip(".") for mark in "._(=")
+    return hint if is_code else hint[0].upper() + hint[1:]
 
 
 def _error_of(kind: type[VarstoreError], arguments: tuple[Any, ...], number: int | None) -> VarstoreError:

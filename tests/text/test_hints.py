@@ -27,6 +27,19 @@ def test_an_error_ends_each_sentence_once(problem, found, hint, end, hint_end):
     assert re.search(r"[.?!] $", text.removesuffix(hint[0].upper() + hint[1:] + hint_end))
 
 
+@pytest.mark.parametrize(
+    ("hint", "text"),
+    [
+        ("varstore.load gives arrays", "varstore.load gives arrays"),
+        ("format='npz' has it", "format='npz' has it"),
+        ("retry.", "Retry."),
+        ("pass the file: --model net.onnx", "Pass the file: --model net.onnx"),
+    ],
+)
+def test_a_hint_begins_with_a_capital_letter_unless_it_begins_with_code(hint, text):
+    assert str(VarstoreError("no", hint=hint)) == f"no. {text}"
+
+
 @pytest.mark.parametrize(("count", "text"), [(0, "0 variables"), (1, "1 variable"), (12_000, "12,000 variables")])
 def test_a_count_agrees_with_its_noun(count, text):
     assert plural(count, "variable") == text

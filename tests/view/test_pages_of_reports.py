@@ -414,8 +414,19 @@ def test_a_report_replaces_a_file_whole_or_not_at_all(model, tmp_path, monkeypat
     done = CliRunner().invoke(main, ["report", str(tmp_path / "nothing"), "-o", str(target)], prog_name="varstore")
     assert done.exit_code == 3
     assert [path.name for path in tmp_path.iterdir()] == ["report.html"]
-    done = CliRunner().invoke(main, ["report", model, "-o", str(tmp_path / "no" / "r.html")], prog_name="varstore")
-    assert done.exit_code == 3
+    with monkeypatch.context() as patched:
+        patched.setattr("varstore.view.report.survey", None)  # nothing is read for a report that cannot be written
+        done = CliRunner().invoke(main, ["report", model, "-o", str(tmp_path / "no" / "r.html")], prog_name="varstore")
+    assert (done.exit_code, done.stderr) == (3, f"varstore: {tmp_path / 'no'}: there is no such directory\n")
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "replace", _full)
+        done = CliRunner().invoke(main, ["report", model, "-o", str(target)], prog_name="varstore")
+    assert (done.exit_code, done.stderr) == (3, f"varstore: {target}: writing failed: No space left on device\n")
+    assert [path.name for path in tmp_path.iterdir()] == ["report.html"]
+
+
+def _full(temporary, target):
+    raise OSError(28, os.strerror(28), temporary)
 
 
 def _umask():

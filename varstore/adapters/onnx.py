@@ -278,4 +278,6 @@ def _imported(name: str) -> ModuleType:
     try:
         return __import__(name)
     except ImportError as error:
-        raise MissingDependency(f"this needs {name}", found=str(error), hint=f"pip install {name}") from error
+        raise MissingDependency(
+            f"this needs {name}", found=str(error), hint=f"install it: pip install {name}"
+        ) from error

@@ -98,8 +98,8 @@ class _Commands(click.Group):
 @click.group(
     cls=_Commands,
     context_settings={"help_option_names": ["-h", "--help"]},
-    epilog="Exit status: 0 if all is well; 1 if stats, verify, diff, salvage or ls --allow-incomplete found something; "
-    "2 for wrong usage; 3 if the operation failed, with the reason on stderr; 130 if interrupted.",
+    epilog="Exit status: 0 if all is well; 1 if a command that checks, compares or salvages found something; 2 for "
+    "wrong usage; 3 if the operation failed, with the reason on stderr; 130 if interrupted.",
 )
 @click.version_option(vs.__version__, "-V", "--version", prog_name="varstore")
 def main() -> None:

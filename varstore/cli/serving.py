@@ -52,7 +52,9 @@ def check(ctx: click.Context, path: str, entry: str | None, against: str | None)
     try:
         from varstore.adapters import onnx
     except ImportError as error:
-        raise vs.errors.MissingDependency("this needs onnxruntime", hint="pip install onnxruntime") from error
+        raise vs.errors.MissingDependency(
+            "this needs onnxruntime", hint="install it: pip install onnxruntime"
+        ) from error
     report = onnx.check(path, entry=entry, against=against)
     print_report(report, ok=report.ok)
     ctx.exit(0 if report.ok else 1)

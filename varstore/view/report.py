@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import secrets
 
 import varstore as vs
+from varstore.errors import StorageError
 from varstore.view.comparison import compare
 from varstore.view.page import document
 from varstore.view.run import follow, steps_at
@@ -31,8 +33,11 @@ def write_report(
 
     Raises:
         VarstoreError: a path cannot be opened or read; see `varstore.stats` and `varstore.diff`.
-        OSError: `target` cannot be written.
+        StorageError: `target` cannot be written; if its folder does not exist, before anything is read.
     """
+    folder, name = os.path.split(os.path.abspath(target))
+    if not os.path.isdir(folder):
+        raise StorageError("there is no such directory", path=os.path.dirname(target), number=errno.ENOENT)
     opened = vs.read(path)
     data = survey(path, opened, progress=progress)
     if compare_with is not None:
@@ -40,14 +45,15 @@ def write_report(
     if (run := steps_at(path)) is not None:
         follow(data, opened, run, most=steps, progress=progress)
     text = document(data).encode()
-    folder, name = os.path.split(os.path.abspath(target))
     temporary = os.path.join(folder, f".{name[:100]}.{secrets.token_hex(4)}.tmp")
     try:
         with open(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666), "wb") as file:
             file.write(text)
         os.replace(temporary, target)
-    except BaseException:
+    except BaseException as error:
         with contextlib.suppress(OSError):
             os.unlink(temporary)
+        if isinstance(error, OSError):
+            raise StorageError(f"writing failed: {error.strerror}", path=target, number=error.errno) from error
         raise
     return len(data["variables"]), len(text)
