@@ -15,9 +15,10 @@ from varstore.layout.dtypes import TABLE
 
 zarr = pytest.importorskip("zarr", minversion="3.1")
 
-from varstore.adapters.zarr import CheckpointStore, tensorstore_spec  # noqa: E402
+from varstore.adapters.zarr import CheckpointStore, register_data_types, tensorstore_spec  # noqa: E402
 
 DTYPES = [row.dtype for row in TABLE if row.written]
+NOT_IN_TENSORSTORE = ("float8_e4m3", "float6_e2m3fn", "float6_e3m2fn", "uint4", "uint2")
 
 
 def test_dask_reads_in_threads_and_processes(tmp_path):
@@ -56,7 +57,7 @@ def test_tensorstore_reads_equal_values(tmp_path, dtype):
     saved = vs.save(tmp_path / "c", values, durable=False)
     for name, variable in saved.items():
         spec = json.loads(json.dumps(tensorstore_spec(variable)))
-        if dtype.name in ("float8_e4m3", "float6_e2m3fn", "float6_e3m2fn", "uint4", "uint2"):
+        if dtype.name in NOT_IN_TENSORSTORE:
             with pytest.raises(ValueError, match="data type"):
                 tensorstore.open(spec).result()
             continue
@@ -88,3 +89,33 @@ def test_no_spec_for_what_is_not_raw(tmp_path):
     found = zarr.open_group(CheckpointStore(opened), mode="r")["w"]
     assert found.dtype == ml_dtypes.bfloat16
     assert (found[...] == 1).all()
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_the_folder_of_an_encoded_variable_is_read_equal_or_refused(tmp_path, dtype):
+    """Shapes of any number of axes, with chunks that are padded, and with rows that are cut."""
+    tensorstore = pytest.importorskip("tensorstore")
+    register_data_types()
+    rng = np.random.default_rng(list(dtype.name.encode()))
+    values = {}
+    for axes in (1, 2, int(rng.integers(3, 7))):
+        elements = rng.uniform(66_000, 3 << 20) / dtype.itemsize + 66_000
+        extents = rng.uniform(1, 9, axes)
+        extents[rng.integers(axes)] *= elements / extents.prod()
+        shape = tuple(np.ceil(extents).astype(int).tolist())
+        values[f"w{axes}"] = rng.integers(0, 2, shape).astype(dtype)
+    saved = vs.save(tmp_path / "c", values, encoding="zarr", durable=False)
+    for name, array in values.items():
+        assert saved[name].entry.encoding == "zarr"
+        found = zarr.open_array(tmp_path / "c" / name, mode="r")
+        assert np.asarray(found[...]).tobytes() == array.tobytes()
+        assert np.asarray(found[-1]).tobytes() == array[-1].tobytes()
+        spec = {"driver": "zarr3", "kvstore": {"driver": "file", "path": f"{tmp_path / 'c' / name}/"}}
+        if dtype.name in NOT_IN_TENSORSTORE:
+            with pytest.raises(ValueError, match="data type"):
+                tensorstore.open(spec).result()
+            continue
+        opened = tensorstore.open(spec).result()
+        assert (opened.shape, opened.dtype.numpy_dtype) == (array.shape, dtype)
+        assert opened.read().result().tobytes() == array.tobytes()
+        assert opened[len(array) - 1].read().result().tobytes() == array[-1].tobytes()

@@ -62,6 +62,29 @@ print(json.dumps([names, len(warned)]))
     assert found == [["b", "failed"], 2]  # a warning each of net and the manifest
 
 
+def test_oneflow_does_not_read_an_encoded_variable_as_noise(tmp_path):
+    """Its `out` has fewer bytes than OneFlow expects."""
+    pytest.importorskip("numcodecs")
+    script = """
+import oneflow
+found = []
+for path in sys.argv[1:]:
+    try:
+        found.append(sorted(oneflow.load(path)))
+    except Exception as error:
+        found.append(type(error).__name__)
+print(json.dumps(found))
+"""
+    noise = np.random.default_rng(0).permutation(4096).astype(np.float32)
+    values = {"w": np.concatenate([noise, np.zeros(30_000, np.float32)])}
+    raw = vs.save(tmp_path / "raw", values)
+    packed = [vs.pack(raw, tmp_path / level, level=level) for level in ("fast", "small")]
+    unpacked = vs.unpack(packed[0], tmp_path / "unpacked")
+    paths = [checkpoint.path for checkpoint in (raw, *packed, unpacked)]
+    found = json.loads(run_in("oneflow", "import json, sys\n" + script, *paths))
+    assert found == [["w"], "AssertionError", "AssertionError", ["w"]]
+
+
 @pytest.mark.parametrize(
     ("state", "options", "error", "words"),
     [

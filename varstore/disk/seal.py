@@ -183,12 +183,16 @@ def _sealed(directory: Directory, found: Entry, known: Entry | None) -> Entry:
     if entry.encoding == ZARR.name:
         link_chunk(directory, entry)
         check_companions(directory, entry)
-        is_known = known is not None and (known.digests, known.encoding) == (entry.digests, entry.encoding)
-        content = known.content_digests if known is not None and is_known else content_digests(directory, variable)
-        entry = entry._replace(content_digests=content)
+        said = known.content_digests if known is not None and _form(known) == _form(entry) else b""
+        entry = entry._replace(content_digests=said or content_digests(directory, variable))
     if known is None:
         return entry
     return entry._replace(name=known.name, attributes=known.attributes)
+
+
+def _form(entry: Entry) -> tuple[object, ...]:
+    """Return all that an encoded variable's values follow from."""
+    return entry.meta, entry.encoding, entry.digests
 
 
 def _tied(entry: Entry, known: Entry | None, entries: Mapping[str, Entry]) -> Entry:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 from collections.abc import Callable, Iterator, Mapping
@@ -12,18 +13,19 @@ from typing import Any
 from varstore.disk.progress import Progress, reporting
 from varstore.disk.read.attached import AttachedFile
 from varstore.disk.read.checkpoint import Checkpoint, retry_if_replaced
-from varstore.disk.read.digests import check_bytes
+from varstore.disk.read.checks import check_digest
+from varstore.disk.read.digests import check_bytes, content_digests
 from varstore.disk.read.variable import Variable
 from varstore.disk.threads import Job, run, thread_count
-from varstore.errors import FormatError, UsageError, VarstoreError
+from varstore.errors import FormatError, MissingDependency, UsageError, VarstoreError
 from varstore.formats.native import parts_of, step_in
 from varstore.formats.opened import ForeignCheckpoint
 from varstore.formats.verbs import open_source
 from varstore.inspection.pieces import Pieces
 from varstore.layout.dtypes import data_type_of
-from varstore.layout.manifest import MANIFEST_LIMIT, Entry, Manifest
+from varstore.layout.manifest import DIGEST_SIZE, MANIFEST_LIMIT, Entry, Manifest
 from varstore.layout.names import MANIFEST, folder_of
-from varstore.layout.readable import readable
+from varstore.layout.readable import Readable, readable
 from varstore.model.options import Path
 from varstore.model.store import save
 from varstore.storage.directory import Directory, says_replaced
@@ -248,9 +250,20 @@ def _check_stored(variable: Variable) -> None:
     entry = variable.entry
     if entry.meta is None:
         raise FormatError("it does not have a meta file, so its shape and type are not known", path=variable.path)
-    readable(entry, path=variable.root)
+    found = readable(entry, path=variable.root)
     with translated(variable.root, "reading failed"), Directory(variable.location) as directory:
         check_bytes(directory, entry)
+        if not found.encoding.is_plain:
+            with contextlib.suppress(MissingDependency):  # then the digests of what is stored must do
+                _check_decoded(directory, found)
+
+
+def _check_decoded(directory: Directory, variable: Readable) -> None:
+    """Check that an encoded variable can be decoded, and to the values that were saved."""
+    digests = content_digests(directory, variable)
+    for block in range(len(digests) // DIGEST_SIZE):
+        digest = digests[block * DIGEST_SIZE : (block + 1) * DIGEST_SIZE]
+        check_digest(directory, variable.entry, variable.digests, block, digest)
 
 
 def _problem_of_manifest(checkpoint: Checkpoint) -> str | None:

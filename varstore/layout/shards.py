@@ -87,10 +87,10 @@ class Shard:
     def level(self, document: bytes) -> Level | None:
         """Return the level that a ``zarr.json`` says; None if varstore would not write it."""
         try:
-            said = json.loads(document)
+            said = json.dumps(json.loads(document, object_pairs_hook=_without_twins), sort_keys=True)
         except (ValueError, RecursionError):
             return None
-        return next((level for level in LEVELS if said == self._described(level)), None)
+        return next((level for level in LEVELS if said == json.dumps(self._described(level), sort_keys=True)), None)
 
     def _described(self, level: Level) -> dict[str, Any]:
         little = {"name": "bytes", "configuration": {"endian": "little"}}
@@ -113,6 +113,14 @@ class Shard:
             "codecs": [{"name": "sharding_indexed", "configuration": sharding}],
             "attributes": {},
         }
+
+
+def _without_twins(members: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Return an object of JSON; refuse one with a name twice, of which readers take the first or the last."""
+    found = dict(members)
+    if len(found) != len(members):
+        raise ValueError("a name is there twice")
+    return found
 
 
 def chunk_link(axes: int) -> str:

@@ -33,16 +33,18 @@ def read_level(directory: Directory, entry: Entry) -> Level:
         FormatError: the file is missing, or says anything but what varstore writes for this shape and type.
     """
     relative = f"{entry.folder}/{DOCUMENT}"
-    text = directory.read_small(relative, limit=_LIMIT, variable=entry.name)
+    text = directory.read_if_there(relative, limit=_LIMIT, variable=entry.name)
     shard = shard_of(entry, path=directory.path)
-    level = shard.level(text) if shard else None
+    level = shard.level(text) if shard and text is not None else None
     if level is None:
         raise FormatError(
             "zarr.json does not describe this variable as varstore does",
             path=directory.place(relative),
             variable=entry.name,
-            found=repr(text[:200].decode("utf-8", "replace")),
-            hint="varstore reads the variable without it, and zarr would not; `varstore unpack` writes raw values",
+            found="nothing" if text is None else repr(text[:200].decode("utf-8", "replace")),
+            hint="varstore reads the variable without it, zarr does not; `varstore pack` to a new path writes it again"
+            if entry.witnessed
+            else "restore it from a copy",
         )
     return level
 
@@ -72,7 +74,9 @@ def check_companions(directory: Directory, entry: Entry) -> None:
             variable=entry.name,
             found=found,
             expected="a symbolic link to 'out'",
-            hint="`varstore seal` makes it again; copies that drop links (zip, uploads) lose it",
+            hint="`varstore seal` makes it again; copies that drop links (zip, uploads) lose it"
+            if found == "nothing"
+            else "remove what has its name, and `varstore seal` makes it again",
         )
 
 

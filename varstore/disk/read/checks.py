@@ -25,11 +25,14 @@ def check_digest(directory: Directory, entry: Entry | FileEntry, digests: bytes,
     """
     expected = digests[block * DIGEST_SIZE : (block + 1) * DIGEST_SIZE]
     if expected and found != expected:
+        nbytes, of = entry.nbytes, ""
+        if isinstance(entry, Entry) and digests != entry.digests and entry.meta and entry.meta.data_type.dtype:
+            nbytes, of = entry.meta.elements * entry.meta.data_type.dtype.itemsize, " of the values"
         raise DigestMismatch(
             f"{entry.file.rpartition('/')[2]} does not hold the bytes that were saved",
             path=directory.place(entry.file),
             variable=entry.name if entry.folder else None,
-            field=f"bytes {block * BLOCK} to {min((block + 1) * BLOCK, entry.nbytes)}",
+            field=f"bytes {block * BLOCK} to {min((block + 1) * BLOCK, nbytes)}{of}",
             found=f"xxh3-128 {found.hex()}",
             expected=expected.hex(),
             hint="restore it from a copy; `varstore verify` lists all that is damaged",

@@ -63,5 +63,5 @@ def content_digests(directory: Directory, variable: Readable) -> bytes:
     with directory.out(variable.entry) as fd:
         for start, stop in spans(variable.nbytes):
             row = np.empty(stop - start, np.uint8)
-            digests.append(read_part(fd, variable, row, start, hashed=True))
+            digests.append(read_part(directory, fd, variable, row, start, hashed=True))
     return b"".join(digests)

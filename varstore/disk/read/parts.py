@@ -63,7 +63,7 @@ class _Out:
             self._is_open = True
             self._fd = self._directory.open_out(self._variable.entry)
         values = np.empty(size, np.uint8)
-        read_part(self._fd, self._variable, values, offset, hashed=False)
+        read_part(self._directory, self._fd, self._variable, values, offset, hashed=False)
         return values
 
     def __exit__(
@@ -90,13 +90,13 @@ def read_run(location: Location, variable: Readable, start: int, stop: int) -> n
     flat, first, last = values.view(np.uint8), start * size, stop * size
     with translated(location.path, "reading failed"), Directory(location) as directory, directory.out(entry) as fd:
         if not variable.digests:
-            read_part(fd, variable, flat, first, hashed=False)
+            read_part(directory, fd, variable, flat, first, hashed=False)
             return values.astype(variable.dtype, copy=False)
         for block in range(first // BLOCK, -(-last // BLOCK)):
             begin, end = block * BLOCK, min((block + 1) * BLOCK, variable.nbytes)
             is_inside = first <= begin and end <= last
             row = flat[begin - first : end - first] if is_inside else np.empty(end - begin, np.uint8)
-            digest = read_part(fd, variable, row, begin, hashed=True)
+            digest = read_part(directory, fd, variable, row, begin, hashed=True)
             check_digest(directory, entry, variable.digests, block, digest)
             if not is_inside:
                 wanted = slice(max(first, begin), min(last, end))
@@ -125,7 +125,7 @@ def row_chunks(location: Location, variable: Readable, *, verify: bool) -> Itera
             while done < flat.nbytes:
                 step = min(BLOCK - (offset + done) % BLOCK, flat.nbytes - done)
                 piece = flat[done : done + step]
-                read_part(fd, variable, piece, offset + done, hashed=False)
+                read_part(directory, fd, variable, piece, offset + done, hashed=False)
                 done += step
                 if verify and digests:
                     hasher.update(piece.data)

@@ -201,7 +201,8 @@ class _Work:
         entry = variable.entry
         target = row[start:stop]
         with self._directory.out(entry) as fd:
-            digest = read_part(fd, variable, target, start, hashed=self._verify and bool(variable.digests))
+            is_hashed = self._verify and bool(variable.digests)
+            digest = read_part(self._directory, fd, variable, target, start, hashed=is_hashed)
         if self._verify:
             check_digest(self._directory, entry, variable.digests, start // BLOCK, digest)
         if self._advance:

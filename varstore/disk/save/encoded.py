@@ -20,10 +20,10 @@ from varstore.disk.encodings.companions import read_level, shard_of
 from varstore.disk.encodings.zarr import index, pack
 from varstore.disk.save.staging import Staging
 from varstore.disk.threads import Lane
-from varstore.errors import StorageError
+from varstore.errors import FormatError, StorageError
 from varstore.layout.encodings import RAW, ZARR
 from varstore.layout.manifest import BLOCK, Entry
-from varstore.layout.shards import DOCUMENT, SMALLEST, Level, Shard
+from varstore.layout.shards import DOCUMENT, LEVELS, SMALLEST, Level, Shard
 from varstore.storage import syscalls
 from varstore.storage.directory import Directory, closing
 from varstore.values.plan import Outcome, PlannedVariable, SavePlan
@@ -187,12 +187,15 @@ def _write_companions(folder: str, shard: Shard, level: Level, root: int, *, syn
 def copy_companions(directory: Directory, entry: Entry, folder: str, root: int, *, sync: bool) -> None:
     """Write what lies beside the ``out`` of an encoded variable of a checkpoint into another folder.
 
-    Raises:
-        FormatError: its ``zarr.json`` is missing, or not one that varstore writes.
+    Where its ``zarr.json`` does not say the level, any will do: compressed bytes themselves say how to decompress them.
     """
-    level = read_level(directory, entry)
     shard = shard_of(entry, path=directory.path)
-    assert shard is not None  # the level is known
+    if shard is None:
+        return
+    try:
+        level = read_level(directory, entry)
+    except FormatError:
+        level = LEVELS[0]
     _write_companions(folder, shard, level, root, sync=sync)
 
 
