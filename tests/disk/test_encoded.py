@@ -423,6 +423,19 @@ def test_overwriting_and_linking_keep_it(tmp_path, packed, values):
     assert sorted(os.listdir(tmp_path / "packed")) == ["manifest", "other", "snapshot_done"]
 
 
+def test_copies_are_linked_again(tmp_path, packed, values):
+    for step in ("1", "2"):
+        shutil.copytree(packed.path, tmp_path / "run" / step, symlinks=True)
+    assert vs.links(tmp_path / "run").linked
+    for name in values:
+        assert (tmp_path / "run/1" / name / "out").samefile(tmp_path / "run/2" / name / "out") == (
+            values[name].size > 0
+        )
+    for step in ("1", "2"):
+        assert vs.verify(tmp_path / "run" / step).ok
+        require_equal(vs.load(tmp_path / "run" / step), values)
+
+
 def test_what_reads_raw_files_is_told(tmp_path, packed):
     with pytest.raises(UsageError, match=r"unpack\(source, target\)"):
         vs.load(packed.path, mmap=True)

@@ -24,7 +24,6 @@ from varstore.disk.progress import Progress, reporting
 from varstore.disk.read.checkpoint import Checkpoint, open_checkpoint
 from varstore.errors import CheckpointNotFound, DigestMismatch, FormatError, VarstoreError
 from varstore.layout.attached import FileEntry
-from varstore.layout.encodings import is_plain
 from varstore.layout.location import Location
 from varstore.layout.manifest import Entry
 from varstore.layout.names import MARKER
@@ -161,7 +160,7 @@ def _linkable(checkpoint: Checkpoint) -> Iterator[Entry | FileEntry]:
     """Yield the variables and attached files whose content can be found again by their digests."""
     if checkpoint.manifest is not None and not checkpoint.manifest.unshared:
         for entry in checkpoint.content.entries.values():
-            if entry.nbytes and entry.digests and is_plain(entry.encoding):
+            if entry.nbytes and entry.digests:
                 yield entry
         yield from (file for file in checkpoint.manifest.files.values() if file.nbytes and file.digests)
 
