@@ -122,10 +122,11 @@ def test_other_text_stays(text):
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["ls", "{there}/torn"], "Open it with --allow-incomplete to"),
-        (["show", "{there}/torn"], "Open it with --allow-incomplete to"),
-        (["diff", "{there}/torn", "{there}/c"], "Open it with `varstore ls --allow-incomplete` to"),
-        (["verify", "{there}/torn"], "Open it with `varstore ls --allow-incomplete` to"),
+        (["ls", "{there}/torn"], "is whole, and --allow-incomplete opens it"),
+        (["show", "{there}/torn"], "is whole, and --allow-incomplete opens it"),
+        (["diff", "{there}/torn", "{there}/c"], "is whole, and `varstore ls --allow-incomplete` opens it"),
+        (["verify", "{there}/torn"], "is whole, and `varstore ls --allow-incomplete` opens it"),
+        (["verify", "{there}/old.pt"], "and `varstore convert` makes checkpoints of them"),
         (["ls", "{there}/c", "x*"], "PATTERN: no variable matches the pattern 'x*'"),
         (["convert", "{there}/c", "{there}/x.npz", "--include", "x*"], "--include: no variable matches"),
         (["convert", "{there}/c", "{there}/x.npz", "--dtype", "int8"], "--dtype: only floating"),

@@ -133,3 +133,6 @@ def test_du_tells_what_is_own_and_what_is_shared(path):
     said = json.loads(run("du", "--json", path).output)
     assert said["steps"][1]["own_nbytes"] == 56
     assert run("du", path.parent / "nowhere").exit_code == 3
+    (path / "step-10/snapshot_done").unlink()
+    row = run("du", path).output.splitlines()[2]
+    assert row.split()[:3] == ["step-10", "incomplete:", "no"]  # a step that cannot be opened is not said to be empty

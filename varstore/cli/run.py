@@ -116,7 +116,8 @@ def _level(value: float, low: float, high: float, count: int) -> int:
 def du(run: str, exact: bool, as_json: bool) -> None:
     """Print for each step of RUN how large it is, and how much of that is its own or shared with others by links.
 
-    Deleting a step frees what is its own. What several steps share is freed with the last of them.
+    Deleting a step frees what is its own. What several steps share is freed with the last of them. The size of a step
+    that cannot be opened is not known.
 
     \b
     Examples:
@@ -127,7 +128,11 @@ def du(run: str, exact: bool, as_json: bool) -> None:
         click.echo(json.dumps(found.as_json(), indent=2))
         return
     click.echo(f"{one_line(run)}: {found.summary(exact=exact)}")
-    sizes = [(step.name, step.nbytes, step.own_nbytes, step.nbytes - step.own_nbytes) for step in found.steps]
-    rows = [[one_line(name), *(size_text(size, exact=exact) for size in own)] for name, *own in sizes]
-    columns = [Column(heading=heading, is_right=heading != "step") for heading in ("step", "size", "own", "shared")]
+    rows = []
+    for step in found.steps:
+        sizes = (step.nbytes, step.own_nbytes, step.nbytes - step.own_nbytes)
+        texts = ["" if step.time is None else size_text(size, exact=exact) for size in sizes]
+        rows.append([one_line(step.name), *texts, one_line(f"incomplete: {step.problem}") if step.problem else ""])
+    headings = ("step", "size", "own", "shared", "")
+    columns = [Column(heading=heading, is_right=heading in headings[1:4]) for heading in headings]
     click.echo(columns_text(columns, rows, width=terminal_width()))

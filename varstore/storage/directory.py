@@ -430,7 +430,7 @@ class Directory:
             raise CheckpointNotFound(
                 "a file, not a checkpoint's directory",
                 path=self.path,
-                hint="other systems' files are opened by varstore.read",
+                hint="varstore.read opens other systems' files, and `varstore convert` makes checkpoints of them",
             ) from None
         except OSError as error:
             raise storage_error(error, self.path, "the directory cannot be opened") from error

@@ -55,7 +55,7 @@ def advice_on_incomplete(path: str) -> str | None:
         if MARKER in files and folder != path:
             return f"it is a folder of checkpoints: open one of them, such as {folder!r}"
         if "out" in files or MANIFEST in files:
-            return "open it with allow_incomplete=True to recover the complete variables"
+            return "`varstore salvage` makes a checkpoint of what is whole, and allow_incomplete=True opens it"
     return "check the path: no variable was found in it"
 
 

@@ -57,7 +57,7 @@ def incomplete_error(root: str) -> IncompleteCheckpoint:
     return IncompleteCheckpoint(
         f"no {MARKER!r}: not a checkpoint, or its save never finished",
         path=root,
-        hint="open it with allow_incomplete=True to recover the complete variables",
+        hint="`varstore salvage` makes a checkpoint of what is whole, and allow_incomplete=True opens it",
     )
 
 
