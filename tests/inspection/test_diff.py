@@ -45,7 +45,11 @@ def flip(path, at=0):
     assert (os.stat(path).st_size, os.stat(path).st_mtime_ns) == (before.st_size, before.st_mtime_ns)
 
 
-NUMBERS = st.sampled_from([0.0, -0.0, 1.0, -1.5, 3.0, 100.0, 0.01, math.nan, math.inf, -math.inf]) | st.floats(-9, 9)
+NUMBERS = st.sampled_from([0.0, -0.0, 1.0, -1.5, 3.0, 100.0, 0.01, math.nan, math.inf, -math.inf]) | st.floats(
+    -9, 9
+).filter(
+    lambda number: number == 0 or abs(number) > 1e-150  # the square of a smaller one is lost beside that of 1.0
+)
 
 
 @pytest.mark.parametrize("second", SCALARS, ids=lambda dtype: dtype.name)
