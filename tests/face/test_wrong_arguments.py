@@ -18,7 +18,7 @@ from support.onnx_models import linear
 from support.wrong import FUNCTIONS, WRONG
 
 import varstore as vs
-from varstore.errors import VarstoreError
+from varstore.errors import UsageError, VarstoreError
 
 KEYS = frozenset({"name", "old"})
 """Parameters that become keys of a dict, which takes what can be hashed."""
@@ -306,6 +306,13 @@ def test_a_wrong_argument_is_an_error_of_varstore(name, folder):
             for path in [path for path in folder.iterdir() if path.name not in kept]:
                 shutil.rmtree(path) if path.is_dir() else path.unlink()
     assert foreign == []
+
+
+@pytest.mark.parametrize("level", ["big", "", "Fast", None, ["fast"]])
+def test_a_word_that_the_signature_does_not_list_is_refused(folder, level):
+    with pytest.raises(UsageError, match=r"level: unknown mode: found .*, expected 'fast' or 'small'"):
+        vs.pack("c", "new", level=level)
+    assert not Path("new").exists()
 
 
 def test_every_public_function_is_called():

@@ -8,6 +8,7 @@ arrays and patterns, are checked where they are used.
 
 from __future__ import annotations
 
+import ast
 import functools
 import operator
 import os
@@ -232,7 +233,7 @@ def _check_for(said: Any, known: Mapping[str, Any]) -> Check | None:
     plain = text.removesuffix(" | None")
     if plain in _TABLE:
         return _TABLE[plain] if plain == text else _or_none(_TABLE[plain])
-    choices = _choices(known.get(plain))
+    choices = _choices(known.get(plain)) or _spelled_out(plain)
     if choices and plain != text:
         choices = (None, *choices)
     return partial(_one_of, choices) if choices else None
@@ -246,6 +247,12 @@ def _choices(said: Any) -> tuple[Any, ...]:
     is_listed = parts and all(part is NoneType or get_origin(part) is Literal for part in parts)
     found = [None if part is NoneType else choice for part in parts for choice in get_args(part) or (None,)]
     return tuple(sorted(found, key=lambda choice: choice is not None)) if is_listed else ()
+
+
+def _spelled_out(text: str) -> tuple[str, ...]:
+    """Return the words of an annotation like ``Literal['fast', 'small']``; nothing for any other."""
+    found = re.fullmatch(r"Literal\[(['\"].*)\]", text)
+    return () if found is None else ast.literal_eval(f"({found[1]},)")
 
 
 def _one_of(choices: tuple[Any, ...], value: Any, field: str) -> Any:
