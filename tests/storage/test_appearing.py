@@ -17,7 +17,7 @@ from support.confined import confined
 
 import varstore as vs
 from varstore.errors import CheckpointExists, StorageError
-from varstore.storage import syscalls
+from varstore.storage import appearing, syscalls
 from varstore.storage.appearing import is_temporary
 from varstore.values.lazy import LazyArray
 
@@ -76,6 +76,21 @@ def test_a_set_that_fails_leaves_the_old_one(tmp_path):
         write_set(tmp_path / INDEX, late(2, lambda: 1 / 0))
     assert sorted(os.listdir(tmp_path)) == before
     assert held(tmp_path / INDEX) == {1}
+
+
+def test_a_set_stands_when_ctrl_c_comes_just_after_its_index_appeared(tmp_path, monkeypatch):
+    def appear(place, name):
+        real(place, name)
+        if place.name == INDEX:
+            raise KeyboardInterrupt
+
+    write_set(tmp_path / INDEX, values(1))
+    real = appearing._Place.appear
+    monkeypatch.setattr(appearing._Place, "appear", appear)
+    with pytest.raises(KeyboardInterrupt):
+        write_set(tmp_path / INDEX, values(2))
+    assert held(tmp_path / INDEX) == {2}
+    assert not [name for name in os.listdir(tmp_path) if name.endswith(".tmp")]
 
 
 def test_of_two_writers_of_a_set_none_takes_the_files_of_the_other(tmp_path):

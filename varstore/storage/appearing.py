@@ -190,6 +190,13 @@ class _Place:
         """Give a temporary file its name, in one step."""
         os.replace(self.at(name), self.at(self.name), src_dir_fd=self.fd, dst_dir_fd=self.fd)
 
+    def has(self, status: os.stat_result) -> bool:
+        """Tell whether a file has the name of what is to appear."""
+        try:
+            return os.path.samestat(status, os.stat(self.at(self.name), dir_fd=self.fd, follow_symlinks=False))
+        except FileNotFoundError:
+            return False
+
     def sync(self) -> None:
         """Make the names in the directory durable, where the file system can."""
         if self.fd is not None:
@@ -301,13 +308,15 @@ def _taken(path: str) -> CheckpointExists:
 def replacing_whole(path: str) -> Iterator[tuple[BinaryIO, Whole]]:
     """Open a new file as `replacing` does, which may have parts; raises what that does."""
     stands: list[bool] = []
+    made: list[os.stat_result] = []
     whole = Whole()
     with _telling(path, stands), _Place(path) as place:
         try:
             with _new_file(place, whole.random, place.appear) as file:
+                made.append(os.fstat(file.fileno()))
                 yield file, whole
         except BaseException:
-            whole.end(stands=False)
+            whole.end(stands=any(map(place.has, made)))  # the error may have come just after it got its name
             raise
         stands.append(True)
         place.sync()
