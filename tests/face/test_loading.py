@@ -161,3 +161,14 @@ def test_the_names_of_arrays_are_those_of_the_checkpoint(tmp_path):
     vs.save_state(tmp_path / "d", {"a": {"b": np.ones(1)}, "a/b": np.zeros(1)})
     assert vs.open(tmp_path / "d").names == ("a/b", "a/b~2")
     assert plain(vs.load_state(tmp_path / "d", include="a/b~2")) == {"a/b": [0]}
+
+
+def test_the_folder_of_a_run_stands_for_its_latest_step(tmp_path):
+    manager = vs.CheckpointManager(tmp_path / "run")
+    for step in (1, 2):
+        manager.save(step, {"w": np.full(3, float(step))})
+    assert vs.load(tmp_path / "run")["w"][0] == 2
+    assert vs.load_state(tmp_path / "run")["w"][0] == 2
+    target = {"w": np.zeros(3)}
+    vs.load_into(target, tmp_path / "run")
+    assert target["w"][0] == 2

@@ -256,16 +256,14 @@ def read(
 
 
 @overload
-def open_source(
-    source: str | os.PathLike[str], *, in_run: bool = False
-) -> str | os.PathLike[str] | ForeignCheckpoint: ...
+def open_source(source: str | os.PathLike[str]) -> str | os.PathLike[str] | ForeignCheckpoint: ...
 @overload
-def open_source(source: Opened, *, in_run: bool = False) -> Opened: ...
-def open_source(source: Any, *, in_run: bool = False) -> Any:
+def open_source(source: Opened) -> Opened: ...
+def open_source(source: Any) -> Any:
     """Return what the verbs that load take: a checkpoint's path as it is, and what lies at any other path, opened.
 
-    With `in_run`, the path of a run becomes that of its latest step, as for `read`. A path at which there is nothing,
-    or nothing that is known, is also returned as it is, for the verb to refuse.
+    The path of a run becomes that of its latest step, as for `read`. A path at which there is nothing, or nothing that
+    is known, is returned as it is, for the verb to refuse.
     """
     if not isinstance(source, str | os.PathLike | Mapping) and hasattr(source, "read"):
         return read(source)
@@ -282,7 +280,7 @@ def open_source(source: Any, *, in_run: bool = False) -> Any:
         return source
     if format != "varstore":
         return read(path, format)
-    return step_in(path) if in_run else source
+    return step_in(path)
 
 
 def _reopen(path: str, format: str, options: ReadOptions, files: Mapping[str, tuple[int, ...]]) -> ForeignCheckpoint:

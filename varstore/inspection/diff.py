@@ -111,7 +111,7 @@ def diff(
         >>> vs.diff("a", "b", rtol=0.2, include="w").equal
         True
     """
-    given: tuple[Any, Any] = open_source(a, in_run=True), open_source(b, in_run=True)
+    given: tuple[Any, Any] = open_source(a), open_source(b)
     for source, name in zip(given, ("a", "b"), strict=True):
         if isinstance(source, Mapping) and not isinstance(source, Checkpoint):
             check_names(source, name)

@@ -106,7 +106,7 @@ def merge(
         >>> vs.merge("soup", ["backbone", "model"], average=True, weights=[3, 1])["fc/w"].numpy()
         array([0.25, 0.25, 0.25])
     """
-    given = [open_source(source, in_run=True) for source in _listed(sources)]
+    given = [open_source(source) for source in _listed(sources)]
     factors = _factors(weights, len(given), average=average)
     for source in given:
         if isinstance(source, Mapping) and not isinstance(source, Checkpoint):

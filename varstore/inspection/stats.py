@@ -287,7 +287,7 @@ def stats(
     """
     wanted = _Wanted(quantiles, histograms, heat_maps)
     look = partial(_report, include=include, exclude=exclude, wanted=wanted, threads=threads, progress=progress)
-    opened = open_source(source, in_run=True)
+    opened = open_source(source)
     if isinstance(opened, Mapping) and not isinstance(opened, Checkpoint):
         check_names(opened, "source")
         return look(opened)

@@ -39,7 +39,7 @@ def tensorstore_spec(variable: Variable) -> dict[str, Any]:
             variable=variable.name,
             found=f"encoding {known.encoding.name!r}, {known.stored} on disk",
             expected=f"encoding 'raw', {known.dtype} on disk",
-            hint="save it again as raw values: vs.save(path, vs.load(source))",
+            hint="save it again as raw values: varstore.save(path, varstore.load(source))",
         )
     chunk = tuple(max(extent, 1) for extent in known.shape)
     key = "/".join(["c", *("0" * len(chunk))])
