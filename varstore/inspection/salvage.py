@@ -18,7 +18,7 @@ from varstore.disk.read.digests import check_bytes, content_digests
 from varstore.disk.read.variable import Variable
 from varstore.disk.threads import Job, run, thread_count
 from varstore.errors import FormatError, MissingDependency, UsageError, VarstoreError
-from varstore.formats.native import parts_of, step_in
+from varstore.formats.native import parts_of
 from varstore.formats.opened import ForeignCheckpoint
 from varstore.formats.verbs import open_source
 from varstore.inspection.pieces import Pieces
@@ -142,8 +142,8 @@ def salvage(
         return work(opened)
     if isinstance(opened, Mapping):
         raise UsageError("a wrong value", field="source", found=described(opened), expected="a path or a checkpoint")
-    if step_in(os.fspath(opened)) != os.fspath(opened):
-        raise UsageError("a directory of a run is salvaged step by step", path=os.fspath(opened), hint="name a step")
+    if not isinstance(source, Checkpoint) and os.fspath(opened) != os.fspath(source):
+        raise UsageError("a directory of a run is salvaged step by step", path=os.fspath(source), hint="name a step")
     return retry_if_replaced(work, opened, allow_incomplete=True)
 
 
