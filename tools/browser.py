@@ -10,6 +10,7 @@ import base64
 import contextlib
 import json
 import os
+import re
 import select
 import shutil
 import subprocess
@@ -19,7 +20,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-__all__ = ["CHROMIUM", "Browser", "Page", "browser"]
+__all__ = ["CHROMIUM", "Browser", "Navigated", "Page", "browser"]
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 _FLAGS = (
@@ -43,6 +44,12 @@ _KEYS = {
 }
 PATIENCE = 60.0
 """Seconds that a busy machine may take for anything."""
+_GONE = re.compile("navigated or closed|context was destroyed|Cannot find context")
+"""What the browser says of a page that gave way to another one before it answered."""
+
+
+class Navigated(AssertionError):
+    """The page that was asked gave way to another one before it answered."""
 
 
 @contextlib.contextmanager
@@ -94,6 +101,8 @@ class Browser:
         while True:
             found = self._next(PATIENCE)
             if found.get("id") == number:
+                if _GONE.search(found.get("error", {}).get("message", "")):
+                    raise Navigated(method)
                 assert "error" not in found, (method, found["error"])
                 return found["result"]
 
@@ -176,9 +185,15 @@ class Page:
     def wait(self, expression: str) -> None:
         """Wait until an expression is true; the page may be another one by then."""
         end = time.monotonic() + PATIENCE
-        while not self(f"Boolean({expression})"):
+        while not self._is_true(expression):
             assert time.monotonic() < end, f"it never became true: {expression}"
             time.sleep(0.02)
+
+    def _is_true(self, expression: str) -> bool:
+        try:
+            return bool(self(f"Boolean({expression})"))
+        except Navigated:
+            return False
 
     def settle(self) -> None:
         """Wait until what was changed is drawn."""

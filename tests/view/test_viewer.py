@@ -24,7 +24,7 @@ from support import ROOT
 from support.attacks import ATTACKS
 
 import varstore as vs
-from tools.browser import CHROMIUM, browser as running
+from tools.browser import CHROMIUM, Navigated, browser as running
 from varstore.errors import UsageError
 from varstore.view import looks, server
 from varstore.view.looks import part
@@ -451,6 +451,23 @@ def test_nothing_is_written_and_the_secret_is_in_a_file_of_the_owner(paths, fold
 def browser():
     with running() as found:
         yield found
+
+
+@needs_browser
+def test_a_page_that_gives_way_to_another_is_waited_for(browser, monkeypatch):
+    page = browser.page("about:blank")
+    with pytest.raises(Navigated):
+        page("new Promise(() => location.reload())")
+    ask, answers = page.call, [Navigated]
+
+    def asked(method, **parameters):
+        if answers:
+            raise answers.pop()
+        return ask(method, **parameters)
+
+    monkeypatch.setattr(page, "call", asked)
+    page.wait("document.body")
+    assert not answers
 
 
 @needs_browser
