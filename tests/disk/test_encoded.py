@@ -20,6 +20,7 @@ import varstore as vs
 from varstore.cli import main
 from varstore.disk.encodings import codecs
 from varstore.disk.encodings.zarr import pack
+from varstore.disk.save import encoded
 from varstore.errors import DigestMismatch, FormatError, ManifestError, MissingDependency, StorageError, UsageError
 from varstore.layout import shards
 from varstore.layout.dtypes import TABLE
@@ -503,3 +504,29 @@ def test_the_command_line(tmp_path, values):
     done = run("convert", tmp_path / "packed", tmp_path / "out.safetensors")
     assert done.exit_code == 0, done.output
     require_equal(vs.read(tmp_path / "out.safetensors"), values)
+
+
+def test_a_thread_whose_group_another_one_writes_as_the_last_has_all_it_needs(tmp_path):
+    array = smooth(20, 1 << 20, dtype=np.int16)
+    directory = os.open(tmp_path, os.O_RDONLY)
+    out = encoded._ShardFile("out", array, "fast", dir_fd=directory)
+    lock, middle, ended = out._lock, out.shard.count // 2, []
+
+    class Overtaken:
+        """The other thread comes just after the lock is free again."""
+
+        def __enter__(self):
+            lock.acquire()
+
+        def __exit__(self, *_):
+            lock.release()
+            out._lock = lock
+            out.write(0, middle)
+            assert out.is_written
+            ended.append(out.finish(fsync=False))
+
+    out._lock = Overtaken()
+    assert out.write(middle, out.shard.count) == array.nbytes // 2
+    os.close(directory)
+    ((_, outcome),) = ended
+    assert outcome.encoding == "zarr"

@@ -22,6 +22,7 @@ __all__ = [
     "SMALL",
     "DIRECT_ALIGNMENT",
     "AlignedBuffer",
+    "BlockHasher",
     "copy_file",
     "digest_block",
     "digest_of",
@@ -80,6 +81,31 @@ def _pieces(array: np.ndarray, start: int, stop: int, limit: int) -> Iterator[np
     with rows:
         for row in rows:
             yield np.ascontiguousarray(row).view(np.uint8)
+
+
+class BlockHasher:
+    """Hashes the bytes of a file as they come, for the digests of its blocks."""
+
+    def __init__(self) -> None:
+        self._ended: list[bytes] = []
+        self._hasher = xxhash.xxh3_128()
+        self._left = BLOCK
+
+    def update(self, data: memoryview) -> None:
+        """Take the next bytes of the file."""
+        while data:
+            part = data[: self._left]
+            self._hasher.update(part)
+            self._left -= len(part)
+            data = data[len(part) :]
+            if not self._left:
+                self._ended.append(self._hasher.digest())
+                self._hasher.reset()
+                self._left = BLOCK
+
+    def digests(self) -> bytes:
+        """Return the digests of all blocks of what came, one after the other."""
+        return b"".join(self._ended) + (self._hasher.digest() if self._left < BLOCK else b"")
 
 
 def digest_block(array: np.ndarray, start: int, stop: int) -> bytes:

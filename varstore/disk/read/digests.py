@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 import numpy as np
-import xxhash
 
-from varstore.disk.blocks import digest_file_block, spans
+from varstore.disk.blocks import BlockHasher, digest_file_block, spans
 from varstore.disk.encodings.table import read_part
 from varstore.disk.read.checks import check_digest
 from varstore.layout.attached import FileEntry
@@ -42,14 +41,10 @@ def check_bytes(directory: Directory, entry: Entry | FileEntry) -> None:
 
 def digests_of(pieces: Iterable[memoryview]) -> bytes:
     """Return the digests that an ``out`` with these bytes would have."""
-    found, hasher, left = b"", xxhash.xxh3_128(), BLOCK
+    hasher = BlockHasher()
     for data in pieces:
-        while len(data) > left:
-            hasher.update(data[:left])
-            found, hasher, data, left = found + hasher.digest(), xxhash.xxh3_128(), data[left:], BLOCK
         hasher.update(data)
-        left -= len(data)
-    return found if left == BLOCK else found + hasher.digest()
+    return hasher.digests()
 
 
 def content_digests(directory: Directory, variable: Readable) -> bytes:

@@ -13,9 +13,8 @@ from collections.abc import Callable
 from functools import partial
 
 import numpy as np
-import xxhash
 
-from varstore.disk.blocks import digest_block, spans, write_block
+from varstore.disk.blocks import BlockHasher, digest_block, spans, write_block
 from varstore.disk.encodings.companions import read_level, shard_of
 from varstore.disk.encodings.zarr import index, pack
 from varstore.disk.save.staging import Staging
@@ -104,8 +103,7 @@ class _ShardFile:
         self._next = 0
         self._sizes: list[int] = []
         self._offset = 0
-        self._hasher = xxhash.xxh3_128()
-        self._digests: list[bytes] = []
+        self._hasher = BlockHasher()
         self._claimed = False
         opened: list[int] = []
         self._closing = closing(opened)
@@ -130,22 +128,14 @@ class _ShardFile:
                 self._sizes += map(len, chunks)
                 self._append(b"".join(chunks))
         first, last = self.shard.chunks.numbered(start)[0], self.shard.chunks.numbered(stop - 1)[1]
-        return (last - first) * self._values.itemsize
+        return (
+            last - first
+        ) * self.shard.dtype.itemsize  # another thread may have ended the file, and have let go of it
 
     def _append(self, data: bytes) -> None:
         syscalls.write_all(self._fd, data, self._offset)
-        view = memoryview(data)
-        while view:
-            part = view[: BLOCK - self._offset % BLOCK]
-            self._hasher.update(part)
-            self._offset += len(part)
-            view = view[len(part) :]
-            if self._offset % BLOCK == 0:
-                self._end_block()
-
-    def _end_block(self) -> None:
-        self._digests.append(self._hasher.digest())
-        self._hasher.reset()
+        self._hasher.update(memoryview(data))
+        self._offset += len(data)
 
     def finish(self, *, fsync: bool) -> tuple[bytes, Outcome]:
         """Write the index, or the values where they take no more; return the digests, and what it became."""
@@ -157,9 +147,7 @@ class _ShardFile:
                 outcome = Outcome(RAW.name, values.nbytes, b"")
             else:
                 self._append(index(self._sizes))
-                if self._offset % BLOCK:
-                    self._end_block()
-                digests = b"".join(self._digests)
+                digests = self._hasher.digests()
                 content = b"".join(digest_block(values, start, stop) for start, stop in spans(values.nbytes))
                 outcome = Outcome(ZARR.name, self._offset, content)
             if fsync:
