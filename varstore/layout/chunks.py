@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import product
 
 __all__ = ["Chunks", "chunk_shape"]
@@ -35,19 +36,19 @@ def chunk_shape(shape: tuple[int, ...], itemsize: int, limit: int) -> tuple[int,
     return tuple(chunk)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Chunks:
     """The chunks of an array: its shape, and the extents of a chunk, as `chunk_shape` returns them."""
 
     shape: tuple[int, ...]
     chunk: tuple[int, ...]
 
-    @property
+    @cached_property
     def counts(self) -> tuple[int, ...]:
         """The number of chunks along each axis."""
         return tuple(-(-extent // step) for extent, step in zip(self.shape, self.chunk, strict=True))
 
-    @property
+    @cached_property
     def elements(self) -> int:
         """The number of elements of a chunk, with the padding of the last one along an axis."""
         return math.prod(self.chunk)
@@ -84,7 +85,7 @@ class Chunks:
         first, last = (at // row * parts + at % row // self.elements for at in (start, stop - 1))
         return range(first, last + 1)
 
-    @property
+    @cached_property
     def _row(self) -> tuple[int, int]:
         """The number of elements of which one chunk after the other is cut, and into how many chunks they go."""
         cut = next((axis for axis in reversed(range(len(self.shape))) if self.chunk[axis] < self.shape[axis]), 0)

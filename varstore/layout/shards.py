@@ -10,14 +10,27 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Literal
 
 import numpy as np
 
 from varstore.layout.chunks import Chunks, chunk_shape
 
-__all__ = ["CHUNK_LIMIT", "DOCUMENT", "LEVELS", "SMALLEST", "Level", "Shard", "chunk_link", "fill_value"]
+__all__ = [
+    "CHUNK_LIMIT",
+    "DOCUMENT",
+    "LEVELS",
+    "SMALLEST",
+    "Level",
+    "Shard",
+    "array_document",
+    "bytes_codec",
+    "chunk_link",
+    "fill_value",
+]
 
 Level = Literal["fast", "small"]
 
@@ -33,29 +46,29 @@ _SUM = 4
 """Bytes of the CRC-32C after the index."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Shard:
     """The shard of a variable's values: how they are cut, and how the chunks are compressed."""
 
     shape: tuple[int, ...]
     dtype: np.dtype[Any]
 
-    @property
+    @cached_property
     def chunks(self) -> Chunks:
         """The chunks of the values."""
         return Chunks(self.shape, chunk_shape(self.shape, self.dtype.itemsize, CHUNK_LIMIT))
 
-    @property
+    @cached_property
     def count(self) -> int:
         """The number of chunks."""
         return math.prod(self.chunks.counts)
 
-    @property
+    @cached_property
     def chunk_nbytes(self) -> int:
         """The size of a chunk in bytes, with padding."""
         return self.chunks.elements * self.dtype.itemsize
 
-    @property
+    @cached_property
     def index_nbytes(self) -> int:
         """The size of the index at the end of ``out``, with its checksum."""
         return _ENTRY * self.count + _SUM
@@ -93,26 +106,44 @@ class Shard:
         return next((level for level in LEVELS if said == json.dumps(self._described(level), sort_keys=True)), None)
 
     def _described(self, level: Level) -> dict[str, Any]:
-        little = {"name": "bytes", "configuration": {"endian": "little"}}
         chunks = self.chunks
-        whole = [count * step for count, step in zip(chunks.counts, chunks.chunk, strict=True)]
+        whole = tuple(count * step for count, step in zip(chunks.counts, chunks.chunk, strict=True))
         sharding = {
             "chunk_shape": list(chunks.chunk),
-            "codecs": [little if self.dtype.itemsize > 1 else {"name": "bytes"}, self.codec(level)],
-            "index_codecs": [little, {"name": "crc32c"}],
+            "codecs": [bytes_codec(self.dtype), self.codec(level)],
+            "index_codecs": [bytes_codec(np.dtype("<u8")), {"name": "crc32c"}],
             "index_location": "end",
         }
-        return {
-            "zarr_format": 3,
-            "node_type": "array",
-            "shape": list(self.shape),
-            "data_type": self.dtype.name,
-            "chunk_grid": {"name": "regular", "configuration": {"chunk_shape": whole}},
-            "chunk_key_encoding": {"name": "default", "configuration": {"separator": "."}},
-            "fill_value": fill_value(self.dtype),
-            "codecs": [{"name": "sharding_indexed", "configuration": sharding}],
-            "attributes": {},
-        }
+        codec = {"name": "sharding_indexed", "configuration": sharding}
+        return array_document(self.shape, self.dtype, chunk=whole, separator=".", codec=codec, attributes={})
+
+
+def array_document(
+    shape: tuple[int, ...],
+    dtype: np.dtype[Any],
+    *,
+    chunk: tuple[int, ...],
+    separator: str,
+    codec: Mapping[str, Any],
+    attributes: Mapping[str, Any],
+) -> dict[str, Any]:
+    """Return the ``zarr.json`` of an array (Zarr v3, array metadata)."""
+    return {
+        "zarr_format": 3,
+        "node_type": "array",
+        "shape": list(shape),
+        "data_type": dtype.name,
+        "chunk_grid": {"name": "regular", "configuration": {"chunk_shape": list(chunk)}},
+        "chunk_key_encoding": {"name": "default", "configuration": {"separator": separator}},
+        "fill_value": fill_value(dtype),
+        "codecs": [codec],
+        "attributes": dict(attributes),
+    }
+
+
+def bytes_codec(dtype: np.dtype[Any]) -> dict[str, Any]:
+    """Return the codec that stores elements as they lie in memory; its byte order is said where there is one."""
+    return {"name": "bytes", **({} if dtype.itemsize == 1 else {"configuration": {"endian": "little"}})}
 
 
 def _without_twins(members: list[tuple[str, Any]]) -> dict[str, Any]:

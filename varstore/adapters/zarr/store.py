@@ -21,7 +21,7 @@ from varstore.disk.read.parts import read_run
 from varstore.layout.chunks import Chunks, chunk_shape
 from varstore.layout.manifest import Entry
 from varstore.layout.readable import Readable, readable
-from varstore.layout.shards import fill_value
+from varstore.layout.shards import array_document, bytes_codec
 
 __all__ = ["CheckpointStore"]
 
@@ -245,19 +245,15 @@ class _Array:
         """Return its ``zarr.json`` (Zarr v3, array metadata)."""
         entry, dtype = self.variable.entry, self.variable.dtype
         named = {} if entry.name == path else {"varstore_name": entry.name}
-        codec = {"name": "bytes"}
-        return {
-            "zarr_format": 3,
-            "node_type": "array",
-            "shape": self.variable.shape,
-            "data_type": dtype.name,
-            "chunk_grid": {"name": "regular", "configuration": {"chunk_shape": self.chunks.chunk}},
-            "chunk_key_encoding": {"name": "default", "configuration": {"separator": "/"}},
-            "fill_value": fill_value(dtype),
-            "codecs": [codec if dtype.itemsize == 1 else {**codec, "configuration": {"endian": "little"}}],
-            "attributes": {**entry.attributes, **named},
-            "dimension_names": _dimensions(path, len(self.variable.shape), hierarchy),
-        }
+        document = array_document(
+            self.variable.shape,
+            dtype,
+            chunk=self.chunks.chunk,
+            separator="/",
+            codec=bytes_codec(dtype),
+            attributes={**entry.attributes, **named},
+        )
+        return {**document, "dimension_names": _dimensions(path, len(self.variable.shape), hierarchy)}
 
 
 def _dimensions(path: str, count: int, hierarchy: Hierarchy) -> list[str]:

@@ -8,7 +8,7 @@ from typing import Any
 from varstore.disk.read.variable import Variable
 from varstore.errors import UsageError
 from varstore.layout.readable import readable
-from varstore.layout.shards import fill_value
+from varstore.layout.shards import array_document, bytes_codec
 from varstore.values.arguments import checked
 
 __all__ = ["tensorstore_spec"]
@@ -43,7 +43,6 @@ def tensorstore_spec(variable: Variable) -> dict[str, Any]:
         )
     chunk = tuple(max(extent, 1) for extent in known.shape)
     key = "/".join(["c", *("0" * len(chunk))])
-    little = {} if known.dtype.itemsize == 1 else {"configuration": {"endian": "little"}}
     return {
         "driver": "zarr3",
         "kvstore": {
@@ -52,14 +51,9 @@ def tensorstore_spec(variable: Variable) -> dict[str, Any]:
                 {"base": {"driver": "file", "path": os.path.join(os.path.abspath(variable.path), "out")}, "exact": key}
             ],
         },
-        "metadata": {
-            "shape": list(known.shape),
-            "data_type": known.dtype.name,
-            "chunk_grid": {"name": "regular", "configuration": {"chunk_shape": list(chunk)}},
-            "chunk_key_encoding": {"name": "default", "configuration": {"separator": "/"}},
-            "fill_value": fill_value(known.dtype),
-            "codecs": [{"name": "bytes", **little}],
-        },
+        "metadata": array_document(
+            known.shape, known.dtype, chunk=chunk, separator="/", codec=bytes_codec(known.dtype), attributes={}
+        ),
         "open": True,
         "assume_metadata": True,
         "fill_missing_data_reads": False,
