@@ -25,7 +25,7 @@ variable changes, so a later save of it with another value of that variable is r
 
 Small values (less than 1 KiB), types of less than a byte and integers of one dimension stay in the graph as copies,
 because runtimes look for them there. Where such a variable changed, `graphs_from=` and `bundle(..., graphs=CHECKPOINT)`
-write the graph anew, with the new copy. `save` itself refuses a graph whose variables are not those that it was made
+write the graph again, with the new copy. `save` itself refuses a graph whose variables are not those that it was made
 for.
 
 ## Where it runs

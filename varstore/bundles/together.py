@@ -175,7 +175,7 @@ def graphs_of(source: Path | Checkpoint, variables: Mapping[str, Any]) -> Taken:
     """Return the graphs of a checkpoint for new values of its variables.
 
     A graph is linked, and so are variables that exist only for it. One that has copies of variables which changed is
-    written anew, with the new values.
+    written again, with the new values.
 
     Raises:
         UsageError: the checkpoint does not have a graph.

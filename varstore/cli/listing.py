@@ -170,7 +170,7 @@ def _stored_form(variable: vs.Variable) -> tuple[tuple[int, ...] | None, str | N
     return variable.shape, _name_of(row if row.dtype is None else row.dtype)
 
 
-_name_of: Callable[[Any], str] = functools.cache(attrgetter("name"))  # numpy makes it anew each time
+_name_of: Callable[[Any], str] = functools.cache(attrgetter("name"))  # numpy makes it again each time
 
 
 def _sorted(items: list[_Item], sort: str | None) -> list[_Item]:

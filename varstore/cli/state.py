@@ -89,7 +89,7 @@ def _memory(array: Any) -> Any:
 
 
 def _arrays(node: Any, depth: int = 0) -> Iterator[Any]:
-    """Yield the arrays below a container, and None for what is none and for what lies too deep."""
+    """Yield the arrays below a container, and None for what is not an array and for what lies too deep."""
     for _, value in _items(node):
         if isinstance(value, Mapping | list | tuple):
             if depth < _DEEPEST:

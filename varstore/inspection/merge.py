@@ -177,7 +177,7 @@ def _factors(weights: Any, count: int, *, average: bool) -> list[float]:
 
 @dataclass(kw_only=True)
 class _Parts:
-    """What is taken of one source, or of all; `tree` is None for plain variables."""
+    """What is taken from one source, or from all; `tree` is None for plain variables."""
 
     path: str
     variables: dict[str, Any]
@@ -227,7 +227,7 @@ def _without_collisions(
 def _chosen(
     opened: Sequence[Mapping[str, Any]], *, include: Patterns | None, exclude: Patterns | None, rename: Rename | None
 ) -> list[_Parts]:
-    """Return what is taken of each source."""
+    """Return what is taken from each source."""
     paths = [str(getattr(source, "path", "")) or f"source {at}" for at, source in enumerate(opened, 1)]
     everything = dict.fromkeys(name for source in opened for name in source)
     wanted = select(everything, include=include, exclude=exclude, path=" and ".join(paths[:3]), all_apply=True)
@@ -245,7 +245,7 @@ def _chosen(
 
 
 def _parts(source: Mapping[str, Any], path: str, targets: Mapping[str, str] | None) -> _Parts:
-    """Return what is taken of a source: these variables by their new names, or everything."""
+    """Return what is taken from a source: these variables by their new names, or everything."""
     if isinstance(source, Checkpoint):
         found = _Parts(path=path, variables=dict(source), attributes=dict(source.attributes), files=dict(source.files))
         found.tree = source.tree

@@ -146,8 +146,7 @@ def save(
     if not manifest and recorded:
         raise UsageError(
             "attributes, nested state, files, links=False and encodings are recorded in the manifest, and "
-            "manifest=False does not "
-            "write one",
+            "manifest=False does not write one",
             path=path,
             hint="leave out manifest=False, or save arrays without the others",
         )

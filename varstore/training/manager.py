@@ -318,7 +318,7 @@ class CheckpointManager:
             overwrite: replace the step if it is saved already.
             graphs_from: a checkpoint that `varstore.bundle` saved, or an earlier step that has its graphs. They are
                 kept, by links, with the values of this step. A graph that has a copy of a variable which changed is
-                written anew.
+                written again.
 
         Raises:
             CheckpointExists: the step is saved already, and `overwrite` is False.

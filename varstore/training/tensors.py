@@ -310,7 +310,7 @@ def to_jax(array: np.ndarray, leaf: Leaf) -> Any:
 def as_array(value: Any) -> tuple[Any, dict[str, Any]] | None:
     """Return the array that is stored for a list of numbers, a generator or typed keys, and what the tree says of it.
 
-    None for what is none of these. A list is one if it is long, and its items are all bool, int of 64 bits or float.
+    None for anything else. A list is one if it is long, and its items are all bool, int of 64 bits or float.
     """
     if type(value) is list:
         kinds = set(map(type, value)) if len(value) >= _LONG else ()

@@ -64,10 +64,10 @@ class PlannedVariable(NamedTuple):
     def entry(self, digests: bytes) -> Entry:
         """Return the entry for the manifest, once the digests are known."""
         name, folder, meta, nbytes, source, attributes, alias_of = self
-        if isinstance(source, Stored) and not is_plain(source.entry.encoding):
-            content, encoding = source.entry.content_digests, source.entry.encoding
-            return Entry(name, folder, meta, nbytes, digests, encoding, attributes, alias_of, b"", True, content)
-        return Entry(name, folder, meta, nbytes, digests, RAW.name, attributes, alias_of, witnessed=True)
+        encoding, content = RAW.name, b""
+        if isinstance(source, Stored):
+            encoding, content = source.entry.encoding, source.entry.content_digests
+        return Entry(name, folder, meta, nbytes, digests, encoding, attributes, alias_of, b"", True, content)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -110,8 +110,7 @@ class SavePlan:
             for name, entry in entries.items():
                 if entry.alias_of:
                     first = entries[entry.alias_of]
-                    same = Outcome(first.encoding, first.nbytes, first.content_digests)
-                    entries[name] = entry._replace(**same._asdict())
+                    entries[name] = entry._replace(**{field: getattr(first, field) for field in Outcome._fields})
         return entries
 
     @property

@@ -388,7 +388,7 @@ class _Loading:
             raise VariableMismatch(
                 f"the module's load_state_dict refused the values: {error}",
                 path=self._path,
-                hint="the module may have changed in part; load it anew, or from another checkpoint",
+                hint="the module may have changed in part; load it again, or from another checkpoint",
             ) from error
         if said is None:
             return report

@@ -301,7 +301,7 @@ def retry_if_replaced(
 
 
 def attempts(*sources: str | os.PathLike[str] | Checkpoint, allow_incomplete: bool = False) -> Iterator[Attempt]:
-    """Yield attempts to use checkpoints, each of which opens them anew; raises what `retry_if_replaced` does."""
+    """Yield attempts to use checkpoints, each of which opens them again; raises what `retry_if_replaced` does."""
     replaced: BaseException | None = None
     for _ in range(_ATTEMPTS):
         opened = [s if isinstance(s, Checkpoint) else _opened(s, allow_incomplete) for s in sources]

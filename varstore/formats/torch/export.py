@@ -215,5 +215,5 @@ def _list(value: Any) -> list[Any]:
 
 
 def _number(value: Any) -> Any:
-    """Return an integer of the index; what is none is refused where the view is made."""
+    """Return an integer of the index; anything else is refused where the view is made."""
     return value.get("as_int") if isinstance(value, dict) else value
