@@ -127,10 +127,9 @@ class _ShardFile:
                 self._next, chunks = group
                 self._sizes += map(len, chunks)
                 self._append(b"".join(chunks))
+        # Another thread may have ended the file by now, and have let go of the values.
         first, last = self.shard.chunks.numbered(start)[0], self.shard.chunks.numbered(stop - 1)[1]
-        return (
-            last - first
-        ) * self.shard.dtype.itemsize  # another thread may have ended the file, and have let go of it
+        return (last - first) * self.shard.dtype.itemsize
 
     def _append(self, data: bytes) -> None:
         syscalls.write_all(self._fd, data, self._offset)
