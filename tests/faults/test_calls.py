@@ -1,12 +1,14 @@
 """Killed or refused at any of its system calls, a save or a seal loses nothing but what is known: see tools/faults."""
 
 import json
+import os
 import subprocess
 import sys
 
 import pytest
 from support import ROOT, run_python
 
+from tools.faults.__main__ import _in_empty_directory
 from tools.faults.calls import PART
 from tools.faults.jobs import FOREIGN, Lost, Outcome
 from tools.faults.known import Known
@@ -295,3 +297,9 @@ def test_what_is_known_must_occur():
 def test_a_record_gives_the_same_verdict():
     found = verdict((), ("LEAK", "SILENT"), (FOREIGN,), known={"LEAK"})
     assert outcome_of(json.loads(json.dumps(found.as_json()))) == found.outcome
+
+
+def test_a_job_leaves_the_working_directory_to_the_next_one(tmp_path):
+    before = os.getcwd()
+    _in_empty_directory(str(tmp_path), os.chdir)
+    assert os.getcwd() == before

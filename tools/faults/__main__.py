@@ -6,6 +6,7 @@ Exit status: 1 if something is lost that is not known, 3 if this machine cannot 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import fnmatch
 import json
 import os
@@ -118,7 +119,10 @@ def _chosen(options: argparse.Namespace) -> Iterator[tuple[str, Job]]:
 
 
 def _in_empty_directory(parent: str, run: Callable[[Path], Outcome]) -> Outcome:
-    with tempfile.TemporaryDirectory(prefix="varstore-faults-", dir=parent) as place:
+    with (
+        tempfile.TemporaryDirectory(prefix="varstore-faults-", dir=parent) as place,
+        contextlib.chdir(os.curdir),  # back to where the next job is, whatever this one entered
+    ):
         return run(Path(place))
 
 

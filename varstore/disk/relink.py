@@ -30,7 +30,7 @@ from varstore.layout.names import MARKER
 from varstore.layout.staged import is_staging_name
 from varstore.storage import syscalls
 from varstore.storage.directory import Directory
-from varstore.storage.failures import translated
+from varstore.storage.failures import no_directory, translated
 from varstore.text.escape import PROBLEM_LIMIT
 from varstore.text.hints import plural
 from varstore.text.table import Shown, Table
@@ -139,7 +139,7 @@ def _checkpoints(path: str, left: list[str]) -> Iterator[Checkpoint]:
         with os.scandir(path) as found:
             names = sorted((entry.name for entry in found if entry.is_dir(follow_symlinks=False)), key=_by_number)
     except (FileNotFoundError, NotADirectoryError):
-        raise CheckpointNotFound("there is no such directory", path=path) from None
+        raise no_directory(path) from None
     for name in names:
         place = os.path.join(path, name)
         if is_staging_name(name) or not os.path.lexists(os.path.join(place, MARKER)):

@@ -107,6 +107,9 @@ def merge(
         array([0.25, 0.25, 0.25])
     """
     given = [open_source(source) for source in _listed(sources)]
+    if average and last_wins:
+        hint = "pass average=True or last_wins=True, not both"
+        raise UsageError("means leave nothing for the last source to win", hint=hint)
     factors = _factors(weights, len(given), average=average)
     for source in given:
         if isinstance(source, Mapping) and not isinstance(source, Checkpoint):

@@ -17,10 +17,9 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
 
-from varstore.errors import CheckpointNotFound
 from varstore.storage import syscalls
 from varstore.storage.directory import is_shared
-from varstore.storage.failures import translated
+from varstore.storage.failures import no_directory, translated
 from varstore.storage.removing import remove
 from varstore.text.table import Shown, Table
 from varstore.values.arguments import checked
@@ -138,7 +137,7 @@ def check_storage(directory: str | os.PathLike[str]) -> StorageReport:
     """
     path = os.fspath(directory)
     if not os.path.isdir(path):
-        raise CheckpointNotFound("there is no such directory", path=path)
+        raise no_directory(path)
     if not syscalls.CAN_SAVE:
         raise syscalls.cannot_save(path, "checking storage")
     kind = _type_of(path)

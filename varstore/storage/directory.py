@@ -567,7 +567,8 @@ class Directory:
                 "the file is missing",
                 path=path,
                 variable=variable,
-                hint="restore it from a copy; after a change on purpose, run `varstore seal`",
+                hint="restore it from a copy, or let `varstore salvage` make a checkpoint of what is whole; after a "
+                "change on purpose, run `varstore seal`",
             )
         if error.errno in (errno.ENXIO, errno.ENODEV):
             return self.not_regular(relative, variable)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import errno
+import os
 from contextlib import AbstractContextManager
 from types import TracebackType
 
-from varstore.errors import OutOfSpace, StorageError, VarstoreError
+from varstore.errors import CheckpointNotFound, OutOfSpace, StorageError, VarstoreError
 
-__all__ = ["storage_error", "translated"]
+__all__ = ["no_directory", "storage_error", "translated"]
 
 _HINTS = {errno.ESPIPE: "the file system takes bytes only in their order; mount rclone with --vfs-cache-mode writes"}
 
@@ -19,6 +20,13 @@ def storage_error(error: OSError, path: str, doing: str) -> StorageError:
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return OutOfSpace(reason, number=error.errno, path=path, hint="free some space and try again")
     return StorageError(reason, number=error.errno, path=path, hint=_HINTS.get(error.errno or 0))
+
+
+def no_directory(path: str) -> CheckpointNotFound:
+    """Return the error for a path that should lead to a directory and does not."""
+    if os.path.lexists(path):
+        return CheckpointNotFound("this is a file, and a directory is expected", path=path)
+    return CheckpointNotFound("there is no such directory", path=path)
 
 
 def translated(path: str, doing: str) -> AbstractContextManager[None]:

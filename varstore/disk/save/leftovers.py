@@ -27,7 +27,6 @@ from functools import partial
 from varstore.disk.save.durability import sync_each
 from varstore.disk.save.foreign import hand_on
 from varstore.disk.threads import for_each
-from varstore.errors import CheckpointNotFound
 from varstore.layout.names import MANIFEST, MARKER
 from varstore.layout.staged import (
     FILLING,
@@ -43,7 +42,7 @@ from varstore.layout.staged import (
 from varstore.storage import syscalls
 from varstore.storage.appearing import TEMPORARY_LIMIT, end_temporary, is_temporary, remove_temporary
 from varstore.storage.claims import claim, claim_new, is_ours, lock, notes_in, require_gone
-from varstore.storage.failures import storage_error, translated
+from varstore.storage.failures import no_directory, storage_error, translated
 from varstore.storage.removing import empty, remove, remove_file, remove_written
 from varstore.text.hints import listed
 from varstore.values.arguments import checked
@@ -123,7 +122,7 @@ def clean_staging(directory: str | os.PathLike[str], *, name: str | None = None)
     try:
         names = sorted(os.listdir(directory))
     except (FileNotFoundError, NotADirectoryError):
-        raise CheckpointNotFound("there is no such directory", path=directory) from None
+        raise no_directory(directory) from None
     except OSError as error:
         raise storage_error(error, directory, "the directory cannot be read") from error
     left = [*_left_of_all(directory, names)] if name is None else _left_of(names, name)
