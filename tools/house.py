@@ -37,6 +37,8 @@ ORDER: dict[str, tuple[str, ...]] = {
     "text": ("sizes", "blocks", "escape", "hints", "table"),
     "layout": (
         "collector",
+        "digests",
+        "regions",
         "names",
         "pointers",
         "staged",

@@ -136,7 +136,8 @@ def check_shape(shape: tuple[int, ...], type_name: str) -> tuple[int, ...]:
 # --- F5: the manifest --------------------------------------------------------------------------------------------
 
 HEADER = [(int(offset), int(size)) for offset, size, _ in table("offset", "bytes", "content")]
-MESSAGES = {message: message_table(message) for message in ("Manifest", "Variable", "File")}
+MESSAGES = {message: message_table(message) for message in ("Manifest", "Variable", "Region", "File")}
+NESTED = ("Variable", "Region", "File")
 BLOCK = 16_777_216
 
 
@@ -161,15 +162,13 @@ def read_message(data: bytes, message: str) -> dict[str, Any]:
             value, at = _varint(data, at)
         field, kind = MESSAGES[message].get(key >> 3, ("", ""))
         kind, _, repeated = kind.partition(", ")
-        is_known = (
-            isinstance(value, bytes) if kind in ("string", "bytes", "Variable", "File") else repeated or key & 7 == 0
-        )
+        is_known = isinstance(value, bytes) if kind in ("string", "bytes", *NESTED) else repeated or key & 7 == 0
         if not field or not is_known:
             later.add(key >> 3)
             continue
         if kind == "string":
             value = value.decode()
-        elif kind in ("Variable", "File"):
+        elif kind in NESTED:
             value = read_message(value, kind)
         elif kind in ("int64", "int32"):
             value = [_signed(number) for number in (_varints(value) if isinstance(value, bytes) else [value])]
@@ -232,11 +231,39 @@ def _check_variable(variable: dict[str, Any], variables: dict[str, dict[str, Any
     blocks = -(-variable["size"] // BLOCK)
     if len(variable["digests"]) not in (0, 16 * blocks):
         raise Refused("digests that do not cover the file")
+    if variable["regions"]:
+        _check_regions(variable)
     if variable["alias_of"]:
         first = variables[variable["alias_of"]]
-        same = ("shape", "data_type", "size", "encoding", "digests")
+        same = ("shape", "data_type", "size", "encoding", "digests", "regions")
         if first["alias_of"] or [first[key] for key in same] != [variable[key] for key in same]:
             raise Refused("an alias of something else")
+
+
+def _check_regions(variable: dict[str, Any]) -> None:
+    shape = tuple(variable["shape"])
+    count = np.zeros(shape, int)
+    for region in variable["regions"]:
+        rows = [range(at, at + size) for at, size in zip(region["offsets"], region["sizes"], strict=True)]
+        if any(row.start < 0 or row.stop > extent for row, extent in zip(rows, shape, strict=True)):
+            raise Refused("a region that is not within the shape")
+        count[_index(region)] += 1
+        nbytes = math.prod(map(len, rows)) * variable["size"] // max(math.prod(shape), 1)
+        if len(region["digests"]) != 16 * -(-nbytes // BLOCK):
+            raise Refused("digests that do not cover the region")
+    cut = sum(any(size != extent for size in sizes) for extent, *sizes in zip(shape, *_sizes(variable), strict=True))
+    if variable["digests"] or variable["encoding"] not in ("", "raw") or (count != 1).any():
+        raise Refused("regions that do not tile a raw variable")
+    if cut > 8 or len(variable["regions"]) > (1 << 20) >> cut:
+        raise Refused("too many regions")
+
+
+def _sizes(variable: dict[str, Any]) -> list[list[int]]:
+    return [region["sizes"] for region in variable["regions"]]
+
+
+def _index(region: dict[str, Any]) -> tuple[slice, ...]:
+    return tuple(slice(at, at + size) for at, size in zip(region["offsets"], region["sizes"], strict=True))
 
 
 # --- F6: names ---------------------------------------------------------------------------------------------------
@@ -306,7 +333,13 @@ def _read_variable(folder: Path, variable: dict[str, Any]) -> np.ndarray | bytes
     meta = (folder / "meta").read_bytes()
     assert read_meta(meta) == (shape, type_name)
     assert variable["meta_digest"] == (b"" if meta == canonical_meta(shape, type_name) else digest(meta))
-    return values_of(out, shape, type_name)
+    values = values_of(out, shape, type_name)
+    stored = np.frombuffer(out, f"V{len(out) // values.size}").reshape(shape) if values.size else values
+    for region in variable["regions"]:
+        own = stored[_index(region)].tobytes()
+        if region["digests"] != b"".join(digest(own[start : start + BLOCK]) for start in range(0, len(own), BLOCK)):
+            raise Refused("a damaged region")
+    return values
 
 
 def read_tree(node: Any, variables: dict[str, Any]) -> Any:
@@ -426,7 +459,7 @@ def test_it_reads_the_golden_manifest():
     for facts in listed:
         found = dict(manifest["variables"][facts["name"]])
         expected = {"folder": facts["name"], "encoding": "", "alias_of": ""}
-        expected |= {"digests": "", "meta_digest": "", "content_digests": ""}
+        expected |= {"digests": "", "meta_digest": "", "content_digests": "", "regions": []}
         expected |= {"attributes": {}} | facts
         expected["size"] = expected.pop("nbytes")
         found |= {"type": NAMES[found.pop("data_type")]}

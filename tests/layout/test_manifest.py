@@ -7,6 +7,7 @@ import re
 import struct
 import subprocess
 import sys
+from collections.abc import Sequence
 
 import ml_dtypes
 import numpy as np
@@ -31,6 +32,7 @@ from varstore.layout.manifest import (
 )
 from varstore.layout.meta import Meta
 from varstore.layout.names import Folder, folder_of
+from varstore.layout.regions import Region
 from varstore.layout.shards import Shard
 
 pytestmark = pytest.mark.core
@@ -74,6 +76,20 @@ def entries(draw: st.DrawFn, name: str) -> Entry:
     elif encoding != "raw":
         nbytes = draw(st.integers(0, 1 << 40))
     count = block_count(nbytes)
+    regions: tuple[Region, ...] = ()
+    if encoding == "raw" and meta.elements and draw(st.booleans()):
+        count = 0
+        row_size = nbytes // shape[0] if shape else nbytes
+        at = draw(st.integers(1, shape[0])) if shape else 0
+        parts = [(0, at), (at, shape[0])] if shape and at < shape[0] else [(0, shape[0] if shape else 1)]
+        regions = tuple(
+            Region(
+                (first, *(0 for _ in shape[1:])) if shape else (),
+                (last - first, *shape[1:]) if shape else (),
+                bytes(DIGEST_SIZE * block_count((last - first) * row_size)),
+            )
+            for first, last in parts
+        )
     digest = draw(st.binary(min_size=DIGEST_SIZE, max_size=DIGEST_SIZE))
     return Entry(
         name=name,
@@ -86,6 +102,7 @@ def entries(draw: st.DrawFn, name: str) -> Entry:
         meta_digest=draw(st.sampled_from([b"", digest])),
         witnessed=True,
         content_digests=content,
+        regions=regions,
     )
 
 
@@ -95,7 +112,8 @@ def manifests(draw: st.DrawFn) -> Manifest:
     if made and draw(st.booleans()):
         first = next(iter(made.values()))
         fields = {
-            field: getattr(first, field) for field in ("meta", "nbytes", "digests", "encoding", "content_digests")
+            field: getattr(first, field)
+            for field in ("meta", "nbytes", "digests", "encoding", "content_digests", "regions")
         }
         made["tied to it"] = Entry(
             name="tied to it", folder=Folder("tied"), alias_of=first.name, witnessed=True, **fields
@@ -220,6 +238,16 @@ def test_each_kind_of_damage_is_told(data, message):
 D = bytes(DIGEST_SIZE)
 WEIGHT = {"name": "w", "shape": [2, 3], "data_type": FLOAT.number, "size": 24, "digests": D}
 
+
+def halves(*, first: Sequence[int] = (1, 3), second: Sequence[int] = (1, 3), found: bytes = D, digests: bytes = b""):
+    """Return the weight's rows as two regions, or what is said of them instead."""
+    regions = [
+        {"offsets": [0, 0], "sizes": first, "digests": D},
+        {"offsets": [1, 0], "sizes": second, "digests": found},
+    ]
+    return {"digests": digests, "regions": regions}
+
+
 HOSTILE_VARIABLES = {
     "folder up": ({"folder": "../x"}, r"variable 'w': the folder leads out of the checkpoint: found \.\./x"),
     "folder absolute": ({"folder": "/etc"}, "leads out of the checkpoint: found /etc"),
@@ -253,6 +281,30 @@ HOSTILE_VARIABLES = {
     "attributes null": ({"attributes": "null"}, "the attributes are not a JSON object"),
     "attributes deep": ({"attributes": '{"a":' * 100_000}, "the attributes are not JSON"),
     "attributes with a huge integer": ({"attributes": '{"a":' + "9" * 5000 + "}"}, "the attributes are not JSON"),
+    "digests and regions": (
+        {"regions": [{"offsets": [0, 0], "sizes": [2, 3], "digests": D}]},
+        "contradicts itself: there are digests of blocks and of regions",
+    ),
+    "regions that leave a gap": (halves(digests=b"", second=[1, 2]), r"of 5 elements in all, do not tile \[2, 3\]"),
+    "regions that overlap": (halves(first=[2, 3]), r"of 9 elements in all, do not tile \[2, 3\]"),
+    "a region outside": (halves(second=[2, 3]), r"the region \[1:3, 0:3\] does not lie within \[2, 3\]"),
+    "a region that is negative": (halves(second=[-1, 3]), r"the region \[1:0, 0:3\] does not lie within"),
+    "a region that overflows": (halves(second=[(1 << 63) - 1, 3]), "does not lie within"),
+    "a region of other dimensions": (halves(second=[3]), "has 2 offsets and 1 size in 2 dimensions"),
+    "a digest of a region short": (
+        halves(found=D[:-1]),
+        r"15 bytes of digests cannot cover the 12 bytes of the region",
+    ),
+    "a region without digest": (halves(found=b""), r"0 bytes of digests cannot cover .* region \[1:2, 0:3\]"),
+    "digests of no region": (halves(found=D + D), "32 bytes of digests cannot cover the 12 bytes"),
+    "regions of an encoded variable": (
+        halves() | {"encoding": "zarr", "size": 21},
+        "there are regions of the encoding 'zarr'",
+    ),
+    "regions of a type of no size": (
+        halves() | {"data_type": 10, "size": 25},
+        "25 bytes cannot hold 6 elements",
+    ),
     "alias of nothing": ({"alias_of": "v"}, "alias of 'v', which does not have the same values"),
     "alias of itself": ({"alias_of": "w"}, "alias of 'w', which does not have the same values"),
 }
@@ -288,8 +340,11 @@ def test_a_hostile_variable_is_refused_when_it_is_asked_for(case):
         ({}, {"digests": b"\1" * 16}),
         ({}, {"shape": [6, 2], "size": 48}),
         ({"alias_of": "b"}, {}),
+        ({"digests": b""}, halves()),
+        (halves(), halves() | {"regions": [{"offsets": [0, 0], "sizes": [2, 3], "digests": D}]}),
+        (halves(), halves(found=b"\1" * 16)),
     ],
-    ids=["shape", "type", "digest", "size", "each other"],
+    ids=["shape", "type", "digest", "size", "each other", "regions", "other regions", "digest of a region"],
 )
 def test_an_alias_must_be_what_it_names(first, second):
     a = WEIGHT | {"name": "a"} | first
@@ -310,6 +365,30 @@ def test_an_alias_must_be_what_it_names(first, second):
 def test_a_hostile_whole_is_refused_at_once(data, message):
     with pytest.raises(ManifestError, match=f"^ckpt/manifest: {message}"):
         Manifest.decode(data, path="ckpt/manifest")
+
+
+def test_a_field_of_a_region_that_is_not_known_makes_the_variable_unreadable():
+    body = manifest_pb2.Manifest(format_version=FORMAT_VERSION, variables=[WEIGHT | halves(), WEIGHT | {"name": "v"}])
+    known = body.variables[0].SerializeToString()
+    (region,) = {one.SerializeToString() for one in body.variables[0].regions[:1]}
+    for number, is_refused in ((4, True), (1000, False)):
+        more = region + encoded_key(number) + b"\1"
+        edited = known.replace(bytes([0x62, len(region)]) + region, bytes([0x62, len(more)]) + more)
+        body.variables[0].ParseFromString(edited)
+        manifest = Manifest.decode(frame(body.SerializeToString()), path="ckpt/manifest")
+        assert manifest.entries["v"].nbytes == 24
+        assert manifest.skipped() == {number}
+        if is_refused:
+            with pytest.raises(ManifestError, match="field 4, written by"):
+                _ = manifest.entries["w"]
+        else:
+            assert len(manifest.entries["w"].regions) == 2
+
+
+def encoded_key(number: int) -> bytes:
+    """Return the key of a field that holds a varint."""
+    key = number << 3
+    return bytes([key & 0x7F | 0x80, key >> 7]) if key > 0x7F else bytes([key])
 
 
 # --- what cannot be written --------------------------------------------------------------------------------------

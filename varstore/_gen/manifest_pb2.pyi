@@ -7,7 +7,7 @@ from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 DESCRIPTOR: _descriptor.FileDescriptor
 
 class Variable(_message.Message):
-    __slots__ = ("name", "folder", "shape", "data_type", "size", "encoding", "attributes", "digests", "alias_of", "meta_digest", "content_digests")
+    __slots__ = ("name", "folder", "shape", "data_type", "size", "encoding", "attributes", "digests", "alias_of", "meta_digest", "content_digests", "regions")
     NAME_FIELD_NUMBER: _ClassVar[int]
     FOLDER_FIELD_NUMBER: _ClassVar[int]
     SHAPE_FIELD_NUMBER: _ClassVar[int]
@@ -19,6 +19,7 @@ class Variable(_message.Message):
     ALIAS_OF_FIELD_NUMBER: _ClassVar[int]
     META_DIGEST_FIELD_NUMBER: _ClassVar[int]
     CONTENT_DIGESTS_FIELD_NUMBER: _ClassVar[int]
+    REGIONS_FIELD_NUMBER: _ClassVar[int]
     name: str
     folder: str
     shape: _containers.RepeatedScalarFieldContainer[int]
@@ -30,7 +31,18 @@ class Variable(_message.Message):
     alias_of: str
     meta_digest: bytes
     content_digests: bytes
-    def __init__(self, name: _Optional[str] = ..., folder: _Optional[str] = ..., shape: _Optional[_Iterable[int]] = ..., data_type: _Optional[int] = ..., size: _Optional[int] = ..., encoding: _Optional[str] = ..., attributes: _Optional[str] = ..., digests: _Optional[bytes] = ..., alias_of: _Optional[str] = ..., meta_digest: _Optional[bytes] = ..., content_digests: _Optional[bytes] = ...) -> None: ...
+    regions: _containers.RepeatedCompositeFieldContainer[Region]
+    def __init__(self, name: _Optional[str] = ..., folder: _Optional[str] = ..., shape: _Optional[_Iterable[int]] = ..., data_type: _Optional[int] = ..., size: _Optional[int] = ..., encoding: _Optional[str] = ..., attributes: _Optional[str] = ..., digests: _Optional[bytes] = ..., alias_of: _Optional[str] = ..., meta_digest: _Optional[bytes] = ..., content_digests: _Optional[bytes] = ..., regions: _Optional[_Iterable[_Union[Region, _Mapping]]] = ...) -> None: ...
+
+class Region(_message.Message):
+    __slots__ = ("offsets", "sizes", "digests")
+    OFFSETS_FIELD_NUMBER: _ClassVar[int]
+    SIZES_FIELD_NUMBER: _ClassVar[int]
+    DIGESTS_FIELD_NUMBER: _ClassVar[int]
+    offsets: _containers.RepeatedScalarFieldContainer[int]
+    sizes: _containers.RepeatedScalarFieldContainer[int]
+    digests: bytes
+    def __init__(self, offsets: _Optional[_Iterable[int]] = ..., sizes: _Optional[_Iterable[int]] = ..., digests: _Optional[bytes] = ...) -> None: ...
 
 class File(_message.Message):
     __slots__ = ("name", "size", "digests", "kind", "attributes")

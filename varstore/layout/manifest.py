@@ -18,6 +18,7 @@ does not know one refuses what it is a field of: the whole checkpoint, or a sing
 from __future__ import annotations
 
 import json
+import operator
 import struct
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -29,11 +30,13 @@ import xxhash
 
 from varstore.errors import InvalidName, ManifestError, MetaError, UsageError
 from varstore.layout.attached import DATA, FileEntry, refused_name
+from varstore.layout.digests import BLOCK, DIGEST_SIZE
 from varstore.layout.dtypes import BY_NUMBER
 from varstore.layout.encodings import ENCODINGS, RAW, is_plain
 from varstore.layout.meta import Meta, shape_problem
 from varstore.layout.names import NAME_LIMIT, Folder, is_safe_folder
 from varstore.layout.pointers import FETCH, is_pointer
+from varstore.layout.regions import Region, tiling_problem
 from varstore.text.hints import plural
 
 if TYPE_CHECKING:
@@ -59,13 +62,11 @@ __all__ = [
     "frame",
     "kept_attributes",
     "known_meta",
+    "region_digests_problem",
     "to_json",
 ]
 
 FORMAT_VERSION = 1
-BLOCK = 16 << 20
-"""The number of bytes of ``out`` that each digest covers."""
-DIGEST_SIZE = 16
 MANIFEST_LIMIT = 4 << 30
 """The size of the largest manifest that is read, in bytes."""
 SKIPPED_FROM = 1000
@@ -174,7 +175,8 @@ class Entry(NamedTuple):
     `nbytes` is the size of ``out``. `digests` contains 16 bytes for each 16 MiB block of ``out``, or is empty if no
     digests are known; `content_digests` are those of the values, if ``out`` is encoded. `meta_digest` is set if
     ``meta`` is not in canonical form. `meta` is None for a folder without that file, as in OneFlow's oldest snapshots.
-    `witnessed` is true for an entry from a manifest, which the folder must match.
+    `witnessed` is true for an entry from a manifest, which the folder must match. `regions`, in order of their offsets,
+    take the place of `digests` for a variable that several processes wrote.
     """
 
     name: str
@@ -188,6 +190,7 @@ class Entry(NamedTuple):
     meta_digest: bytes = b""
     witnessed: bool = False
     content_digests: bytes = b""
+    regions: tuple[Region, ...] = ()
 
     @property
     def value_digests(self) -> bytes:
@@ -287,7 +290,9 @@ class Manifest(NamedTuple):
             entries=entries,
             files=_decode_files(body.files, entries.folders(), path, fields) if body.files else NO_FILES,
             unshared=body.unshared,
-            skipped=lambda: fields.skipped([body, *body.variables, *body.files]),
+            skipped=lambda: fields.skipped(
+                [body, *body.variables, *body.files, *(one for message in body.variables for one in message.regions)]
+            ),
         )
 
     def folders(self) -> dict[str, str]:
@@ -354,11 +359,21 @@ class _LazyEntries(Mapping[str, Entry]):
             message = self._messages[name]
             self._fields.check(message, name)
             entry = _decode_entry(message, self._path)
+            if message.regions:
+                entry = entry._replace(regions=self._regions(message, entry))
             if message.alias_of:
                 self._check_alias(message)
             self._check_folder(entry)
             self._made[name] = entry
         return entry
+
+    def _regions(self, message: manifest_pb2.Variable, entry: Entry) -> tuple[Region, ...]:
+        for one in message.regions:
+            self._fields.check(one, entry.name)
+        regions = tuple(sorted(Region(tuple(one.offsets), tuple(one.sizes), one.digests) for one in message.regions))
+        if (problem := _regions_problem(regions, entry)) is not None:
+            raise ManifestError(f"the manifest contradicts itself: {problem}", path=self._path, variable=entry.name)
+        return regions
 
     def folders(self) -> dict[str, str]:
         return {message.folder or name: message.encoding or RAW.name for name, message in self._messages.items()}
@@ -378,7 +393,7 @@ class _LazyEntries(Mapping[str, Entry]):
     def _check_alias(self, message: manifest_pb2.Variable) -> None:
         """Raise if a tied variable differs from the variable that it names: readers read only one of the two."""
         first = self._messages.get(message.alias_of)
-        if first is None or first.alias_of or _content(first) != _content(message):
+        if first is None or first.alias_of or not _is_alike(first, message):
             raise ManifestError(
                 f"the manifest contradicts itself: alias of {message.alias_of!r}, which does not have the same values",
                 path=self._path,
@@ -470,7 +485,7 @@ def _unframe(data: bytes, path: str) -> bytes:
 
 
 def _add_entry(messages: RepeatedCompositeFieldContainer[manifest_pb2.Variable], entry: Entry) -> None:
-    name, folder, _, nbytes, digests, encoding, attributes, alias_of, meta_digest, _, content_digests = entry
+    name, folder, _, nbytes, digests, encoding, attributes, alias_of, meta_digest, _, content_digests, regions = entry
     shape, data_type = known_meta(entry)
     try:
         message = messages.add(name=name, data_type=data_type.number, size=nbytes, digests=digests)
@@ -490,6 +505,13 @@ def _add_entry(messages: RepeatedCompositeFieldContainer[manifest_pb2.Variable],
         message.content_digests = content_digests
     if attributes:
         message.attributes = attributes_json(attributes, variable=name)
+    for region in regions:
+        message.regions.add(offsets=region.offsets, sizes=region.sizes, digests=region.digests)
+
+
+def _is_alike(a: manifest_pb2.Variable, b: manifest_pb2.Variable) -> bool:
+    """Tell whether two variables have the same content, in time that grows with the size of the smaller one."""
+    return _content(a) == _content(b) and all(map(operator.eq, a.regions, b.regions))
 
 
 def _content(message: manifest_pb2.Variable) -> tuple[Any, ...]:
@@ -500,6 +522,7 @@ def _content(message: manifest_pb2.Variable) -> tuple[Any, ...]:
         message.encoding,
         message.digests,
         message.content_digests,
+        len(message.regions),
     )
 
 
@@ -543,6 +566,29 @@ def _decode_entry(message: manifest_pb2.Variable, path: str) -> Entry:
         True,
         content,
     )
+
+
+def _regions_problem(regions: tuple[Region, ...], entry: Entry) -> str | None:
+    """Return why these cannot be the regions of an entry, in time that grows with their number; None if they can."""
+    if entry.digests:
+        return "there are digests of blocks and of regions"
+    if not is_plain(entry.encoding):
+        return f"there are regions of the encoding {entry.encoding!r}"
+    meta = known_meta(entry)
+    itemsize, rest = divmod(entry.nbytes, meta.elements or 1)
+    if rest:
+        return f"{plural(entry.nbytes, 'byte')} cannot hold {meta.elements} elements"
+    return tiling_problem(regions, meta.shape) or region_digests_problem(regions, itemsize)
+
+
+def region_digests_problem(regions: Iterable[Region], itemsize: int) -> str | None:
+    """Return what is wrong with the number of digests of placed regions; None if there is one for each 16 MiB."""
+    for region in regions:
+        nbytes = region.elements * itemsize
+        if len(region.digests) != DIGEST_SIZE * block_count(nbytes):
+            found = plural(len(region.digests), "byte")
+            return f"{found} of digests cannot cover the {plural(nbytes, 'byte')} of the region {region}"
+    return None
 
 
 def _decode_files(

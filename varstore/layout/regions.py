@@ -1,0 +1,143 @@
+"""The regions of a variable that several processes wrote: rectangles that tile it, with their own digests (FORMAT F5).
+
+A process that saves a part of a variable hashes what it writes. Its part is seldom a run of whole blocks of ``out``, so
+the digests are those of the region's own values in C order. All of this is arithmetic: nothing is read.
+"""
+
+from __future__ import annotations
+
+import math
+import operator
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import product
+from typing import NamedTuple
+
+from varstore.layout.digests import BLOCK
+from varstore.text.hints import plural
+
+__all__ = ["Region", "inside", "is_inside", "ordinary", "run_of", "runs", "tiling_problem"]
+
+_CUT_AXES = 8
+"""Axes that regions may cut."""
+_CORNERS = 1 << 20
+"""Corners of all regions of a variable, in the axes that are cut: of 131,072 regions if three axes are."""
+
+
+class Region(NamedTuple):
+    """A rectangle of a variable: where it begins and its extents, in elements per dimension.
+
+    `digests` has 16 bytes for each 16 MiB of its values in C order; a region without elements has none.
+    """
+
+    offsets: tuple[int, ...]
+    sizes: tuple[int, ...]
+    digests: bytes = b""
+
+    @property
+    def elements(self) -> int:
+        """The number of elements."""
+        return math.prod(self.sizes)
+
+    def within(self, origin: Sequence[int] | None = None) -> tuple[slice, ...]:
+        """Return the region as an index into the variable, or into what begins at `origin` within it."""
+        starts = self.offsets if origin is None else tuple(map(operator.sub, self.offsets, origin))
+        return tuple(slice(start, start + size) for start, size in zip(starts, self.sizes, strict=True))
+
+    def __str__(self) -> str:
+        rows = (f"{offset}:{offset + size}" for offset, size in zip(self.offsets, self.sizes, strict=True))
+        return f"[{', '.join(rows)}]"
+
+
+def runs(
+    offsets: Sequence[int], sizes: Sequence[int], shape: Sequence[int], itemsize: int
+) -> Iterator[tuple[int, int]]:
+    """Yield (offset in ``out``, bytes) of each run of a rectangle's values in C order, as long as it can be.
+
+    Example:
+        >>> list(runs((0, 1), (2, 2), (4, 3), itemsize=4)), list(runs((1, 0), (2, 3), (4, 3), itemsize=4))
+        ([(4, 8), (16, 8)], [(12, 24)])
+    """
+    if 0 in sizes:
+        return
+    strides = [itemsize * math.prod(shape[axis + 1 :]) for axis in range(len(shape))]
+    cut = max((axis for axis, size in enumerate(sizes) if size < shape[axis]), default=0)
+    nbytes = itemsize * math.prod(sizes[cut:])
+    first = sum(map(operator.mul, offsets[cut:], strides[cut:]))
+    outer = zip(offsets[:cut], sizes[:cut], strides, strict=False)
+    for starts in product(*(range(at * step, (at + size) * step, step) for at, size, step in outer)):
+        yield sum(starts, first), nbytes
+
+
+def run_of(offsets: Sequence[int], sizes: Sequence[int], shape: Sequence[int], itemsize: int) -> tuple[int, int] | None:
+    """Return (offset in ``out``, bytes) of a rectangle with elements that is one run there; None for another one."""
+    found = runs(offsets, sizes, shape, itemsize)
+    first = next(found, None)
+    return first if next(found, None) is None else None
+
+
+def tiling_problem(regions: Sequence[Region], shape: Sequence[int]) -> str | None:
+    """Return why regions do not tile an array of this shape, each element in exactly one of them; None if they do.
+
+    Each region adds the signed corners of its rectangle. Corners of neighbours cancel each other, and those of the
+    whole array remain if, and only if, the regions tile it. So the time grows with the number of corners, n log n.
+    """
+    for region in regions:
+        if (problem := _misplaced(region, shape)) is not None:
+            return f"the region {problem}"
+    filled = [region for region in regions if region.elements]
+    cut = [axis for axis, extent in enumerate(shape) if any(region.sizes[axis] != extent for region in filled)]
+    if len(cut) > _CUT_AXES or len(filled) << len(cut) > _CORNERS:
+        return f"there are too many regions: {len(filled):,} that cut {plural(len(cut), 'dimension')}"
+    if not math.prod(shape):
+        return None
+    corners: tuple[list[tuple[int, ...]], list[tuple[int, ...]]] = ([], [])
+    parities = [sum(ends) % 2 for ends in product((0, 1), repeat=len(cut))]
+    whole = Region((0,) * len(shape), tuple(shape))
+    for region, sign in [*((region, 0) for region in filled), (whole, 1)]:
+        edges = [(region.offsets[axis], region.offsets[axis] + region.sizes[axis]) for axis in cut]
+        for corner, parity in zip(product(*edges), parities, strict=True):
+            corners[parity ^ sign].append(corner)
+    if sorted(corners[0]) != sorted(corners[1]):  # sorted, not counted: a stranger can choose corners of equal hashes
+        covered = sum(region.elements for region in filled)
+        return f"the regions, of {plural(covered, 'element')} in all, do not tile {list(shape)}"
+    return None
+
+
+def _misplaced(region: Region, shape: Sequence[int]) -> str | None:
+    offsets, sizes, _ = region
+    if not len(offsets) == len(sizes) == len(shape):
+        has = f"{plural(len(offsets), 'offset')} and {plural(len(sizes), 'size')}"
+        return f"has {has} in {plural(len(shape), 'dimension')}"
+    if any(
+        offset < 0 or size < 0 or offset + size > extent
+        for offset, size, extent in zip(offsets, sizes, shape, strict=True)
+    ):
+        return f"{region} does not lie within {list(shape)}"
+    return None
+
+
+def inside(regions: Iterable[Region], offsets: Sequence[int], sizes: Sequence[int]) -> list[Region]:
+    """Return the regions with elements that lie within a rectangle."""
+    return [region for region in regions if region.elements and is_inside(region, offsets, sizes)]
+
+
+def is_inside(region: Region, offsets: Sequence[int], sizes: Sequence[int]) -> bool:
+    """Tell whether a region lies within a rectangle."""
+    return all(
+        begin <= offset and offset + size <= begin + extent
+        for offset, size, begin, extent in zip(region.offsets, region.sizes, offsets, sizes, strict=True)
+    )
+
+
+def ordinary(regions: Iterable[Region], shape: Sequence[int], itemsize: int) -> bytes | None:
+    """Return the digests of ``out``, where each of the regions that tile it is a run of whole blocks; else None."""
+    nbytes = math.prod(shape) * itemsize
+    placed: dict[int, bytes] = {}
+    for region in regions:
+        if not region.elements:
+            continue
+        run = run_of(region.offsets, region.sizes, shape, itemsize)
+        if run is None or run[0] % BLOCK or (sum(run) % BLOCK and sum(run) != nbytes):
+            return None
+        placed[run[0]] = region.digests
+    return b"".join(placed[start] for start in sorted(placed))
