@@ -151,6 +151,7 @@ ORDER: dict[str, tuple[str, ...]] = {
     ),
     "bundles": ("known", "onnx", "paddle", "oneflow", "together", "export"),
     "adapters": ("torch", "jax", "lightning", "transformers", "mindspore", "paddle", "zarr", "onnx"),
+    "adapters/jax": ("trees", "shards", "loading", "saving"),
     "adapters/zarr": ("data_types", "paths", "store", "tensorstore"),
     "adapters/torch": ("survey", "modules", "optimizers"),
     "adapters/paddle": ("state", "optimizers", "loading", "callback"),

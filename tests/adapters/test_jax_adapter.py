@@ -24,6 +24,7 @@ from jax.sharding import NamedSharding, PartitionSpec  # noqa: E402
 
 import varstore  # noqa: E402
 from varstore.adapters import jax as vj  # noqa: E402
+from varstore.adapters.jax.trees import is_key  # noqa: E402
 from varstore.disk.read.checkpoint import open_checkpoint  # noqa: E402
 from varstore.errors import ManifestError, UnsupportedDtype, UsageError, VariableMismatch  # noqa: E402
 from varstore.inspection.verify import verify  # noqa: E402
@@ -47,7 +48,7 @@ def same(a: Any, b: Any) -> bool:
     if jax.tree_util.tree_structure(a) != jax.tree_util.tree_structure(b):
         return False
     pairs = zip(jax.tree_util.tree_leaves(a), jax.tree_util.tree_leaves(b), strict=True)
-    pairs = [(jax.random.key_data(x), jax.random.key_data(y)) if vj._is_key(x) else (x, y) for x, y in pairs]
+    pairs = [(jax.random.key_data(x), jax.random.key_data(y)) if is_key(x) else (x, y) for x, y in pairs]
     return all(
         type(x) is type(y)
         and (
@@ -244,6 +245,7 @@ import jax, numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 import varstore as vs
 from varstore.adapters import jax as vj
+from varstore.adapters.jax.trees import is_key  # noqa: E402
 
 address, process = sys.argv[1], int(sys.argv[2])
 jax.config.update("jax_cpu_collectives_implementation", "gloo")

@@ -45,6 +45,7 @@ __all__ = [
     "framework_named",
     "locate",
     "place_of",
+    "require_type_of_jax",
     "strides_of",
     "to_jax",
     "to_torch",
@@ -287,24 +288,33 @@ def to_jax(array: np.ndarray, leaf: Leaf) -> Any:
     Raises:
         UsageError: jax would convert it to a narrower type, because 64-bit types are not enabled.
     """
+    require_type_of_jax(array.dtype, leaf.name)
+    return framework_named("jax").numpy.array(array)
+
+
+def require_type_of_jax(dtype: np.dtype[Any], variable: str) -> None:
+    """Check that jax keeps a type.
+
+    Raises:
+        UsageError: jax would convert an array of it to a narrower type, because 64-bit types are not enabled.
+    """
     jax = framework_named("jax")
     try:
-        kept = jax.dtypes.canonicalize_dtype(array.dtype)
+        kept = jax.dtypes.canonicalize_dtype(dtype)
     except TypeError as error:
         raise UsageError(
             "jax does not have this type",
-            variable=leaf.name,
-            found=f"dtype {array.dtype}",
+            variable=variable,
+            found=f"dtype {dtype}",
             hint="varstore.load gives numpy arrays",
         ) from error
-    if kept != array.dtype:
+    if kept != dtype:
         raise UsageError(
             "jax would convert this array to a narrower type",
-            variable=leaf.name,
-            found=f"dtype {array.dtype}",
+            variable=variable,
+            found=f"dtype {dtype}",
             hint="enable 64-bit types: jax.config.update('jax_enable_x64', True)",
         )
-    return jax.numpy.array(array)
 
 
 def as_array(value: Any) -> tuple[Any, dict[str, Any]] | None:
