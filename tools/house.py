@@ -82,13 +82,14 @@ ORDER: dict[str, tuple[str, ...]] = {
         "appearing",
     ),
     "disk": ("progress", "threads", "blocks", "encodings", "save", "read", "seal", "relink"),
-    "disk/encodings": ("raw", "codecs", "zarr", "table", "companions"),
+    "disk/encodings": ("stored", "raw", "codecs", "zarr", "table", "companions"),
     "disk/save": (
         *("space", "durability", "foreign", "leftovers", "staging"),
         *("folders", "large_file", "small_files", "encoded", "links", "incremental", "attached", "writer"),
     ),
     "disk/read": (
         "checks",
+        "stored",
         "digests",
         "batches",
         "whole",

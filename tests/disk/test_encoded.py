@@ -20,12 +20,13 @@ import varstore as vs
 from varstore.cli import main
 from varstore.disk.encodings import codecs
 from varstore.disk.encodings.zarr import pack
+from varstore.disk.read import stored
 from varstore.disk.save import encoded
 from varstore.errors import DigestMismatch, FormatError, ManifestError, MissingDependency, StorageError, UsageError
 from varstore.layout import shards
 from varstore.layout.dtypes import TABLE
 from varstore.layout.encodings import ENCODINGS, ZARR
-from varstore.layout.manifest import Manifest
+from varstore.layout.manifest import BLOCK, Manifest
 
 pytest.importorskip("numcodecs")
 pytestmark = pytest.mark.core
@@ -281,7 +282,16 @@ def test_sealing_decodes_values_of_another_form(packed):
         vs.seal(packed.path)
 
 
-NOWHERE = [(0, 1 << 63), (1 << 63, 100), ((1 << 64) - 1, (1 << 64) - 1), (80_000, 400_000), (7, 100), (0, 0), (0, 15)]
+NOWHERE = [
+    (0, 1 << 63),
+    (1 << 63, 100),
+    ((1 << 64) - 1, (1 << 64) - 1),
+    (80_000, 400_000),
+    (7, 100),
+    (0, 0),
+    (0, 15),
+    (1, 100),
+]
 
 
 @pytest.mark.parametrize("place", NOWHERE, ids=str)
@@ -351,17 +361,101 @@ def test_without_its_manifest_it_is_read_and_sealed(tmp_path, packed, values):
     assert vs.verify(packed.path).ok
 
 
-@pytest.mark.parametrize("place", [0, 5000, -30, -2])
-def test_damage_is_found_before_it_is_decoded(packed, place):
-    out = Path(packed.path) / "net/w/out"
-    data = bytearray(out.read_bytes())
-    data[place] ^= 0x40
+def flipped(out, place):
+    """Flip a bit in a file."""
+    with open(out, "r+b") as file:
+        file.seek(place)
+        (byte,) = file.read(1)
+        file.seek(place)
+        file.write(bytes([byte ^ 0x40]))
+
+
+def chunks_of(out, count):
+    """Return the stored bytes of each chunk and where they end, as F9 places them."""
+    data = out.read_bytes()
+    places = np.frombuffer(data[-16 * count - 4 : -4], "<u8").reshape(-1, 2).tolist()
+    return [data[start : start + size] for start, size in places], [start + size for start, size in places]
+
+
+@pytest.fixture
+def shown(monkeypatch):
+    """The compressed bytes that a decoder is given."""
+    found = []
+
+    def watched(packed, target, *, itemsize):
+        found.append(bytes(packed))
+        codecs.decompress(packed, target, itemsize=itemsize)
+
+    monkeypatch.setattr("varstore.disk.encodings.zarr.decompress", watched)
+    return found
+
+
+def through_zarr(path):
+    zarr = pytest.importorskip("zarr", minversion="3.1")
+    from varstore.adapters.zarr import CheckpointStore
+
+    return zarr.open_group(CheckpointStore(path), mode="r")["w"][2, :5]
+
+
+WAYS = {
+    "load": vs.load,
+    "load with one thread": lambda path: vs.load(path, threads=1),
+    "load_into": lambda path: vs.load_into({"w": np.empty((4, 1 << 18), np.float32)}, path),
+    "load_into columns": lambda path: vs.load_into({"w": np.empty((4, 1 << 18, 2), np.float32)[..., 0]}, path),
+    "load_into another type": lambda path: vs.load_into({"w": np.empty((4, 1 << 18))}, path, cast=True),
+    "numpy": lambda path: vs.open(path)["w"].numpy(),
+    "a slice": lambda path: vs.open(path)["w"][2, 7:9],
+    "a slice of all": lambda path: vs.open(path)["w"][:],
+    "mean": lambda path: vs.open(path)["w"].mean(),
+    "unpack": lambda path: vs.unpack(path, path / "../unpacked", overwrite=True),
+    "zarr": through_zarr,
+}
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_damage_is_found_before_it_is_decoded(tmp_path, shown, way):
+    array = smooth(4, 1 << 18)
+    out = Path(vs.save(tmp_path / "c", {"w": array}, encoding="zarr", durable=False).path) / "w/out"
     out.chmod(0o644)
-    out.write_bytes(data)
-    assert not vs.verify(packed.path).ok
-    for read in (lambda: vs.load(packed.path), packed["net/w"].numpy, lambda: packed["net/w"][:]):
-        with pytest.raises(DigestMismatch):
-            read()
+    chunks, ends = chunks_of(out, 4)
+    for place in (*[end - len(chunk) // 2 for chunk, end in zip(chunks, ends, strict=True)], ends[-1] + 5):
+        flipped(out, place)
+        with pytest.raises(DigestMismatch, match="does not hold the bytes that were saved") as caught:
+            WAYS[way](tmp_path / "c")
+        assert caught.value.field == f"bytes 0 to {out.stat().st_size}"
+        assert not vs.verify(tmp_path / "c").ok
+        assert shown == []
+        flipped(out, place)
+    WAYS[way](tmp_path / "c")
+    assert {*shown} <= {*chunks}
+    assert shown
+
+
+def test_blocks_are_read_once_and_no_decoder_sees_damage_in_any(tmp_path, shown, monkeypatch):
+    array = RNG.standard_normal((36, 1 << 18), np.float32)
+    out = Path(vs.save(tmp_path / "c", {"w": array}, encoding="zarr", durable=False).path) / "w/out"
+    out.chmod(0o644)
+    chunks, ends = chunks_of(out, 36)
+    read, read_block = [], stored.read_block
+
+    def counted(fd, target, offset, *, hashed):
+        read.append(offset)
+        return read_block(fd, target, offset, hashed=hashed)
+
+    monkeypatch.setattr(stored, "read_block", counted)
+    for threads in (1, 3):
+        require_equal(vs.load(tmp_path / "c", threads=threads), {"w": array})
+        assert sorted(read) == [0, BLOCK, 2 * BLOCK]
+        assert sorted(shown) == sorted(chunks)
+        read.clear()
+        shown.clear()
+    for block in range(3):
+        place = min((block + 1) * BLOCK, ends[-1]) - 1  # in a chunk that goes on in the next block
+        flipped(out, place)
+        with pytest.raises(DigestMismatch, match=f"bytes {block * BLOCK} to"):
+            vs.load(tmp_path / "c", threads=2)
+        assert {*shown} <= {*chunks}
+        flipped(out, place)
 
 
 def test_no_chunk_is_decoded_into_more_than_its_size(packed, monkeypatch):

@@ -31,9 +31,9 @@ def stored_dtype(meta, nbytes):
     return meta.data_type.dtype if nbytes == len(HEAD) + meta.elements * meta.data_type.dtype.itemsize else None
 
 
-def read(fd, variable, target, offset, hashed):
+def read(stored, variable, target, offset, hashed):
     assert not hashed  # no digests of the values are known
-    data = np.frombuffer(os.pread(fd, target.nbytes, len(HEAD) + offset), np.uint8)
+    data = np.frombuffer(stored.read(target.nbytes, len(HEAD) + offset), np.uint8)
     target[...] = ~data
     return b""
 

@@ -33,6 +33,9 @@ def pack(
     those that compression makes hardly smaller, and those that a graph reads, stay raw. They are linked, and so are
     variables that are packed already.
 
+    Where a variable is read whole, what is stored is compared with its digests before it is decompressed, as it is for
+    a slice if the variable has at most 2 MiB when packed.
+
     Args:
         source: a checkpoint's directory, or an open one.
         target: a path that does not exist, or an empty directory.

@@ -41,7 +41,7 @@ def compressor(codec: dict[str, Any]) -> Callable[[Any], bytes]:
     return lambda values: bytes(blosc.compress(values, name, level, shuffle, options["blocksize"], options["typesize"]))
 
 
-def decompress(packed: bytes, target: np.ndarray, *, itemsize: int) -> None:
+def decompress(packed: bytes | memoryview, target: np.ndarray, *, itemsize: int) -> None:
     """Fill a row of bytes with a chunk of elements of this size.
 
     Raises:
@@ -59,7 +59,7 @@ def decompress(packed: bytes, target: np.ndarray, *, itemsize: int) -> None:
         raise Undecodable(f"a chunk cannot be decompressed: {error}") from None
 
 
-def blosc_size(packed: bytes) -> int:
+def blosc_size(packed: bytes | memoryview) -> int:
     """Return the size of the content in the header of a chunk.
 
     Raises:
@@ -73,7 +73,7 @@ def blosc_size(packed: bytes) -> int:
     return int(stated)
 
 
-def zstd_size(packed: bytes) -> int | None:
+def zstd_size(packed: bytes | memoryview) -> int | None:
     """Return the size of the content in the header of a frame (RFC 8878, 3.1.1.1); None if it does not state one.
 
     Raises:
@@ -89,7 +89,7 @@ def zstd_size(packed: bytes) -> int | None:
     return int.from_bytes(packed[start : start + width], "little") + (256 if width == 2 else 0)
 
 
-def crc32c(content: bytes) -> int:
+def crc32c(content: bytes | memoryview) -> int:
     """Return the CRC-32C of bytes.
 
     Raises:

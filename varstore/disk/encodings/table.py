@@ -8,6 +8,7 @@ import numpy as np
 
 from varstore.disk.encodings import raw, zarr
 from varstore.disk.encodings.codecs import Undecodable
+from varstore.disk.encodings.stored import Stored
 from varstore.errors import DigestMismatch
 from varstore.layout.encodings import RAW, ZARR
 from varstore.layout.readable import Readable
@@ -15,8 +16,8 @@ from varstore.storage.directory import Directory
 
 __all__ = ["READERS", "Reader", "read_part"]
 
-Reader = Callable[[int, Readable, np.ndarray, int, bool], bytes]
-"""Takes the descriptor of ``out``, the variable, a row of bytes to fill, the offset in the values, and whether to
+Reader = Callable[[Stored, Readable, np.ndarray, int, bool], bytes]
+"""Takes the open ``out``, the variable, a row of bytes to fill, the offset in the values, and whether to
 hash; returns the digest of what it gave, b"" if not hashed. Raises OSError where the file ends before, and
 Undecodable where what is stored cannot be decoded."""
 
@@ -24,7 +25,7 @@ READERS: dict[str, Reader] = {RAW.name: raw.read, ZARR.name: zarr.read}
 
 
 def read_part(
-    directory: Directory, fd: int, variable: Readable, target: np.ndarray, offset: int, *, hashed: bool
+    directory: Directory, stored: Stored, variable: Readable, target: np.ndarray, offset: int, *, hashed: bool
 ) -> bytes:
     """Fill a row of bytes with those of the values from this offset on; return their digest, b"" if not hashed.
 
@@ -36,7 +37,7 @@ def read_part(
         MissingDependency: a package that decodes them is not installed.
     """
     try:
-        return READERS[variable.encoding.name](fd, variable, target, offset, hashed)
+        return READERS[variable.encoding.name](stored, variable, target, offset, hashed)
     except Undecodable as error:
         raise DigestMismatch(
             "out does not hold values that can be decoded",

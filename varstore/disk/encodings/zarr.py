@@ -10,51 +10,47 @@ import numpy as np
 import xxhash
 
 from varstore.disk.encodings.codecs import Undecodable, compressor, crc32c, decompress
+from varstore.disk.encodings.stored import Stored
 from varstore.layout.readable import Readable
 from varstore.layout.shards import Level, Shard
-from varstore.storage import syscalls
 
 __all__ = ["index", "pack", "read"]
 
 
-def read(fd: int, variable: Readable, target: np.ndarray, offset: int, hashed: bool) -> bytes:
+def read(stored: Stored, variable: Readable, target: np.ndarray, offset: int, hashed: bool) -> bytes:
     """Fill a row of bytes with those of the values from this offset on; see `varstore.disk.encodings.table`."""
     shard = Shard(variable.shape, variable.dtype)
     size = variable.dtype.itemsize
     chunks = shard.chunks
     begin, end = offset, offset + target.nbytes
     numbers = chunks.covering(begin // size, -(-end // size))
-    places = _places(fd, variable.entry.nbytes, shard)[numbers.start : numbers.stop].tolist()
+    places = _places(stored, variable.entry.nbytes, shard)[numbers.start : numbers.stop].tolist()
     for number, (place, packed_nbytes) in zip(numbers, places, strict=True):
         start, stop = (at * size for at in chunks.numbered(number))
-        packed = _packed(fd, place, packed_nbytes, variable.entry.nbytes, shard)
         is_inside = begin <= start and stop <= end and stop - start == shard.chunk_nbytes
         row = target[start - begin : stop - begin] if is_inside else np.empty(shard.chunk_nbytes, np.uint8)
-        decompress(packed, row, itemsize=size)
+        decompress(stored.read(packed_nbytes, place), row, itemsize=size)
         if not is_inside:
             first, last = max(start, begin), min(stop, end)
             target[first - begin : last - begin] = row[first - start : last - start]
     return xxhash.xxh3_128_digest(target.data) if hashed else b""
 
 
-def _places(fd: int, nbytes: int, shard: Shard) -> np.ndarray:
-    """Return the offset and the size of each chunk, from the index."""
-    found = syscalls.pread(fd, shard.index_nbytes, nbytes - shard.index_nbytes)
-    if len(found) != shard.index_nbytes:
-        raise OSError("the file became shorter while it was read")
+def _places(stored: Stored, nbytes: int, shard: Shard) -> np.ndarray:
+    """Return the offset and the size of each chunk, from the index; they lie one after the other, as F9 says."""
+    found = stored.read(shard.index_nbytes, nbytes - shard.index_nbytes)
     content, stated = found[:-4], int.from_bytes(found[-4:], "little")
     if crc32c(content) != stated:
         raise Undecodable("the index does not match its checksum")
-    return np.frombuffer(content, "<u8").reshape(-1, 2)
-
-
-def _packed(fd: int, place: int, packed_nbytes: int, nbytes: int, shard: Shard) -> bytes:
-    if packed_nbytes > shard.packed_limit or place + packed_nbytes > nbytes - shard.index_nbytes:
-        raise Undecodable(f"the index places a chunk of {packed_nbytes} bytes at {place} in a file of {nbytes}")
-    packed = syscalls.pread(fd, packed_nbytes, place)
-    if len(packed) != packed_nbytes:
-        raise OSError("the file became shorter while it was read")
-    return packed
+    places = np.frombuffer(content, "<u8").reshape(-1, 2)
+    offsets, sizes = places.T
+    ends = np.cumsum(sizes)
+    wrong = (offsets != ends - sizes) | (sizes > shard.packed_limit)
+    wrong[-1] |= ends[-1] != nbytes - shard.index_nbytes
+    if wrong.any():
+        offset, size = places[wrong.argmax()]
+        raise Undecodable(f"the index places a chunk of {size} bytes at {offset} in a file of {nbytes}")
+    return places
 
 
 def pack(values: np.ndarray, shard: Shard, numbers: range, level: Level) -> list[bytes]:

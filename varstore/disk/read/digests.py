@@ -7,6 +7,7 @@ from collections.abc import Iterable
 import numpy as np
 
 from varstore.disk.blocks import BlockHasher, digest_file_block, spans
+from varstore.disk.encodings.stored import Stored
 from varstore.disk.encodings.table import read_part
 from varstore.disk.read.checks import check_digest
 from varstore.layout.attached import FileEntry
@@ -58,5 +59,5 @@ def content_digests(directory: Directory, variable: Readable) -> bytes:
     with directory.out(variable.entry) as fd:
         for start, stop in spans(variable.nbytes):
             row = np.empty(stop - start, np.uint8)
-            digests.append(read_part(directory, fd, variable, row, start, hashed=True))
+            digests.append(read_part(directory, Stored(fd), variable, row, start, hashed=True))
     return b"".join(digests)

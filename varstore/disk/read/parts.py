@@ -11,8 +11,10 @@ from typing import Any
 import numpy as np
 import xxhash
 
+from varstore.disk.encodings.stored import Stored
 from varstore.disk.encodings.table import read_part
 from varstore.disk.read.checks import check_digest
+from varstore.disk.read.stored import stored_blocks
 from varstore.disk.read.whole import read_values
 from varstore.layout.location import Location
 from varstore.layout.manifest import BLOCK
@@ -25,12 +27,15 @@ __all__ = ["chunk_indices", "read_index", "read_run", "row_chunks"]
 
 _AT_ONCE = 4 << 20
 """Bytes of a chunk."""
+_SHORT = 2 << 20
+"""Bytes of an encoded ``out`` that is read whole for a slice: that takes about as long as to decode a chunk."""
 
 
 def read_index(location: Location, variable: Readable, index: Any) -> Any:
     """Return ``array[index]`` of the variable's values, reading the elements that it needs and few others.
 
-    Digests cover whole blocks, so they are checked only where the index needs all values.
+    Digests cover whole blocks, so they are checked only where the index needs all values, or ``out`` is encoded and so
+    short that a part of it takes as long to read.
     """
     with translated(location.path, "reading failed"), _Out(location, variable) as out:
         return read_indexed(
@@ -45,13 +50,15 @@ def read_index(location: Location, variable: Readable, index: Any) -> Any:
 class _Out:
     """A variable's ``out``, open from the first read on: an index that is wrong, or needs nothing, opens nothing."""
 
-    __slots__ = ("_directory", "_fd", "_is_open", "_variable")
+    __slots__ = ("_directory", "_fd", "_is_open", "_source", "_variable")
 
     def __init__(self, location: Location, variable: Readable) -> None:
         self._variable = variable
         self._directory = Directory(location)
         self._is_open = False
         self._fd = -1
+        is_short = variable.entry.nbytes <= _SHORT
+        self._source = stored_blocks(self._directory, variable) if is_short else Stored
 
     def __enter__(self) -> _Out:
         return self
@@ -63,7 +70,7 @@ class _Out:
             self._is_open = True
             self._fd = self._directory.open_out(self._variable.entry)
         values = np.empty(size, np.uint8)
-        read_part(self._directory, self._fd, self._variable, values, offset, hashed=False)
+        read_part(self._directory, self._source(self._fd), self._variable, values, offset, hashed=False)
         return values
 
     def __exit__(
@@ -80,7 +87,8 @@ class _Out:
 def read_run(location: Location, variable: Readable, start: int, stop: int) -> np.ndarray:
     """Return the elements from `start` to `stop` in C order, as a row; every byte is compared with its digest.
 
-    Digests cover blocks of 16 MiB, so the blocks that the run begins and ends in are read whole.
+    Digests cover blocks of 16 MiB, so the blocks that the run begins and ends in are read whole, of what is stored if
+    that is encoded.
 
     Raises:
         DigestMismatch: the bytes are not those that were saved.
@@ -89,14 +97,15 @@ def read_run(location: Location, variable: Readable, start: int, stop: int) -> n
     values = np.empty(stop - start, variable.stored)
     flat, first, last = values.view(np.uint8), start * size, stop * size
     with translated(location.path, "reading failed"), Directory(location) as directory, directory.out(entry) as fd:
-        if not variable.digests:
-            read_part(directory, fd, variable, flat, first, hashed=False)
+        source = stored_blocks(directory, variable)
+        if source is not Stored or not variable.digests:
+            read_part(directory, source(fd), variable, flat, first, hashed=False)
             return values.astype(variable.dtype, copy=False)
         for block in range(first // BLOCK, -(-last // BLOCK)):
             begin, end = block * BLOCK, min((block + 1) * BLOCK, variable.nbytes)
             is_inside = first <= begin and end <= last
             row = flat[begin - first : end - first] if is_inside else np.empty(end - begin, np.uint8)
-            digest = read_part(directory, fd, variable, row, begin, hashed=True)
+            digest = read_part(directory, Stored(fd), variable, row, begin, hashed=True)
             check_digest(directory, entry, variable.digests, block, digest)
             if not is_inside:
                 wanted = slice(max(first, begin), min(last, end))
@@ -118,6 +127,7 @@ def row_chunks(location: Location, variable: Readable, *, verify: bool) -> Itera
         Directory(location) as directory,
         directory.out(entry) as fd,
     ):
+        source = stored_blocks(directory, variable) if verify else Stored
         for index, shape in chunk_indices(variable.shape, variable.stored.itemsize):
             values = np.empty(shape, variable.stored)
             flat = values.reshape(-1).view(np.uint8)
@@ -125,7 +135,7 @@ def row_chunks(location: Location, variable: Readable, *, verify: bool) -> Itera
             while done < flat.nbytes:
                 step = min(BLOCK - (offset + done) % BLOCK, flat.nbytes - done)
                 piece = flat[done : done + step]
-                read_part(directory, fd, variable, piece, offset + done, hashed=False)
+                read_part(directory, source(fd), variable, piece, offset + done, hashed=False)
                 done += step
                 if verify and digests:
                     hasher.update(piece.data)

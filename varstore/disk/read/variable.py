@@ -26,8 +26,9 @@ __all__ = ["Variable"]
 class Variable(Stored):
     """A variable on disk: `numpy` and ``np.asarray`` read all of it, ``[]`` only what the index asks for.
 
-    `save` links it instead of copying it. Reading all of it checks the digests; a slice does not. A variable can be
-    pickled: another process on this machine reads the same values, or is told that the checkpoint was replaced.
+    `save` links it instead of copying it. Reading all of it checks the digests; a slice does not, except of a packed
+    variable of at most 2 MiB. A variable can be pickled: another process on this machine reads the same values, or is
+    told that the checkpoint was replaced.
 
     Example:
         >>> checkpoint = vs.save("lenet", {"fc/weight": np.arange(12.0).reshape(3, 4)})

@@ -11,9 +11,11 @@ from functools import partial
 import numpy as np
 
 from varstore.disk.blocks import SMALL, spans
+from varstore.disk.encodings.stored import Stored
 from varstore.disk.encodings.table import read_part
 from varstore.disk.read.batches import BATCH_FILES, batches, read_batch
 from varstore.disk.read.checks import check_digest
+from varstore.disk.read.stored import stored_blocks
 from varstore.disk.threads import SLOW, Job, Lane, do_here_until_slow, in_lanes, piece, run, thread_count
 from varstore.errors import UsageError
 from varstore.layout.location import Location
@@ -195,14 +197,18 @@ class _Work:
     def _lanes(self, indices: list[int]) -> Iterator[Lane]:
         for index in indices:
             variable = self._variables[index]
-            yield Lane(spans(variable.nbytes), partial(self._read_block, variable, self._destination.row(index)))
+            source = stored_blocks(self._directory, variable) if self._verify else Stored
+            row = self._destination.row(index)
+            yield Lane(spans(variable.nbytes), partial(self._read_block, variable, source, row))
 
-    def _read_block(self, variable: Readable, row: np.ndarray, start: int, stop: int) -> None:
+    def _read_block(
+        self, variable: Readable, source: Callable[[int], Stored], row: np.ndarray, start: int, stop: int
+    ) -> None:
         entry = variable.entry
         target = row[start:stop]
         with self._directory.out(entry) as fd:
             is_hashed = self._verify and bool(variable.digests)
-            digest = read_part(self._directory, fd, variable, target, start, hashed=is_hashed)
+            digest = read_part(self._directory, source(fd), variable, target, start, hashed=is_hashed)
         if self._verify:
             check_digest(self._directory, entry, variable.digests, start // BLOCK, digest)
         if self._advance:
