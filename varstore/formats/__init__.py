@@ -116,7 +116,7 @@ given:
 An ONNX file is a program. To change its values, write a copy of it: `vs.write("new.onnx", values, model="old.onnx")`
 replaces the initializers that `values` names. So does `vs.write("new.pdiparams", values, model="old")` for a program of
 Paddle, with its other methods and the files beside it, and `vs.write("new.pt2", values, model="old.pt2")` for one that
-PyTorch 2.9 or later exported; MindSpore's are called `.mindir`.
+PyTorch exported; MindSpore's are called `.mindir`.
 
 ## For OneFlow
 

@@ -27,7 +27,7 @@ from varstore.formats.binary.slices import stream_of
 from varstore.formats.binary.source import Source
 from varstore.storage.appearing import replacing
 
-__all__ = ["LOCAL", "MAGIC", "Member", "archive_members", "is_zip", "leads_out", "new_archive"]
+__all__ = ["LOCAL", "MAGIC", "Member", "Window", "archive_members", "is_zip", "leads_out", "new_archive"]
 
 MAGIC = b"PK\3\4"
 _EMPTY = b"PK\5\6"
@@ -117,7 +117,7 @@ def archive_members(
         SizeMismatch: it ends early; a member claims to be larger than its compressed bytes can be.
         UnsafeContent: a name leads out of the archive, or two members overlap or have the same name.
     """
-    window = _Window(source, base, source.size - base if size is None else size)
+    window = Window(source, base, source.size - base if size is None else size)
     try:
         with stream_of(window) as file, zipfile.ZipFile(file) as archive:
             infos, limit = archive.infolist(), archive.start_dir
@@ -144,7 +144,7 @@ def archive_members(
     return {info.filename: members[info.filename] for info in infos if info.filename in members}
 
 
-def _ends_early(window: _Window, least: Callable[[], int] | None) -> SizeMismatch:
+def _ends_early(window: Window, least: Callable[[], int] | None) -> SizeMismatch:
     """Return the error for an archive that begins like one, and does not have the directory at its end."""
     known = _stated_size(window)
     if least is not None:
@@ -159,7 +159,7 @@ def _ends_early(window: _Window, least: Callable[[], int] | None) -> SizeMismatc
     )
 
 
-def _stated_size(window: _Window) -> int:
+def _stated_size(window: Window) -> int:
     """Return where the last member begins or ends of which a local header states the size."""
     at = 0
     for _ in range(_MOST_LOCAL):
@@ -178,7 +178,7 @@ def _stated_size(window: _Window) -> int:
     return at
 
 
-class _Window:
+class Window:
     """A part of a file, with offsets relative to its start."""
 
     def __init__(self, source: Source, base: int, size: int) -> None:
@@ -190,6 +190,7 @@ class _Window:
         """The last error of the operating system."""
 
     def read(self, offset: int, size: int) -> np.ndarray:
+        """Return a range as a new array of uint8."""
         try:
             return self.source.read(self.base + offset, size)
         except OSError as error:
@@ -205,7 +206,7 @@ class Member:
 
     __slots__ = ("_limit", "_place", "_window", "crc", "method", "name", "packed", "path", "size")
 
-    def __init__(self, window: _Window, info: zipfile.ZipInfo, limit: int) -> None:
+    def __init__(self, window: Window, info: zipfile.ZipInfo, limit: int) -> None:
         self._window = window
         self._place = (info.header_offset, False)
         self._limit = limit
@@ -215,6 +216,11 @@ class Member:
         self.packed = info.compress_size
         self.size = info.file_size
         self.crc = info.CRC
+
+    @property
+    def base(self) -> int:
+        """The position of the first byte of the archive in the file, which may hold an archive within another one."""
+        return self._window.base
 
     @property
     def is_plain(self) -> bool:

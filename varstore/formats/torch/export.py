@@ -28,7 +28,7 @@ from varstore.formats.torch.zip import least_size, locate, read_members, read_zi
 from varstore.training.tensors import PARAMETER
 from varstore.values.lazy import LazyArray
 
-__all__ = ["index_of", "is_big_endian", "layout_of", "listed_weights", "read_archive"]
+__all__ = ["read_archive"]
 
 _OLD, _NEW = "serialized_exported_program.json", "/archive_format"
 _OLD_WEIGHTS = "serialized_state_dict.pt"
@@ -126,10 +126,10 @@ def _indexed(
     is_checked: bool,
 ) -> OrderedDict[str, Any]:
     """Return the weights that an index lists; `nested` opens a member that is a file of `torch.save`."""
-    swapped = is_big_endian(members, index)
+    swapped = _is_big_endian(members, index)
     storages = Storages(budget)
     tree: OrderedDict[str, Any] = OrderedDict()
-    for name, member, about in listed_weights(source, members, index, budget):
+    for name, member, about in _listed_weights(source, members, index, budget):
         if about.get("use_pickle"):
             tree[name] = nested(member)
             continue
@@ -139,21 +139,13 @@ def _indexed(
     return tree
 
 
-def index_of(members: Mapping[str, Member]) -> Member | None:
-    """Return the index of the weights, if there is one index in the archive, and no weights in another form."""
-    roots = [name.removesuffix(_NEW[1:]) for name in members if name.count("/") == 1 and name.endswith(_NEW)]
-    folder = f"{roots[0]}data/weights/" if roots else ""
-    found = list(_models(members, folder, _INDEX).values()) if folder else []
-    return found[0] if len(found) == 1 else None
-
-
-def is_big_endian(members: Mapping[str, Member], index: Member) -> bool:
+def _is_big_endian(members: Mapping[str, Member], index: Member) -> bool:
     """Tell whether the weights beside an index have their most significant byte first."""
     order = members.get(f"{index.name.partition('/')[0]}/byteorder")
     return order is not None and order.read(0, min(3, order.size)).tobytes() == b"big"
 
 
-def listed_weights(
+def _listed_weights(
     source: Source, members: Mapping[str, Member], index: Member, budget: Budget
 ) -> Iterator[tuple[str, Member, dict[str, Any]]]:
     """Yield the name of each weight that an index lists, the member that holds it, and what is said of it.
@@ -179,7 +171,7 @@ def listed_weights(
         yield name, member, about
 
 
-def layout_of(about: dict[str, Any], path: str, name: str) -> tuple[np.dtype[Any], Any, Any, Any]:
+def _layout_of(about: dict[str, Any], path: str, name: str) -> tuple[np.dtype[Any], Any, Any, Any]:
     """Return the type, shape, strides and offset of a weight; the last three are checked where a view is made.
 
     Raises:
@@ -202,7 +194,7 @@ def layout_of(about: dict[str, Any], path: str, name: str) -> tuple[np.dtype[Any
 
 
 def _weight(storages: Storages, member: Member, about: dict[str, Any], path: str, name: str) -> LazyArray:
-    dtype, shape, strides, offset = layout_of(about, path, name)
+    dtype, shape, strides, offset = _layout_of(about, path, name)
     found = storages.view(storages.find(_BYTES, member.name, member.size), offset, shape, strides, dtype)
     if about.get("is_param") is True:
         requires_grad = about["tensor_meta"].get("requires_grad") is True

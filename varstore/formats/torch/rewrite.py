@@ -1,7 +1,7 @@
 """Copies of an exported program of PyTorch (``.pt2``) with other weights.
 
-Since PyTorch 2.9, the bytes of each weight are a member of the archive. They are replaced in place, with their
-checksums; everything else is copied byte for byte, and no code or graph is read.
+The bytes of weights are members of the archive or, before PyTorch 2.9, of a file of `torch.save` in it. They are
+replaced in place, with their checksums; everything else is copied byte for byte, and no code or graph is read.
 """
 
 from __future__ import annotations
@@ -17,9 +17,11 @@ from varstore.errors import FormatError, UsageError, VariableMismatch
 from varstore.formats.binary.budget import Budget
 from varstore.formats.binary.patched import copy_archive
 from varstore.formats.binary.source import Source
-from varstore.formats.binary.zip import Member, archive_members
+from varstore.formats.binary.zip import Member
+from varstore.formats.opened import ForeignCheckpoint
 from varstore.formats.state.flat import check_fits, fetch_plain, flat_arrays
-from varstore.formats.torch.export import index_of, is_big_endian, layout_of, listed_weights, read_archive
+from varstore.formats.torch.export import read_archive
+from varstore.formats.torch.tensors import storage_of
 from varstore.storage.appearing import replacing
 from varstore.values.lazy import LazyArray
 
@@ -35,51 +37,53 @@ def write_program(path: str, state: Any, model: str) -> None:
         UsageError: the copy and the model are the same file.
         VariableNotFound, VariableMismatch: the program does not have a weight, or not of this shape or type; or two
             weights that are one in the program get different values.
-        FormatError: it is not an exported program of PyTorch 2.9 or later, or damaged.
+        FormatError: it is not an exported program of PyTorch, or damaged.
     """
     arrays = flat_arrays(state, format="torch")
     source = Source(model)
     if os.path.realpath(path) == os.path.realpath(model):
         raise UsageError("the copy and the model are the same", path=path, hint="write it to another path")
-    members = archive_members(source)
-    index = index_of(members)
-    if index is None:
-        raise FormatError(
-            "this is not an exported program whose weights can be replaced",
-            path=model,
-            expected="a file of torch.export.save of PyTorch 2.9 or later",
-            hint="load it with a later version of PyTorch, and save it again",
-        )
-    known = read_archive(source, Budget(model, source.size), encoding="utf-8", unknown="opaque")
+    known = opened_program(source)
+    changes: dict[Member, list[_Change]] = {}
     for name, array in arrays.items():
         check_fits(model, name, array, known)
-    order = ">" if is_big_endian(members, index) else "="
-    changes: dict[str, list[_Change]] = {}
-    for name, member, about in listed_weights(source, members, index, Budget(model, source.size)):
-        if name in arrays and arrays[name].size:  # the offset of an empty weight need not be in its member
-            if about.get("use_pickle"):
-                raise FormatError("the program holds this weight as a pickle", path=model, variable=name)
-            changes.setdefault(member.name, []).append(_change(name, arrays[name], member, about, order, model))
-    contents = {name: partial(_changed, made, model) for name, made in changes.items()}
+        if array.size:  # the offset of an empty weight need not be in its member
+            member, elements = _place_of(model, name, known[name])
+            changes.setdefault(member, []).append((name, array, elements))
     with replacing(path) as file:
-        copy_archive(file, source, members, contents)
+        copy_archive(file, source, {member: partial(_changed, made, model) for member, made in changes.items()})
 
 
 _Change = tuple[str, LazyArray, Callable[[np.ndarray], np.ndarray]]
 """The name of a weight, its new values, and what gives its elements among the bytes of a member."""
 
 
-def _change(name: str, array: LazyArray, member: Member, about: dict[str, Any], order: Any, model: str) -> _Change:
-    dtype, shape, strides, offset = layout_of(about, model, name)
-    if dtype.shape:
-        raise FormatError("weights of this type cannot be replaced", path=member.path, variable=name, found=str(dtype))
-    size = dtype.itemsize
-    steps = [size * step if extent > 1 else 0 for step, extent in zip(strides, shape, strict=True)]
+def opened_program(source: Source) -> ForeignCheckpoint:
+    """Open an exported program.
+
+    Raises:
+        FormatError: it is not one, or damaged.
+    """
+    found = read_archive(source, Budget(source.path, source.size), encoding="utf-8", unknown="opaque")
+    if not found.attributes.get("exported"):
+        raise FormatError(
+            "not an exported program of PyTorch", path=source.path, expected="a file of torch.export.save"
+        )
+    return found
+
+
+def _place_of(model: str, name: str, array: LazyArray) -> tuple[Member, Callable[[np.ndarray], np.ndarray]]:
+    """Return the member that holds a weight, and what gives its elements among the bytes of that."""
+    storage = storage_of(array)
+    if array.place is None or storage is None or storage.member is None:
+        raise FormatError("weights of this type cannot be replaced", path=model, variable=name, found=str(array.dtype))
+    size, (_, offset, strides) = array.dtype.itemsize, array.place
+    dtype = array.dtype.newbyteorder(">" if storage.swapped else "=")
 
     def elements(raw: np.ndarray) -> np.ndarray:
-        return np.ndarray(shape, dtype.newbyteorder(order), raw.data, offset * size, steps)
+        return np.ndarray(array.shape, dtype, raw.data, offset * size, [size * step for step in strides])
 
-    return name, array, elements
+    return storage.member, elements
 
 
 def _changed(changes: list[_Change], model: str, raw: np.ndarray) -> np.ndarray:

@@ -16,13 +16,14 @@ import numpy as np
 from varstore.errors import FormatError, SizeMismatch, UnsafeContent
 from varstore.formats.binary.budget import ARRAY, Budget
 from varstore.formats.binary.source import MOST_DIMENSIONS, count_elements
+from varstore.formats.binary.zip import Member
 from varstore.formats.pickles.machine import Record
 from varstore.formats.pickles.names import Global, show
 from varstore.training.tensors import TENSOR
 from varstore.values.lazy import LazyArray, Place, placed_array, retyped
 from varstore.values.parts import Placed, Read, taken
 
-__all__ = ["DTYPES", "STORAGES", "Complex32", "Storage", "StorageClass", "Storages", "whole_storage"]
+__all__ = ["DTYPES", "STORAGES", "Complex32", "Storage", "StorageClass", "Storages", "storage_of", "whole_storage"]
 
 _LONGEST = 1 << 58
 
@@ -65,9 +66,12 @@ STORAGES: dict[str, str | None] = {
 
 
 class Storage(Record):
-    """The memory of one or more tensors: `size` bytes in a file; `read` is set once their position is known."""
+    """The memory of one or more tensors: `size` bytes in a file; `read` is set once their position is known.
 
-    __slots__ = ("dtype", "is_plain", "key", "path", "read", "size", "swapped", "views")
+    `member` is what holds them, where the file is an archive.
+    """
+
+    __slots__ = ("dtype", "is_plain", "key", "member", "path", "read", "size", "swapped", "views")
 
     def __init__(self, path: str, key: str, dtype: np.dtype[Any] | None, count: int) -> None:
         self.path = path
@@ -77,6 +81,7 @@ class Storage(Record):
         self.swapped = False
         self.views = 0
         self.is_plain = True
+        self.member: Member | None = None
         self.read: Read = self._missing
 
     def _missing(self, _offset: int, _size: int) -> np.ndarray:
@@ -209,7 +214,7 @@ def _lazy_view(
 
     array = LazyArray(shape, plain, lambda: placed().numpy(), part=part, type="" if kind.shape else TENSOR)
     if not todo and not kind.shape:
-        array.place = Place((id(storage), plain.str), offset, stride)
+        array.place = Place((storage, plain.str), offset, stride)
     return array
 
 
@@ -220,6 +225,12 @@ class StorageClass:
 
     def __init__(self, dtype: np.dtype[Any] | None) -> None:
         self.dtype = dtype
+
+
+def storage_of(array: LazyArray) -> Storage | None:
+    """Return the memory in which a tensor of a file lies, if that is known."""
+    memory = None if array.place is None else array.place.memory
+    return memory[0] if isinstance(memory, tuple) and isinstance(memory[0], Storage) else None
 
 
 def whole_storage(storage: Storage) -> LazyArray:

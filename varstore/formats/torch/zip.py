@@ -153,6 +153,7 @@ def locate(storage: Storage, member: Member | None, swapped: bool, budget: Budge
             found="none" if member is None else f"{member.size} bytes",
             expected=f"{storage.size} bytes",
         )
+    storage.member = member
     storage.swapped = swapped
     storage.read = member.read_checked if is_checked else member.read
     storage.is_plain = member.is_plain
