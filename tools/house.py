@@ -85,7 +85,8 @@ ORDER: dict[str, tuple[str, ...]] = {
     "disk/encodings": ("stored", "raw", "codecs", "zarr", "table", "companions"),
     "disk/save": (
         *("space", "durability", "foreign", "leftovers", "staging"),
-        *("folders", "large_file", "small_files", "encoded", "links", "incremental", "attached", "writer"),
+        *("folders", "large_file", "shared_file", "small_files", "encoded", "links", "incremental", "attached"),
+        *("writer", "together"),
     ),
     "disk/read": (
         "checks",

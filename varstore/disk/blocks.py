@@ -19,6 +19,7 @@ from varstore.layout.manifest import BLOCK
 from varstore.storage import syscalls
 
 __all__ = [
+    "CHUNK",
     "SMALL",
     "DIRECT_ALIGNMENT",
     "AlignedBuffer",

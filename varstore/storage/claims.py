@@ -38,6 +38,7 @@ from varstore.storage import syscalls
 __all__ = [
     "claim",
     "claim_new",
+    "host",
     "is_named",
     "is_ours",
     "lock",
@@ -89,6 +90,12 @@ def _this_machine() -> tuple[str, str, str, str]:
     with contextlib.suppress(OSError):
         space = os.readlink("/proc/self/ns/pid")
     return syscalls.host_name().replace("/", "-"), machine, boot, space
+
+
+def host() -> str:
+    """Return what two processes have in common if, and only if, one kernel runs both; a container has its host's."""
+    name, _, boot, _ = _this_machine()
+    return boot or name
 
 
 syscalls.at_fork(after_in_child=_this_machine.cache_clear)  # a child may be in another namespace

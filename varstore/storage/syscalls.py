@@ -65,6 +65,7 @@ __all__ = [
     "names_in",
     "open_fd",
     "open_folder",
+    "open_shared",
     "openat2_beneath",
     "physical_memory",
     "pread",
@@ -102,6 +103,7 @@ READ_FOLDER_ITSELF = READ_FOLDER | _NOFOLLOW
 """To open a folder, but not what a link in its place leads to."""
 NEW = os.O_WRONLY | os.O_CREAT | os.O_EXCL | _CLOEXEC
 """To create a file that does not exist."""
+_SHARED = os.O_RDWR | os.O_CREAT | _CLOEXEC
 
 HAS_FOLDERS = _DIRECTORY != 0 and os.open in os.supports_dir_fd
 """Whether a folder can be opened, and then the files in it; not so on Windows, where each is opened by its path."""
@@ -178,6 +180,7 @@ _FILE_BENEATH = ctypes.byref(_OpenHow(READ | _NONBLOCK, 0, _RESOLVE))
 _FOLDER_BENEATH = ctypes.byref(_OpenHow(getattr(os, "O_PATH", 0) | READ_FOLDER, 0, _RESOLVE))
 _OWN = _RESOLVE_BENEATH | _RESOLVE_NO_SYMLINKS
 _NEW_FILE = ctypes.byref(_OpenHow(NEW, 0o444, _OWN))
+_SHARED_FILE = ctypes.byref(_OpenHow(_SHARED, 0o600, _OWN))
 _OWN_FOLDER = ctypes.byref(_OpenHow(READ_FOLDER, 0, _OWN))
 _OWN_FOLDER_HERE = ctypes.byref(_OpenHow(READ_FOLDER, 0, _OWN | _RESOLVE_NO_XDEV))
 _OPENAT2, _HOW_SIZE = (_SYS_OPENAT2,), (ctypes.sizeof(_OpenHow),)
@@ -263,6 +266,20 @@ def create_each(paths: Iterable[str], dir_fd: int, *, private: bool) -> Iterator
     if private:
         return map(partial(os.open, flags=NEW | _NOFOLLOW, mode=0o444, dir_fd=dir_fd), paths)
     return map(partial(create, dir_fd=dir_fd), paths)
+
+
+def open_shared(path: str, dir_fd: int, *, private: bool) -> int:
+    """Open a file that other processes write to as well, or create it; `private` is as for `create_each`.
+
+    Only this user may open it, until it is complete and gets its mode.
+    """
+    if not private:
+        try:
+            return _openat2(path, dir_fd, _SHARED_FILE)
+        except OSError as error:
+            if not is_missing(error):
+                raise
+    return open_fd(path, _SHARED | _NOFOLLOW, 0o600, dir_fd=dir_fd)
 
 
 def write_file(path: str, data: bytes, dir_fd: int, *, durable: bool) -> None:

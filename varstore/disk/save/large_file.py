@@ -18,20 +18,21 @@ import errno
 import itertools
 import os
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Hashable, Iterator
 from functools import partial
+from typing import Any, Protocol
 
 import numpy as np
 
 from varstore.disk.blocks import AlignedBuffer, spans, write_block
-from varstore.disk.save.staging import Staging
+from varstore.disk.save.staging import Place
 from varstore.disk.threads import Job, Lane
 from varstore.layout.manifest import BLOCK, block_count
 from varstore.storage import syscalls
 from varstore.storage.directory import closing
 from varstore.values.plan import PlannedVariable
 
-__all__ = ["LargeFiles", "OutFile"]
+__all__ = ["File", "LargeFiles", "OutFile"]
 
 DIRECT_FROM = 4 << 20
 """Bytes; a durable save writes variables from this size with direct I/O."""
@@ -39,33 +40,55 @@ DIRECT_FROM = 4 << 20
 _buffers = threading.local()
 
 
+class File(Protocol):
+    """A file that is being written: `write` its pieces from any thread, and `finish` where that returns True."""
+
+    def pieces(self) -> Iterator[tuple[int, int]]:
+        """Yield what to write: the bytes of the values, from start to stop."""
+
+    def write(self, start: int, stop: int) -> bool:
+        """Write a piece; True for the one that was the last to be written."""
+
+    def finish(self, *, fsync: bool) -> bytes:
+        """End the file and return the digests of what was written."""
+
+    def close(self) -> None:
+        """Give up the descriptor."""
+
+
 class LargeFiles:
     """Makes the jobs that write large variables; their digests go to `digests`, by name."""
 
-    def __init__(self, staging: Staging, digests: dict[str, bytes], advance: Callable[[int], None] | None) -> None:
+    def __init__(self, staging: Place, digests: dict[Any, bytes], advance: Callable[[int], None] | None) -> None:
         self._staging = staging
         self._digests = digests
         self._advance = advance
-        self.open_files: set[OutFile] = set()
+        self.open_files: set[File] = set()
         """Files that threads are writing, or are about to."""
         self._writing_fetched = threading.Lock()
         self.failed = False
 
     def jobs(self, variable: PlannedVariable, array: np.ndarray, *, fetched: bool) -> Iterator[Lane | Job]:
         """Create the file and yield the jobs that write it."""
-        durability = self._staging.durability
+        durable = self._staging.durability.durable
+        create = partial(OutFile, variable.file, array, dir_fd=self._staging.fd, durable=durable)
+        return self.jobs_of(variable.name, create, fetched=fetched)
+
+    def jobs_of(self, key: Hashable, create: Callable[[], File], *, fetched: bool) -> Iterator[Lane | Job]:
+        """Create a file and yield the jobs that write its pieces; the digests are noted by the key."""
         if fetched:
             self.begin_fetched()
-        out = OutFile(variable.folder + "/out", array, dir_fd=self._staging.fd, durable=durability.durable)
+        out = create()
+        del create  # which holds the values
         self.open_files.add(out)
-        lane = Lane(spans(variable.nbytes), partial(self._write_block, variable.name, out, fetched))
+        lane = Lane(out.pieces(), partial(self._write_piece, key, out, fetched))
         yield lane
         if fetched:  # all help with it: nothing else is begun until it is written
             yield from itertools.repeat(lane.step, lane.left)
 
-    def _write_block(self, name: str, out: OutFile, fetched: bool, start: int, stop: int) -> None:
+    def _write_piece(self, key: Hashable, out: File, fetched: bool, start: int, stop: int) -> None:
         if out.write(start, stop):
-            self._digests[name] = out.finish(fsync=self._staging.durability.each)
+            self._digests[key] = out.finish(fsync=self._staging.durability.each)
             self.open_files.remove(out)
             if fetched:
                 self.end_fetched()
@@ -139,6 +162,10 @@ class OutFile:
     def _turn_buffered(self) -> None:
         self._direct = False
         syscalls.turn_direct(self.fd, on=False)
+
+    def pieces(self) -> Iterator[tuple[int, int]]:
+        """Yield the blocks to write."""
+        return spans(self._array.nbytes)
 
     def write(self, start: int, stop: int) -> bool:
         """Write one block and note its digest; True for the block that was the last to be written."""

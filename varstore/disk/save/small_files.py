@@ -19,7 +19,7 @@ import numpy as np
 import xxhash
 
 from varstore.disk.blocks import lies_as_out, write_block
-from varstore.disk.save.staging import Staging
+from varstore.disk.save.staging import Place
 from varstore.disk.threads import Job
 from varstore.layout.meta import encode_meta
 from varstore.storage import syscalls
@@ -39,7 +39,7 @@ class SmallFiles:
 
     def __init__(
         self,
-        staging: Staging,
+        staging: Place,
         digests: dict[str, bytes],
         advance: Callable[[int], None] | None,
         batch: int,

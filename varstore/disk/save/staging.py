@@ -34,6 +34,7 @@ import time
 from collections.abc import Collection
 from dataclasses import dataclass, field, replace
 from types import TracebackType
+from typing import Protocol
 
 from varstore.disk.save.durability import Durability, sync_each
 from varstore.disk.save.foreign import Foreign, Seen, Stamp, carry, foreign_files, hand_on
@@ -60,7 +61,7 @@ from varstore.storage.directory import Directory, closing
 from varstore.storage.forks import no_fork, tell_children
 from varstore.storage.removing import empty, remove_empty
 
-__all__ = ["Staging", "Target", "prepare_target"]
+__all__ = ["Place", "Staging", "Target", "prepare_target"]
 
 _ATTEMPTS = 100
 _PAUSES = (0.05, 0.2, 0.5, 1.0, *(1.5,) * 6)
@@ -193,6 +194,14 @@ def _check_replaceable(target: Target, names: list[str], *, immovable: bool) -> 
             found=few(names),
             hint="remove it yourself if it may go",
         )
+
+
+class Place(Protocol):
+    """Where the files of a save are made: the staging folder, in the process that made it or in another one."""
+
+    durability: Durability
+    fd: int
+    is_private: bool
 
 
 class Staging:

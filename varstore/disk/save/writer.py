@@ -36,7 +36,7 @@ from varstore.disk.save.small_files import SmallFiles
 from varstore.disk.save.space import check_space, disk_became_full
 from varstore.disk.save.staging import Staging, prepare_target
 from varstore.disk.threads import SLOW, Job, Lane, in_lanes, piece, run, thread_count
-from varstore.errors import UsageError, VariableMismatch, VarstoreError
+from varstore.errors import StorageError, UsageError, VariableMismatch, VarstoreError
 from varstore.layout.collector import collector_paused
 from varstore.layout.encodings import ZARR
 from varstore.layout.graphs import check_copies
@@ -50,7 +50,7 @@ from varstore.values.attached import StoredFile
 from varstore.values.lazy import LazyArray
 from varstore.values.plan import Outcome, PlannedVariable, SavePlan
 
-__all__ = ["Saved", "write_checkpoint"]
+__all__ = ["Saved", "failed", "write_checkpoint"]
 
 _GROUP = 64
 """Variables whose folders are made one after the other, then their files, and those that are written in one job."""
@@ -151,13 +151,17 @@ def write_checkpoint(
     except VarstoreError:
         raise
     except OSError as error:
-        if staging is not None and staging.is_visible:
-            raise storage_error(
-                error, path, "the new checkpoint is saved and stands, but it may not survive a power cut"
-            ) from error
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise disk_became_full(plan, os.path.realpath(path), work.copied if work else 0) from error
-        raise storage_error(error, path, "the save failed and was undone") from error
+        raise failed(error, path, plan, staging, work.copied if work else 0) from error
+
+
+def failed(error: OSError, path: str, plan: SavePlan, staging: Staging | None, copied: int = 0) -> StorageError:
+    """Return the error for a save that the system refused; `copied` is as for `disk_became_full`."""
+    if staging is not None and staging.is_visible:
+        problem = "the new checkpoint is saved and stands, but it may not survive a power cut"
+        return storage_error(error, path, problem)
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return disk_became_full(plan, os.path.realpath(path), copied)
+    return storage_error(error, path, "the save failed and was undone")
 
 
 def _walked(plan: SavePlan) -> dict[str, Entry]:
