@@ -671,13 +671,6 @@ def test_oneflow_bfloat16_has_four_bytes(tmp_path: Path) -> None:
     assert_same(oneflow.read(tmp_path / "of")["w"].numpy(), values)
 
 
-def test_megengine_graphs_are_refused_by_name(tmp_path: Path) -> None:
-    for raw in (bytes(8) + b"mgv2" + bytes(50), b"MGBC" + bytes(50)):
-        (tmp_path / "a.mge").write_bytes(raw)
-        with pytest.raises(FormatError, match="dumped MegEngine graph"):
-            megengine.read(tmp_path / "a.mge")
-
-
 @pytest.mark.parametrize("module", [("megengine.module.linear", "Linear"), ([], {}), None, "text"])
 def test_the_class_that_a_traced_module_of_megengine_names_need_not_be_a_name(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, module: Any

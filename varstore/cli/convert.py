@@ -48,7 +48,7 @@ def renames(_: click.Context, __: click.Parameter, given: tuple[str, ...]) -> di
 @click.option(
     "--model",
     metavar="MODEL",
-    help="ONNX, Paddle, .pt2, .mindir: the model of which TARGET is a copy, with the values of SOURCE.",
+    help="ONNX, Paddle, .pt2, .mindir, .mge: the model of which TARGET is a copy, with the values of SOURCE.",
 )
 @click.option("--ignore-extra", is_flag=True, help="Leave out what MODEL does not have.")
 @click.option("--separator", metavar="TEXT", help="oneflow-legacy: what replaces each / in a name.")

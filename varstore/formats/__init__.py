@@ -39,7 +39,7 @@ plain bytes, an index reads only what it needs. `state()` reads the whole nested
 | oneflow | `.of` | folders and files of `flow.save`, folders of variables | folders |
 | oneflow-legacy | none | as varstore, without a manifest | folders that OneFlow 0.9 loads whole |
 | paddle | `.pdparams`, `.pdopt`, `.pdckpt`, `.pdiparams` | `paddle.save`, `jit.save`, `save_vars` | files, programs |
-| megengine | `.mge`, `.pkl` | files of `megengine.save` | files |
+| megengine | `.mge`, `.pkl` | files of `megengine.save`, dumped graphs | files, graphs |
 | mindspore | `.ckpt`, `.mindir` | `save_checkpoint`, also encrypted, `export` to MINDIR | files, not encrypted |
 | onnx | `.onnx` | the initializers of a model | a copy of a model with other initializers |
 | orbax | `.orbax` | folders of Orbax, steps with several items, the latest step of a manager | no |
@@ -116,7 +116,7 @@ given:
 An ONNX file is a program. To change its values, write a copy of it: `vs.write("new.onnx", values, model="old.onnx")`
 replaces the initializers that `values` names. So does `vs.write("new.pdiparams", values, model="old")` for a program of
 Paddle, with its other methods and the files beside it, and `vs.write("new.pt2", values, model="old.pt2")` for one that
-PyTorch exported; MindSpore's are called `.mindir`.
+PyTorch exported; MindSpore's are called `.mindir`, and graphs that MegEngine dumped `.mge`.
 
 ## For OneFlow
 

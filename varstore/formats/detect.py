@@ -186,7 +186,7 @@ def is_paddle(probe: Probe) -> bool:
 
 
 def is_megengine(probe: Probe) -> bool:
-    """Detect a pickle with MegEngine's classes or suffix, or a dumped graph, which the reader refuses."""
+    """Detect a pickle with MegEngine's classes or suffix, or a dumped graph."""
     if magic.is_megengine_graph(probe.head):
         return True
     return probe.is_pickle and (probe.says(b"megengine.") or probe.ends(".mge"))

@@ -112,7 +112,7 @@ class ConvertOptions(StoreOptions, total=False):
     """Options of `convert` and `write` that a single format has."""
 
     model: Path | None
-    """ONNX, Paddle, .pt2, .mindir: the path of the model that is copied with other initializers or variables."""
+    """ONNX, Paddle, .pt2, .mindir, .mge: the path of the model that is copied with other initializers or variables."""
     metadata: Mapping[str, str] | None
     """safetensors, huggingface: the metadata of the file."""
     shard_bytes: int

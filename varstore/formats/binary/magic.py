@@ -2,7 +2,15 @@
 
 from __future__ import annotations
 
-__all__ = ["LOAD_FROM_BYTES", "NPY", "TORCH_LEGACY", "TORCH_LEGACY_PICKLED", "is_megengine_graph", "is_tar"]
+__all__ = [
+    "LOAD_FROM_BYTES",
+    "MEGENGINE_DUMP",
+    "NPY",
+    "TORCH_LEGACY",
+    "TORCH_LEGACY_PICKLED",
+    "is_megengine_graph",
+    "is_tar",
+]
 
 NPY = b"\x93NUMPY"
 
@@ -13,6 +21,9 @@ TORCH_LEGACY_PICKLED = b"\x8a\x0a" + TORCH_LEGACY.to_bytes(10, "little")
 LOAD_FROM_BYTES = b"_load_from_bytes"
 """The name of what a pickle that `pickle.dump` made of tensors calls for the storage of each."""
 
+MEGENGINE_DUMP = b"mgv2"
+"""The identifier of MegEngine's FlatBuffers, behind their size and the offset of the first table."""
+
 
 def is_tar(head: bytes) -> bool:
     """Return whether a file with these first bytes is a tar archive, as PyTorch wrote before version 0.1.10."""
@@ -21,4 +32,4 @@ def is_tar(head: bytes) -> bool:
 
 def is_megengine_graph(head: bytes) -> bool:
     """Return whether a file with these first bytes is a graph that MegEngine dumped, in either of its two formats."""
-    return head[8:12] == b"mgv2" or head[:4] == b"MGBC"
+    return head[8:12] == MEGENGINE_DUMP or head[:4] in (b"MGBC", b"MGBS")

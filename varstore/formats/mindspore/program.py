@@ -14,22 +14,20 @@ Source: https://github.com/mindspore-ai/mindspore, file mindspore/core/proto/min
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 from typing import Any
 
 import ml_dtypes
 import numpy as np
 
-from varstore.errors import FormatError, UnsupportedDtype, UsageError
+from varstore.errors import FormatError, UnsupportedDtype
 from varstore.formats.binary.budget import ARRAY, Budget
-from varstore.formats.binary.patched import PatchedCopy
 from varstore.formats.binary.slices import Span, array_of_spans, stream_of
 from varstore.formats.binary.source import MOST_DIMENSIONS, Source
 from varstore.formats.binary.wire import BYTES, VARINT, Field, Wire
 from varstore.formats.opened import ForeignCheckpoint
-from varstore.formats.state.flat import check_fits, fetch_plain, flat_arrays
-from varstore.storage.appearing import replacing
+from varstore.formats.state.copies import check_apart, write_copy
+from varstore.formats.state.flat import check_fits, flat_arrays
 from varstore.values.lazy import LazyArray
 
 __all__ = ["SUFFIX", "is_program", "read_program", "write_program"]
@@ -88,19 +86,12 @@ def write_program(path: str, state: Any, model: str) -> None:
     """
     arrays = flat_arrays(state, format="MindSpore")
     source = Source(model)
-    if os.path.realpath(path) == os.path.realpath(model):
-        raise UsageError("the copy and the model are the same", path=path, hint="write it to another path")
+    check_apart(path, model)
     parameters = _parameters(source, Budget(model, source.size))
     known = {parameter.name: parameter.array for parameter in parameters}
     for name, array in arrays.items():
         check_fits(model, name, array, known)
-    with replacing(path) as file:
-        copy = PatchedCopy(file, source)
-        for parameter in parameters:
-            if parameter.name in arrays:
-                values = fetch_plain(parameter.name, arrays[parameter.name])
-                copy.replace(parameter.span[0], values.reshape(-1).view(np.uint8).data)
-        copy.up_to(source.size)
+    write_copy(path, source, arrays, {parameter.name: parameter.span[0] for parameter in parameters})
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -69,8 +69,8 @@ def fetch_plain(name: str, array: LazyArray) -> np.ndarray:
     return np.asarray(values, dtype=array.dtype.newbyteorder("<"), order="C")
 
 
-def check_fits(model: str, name: str, array: LazyArray, known: Mapping[str, LazyArray]) -> None:
-    """Check that an array can take the place of the one of its name in a model.
+def check_fits(model: str, name: str, array: LazyArray, known: Mapping[str, LazyArray], *, hint: str = "") -> None:
+    """Check that an array can take the place of the one of its name in a model; `hint` says why it may lack a name.
 
     Raises:
         VariableNotFound: the model does not have a variable of this name.
@@ -82,7 +82,7 @@ def check_fits(model: str, name: str, array: LazyArray, known: Mapping[str, Lazy
             "the model does not have a variable of this name",
             path=model,
             variable=name,
-            hint=f"the nearest are {', '.join(map(repr, near))}" if near else "leave it out",
+            hint=hint or (f"the nearest are {', '.join(map(repr, near))}" if near else "leave it out"),
         )
     expected = known[name]
     if array.shape != expected.shape or array.dtype.newbyteorder("=") != expected.dtype:

@@ -6,19 +6,19 @@ replaced in place, with their checksums; everything else is copied byte for byte
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from functools import partial
 from typing import Any
 
 import numpy as np
 
-from varstore.errors import FormatError, UsageError, VariableMismatch
+from varstore.errors import FormatError, VariableMismatch
 from varstore.formats.binary.budget import Budget
 from varstore.formats.binary.patched import copy_archive
 from varstore.formats.binary.source import Source
 from varstore.formats.binary.zip import Member
 from varstore.formats.opened import ForeignCheckpoint
+from varstore.formats.state.copies import check_apart
 from varstore.formats.state.flat import check_fits, fetch_plain, flat_arrays
 from varstore.formats.torch.export import read_archive
 from varstore.formats.torch.tensors import storage_of
@@ -41,8 +41,7 @@ def write_program(path: str, state: Any, model: str) -> None:
     """
     arrays = flat_arrays(state, format="torch")
     source = Source(model)
-    if os.path.realpath(path) == os.path.realpath(model):
-        raise UsageError("the copy and the model are the same", path=path, hint="write it to another path")
+    check_apart(path, model)
     known = opened_program(source)
     changes: dict[Member, list[_Change]] = {}
     for name, array in arrays.items():

@@ -2,7 +2,7 @@
 
 Ordinary state dicts contain plain numpy arrays. Tensors and modules refer to MegEngine's classes, which stay inert
 here. Quantised values are integers whose type carries the scale, which becomes the attribute ``mgb_dtype`` of the
-array. Dumped graphs, which have the same suffix, are programs and are refused.
+array. Dumped graphs have the same suffix: see `varstore.formats.megengine.program`.
 
 Source: https://github.com/MegEngine/MegEngine/blob/v1.13.0/imperative/python/megengine/serialization.py
 """
@@ -18,10 +18,10 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
-from varstore.errors import FormatError
 from varstore.formats.binary.budget import ARRAY, Budget
 from varstore.formats.binary.magic import is_megengine_graph
 from varstore.formats.binary.source import Source
+from varstore.formats.megengine.program import read_program, write_program
 from varstore.formats.opened import ForeignCheckpoint
 from varstore.formats.pickles.arrays import PLAIN, Array
 from varstore.formats.pickles.emit import Emitter, Named
@@ -43,24 +43,21 @@ _DEVICE = "xpux:0"  # whichever there is, as MegEngine writes it
 
 
 def read(path: str | os.PathLike[str], *, limit: int | None = None, unknown: Unknown = "opaque") -> ForeignCheckpoint:
-    """Open a file that `megengine.save` wrote; a whole module, also a traced one, is read as its state dict.
+    """Open a file that `megengine.save` wrote, or a dumped graph: see `read_program`.
 
-    `unknown` says what becomes of names that varstore does not know: see `varstore.read`.
+    A whole module, also a traced one, is read as its state dict. `unknown` says what becomes of names that varstore
+    does not know: see `varstore.read`.
 
     Raises:
         UnsafeContent: the file asks to run code, or is out of proportion to its size.
-        FormatError: it is truncated or damaged, not a file of MegEngine, or a dumped graph.
+        FormatError: it is truncated or damaged, or not a file of MegEngine.
         CheckpointNotFound: there is nothing at the path.
     """
     source = Source(path)
-    if is_megengine_graph(source.bytes(0, min(12, source.size))):
-        raise FormatError(
-            "a dumped MegEngine graph is a program, which is not supported",
-            path=source.path,
-            hint="save the module's state_dict() with megengine.save",
-        )
-    data = source.map()
     budget = Budget(source.path, source.size, limit=limit)
+    if is_megengine_graph(source.bytes(0, min(12, source.size))):
+        return read_program(source, budget)
+    data = source.map()
     machine = Machine(data, path=source.path, table=_TABLE, budget=budget, modules=True, unknown=unknown)
     value = machine.run()
 
@@ -85,16 +82,20 @@ def _accept(dtype: np.dtype[Any]) -> bool:
     return (dtype.kind in "biufc" and dtype.type.__module__ == "numpy") or dtype == _BFLOAT16
 
 
-def write(path: str | os.PathLike[str], state: Any) -> None:
+def write(path: str | os.PathLike[str], state: Any, *, model: str | os.PathLike[str] | None = None) -> None:
     """Write a mapping or nested state as a pickle of numpy arrays, like `megengine.save` of a state dict.
 
-    What was a Tensor in a file of MegEngine, such as a loss, is written as one.
+    What was a Tensor in a file of MegEngine, such as a loss, is written as one. With `model`, a dumped graph, the file
+    is a copy of it with other values: see `write_program`.
 
     Raises:
         UsageError: a value is not a tensor, a scalar or a container of them.
         UnsupportedDtype: neither numpy 1 nor MegEngine has the type of a tensor.
         StorageError: the operating system refused.
     """
+    if model is not None:
+        write_program(os.fspath(path), state, os.fspath(model))
+        return
     tree = nested_state(state, format="megengine", accept=_accept)
 
     def array(emitter: Emitter, array: LazyArray) -> None:
