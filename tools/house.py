@@ -153,10 +153,14 @@ ORDER: dict[str, tuple[str, ...]] = {
         *("movement", "diff", "merge", "salvage"),
     ),
     "bundles": ("known", "onnx", "paddle", "oneflow", "together", "export"),
-    "adapters": ("torch", "jax", "lightning", "transformers", "mindspore", "paddle", "zarr", "onnx"),
+    "adapters": (
+        *("torch", "torch_distributed", "jax", "lightning", "transformers"),
+        *("mindspore", "paddle", "zarr", "onnx"),
+    ),
     "adapters/jax": ("trees", "shards", "loading", "saving"),
     "adapters/zarr": ("data_types", "paths", "store", "tensorstore"),
     "adapters/torch": ("survey", "modules", "optimizers"),
+    "adapters/torch_distributed": ("ranks", "targets", "parts", "reading", "reader"),
     "adapters/paddle": ("state", "optimizers", "loading", "callback"),
     "cli": (
         *("output", "sources", "help", "columns", "grid", "state", "entries"),

@@ -36,7 +36,8 @@ _CATEGORIES = ("kept", "unused", "mismatched")
 class Demands:
     """What a caller demands of a load, with the parameters of `varstore.load_into`; `missing` becomes a tuple.
 
-    Where targets cannot be filled in part, `can_overlap` is False.
+    Where targets cannot be filled in part, `can_overlap` is False; where shapes and types must be the same, `must_fit`
+    is True.
 
     Raises:
         UsageError: `missing` is not a pattern or several.
@@ -47,6 +48,7 @@ class Demands:
     on_mismatch: OnMismatch = "error"
     cast: bool = False
     can_overlap: bool = True
+    must_fit: bool = False
 
     def __post_init__(self) -> None:
         if self.missing is not None:
@@ -160,6 +162,11 @@ def _patterns(names: tuple[str, ...], given: tuple[str, ...]) -> str:
     return repr(patterns[0] if len(patterns) == 1 else patterns)
 
 
+def _names(names: list[str]) -> str:
+    """Return names as Python text; a pattern for several might match others too."""
+    return repr(names[0] if len(names) == 1 else names) if len(names) <= _PATTERNS else "[…], with these names,"
+
+
 def _pattern(names: list[str]) -> str:
     if len(names) == 1:
         return names[0]
@@ -168,11 +175,15 @@ def _pattern(names: list[str]) -> str:
     return glob.escape(first[: [cut.end() for cut in SEPARATOR.finditer(first, 0, same)][-1]]) + "*"
 
 
-def _ways_for_shapes(mismatched: Iterable[Mismatch], demands: Demands, *, others: bool) -> str:
+def _ways_for_shapes(mismatched: tuple[Mismatch, ...], demands: Demands, *, others: bool) -> str:
     """Return the hint: the options that would let at least one of these be loaded, or, beside `others`, stay as it is.
 
     Nothing but targets that stay as they are would be an error.
     """
+    if demands.must_fit:
+        left_out = _names([item.source_name for item in mismatched])
+        stay = _names([*(demands.missing or ()), *(item.name for item in mismatched)])
+        return f"pass exclude={left_out} and missing={stay} to leave these targets as they are"
     lacking = {_lacking(mismatch, demands) for mismatch in mismatched if _can_be_allowed(mismatch, demands)}
     ways = []
     if ("cast",) in lacking:

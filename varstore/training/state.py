@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+from collections.abc import Iterable
 from typing import Any, Unpack
 
 import numpy as np
@@ -39,7 +40,7 @@ from varstore.values.arguments import checked
 from varstore.values.nodes import leaves, replaced
 from varstore.values.select import Patterns, Rename
 
-__all__ = ["load_state", "save_state"]
+__all__ = ["filled", "load_state", "outlined", "plain_tree", "restore", "save_state"]
 
 _NAMED = 20
 _log = logging.getLogger("varstore")
@@ -115,7 +116,7 @@ def load_state(
         if checkpoint.manifest is not None and checkpoint.manifest.tree:
             tree = checkpoint.tree
         elif framework == "torch":
-            tree = {"$": "dict", "items": [[name, {"$": "array", "name": name}] for name in checkpoint]}
+            tree = plain_tree(checkpoint)
         else:
             return load(checkpoint, **choice, **options)
         return restore(
@@ -136,17 +137,38 @@ def restore(
     **load_options: Unpack[LoadOptions],
 ) -> Any:
     """Return the state that a tree describes, with a checkpoint's variables as its arrays; see `load_state`."""
+    state = outlined(checkpoint, tree, choice, types=types)
+    return filled(checkpoint, state, map_location=map_location, framework=framework, **load_options)
+
+
+def outlined(checkpoint: Checkpoint, tree: Any, choice: Choice | None = None, *, types: Types | None = None) -> Any:
+    """Return what is chosen of the state that a tree describes, with a `Leaf` for each array; nothing is read."""
     if checkpoint.damaged:
         tree = prune(tree, checkpoint.damaged.__contains__)
-    restoring = _Restoring(checkpoint, map_location, framework)
     state = outline(tree, types, path=checkpoint.path)
-    if choice is not None:
-        state = choose(state, **choice, path=checkpoint.path, name_of=_name_of)
+    return state if choice is None else choose(state, **choice, path=checkpoint.path, name_of=_name_of)
+
+
+def filled(
+    checkpoint: Checkpoint,
+    state: Any,
+    *,
+    map_location: MapLocation,
+    framework: Framework | None = None,
+    **load_options: Unpack[LoadOptions],
+) -> Any:
+    """Return a state that `outlined` returned, or a part of one, with a checkpoint's variables as its arrays."""
+    restoring = _Restoring(checkpoint, map_location, framework)
     for _, leaf in leaves(state):
         if isinstance(leaf, Leaf):
             restoring.note(leaf)
     restoring.load(**load_options)
     return replaced(state, lambda leaf: restoring.array(leaf) if isinstance(leaf, Leaf) else leaf)
+
+
+def plain_tree(names: Iterable[str]) -> Any:
+    """Return the tree of a checkpoint that does not have one: a dict of its variables."""
+    return {"$": "dict", "items": [[name, {"$": "array", "name": name}] for name in names]}
 
 
 def _name_of(leaf: Any) -> str | None:
