@@ -91,9 +91,11 @@ ORDER: dict[str, tuple[str, ...]] = {
     "disk/read": (
         "checks",
         "stored",
+        "regions",
         "digests",
         "batches",
         "whole",
+        "rectangles",
         "parts",
         "variable",
         "attached",

@@ -10,6 +10,7 @@ import pytest
 import xxhash
 from hypothesis import given, strategies as st
 from support import crafted
+from support.regions import tilings
 
 from varstore.layout.digests import BLOCK, DIGEST_SIZE
 from varstore.layout.manifest import region_digests_problem
@@ -27,27 +28,6 @@ def rectangles(draw: st.DrawFn, shape: tuple[int, ...], smallest: int = 0) -> Re
         tuple(first for first, _ in bounds),
         tuple(max(last - first, smallest) for first, last in bounds),
     )
-
-
-@st.composite
-def tilings(draw: st.DrawFn, shape: tuple[int, ...]) -> list[Region]:
-    """Cut a rectangle in two, again and again."""
-    whole = Region((0,) * len(shape), shape)
-    done = [whole]
-    for _ in range(draw(st.integers(0, 6))):
-        region = done.pop(draw(st.integers(0, len(done) - 1)))
-        axes = [axis for axis, size in enumerate(region.sizes) if size > 1]
-        if not axes:
-            done.append(region)
-            continue
-        axis = draw(st.sampled_from(axes))
-        at = draw(st.integers(1, region.sizes[axis] - 1))
-        for start, size in ((0, at), (at, region.sizes[axis] - at)):
-            offsets, sizes = list(region.offsets), list(region.sizes)
-            offsets[axis] += start
-            sizes[axis] = size
-            done.append(Region(tuple(offsets), tuple(sizes)))
-    return draw(st.permutations(done))
 
 
 @given(st.data(), shapes, st.sampled_from([1, 2, 4]))

@@ -10,7 +10,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from varstore.errors import UsageError
 from varstore.storage import syscalls
@@ -180,11 +180,12 @@ class Ending:
 
 
 class Lane:
-    """The pieces (start, stop) of one file, each done once; `step` does the next piece that no thread has started."""
+    """The pieces of one file, each done once; `step` does the next piece that no thread has started."""
 
-    def __init__(self, pieces: Iterable[tuple[int, int]], do: Callable[[int, int], None]) -> None:
+    def __init__(self, pieces: Iterable[tuple[Any, ...]], do: Callable[..., None]) -> None:
+        """Take the pieces, such as (start, stop), and what does one of them, given as its arguments."""
         self._pieces = deque(pieces)
-        self._do: Callable[[int, int], None] | None = do
+        self._do: Callable[..., None] | None = do
 
     @property
     def left(self) -> int:
@@ -195,13 +196,13 @@ class Lane:
         """Do a piece; False where none is left."""
         do = self._do
         try:
-            start, stop = self._pieces.popleft()
+            piece = self._pieces.popleft()
         except IndexError:
             return False
         if not self._pieces:
             self._do = None  # lets go of the values that it holds
         assert do is not None
-        do(start, stop)
+        do(*piece)
         return True
 
 

@@ -63,6 +63,13 @@ class Chunks:
     def __iter__(self) -> Iterator[tuple[int, ...]]:
         return product(*map(range, self.counts))
 
+    def box(self, index: tuple[int, ...]) -> list[range]:
+        """Return the rows of a chunk along each axis; without padding."""
+        return [
+            range(at * step, min((at + 1) * step, extent))
+            for at, step, extent in zip(index, self.chunk, self.shape, strict=True)
+        ]
+
     def run(self, index: tuple[int, ...]) -> tuple[int, int]:
         """Return where a chunk's values begin and end among those of the array, in elements; without padding."""
         number = 0

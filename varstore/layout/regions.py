@@ -15,7 +15,7 @@ from typing import NamedTuple
 from varstore.layout.digests import BLOCK
 from varstore.text.hints import plural
 
-__all__ = ["Region", "inside", "is_inside", "ordinary", "run_of", "runs", "tiling_problem"]
+__all__ = ["Region", "filled", "inside", "is_inside", "ordinary", "placing_problem", "run_of", "runs", "tiling_problem"]
 
 _CUT_AXES = 8
 """Axes that regions may cut."""
@@ -82,28 +82,29 @@ def tiling_problem(regions: Sequence[Region], shape: Sequence[int]) -> str | Non
     whole array remain if, and only if, the regions tile it. So the time grows with the number of corners, n log n.
     """
     for region in regions:
-        if (problem := _misplaced(region, shape)) is not None:
+        if (problem := placing_problem(region, shape)) is not None:
             return f"the region {problem}"
-    filled = [region for region in regions if region.elements]
-    cut = [axis for axis, extent in enumerate(shape) if any(region.sizes[axis] != extent for region in filled)]
-    if len(cut) > _CUT_AXES or len(filled) << len(cut) > _CORNERS:
-        return f"there are too many regions: {len(filled):,} that cut {plural(len(cut), 'dimension')}"
+    regions = filled(regions)
+    cut = [axis for axis, extent in enumerate(shape) if any(region.sizes[axis] != extent for region in regions)]
+    if len(cut) > _CUT_AXES or len(regions) << len(cut) > _CORNERS:
+        return f"there are too many regions: {len(regions):,} that cut {plural(len(cut), 'dimension')}"
     if not math.prod(shape):
         return None
     corners: tuple[list[tuple[int, ...]], list[tuple[int, ...]]] = ([], [])
     parities = [sum(ends) % 2 for ends in product((0, 1), repeat=len(cut))]
     whole = Region((0,) * len(shape), tuple(shape))
-    for region, sign in [*((region, 0) for region in filled), (whole, 1)]:
+    for region, sign in [*((region, 0) for region in regions), (whole, 1)]:
         edges = [(region.offsets[axis], region.offsets[axis] + region.sizes[axis]) for axis in cut]
         for corner, parity in zip(product(*edges), parities, strict=True):
             corners[parity ^ sign].append(corner)
     if sorted(corners[0]) != sorted(corners[1]):  # sorted, not counted: a stranger can choose corners of equal hashes
-        covered = sum(region.elements for region in filled)
+        covered = sum(region.elements for region in regions)
         return f"the regions, of {plural(covered, 'element')} in all, do not tile {list(shape)}"
     return None
 
 
-def _misplaced(region: Region, shape: Sequence[int]) -> str | None:
+def placing_problem(region: Region, shape: Sequence[int]) -> str | None:
+    """Return why a region is not one of a variable of this shape; None if it is."""
     offsets, sizes, _ = region
     if not len(offsets) == len(sizes) == len(shape):
         has = f"{plural(len(offsets), 'offset')} and {plural(len(sizes), 'size')}"
@@ -118,7 +119,12 @@ def _misplaced(region: Region, shape: Sequence[int]) -> str | None:
 
 def inside(regions: Iterable[Region], offsets: Sequence[int], sizes: Sequence[int]) -> list[Region]:
     """Return the regions with elements that lie within a rectangle."""
-    return [region for region in regions if region.elements and is_inside(region, offsets, sizes)]
+    return [region for region in filled(regions) if is_inside(region, offsets, sizes)]
+
+
+def filled(regions: Iterable[Region]) -> list[Region]:
+    """Return the regions that have elements."""
+    return [region for region in regions if region.elements]
 
 
 def is_inside(region: Region, offsets: Sequence[int], sizes: Sequence[int]) -> bool:
@@ -133,9 +139,7 @@ def ordinary(regions: Iterable[Region], shape: Sequence[int], itemsize: int) -> 
     """Return the digests of ``out``, where each of the regions that tile it is a run of whole blocks; else None."""
     nbytes = math.prod(shape) * itemsize
     placed: dict[int, bytes] = {}
-    for region in regions:
-        if not region.elements:
-            continue
+    for region in filled(regions):
         run = run_of(region.offsets, region.sizes, shape, itemsize)
         if run is None or run[0] % BLOCK or (sum(run) % BLOCK and sum(run) != nbytes):
             return None

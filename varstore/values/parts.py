@@ -18,7 +18,18 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
-__all__ = ["Placed", "Read", "bounds", "in_c_order", "in_fortran_order", "overlap", "read_all", "read_indexed", "taken"]
+__all__ = [
+    "Placed",
+    "Read",
+    "bounds",
+    "in_c_order",
+    "in_fortran_order",
+    "overlap",
+    "read_all",
+    "read_box",
+    "read_indexed",
+    "taken",
+]
 
 Read = Callable[[int, int], np.ndarray]
 """Return `size` bytes at `offset` as a new array of uint8."""
@@ -111,6 +122,13 @@ def read_all(placed: Placed, read: Read) -> np.ndarray:
     """Read the whole array."""
     axes = [_steps(range(extent), stride) for extent, stride in zip(placed.shape, placed.strides, strict=True)]
     return _spread(_block(placed, axes, read), placed.shape)
+
+
+def read_box(placed: Placed, box: Sequence[range], target: np.ndarray, read: Read) -> None:
+    """Fill an array with the elements in these rows along each axis, which are next to each other."""
+    if target.size:
+        axes: list[Offsets] = [_steps(rows, stride) for rows, stride in zip(box, placed.strides, strict=True)]
+        _fill(target, axes, 0, _elements(placed, read))
 
 
 def read_indexed(
@@ -244,11 +262,7 @@ def _evenly(offsets: np.ndarray) -> Offsets:
 
 def _block(placed: Placed, axes: Sequence[Offsets], read: Read) -> np.ndarray:
     shape = tuple(map(len, axes))
-    itemsize = placed.dtype.itemsize
-
-    def elements(first: int, count: int) -> np.ndarray:
-        return read(placed.start + first * itemsize, count * itemsize).view(placed.dtype)
-
+    elements = _elements(placed, read)
     if 0 in shape:
         return np.empty(shape, placed.dtype)
     order: Literal["C", "F"] = "F" if placed.is_fortran else "C"
@@ -263,6 +277,12 @@ def _block(placed: Placed, axes: Sequence[Offsets], read: Read) -> np.ndarray:
     inside = block.squeeze(tuple(axis for axis, extent in enumerate(shape) if extent == 1))
     _fill(inside.transpose([longer.index(axis) for axis in outwards]), kept, at, elements)
     return block
+
+
+def _elements(placed: Placed, read: Read) -> Read:
+    """Return what reads a number of elements, from one on."""
+    itemsize = placed.dtype.itemsize
+    return lambda first, count: read(placed.start + first * itemsize, count * itemsize).view(placed.dtype)
 
 
 def _fill(target: np.ndarray, axes: list[Offsets], at: int, elements: Read) -> None:

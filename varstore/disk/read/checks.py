@@ -12,9 +12,12 @@ from varstore.layout.attached import FileEntry
 from varstore.layout.location import Location
 from varstore.layout.manifest import BLOCK, DIGEST_SIZE, Entry
 from varstore.layout.meta import META_LIMIT, encode_meta
+from varstore.layout.regions import Region
 from varstore.storage.directory import Directory
 
-__all__ = ["check_digest", "check_files", "check_meta"]
+__all__ = ["check_digest", "check_files", "check_meta", "check_region"]
+
+_RESTORE = "restore it from a copy; `varstore verify` lists all that is damaged"
 
 
 def check_digest(directory: Directory, entry: Entry | FileEntry, digests: bytes, block: int, found: bytes) -> None:
@@ -35,7 +38,29 @@ def check_digest(directory: Directory, entry: Entry | FileEntry, digests: bytes,
             field=f"bytes {block * BLOCK} to {min((block + 1) * BLOCK, nbytes)}{of}",
             found=f"xxh3-128 {found.hex()}",
             expected=expected.hex(),
-            hint="restore it from a copy; `varstore verify` lists all that is damaged",
+            hint=_RESTORE,
+        )
+
+
+def check_region(directory: Directory, entry: Entry, region: Region, block: int, found: bytes) -> None:
+    """Check the digest of 16 MiB of a region's own values.
+
+    Raises:
+        DigestMismatch: they are not those that were saved.
+    """
+    expected = region.digests[block * DIGEST_SIZE : (block + 1) * DIGEST_SIZE]
+    if found != expected:
+        assert entry.meta is not None
+        nbytes = region.elements * (entry.nbytes // entry.meta.elements)
+        part = f"bytes {block * BLOCK} to {min((block + 1) * BLOCK, nbytes)} of " if nbytes > BLOCK else ""
+        raise DigestMismatch(
+            "out does not hold the bytes that were saved",
+            path=directory.place(entry.file),
+            variable=entry.name,
+            field=f"{part}region {region}",
+            found=f"xxh3-128 {found.hex()}",
+            expected=expected.hex(),
+            hint=_RESTORE,
         )
 
 

@@ -14,6 +14,8 @@ import xxhash
 from varstore.disk.encodings.stored import Stored
 from varstore.disk.encodings.table import read_part
 from varstore.disk.read.checks import check_digest
+from varstore.disk.read.rectangles import read_new_rectangle
+from varstore.disk.read.regions import RegionHashers, check_regions_in_run
 from varstore.disk.read.stored import stored_blocks
 from varstore.disk.read.whole import read_values
 from varstore.layout.location import Location
@@ -21,7 +23,7 @@ from varstore.layout.manifest import BLOCK
 from varstore.layout.readable import Readable
 from varstore.storage.directory import Directory
 from varstore.storage.failures import translated
-from varstore.values.parts import in_c_order, read_indexed
+from varstore.values.parts import bounds, in_c_order, read_indexed
 
 __all__ = ["chunk_indices", "read_index", "read_run", "row_chunks"]
 
@@ -35,8 +37,16 @@ def read_index(location: Location, variable: Readable, index: Any) -> Any:
     """Return ``array[index]`` of the variable's values, reading the elements that it needs and few others.
 
     Digests cover whole blocks, so they are checked only where the index needs all values, or ``out`` is encoded and so
-    short that a part of it takes as long to read.
+    short that a part of it takes as long to read. Those of regions are checked where it selects a rectangle that they
+    lie inside.
+
+    Raises:
+        DigestMismatch: the bytes are not those that were saved.
     """
+    if variable.entry.regions and (rectangle := _rectangle(variable, index)) is not None:
+        box, inner = rectangle
+        offsets, sizes = [rows.start for rows in box], [len(rows) for rows in box]
+        return read_new_rectangle(location, variable, offsets, sizes)[inner]
     with translated(location.path, "reading failed"), _Out(location, variable) as out:
         return read_indexed(
             in_c_order(variable.shape, variable.stored),
@@ -45,6 +55,20 @@ def read_index(location: Location, variable: Readable, index: Any) -> Any:
             whole=lambda: read_values(location, variable),
             convert=lambda values: values.astype(variable.dtype, copy=False),
         )
+
+
+def _rectangle(variable: Readable, index: Any) -> tuple[list[range], tuple[int | slice, ...]] | None:
+    """Return the rows along each axis that a valid index selects, and the index into them; None if it selects others.
+
+    Raises:
+        IndexError: numpy's own.
+    """
+    shape = variable.shape
+    np.ndarray(shape, np.bool_, b"\0", 0, (0,) * len(shape))[index]
+    found = bounds(shape, index)
+    if found is None or not all(found[0]) or [len(rows) for rows in found[0]] == list(shape):
+        return None
+    return found if all(part.step in (1, -1) for part in found[1] if isinstance(part, slice)) else None
 
 
 class _Out:
@@ -88,7 +112,7 @@ def read_run(location: Location, variable: Readable, start: int, stop: int) -> n
     """Return the elements from `start` to `stop` in C order, as a row; every byte is compared with its digest.
 
     Digests cover blocks of 16 MiB, so the blocks that the run begins and ends in are read whole, of what is stored if
-    that is encoded.
+    that is encoded; of regions, those are compared that lie inside the run.
 
     Raises:
         DigestMismatch: the bytes are not those that were saved.
@@ -100,6 +124,7 @@ def read_run(location: Location, variable: Readable, start: int, stop: int) -> n
         source = stored_blocks(directory, variable)
         if source is not Stored or not variable.digests:
             read_part(directory, source(fd), variable, flat, first, hashed=False)
+            check_regions_in_run(directory, variable, start, values)
             return values.astype(variable.dtype, copy=False)
         for block in range(first // BLOCK, -(-last // BLOCK)):
             begin, end = block * BLOCK, min((block + 1) * BLOCK, variable.nbytes)
@@ -128,6 +153,7 @@ def row_chunks(location: Location, variable: Readable, *, verify: bool) -> Itera
         directory.out(entry) as fd,
     ):
         source = stored_blocks(directory, variable) if verify else Stored
+        hashers = RegionHashers(directory, entry) if verify and entry.regions else None
         for index, shape in chunk_indices(variable.shape, variable.stored.itemsize):
             values = np.empty(shape, variable.stored)
             flat = values.reshape(-1).view(np.uint8)
@@ -143,7 +169,18 @@ def row_chunks(location: Location, variable: Readable, *, verify: bool) -> Itera
                         check_digest(directory, entry, digests, (offset + done - 1) // BLOCK, hasher.digest())
                         hasher.reset()
             offset += done
+            if hashers is not None:
+                hashers.update(_rows_of(index, variable.shape), values)
             yield index, values.astype(variable.dtype, copy=False)
+
+
+def _rows_of(index: tuple[Any, ...], shape: tuple[int, ...]) -> list[range]:
+    """Return the rows along each axis of what an index of `chunk_indices` selects."""
+    *lead, last = index
+    if last is ...:
+        return [range(extent) for extent in shape]
+    rest = [range(extent) for extent in shape[len(index) :]]
+    return [*(range(at, at + 1) for at in lead), range(last.start, last.stop), *rest]
 
 
 def chunk_indices(shape: tuple[int, ...], itemsize: int) -> Iterator[tuple[tuple[Any, ...], tuple[int, ...]]]:

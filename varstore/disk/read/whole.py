@@ -15,12 +15,14 @@ from varstore.disk.encodings.stored import Stored
 from varstore.disk.encodings.table import read_part
 from varstore.disk.read.batches import BATCH_FILES, batches, read_batch
 from varstore.disk.read.checks import check_digest
+from varstore.disk.read.regions import Piece, lanes_in_memory, pieces, read_piece, scattered
 from varstore.disk.read.stored import stored_blocks
 from varstore.disk.threads import SLOW, Job, Lane, do_here_until_slow, in_lanes, piece, run, thread_count
 from varstore.errors import UsageError
 from varstore.layout.location import Location
 from varstore.layout.manifest import BLOCK
 from varstore.layout.readable import Readable
+from varstore.layout.regions import filled
 from varstore.storage import syscalls
 from varstore.storage.directory import Directory
 from varstore.storage.failures import translated
@@ -105,6 +107,10 @@ class _Destination(ABC):
         """Return the memory of a large variable."""
 
     @abstractmethod
+    def values(self, index: int) -> np.ndarray:
+        """Return the values of a variable, once it was read: as they are stored, or as bytes."""
+
+    @abstractmethod
     def take(self, indices: Sequence[int], buffer: np.ndarray, starts: list[int]) -> None:
         """Take small variables from where they were read to."""
 
@@ -124,6 +130,9 @@ class _NewArrays(_Destination):
             variable = self._variables[index]
             self._arrays[index] = np.ndarray(variable.shape, variable.stored, buffer, start)
 
+    def values(self, index: int) -> np.ndarray:
+        return self._arrays[index]
+
     def arrays(self) -> list[np.ndarray]:
         """Return the arrays, of the variables' own types."""
         for index, variable in enumerate(self._variables):
@@ -140,6 +149,9 @@ class _Rows(_Destination):
         self._rows = rows
 
     def row(self, index: int) -> np.ndarray:
+        return self._rows[index]
+
+    def values(self, index: int) -> np.ndarray:
         return self._rows[index]
 
     def take(self, indices: Sequence[int], buffer: np.ndarray, starts: list[int]) -> None:
@@ -162,6 +174,8 @@ def _read(
         seconds = time.perf_counter() - start
         work = _Work(directory, variables, destination, verify, advance)
         run(work.jobs(calls_wait=seconds > SLOW), thread_count(threads, seconds))
+        if verify and any(variable.entry.regions for variable in variables):
+            run(in_lanes(work.lanes_of_regions()), thread_count(threads, seconds))
 
 
 class _Work:
@@ -196,10 +210,13 @@ class _Work:
 
     def _lanes(self, indices: list[int]) -> Iterator[Lane]:
         for index in indices:
-            variable = self._variables[index]
+            variable, row = self._variables[index], self._destination.row(index)
             source = stored_blocks(self._directory, variable) if self._verify else Stored
-            row = self._destination.row(index)
-            yield Lane(spans(variable.nbytes), partial(self._read_block, variable, source, row))
+            if variable.entry.regions:
+                found = zip(pieces(variable, 0, variable.nbytes), strict=True)
+                yield Lane(found, partial(self._read_piece, variable, source, row))
+            else:
+                yield Lane(spans(variable.nbytes), partial(self._read_block, variable, source, row))
 
     def _read_block(
         self, variable: Readable, source: Callable[[int], Stored], row: np.ndarray, start: int, stop: int
@@ -213,6 +230,22 @@ class _Work:
             check_digest(self._directory, entry, variable.digests, start // BLOCK, digest)
         if self._advance:
             self._advance(target.nbytes)
+
+    def _read_piece(self, variable: Readable, source: Callable[[int], Stored], row: np.ndarray, piece: Piece) -> None:
+        read_piece(self._directory, variable, source, row[piece.start : piece.stop], piece, verify=self._verify)
+        if self._advance:
+            self._advance(piece.stop - piece.start)
+
+    def lanes_of_regions(self) -> Iterator[Lane]:
+        """Return the lanes that compare regions which were not hashed while they were read."""
+        for index, variable in enumerate(self._variables):
+            regions = filled(variable.entry.regions)
+            if variable.entry.nbytes >= SMALL:
+                regions = scattered(variable, regions)
+            if regions:
+                values = self._destination.values(index).view(variable.stored).reshape(variable.shape)
+                origin = (0,) * len(variable.shape)
+                yield from lanes_in_memory(self._directory, variable.entry, regions, values, origin)
 
     def _read_batch(self, indices: Sequence[int]) -> None:
         batch = [self._variables[index] for index in indices]
