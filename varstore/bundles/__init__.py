@@ -37,10 +37,15 @@ for.
 | others | `varstore.export(path, "model.onnx")`, or `varstore export`: one file that needs nothing else |
 | Paddle | `varstore.export(path, "out/net")`, then `paddle.jit.load("out/net")`, or its predictor |
 | OneFlow | from the checkpoint itself, or from what `varstore.export(path, "folder")` writes |
+| MegEngine, MindSpore | `varstore.write("new.mge", checkpoint, model=checkpoint.files["net.mge"].path)` |
 
 onnx from 1.21 on refuses to load values from a file with several names, and the files of checkpoints that share
 variables have several. `onnx.load` itself opens a checkpoint that was saved with `links=False`: its files have one name
 for good, because later checkpoints copy from it.
+
+A graph that MegEngine dumped (`.mge`) or MindSpore exported (`.mindir`) has its values inside. Keep it with
+`varstore.save(..., files={"net.mge": path})`: later checkpoints share it, and `write` makes a copy of it with their
+values.
 
 ## Programs of Paddle and OneFlow
 
