@@ -156,6 +156,9 @@ MESHES = {"4x1": (4, 1), "2x2": (2, 2), "1x4": (1, 4)}
 place = lambda mesh, *spec: NamedSharding(
     Mesh(np.array(jax.devices()).reshape(MESHES[mesh]), ("r", "c")), PartitionSpec(*spec)
 )
+spread = lambda values, sharding: jax.make_array_from_callback(
+    values.shape, sharding, lambda index: values[index], dtype=values.dtype
+)
 
 def same(array, expected):
     assert not array.is_fully_addressable
@@ -165,7 +168,7 @@ def same(array, expected):
 """
 
 
-def run_two(folder: Path, script: str) -> list[tuple[int, str]]:
+def run_two(folder: Path, script: str, *arguments: str) -> list[tuple[int, str]]:
     """Run a script in two processes of one program, of two devices each; return the exit status and output of each."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -174,7 +177,7 @@ def run_two(folder: Path, script: str) -> list[tuple[int, str]]:
     env["PYTHONPATH"] = os.pathsep.join([str(Path(vs.__file__).parents[1]), os.environ.get("PYTHONPATH", "")])
     started = [
         subprocess.Popen(
-            [sys.executable, "-c", ONE + script, address, str(process)],
+            [sys.executable, "-c", ONE + script, address, str(process), *arguments],
             cwd=folder,
             env=env,
             stdout=subprocess.PIPE,
@@ -222,3 +225,152 @@ def test_each_process_reads_its_own_parts(tmp_path: Path) -> None:
     for _, printed in outcomes:
         read = [int(line.split()[1]) for line in printed.splitlines() if line.startswith("read")]
         assert all(large.nbytes // 2 <= count < large.nbytes // 2 + (1 << 20) for count in read), read
+
+
+SAVING = """
+import jax.numpy as jnp
+import ml_dtypes
+
+w, half = np.arange(96, dtype=np.float32).reshape(8, 12), np.arange(12).astype(ml_dtypes.bfloat16)
+keys = jax.random.split(jax.random.key(3), 4)
+for mesh in MESHES:
+    both, rows, columns, none = place(mesh, "r", "c"), place(mesh, "r"), place(mesh, None, "c"), place(mesh)
+    tied = spread(w, both)
+    state = {
+        "params": {"both": tied, "tied": tied, "columns": spread(w, columns), "half": spread(half, place(mesh, "c"))},
+        "scalar": spread(np.array(2.5, np.float32), none),
+        "empty": spread(np.zeros((0, 4), np.int16), none),
+        "replicated": spread(w, none),
+        "rng": spread(keys, rows),
+        "host": np.arange(3) + 10 * process,
+        "local": jnp.ones(3) * process,
+        "step": 7 + process,
+    }
+    saved = vj.save_sharded(f"c-{mesh}", state, attributes={"mesh": mesh})
+    assert saved.attributes == {"mesh": mesh} and saved["params/tied"].tied_to == "params/both"
+for source in MESHES:
+    for mesh in MESHES:
+        shardings = {
+            "params": {name: place(mesh, "r", "c") for name in ("both", "tied", "columns")},
+            "scalar": place(mesh),
+            "replicated": place(mesh, None, ("r", "c")),
+            "rng": place(mesh, "c"),
+            "step": 0,
+        }
+        back = vj.load_sharded(f"c-{source}", shardings, exclude=["params/half", "host", "local", "empty"])
+        for array in (*back["params"].values(), back["replicated"]):
+            same(array, w)
+        same(back["scalar"], np.array(2.5, np.float32))
+        assert back["step"] == 7
+        for shard in back["rng"].addressable_shards:
+            expected = np.asarray(jax.random.key_data(keys))[shard.index]
+            assert np.array_equal(jax.random.key_data(shard.data), expected)
+
+def refused(tree, path="c-2x2", **options):
+    try:
+        vj.save_sharded(path, tree, **options)
+        print("saved")
+    except vs.VarstoreError as error:
+        print(type(error).__name__, str(error).replace(chr(10), " "))
+
+def full(*arguments):
+    raise OSError(28, "No space left on device")
+
+tree = {"w": spread(w, place("2x2", "r", "c"))}
+refused(tree)
+refused(tree if process == 0 else {"v": tree["w"]}, overwrite=True)
+refused(tree if process == 0 else {"w": tree["w"], "f": full}, overwrite=True)
+from varstore.disk.save.shared_file import SharedFile
+SharedFile.write, write = full if process else SharedFile.write, SharedFile.write
+refused(tree, overwrite=True)
+SharedFile.write = write
+os.makedirs(f"own-{process}", exist_ok=True)
+refused(tree, path=f"own-{process}/c")
+refused({"w": tree["w"]}, path="after")
+"""
+
+
+def test_a_checkpoint_of_several_processes_loads_on_every_mesh(tmp_path: Path) -> None:
+    outcomes = run_two(tmp_path, SAVING)
+    assert [status for status, _ in outcomes] == [0, 0], outcomes
+    messages = [
+        "CheckpointExists c-2x2",
+        "VariableMismatch c-2x2: variable 'w': process 1 does not have the same arrays as process 0: "
+        "found none that is sharded over processes, expected shape (8, 12), float32",
+        "UsageError state['f']: function cannot be saved",
+        "OutOfSpace c-2x2: the disk became full",
+        "StorageError own-1/c: this process does not see the folder",
+        "saved",
+    ]
+    for process, (_, printed) in enumerate(outcomes):
+        lines = printed.splitlines()
+        assert len(lines) == len(messages), printed
+        for number, (line, message) in enumerate(zip(lines, messages, strict=True)):
+            assert line.startswith(message), line
+            assert ("in process 1 of 2" in line) == (process == 0 and number in (2, 3, 4)), line
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "after", "c-1x4", "c-2x2", "c-4x1", "own-0", "own-1"
+    ]  # fmt: skip
+    assert [*(tmp_path / "own-0").iterdir(), *(tmp_path / "own-1").iterdir()] == []
+    w, keys = np.arange(96, dtype="f4").reshape(8, 12), jax.random.split(jax.random.key(3), 4)
+    for mesh in MESHES:
+        path = tmp_path / f"c-{mesh}"
+        assert vs.verify(path).ok
+        plain, state = vs.load(path), vs.load_state(path)
+        for name in ("params/both", "params/tied", "params/columns", "replicated"):
+            assert np.array_equal(plain[name], w)
+        assert (state["step"], state["host"].tolist(), state["empty"].shape) == (7, [0, 1, 2], (0, 4))
+        assert np.array_equal(state["params"]["half"].astype("f4"), np.arange(12))
+        assert state["params"]["half"].dtype == jnp.bfloat16
+        for other in MESHES:
+            like = {"params": {"both": place(other, "r", "c")}, "rng": place(other, "c")}
+            back = vj.load(path, like, include=["params/both", "rng"])
+            assert np.array_equal(back["params"]["both"], w)
+            assert np.array_equal(jax.random.key_data(back["rng"]), jax.random.key_data(keys))
+    vj.save(tmp_path / "single", vj.load(tmp_path / "c-2x2"))
+    differing = vs.diff(tmp_path / "single", tmp_path / "c-2x2")
+    assert not differing.changed, differing
+
+
+DYING = """
+import signal
+from varstore.adapters.jax import processes
+from varstore.disk.save import shared_file, together
+
+processes._SILENCE = 2
+victim, moment = int(sys.argv[3]), sys.argv[4]
+w = np.arange(96, dtype=np.float32).reshape(8, 12)
+tree = {"a": spread(w, place("2x2", "r", "c")), "b": spread(w, place("1x4", None, "c"))}
+vj.save_sharded("c", {"a": tree["a"]})
+
+def die(*arguments, **options):
+    os.kill(os.getpid(), signal.SIGKILL)
+
+if process == victim:
+    owner, name = {
+        "writing": (shared_file.SharedFile, "finish"),
+        "committing": (together.Coordinator, "_complete"),
+    }[moment]
+    setattr(owner, name, die)
+try:
+    vj.save_sharded("c", tree, overwrite=True)
+except vs.errors.StorageError as error:
+    print(error, flush=True)
+    os._exit(3)
+"""
+
+
+@pytest.mark.parametrize(("victim", "moment"), [(1, "writing"), (0, "committing")])
+def test_a_process_that_is_killed_leaves_the_old_checkpoint(tmp_path: Path, victim: int, moment: str) -> None:
+    outcomes = run_two(tmp_path, DYING, str(victim), moment)
+    assert outcomes[victim][0] == -9
+    if victim:
+        assert outcomes[0][0] == 3
+        assert "a process died while all were saving: found no sign of life from process 1 of 2" in outcomes[0][1]
+        assert [path.name for path in tmp_path.iterdir()] == ["c"]
+    else:  # jax ends the others when its service, in process 0, is gone
+        assert outcomes[1][0] in (3, -6)
+        vs.clean(tmp_path)
+        assert [path.name for path in tmp_path.iterdir()] == ["c"]
+    assert vs.verify(tmp_path / "c").ok
+    assert list(vs.open(tmp_path / "c")) == ["a"]

@@ -40,7 +40,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 
@@ -56,7 +56,10 @@ from varstore.values.arrays import as_source
 from varstore.values.nodes import Names, replaced
 from varstore.values.opaque import Opaque, without_opaque
 
-__all__ = ["Flat", "entries", "flatten", "joined", "outline", "prune", "unflatten"]
+__all__ = ["Flat", "StoredAs", "entries", "flatten", "joined", "outline", "prune", "unflatten"]
+
+StoredAs: TypeAlias = Callable[[Any], tuple[Any, dict[str, Any]] | None]
+"""Returns the array that is stored for a value, and what the tree says of it; None for a value as it is."""
 
 _log = logging.getLogger("varstore")
 _NAMED = 20
@@ -82,13 +85,14 @@ class Flat:
     left_out: tuple[str, ...] = ()
 
 
-def flatten(state: Any) -> Flat:
+def flatten(state: Any, stored_as: StoredAs = as_array) -> Flat:
     """Flatten a nested state; no array is copied.
 
     A variable's name is the path to the array, its keys joined by ``/``. If the name is taken, ``~2``, ``~3`` and so on
     are appended; if it cannot be a folder, the name is ``unnamed/N``. Equal states get equal names. What another file
     holds instead of data, an `Opaque`, is left out, and a warning names it: lists and tuples have None in its place.
-    So are attributes of a subclass of dict, and of a dataclass, if they are not its fields.
+    So are attributes of a subclass of dict, and of a dataclass, if they are not its fields. `stored_as` returns what
+    stands for a value that is not stored as it is.
 
     Raises:
         UsageError: a value is not data, or a container contains itself or is nested deeper than 100. The message says
@@ -96,7 +100,7 @@ def flatten(state: Any) -> Flat:
         UnsupportedDtype: the type of an array cannot be stored.
     """
     state, left_out = without_opaque(state)
-    work = _Flattening()
+    work = _Flattening(stored_as)
     node = work.node(state, "state", ())
     left_out += tuple(work.left_out)
     if left_out:
@@ -109,7 +113,8 @@ def flatten(state: Any) -> Flat:
 
 
 class _Flattening:
-    def __init__(self) -> None:
+    def __init__(self, stored_as: StoredAs) -> None:
+        self._stored_as = stored_as
         self.variables: dict[str, Any] = {}
         self.left_out: list[str] = []
         self._names = Names()
@@ -129,7 +134,7 @@ class _Flattening:
             return {"$": plain[0], "items": [self.node(item, place, None) for item in plain[1]]}
         if isinstance(value, np.generic):
             return _scalar(value, place)
-        if kind is list and parts is not None and (numbers := as_array(value)) is not None:
+        if kind is list and parts is not None and (numbers := self._stored_as(value)) is not None:
             return self._built(*numbers, parts)
         if kind in _PAIRED or kind in _ROWED or kind is list or _is_namedtuple(value):
             return self._container(value, place, parts)
@@ -142,7 +147,7 @@ class _Flattening:
         if tag is not None:
             self.left_out += ("/".join((*parts, name)) for name in unsaved(value))
             return self._container(value, place, parts, tag)
-        stored = as_array(value)
+        stored = self._stored_as(value)
         return self._array(value, place, parts) if stored is None else self._built(*stored, parts)
 
     def _container(

@@ -28,7 +28,7 @@ import os
 import stat
 import time
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any, NamedTuple, NoReturn
@@ -78,9 +78,9 @@ _WHOLE, _MAKES, _JOINS = "whole", "makes", "joins"
 _GONE = {errno.ENOENT, errno.ESTALE}
 
 
-def placeholder(shape: Sequence[int], dtype: np.dtype[Any]) -> LazyArray:
-    """Return what stands for a variable in a plan whose values are with several processes."""
-    return LazyArray(tuple(shape), dtype, _nowhere)
+def placeholder(shape: Sequence[int], dtype: np.dtype[Any], identity: Hashable = None) -> LazyArray:
+    """Return what stands for a variable in a plan of several processes; those of one identity are tied."""
+    return LazyArray(tuple(shape), dtype, _nowhere, identity=identity)
 
 
 def _nowhere() -> np.ndarray:
