@@ -310,6 +310,8 @@ def folder_in(path: str, dir_fd: int, *, same_mount: bool = False) -> int:
     Raises:
         OSError: NotADirectoryError or ELOOP for a link, EXDEV for a mount.
     """
+    if "/" not in path and path != os.pardir and not same_mount:  # has no part but the last, which is not followed
+        return open_fd(path, READ_FOLDER_ITSELF, dir_fd=dir_fd)
     try:
         return _openat2(path, dir_fd, _OWN_FOLDER_HERE if same_mount else _OWN_FOLDER)
     except OSError as error:

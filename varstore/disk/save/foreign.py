@@ -80,14 +80,14 @@ def foreign_files(fd: int, path: str, seen: Seen) -> list[str]:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class _Known:
-    """The folders of variables, each with its encoding, those above them, and the attached files.
+    """The folders of variables, each with its encoding, these and those above them, and the attached files.
 
     `seen` is as for `foreign_files`, and `is_again` tells whether there was an earlier look. The time of a change that
     came after `settled` is not noted: the next one may get the same time.
     """
 
     variables: Mapping[str, str]
-    parents: Collection[str]
+    folders: Collection[str]
     files: Collection[str]
     seen: Seen
     is_again: bool
@@ -101,15 +101,15 @@ def _known_folders(fd: int, path: str, seen: Seen) -> _Known | None:
         variables = manifest.folders()
     except FormatError:
         return None
-    parents: set[str] = set()
+    folders = set(variables)
     for folder in variables:
         above: str = folder
-        while (above := above.rpartition("/")[0]) and above not in parents:
-            parents.add(above)
+        while (above := above.rpartition("/")[0]) and above not in folders:
+            folders.add(above)
     is_shared = syscalls.file_system_type(fd) in syscalls.SHARED_FILE_SYSTEMS  # where times come from other clocks
     return _Known(
         variables=variables,
-        parents=parents,
+        folders=folders,
         files=manifest.files.keys(),
         seen=seen,
         is_again=bool(seen),
@@ -131,15 +131,10 @@ def _foreign(root: int, known: _Known | None) -> Iterator[str]:
             for name, is_folder in names:
                 path = f"{folder}/{name}" if folder else name
                 if is_folder:
-                    below[path] = _USUAL if known is None or _is_known(path, known) else ()
+                    below[path] = _USUAL if known is None or path in known.folders else ()
                 else:
                     yield path
         level = below
-
-
-def _is_known(path: str, known: _Known | None) -> bool:
-    """Tell whether a path is that of the folder of a variable, or of one above it."""
-    return known is not None and (path in known.variables or path in known.parents)
 
 
 def _list(
@@ -151,7 +146,8 @@ def _list(
 ) -> None:
     """List the names in a folder that are not usual there, each with whether it is, or should be, a folder."""
     folder, usual = folder_and_usual
-    is_known = _is_known(folder, known)
+    folders = known.folders if known is not None else ()
+    is_known = folder in folders
     if known is not None and known.is_again and is_known:
         status = os.stat(folder, dir_fd=root, follow_symlinks=False)
         changed, before = known.seen.get((status.st_dev, status.st_ino), (None, []))
@@ -168,20 +164,25 @@ def _list(
         status = os.fstat(fd)  # before it is listed: what is put there after that changes it
         with os.scandir(fd) as entries:
             found = [entry for entry in entries if entry.name not in usual]
-            is_encoded = known is not None and not is_plain(known.variables.get(folder, RAW.name))
             left = listed[folder] = []
             is_clean = True
             for entry in found:
                 name = entry.name
-                if _is_known(f"{folder}/{name}" if folder else name, known):
+                if (f"{folder}/{name}" if folder else name) in folders:
                     left.append((name, True))
-                elif not (_DROPPED.fullmatch(name) or is_own_name(name) or (is_encoded and _ENCODED.fullmatch(name))):
+                elif not (_DROPPED.fullmatch(name) or is_own_name(name) or _is_of_encoding(name, folder, known)):
                     left.append((name, entry.is_dir(follow_symlinks=False)))
                     is_clean = False
     finally:
         os.close(fd)
     if known is not None and is_known and is_clean and status.st_ctime_ns < known.settled:
         known.seen[status.st_dev, status.st_ino] = status.st_ctime_ns, left
+
+
+def _is_of_encoding(name: str, folder: str, known: _Known | None) -> bool:
+    """Tell whether a name is one that an encoding gives to a file in the folder of a variable."""
+    is_encoded = known is not None and not is_plain(known.variables.get(folder, RAW.name))
+    return is_encoded and _ENCODED.fullmatch(name) is not None
 
 
 def hand_on(old: int, target: str, dir_fd: int, *, path: str, seen: Seen, carried: dict[str, Stamp]) -> list[str]:

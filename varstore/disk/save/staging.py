@@ -140,13 +140,13 @@ def _is_at(path: str, fd: int) -> bool:
 
 
 def _looked_at(target: Target, fd: int, *, files: bool) -> Target:
-    path = target.path
-    immovable = os.path.ismount(path) or os.path.samefile(path, os.curdir)
+    status = os.fstat(fd)
+    immovable = _is_mount_point(fd, status) or os.path.samestat(status, os.stat(os.curdir))
     if immovable:
         with contextlib.suppress(BlockingIOError):  # another save fills it
             clean_in_place(fd)
-    names = _content(fd, path)
-    mode = stat.S_IMODE(os.fstat(fd).st_mode)
+    names = _content(fd)
+    mode = stat.S_IMODE(status.st_mode)
     if not names:
         return replace(target, replaces=False, in_place=immovable, mode=mode)
     _check_replaceable(target, names, immovable=immovable)
@@ -154,7 +154,7 @@ def _looked_at(target: Target, fd: int, *, files: bool) -> Target:
         return replace(target, replaces=True, mode=mode)
     kept: tuple[str, ...] = ()
     if target.foreign != "delete" and not is_giving_way(names):
-        kept = tuple(foreign_files(fd, path, target.seen))
+        kept = tuple(foreign_files(fd, target.path, target.seen))
     if kept and target.foreign == "error":
         raise CheckpointExists(
             "in the checkpoint that is to be replaced there are files that it does not know",
@@ -323,7 +323,7 @@ class Staging:
             lock(self.fd)
         except BlockingIOError as error:
             raise self._taken("another writer is saving here") from error
-        if _content(self.fd, self.path):
+        if _content(self.fd):
             raise self._taken("another writer saved here meanwhile")
         self._note = sign(self.fd, self._tops)
         self.owner = os.stat(self._note, dir_fd=self.fd, follow_symlinks=False).st_uid
@@ -651,7 +651,21 @@ class Staging:
             )
 
 
-def _content(fd: int, path: str) -> list[str]:
+def _content(fd: int) -> list[str]:
     """Return the names in a directory; at a mount point, without the lost+found that ext file systems create."""
     names = syscalls.names_in(fd)
-    return [name for name in names if name != "lost+found"] if os.path.ismount(path) else names
+    if "lost+found" in names and _is_mount_point(fd, os.fstat(fd)):
+        names.remove("lost+found")
+    return names
+
+
+def _is_mount_point(fd: int, status: os.stat_result) -> bool:
+    """Tell as `os.path.ismount` does whether an open directory is one, of which `status` is known.
+
+    That one follows the path from the top, twice, which takes as long as writing a variable.
+    """
+    try:
+        above = os.stat(os.pardir, dir_fd=fd)
+    except OSError:  # it was removed
+        return False
+    return status.st_dev != above.st_dev or status.st_ino == above.st_ino
