@@ -144,7 +144,10 @@ ORDER: dict[str, tuple[str, ...]] = {
     ),
     "formats/pickles": ("code", "names", "tape", "machine", "arrays", "tree", "emit"),
     "formats/state": ("flat", "copies", "nested"),
-    "formats/torch": ("tensors", "names", "legacy", "script", "zip", "export", "rewrite", "distributed", "write"),
+    "formats/torch": (
+        *("member", "tensors", "names", "legacy", "script", "zip"),
+        *("export", "rewrite", "bound", "distributed", "write"),
+    ),
     "formats/paddle": ("program", "rewrite", "states"),
     "formats/megengine": ("program", "states"),
     "formats/mindspore": ("cipher", "program", "messages"),
@@ -154,7 +157,7 @@ ORDER: dict[str, tuple[str, ...]] = {
         *("storage", "steps", "verify", "pieces", "moments", "pictures", "stats", "history"),
         *("movement", "diff", "merge", "salvage"),
     ),
-    "bundles": ("known", "onnx", "paddle", "oneflow", "together", "export"),
+    "bundles": ("known", "onnx", "paddle", "oneflow", "torch", "together", "export"),
     "adapters": (
         *("torch", "torch_distributed", "jax", "lightning", "transformers"),
         *("mindspore", "paddle", "zarr", "onnx"),

@@ -84,6 +84,40 @@ def test_fine_tunes_of_one_backbone_run_and_cost_one_backbone(tmp_path, trained)
     assert all(vs.verify(path).ok for path in (tmp_path / "run").iterdir())
 
 
+def test_a_program_of_torch_export_runs_with_the_values_of_its_checkpoints(tmp_path, trained):
+    net, x, _, _, state = trained
+    net.load_state_dict(state)
+    shapes = ({0: torch.export.Dim("batch")},)
+    torch.export.save(torch.export.export(net, (x,), dynamic_shapes=shapes), tmp_path / "net.pt2")
+    given = {**net.state_dict(), "moments": torch.zeros(3)}
+    graphs = {"forward": tmp_path / "net.pt2"}
+    first = vs.bundle(tmp_path / "run/step-0", given, graphs=graphs, include_only_used=True)
+    assert set(first) == set(net.state_dict())
+    file = first.files["net.pt2"]
+    assert file.nbytes < (tmp_path / "net.pt2").stat().st_size - sum(one.nbytes for one in net.parameters())
+    (port,) = file.attributes["inputs"]
+    assert (port["name"], port["type"], port["shape"][1:]) == ("x", "float32", [3, 8, 8])
+    assert file.attributes["outputs"][0]["shape"] == [port["shape"][0], 300]
+    assert isinstance(port["shape"][0], str)
+    with pytest.raises(
+        RuntimeError, match="deserializing"
+    ):  # it never runs with other values than those of the checkpoint
+        torch.export.load(file.path)
+    with vs.CheckpointManager(tmp_path / "run") as manager:
+        for step in (0, 1):
+            if step:
+                with torch.no_grad():
+                    for parameter in net.parameters():
+                        parameter.normal_(0, 0.1)
+                manager.save(step, net.state_dict(), graphs_from=manager.latest())
+                assert os.path.samefile(tmp_path / "run/step-1/net.pt2", file.path)
+            vs.export(tmp_path / f"run/step-{step}", tmp_path / "out.pt2")
+            program = torch.export.load(tmp_path / "out.pt2")
+            with torch.no_grad():
+                for images in (x, torch.cat([x, x + 1])):
+                    assert torch.equal(program.module()(images), net(images))
+
+
 def test_what_the_exporter_folds_is_never_taken_for_the_variable(tmp_path, trained):
     net, x, _, folded, state = trained
     net.load_state_dict(state)

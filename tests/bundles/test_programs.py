@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import subprocess
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -22,14 +24,17 @@ from varstore.errors import (
     IncompleteCheckpoint,
     InvalidName,
     SizeMismatch,
+    UnsafeContent,
     UsageError,
     VariableMismatch,
     VariableNotFound,
 )
 from varstore.layout.dtypes import TABLE
 from varstore.layout.mlir import variables_of
+from varstore.values.attached import GivenFile
 
 PADDLE = FIXTURES / "formats/paddle"
+TORCH = FIXTURES / "formats/torch/program_2_13.pt2"
 GRAPH = FIXTURES / "oneflow/graph"
 """What OneFlow 0.9 wrote with flow.save(graph, path), for a linear layer and a BatchNorm."""
 
@@ -84,6 +89,118 @@ def test_a_program_of_paddle_is_bound_to_what_it_fits(tmp_path):
         with pytest.raises(FormatError):
             vs.bundle(tmp_path / "e", values, graphs={"forward": tmp_path / name})
     assert not (tmp_path / "e").exists()
+
+
+# --- PyTorch
+
+
+def test_a_program_of_torch_is_kept_without_the_bytes_of_its_weights(tmp_path):
+    values = {name: array.numpy() for name, array in vs.read(TORCH).items()}
+    values["fc.weight"] = values["head.weight"]  # which are one in the program
+    first = vs.bundle(tmp_path / "c", {**values, "m": np.zeros(3)}, graphs={"forward": TORCH}, include_only_used=True)
+    assert set(first) == set(values)
+    file = first.files[TORCH.name]
+    (port,) = file.attributes["inputs"]
+    assert port == {"name": "x", "type": "float32", "shape": [1, 3]}
+    with zipfile.ZipFile(file.path) as kept, zipfile.ZipFile(TORCH) as whole:
+        lacking = {*whole.namelist()} - {*kept.namelist()}
+        assert lacking == {f"program_2_13/data/weights/weight_{index}" for index in range(5)}
+        assert all(kept.read(name) == whole.read(name) for name in kept.namelist())
+    with pytest.raises(FormatError, match="varstore export"):
+        vs.read(file.path)
+    shown = CliRunner().invoke(main, ["show", str(tmp_path / "c")]).output
+    assert "forward (torch), 6 variables: x float32 [1, 3] -> add_2 float32 [1, 2]" in shown
+    assert vs.export(first, tmp_path / "out.pt2") == (str(tmp_path / "out.pt2"),)
+    with zipfile.ZipFile(tmp_path / "out.pt2") as again, zipfile.ZipFile(TORCH) as whole:
+        assert {name: again.read(name) for name in again.namelist()} == {n: whole.read(n) for n in whole.namelist()}
+    values["scale"] = values["scale"] * 2
+    with vs.CheckpointManager(tmp_path / "run") as manager:
+        manager.save(1, values, graphs_from=first)
+    assert os.path.samefile(tmp_path / "run/step-1" / TORCH.name, file.path)
+    vs.export(tmp_path / "run/step-1", tmp_path / "new.pt2")
+    found = vs.read(tmp_path / "new.pt2")
+    assert {name: array.numpy().tobytes() for name, array in found.items()} == {
+        n: v.tobytes() for n, v in values.items()
+    }
+
+
+def test_a_program_of_torch_with_other_weights_is_refused_or_keeps_them(tmp_path):
+    values = {name: array.numpy() for name, array in vs.read(TORCH).items()}
+    other = {**values, "scale": values["scale"] + 1}
+    with pytest.raises(VariableMismatch, match="scale: other values"):
+        vs.bundle(tmp_path / "c", other, graphs={"forward": TORCH})
+    with pytest.raises(VariableMismatch, match=r"scale: float32 \[2\] in the graph, float32 \[3\]"):
+        vs.bundle(tmp_path / "c", {"scale": np.ones(3, np.float32)}, graphs={"forward": TORCH})
+    for on_difference in ("inline", "add"):
+        path = tmp_path / on_difference
+        checkpoint = vs.bundle(path, other, graphs={"forward": TORCH.read_bytes()}, on_difference=on_difference)
+        assert ("forward/scale" in checkpoint) == (on_difference == "add")
+        with pytest.raises(VariableMismatch, match="values are now others"):
+            vs.bundle(tmp_path / "d", values, graphs=checkpoint)
+        assert vs.export(checkpoint, tmp_path / "out.pt2")
+        np.testing.assert_array_equal(vs.read(tmp_path / "out.pt2")["scale"], values["scale"])
+    untied = {**values, "head.weight": values["head.weight"] + 1}
+    checkpoint = vs.bundle(tmp_path / "d", values, graphs={"forward": TORCH})
+    with pytest.raises(VariableMismatch, match="are one in the program"):
+        vs.export(vs.bundle(tmp_path / "e", untied, graphs=checkpoint), tmp_path / "no.pt2")
+    only = vs.bundle(tmp_path / "f", {"fc.weight": values["fc.weight"]}, graphs={"forward": TORCH})
+    vs.export(vs.bundle(tmp_path / "g", {"fc.weight": values["fc.weight"] * 2}, graphs=only), tmp_path / "tied.pt2")
+    np.testing.assert_array_equal(vs.read(tmp_path / "tied.pt2")["head.weight"], values["fc.weight"] * 2)
+    for name in ("program_2_6.pt2", "program_2_8.pt2"):
+        with pytest.raises(FormatError, match="Load it with a later version"):
+            vs.bundle(tmp_path / "no", values, graphs={"forward": TORCH.with_name(name)})
+    assert not (tmp_path / "no").exists()
+
+
+def test_a_weight_that_is_a_part_of_its_bytes_gets_its_values_back(tmp_path):
+    with zipfile.ZipFile(TORCH) as given, zipfile.ZipFile(tmp_path / "part.pt2", "w") as copy:
+        for member in given.namelist():
+            content = given.read(member)
+            if member.endswith("weights_config.json"):
+                about = json.loads(content)
+                meta = about["config"]["fc.weight"]["tensor_meta"]
+                meta |= {"sizes": [{"as_int": 2}, {"as_int": 2}], "storage_offset": {"as_int": 1}}
+                del about["config"]["head.weight"]
+                content = json.dumps(about).encode()
+            copy.writestr(member, content)
+    values = {name: array.numpy() for name, array in vs.read(tmp_path / "part.pt2").items()}
+    first = vs.bundle(tmp_path / "c", values, graphs={"forward": tmp_path / "part.pt2"})
+    with zipfile.ZipFile(first.files["part.pt2"].path) as kept, zipfile.ZipFile(TORCH) as whole:
+        assert {name for name in whole.namelist() if name not in kept.namelist()} == {
+            f"program_2_13/data/weights/weight_{index}" for index in (0, 2, 3, 4)
+        }
+        before = whole.read("program_2_13/data/weights/weight_1")
+    changed = {**values, "fc.weight": np.float32([[1, 2], [3, 4]])}
+    vs.export(vs.bundle(tmp_path / "d", changed, graphs=first), tmp_path / "out.pt2")
+    with zipfile.ZipFile(tmp_path / "out.pt2") as again:
+        found = np.frombuffer(again.read("program_2_13/data/weights/weight_1"), np.float32)
+    expected = np.frombuffer(before, np.float32).copy()
+    expected[[1, 2, 4, 5]] = 1, 2, 3, 4
+    np.testing.assert_array_equal(found, expected)
+
+
+@pytest.mark.parametrize("change", ["shape", "name", "lacking"])
+def test_a_program_of_torch_that_is_not_what_its_entry_says_is_not_written(tmp_path, change):
+    values = {name: array.numpy() for name, array in vs.read(TORCH).items()}
+    checkpoint = vs.bundle(tmp_path / "c", values, graphs={"forward": TORCH})
+    with zipfile.ZipFile(checkpoint.files[TORCH.name].path) as given, zipfile.ZipFile(tmp_path / "a.pt2", "w") as copy:
+        for member in given.namelist():
+            content = given.read(member)
+            if member.endswith("weights_config.json"):
+                about = json.loads(content)
+                if change == "shape":
+                    about["config"]["scale"]["tensor_meta"]["sizes"] = [{"as_int": 1}]
+                elif change == "name":
+                    about["config"]["other"] = about["config"].pop("scale")
+                else:
+                    about["config"]["other"] = {**about["config"]["scale"], "path_name": "weight_9"}
+                content = json.dumps(about).encode()
+            copy.writestr(member, content)
+    forged = GivenFile(str(tmp_path / "a.pt2"), "graph", checkpoint.files[TORCH.name].attributes)
+    vs.save(tmp_path / "d", values, files={"a.pt2": forged})
+    with pytest.raises(UnsafeContent, match="not what its entry says"):
+        vs.export(tmp_path / "d", tmp_path / "out.pt2")
+    assert not (tmp_path / "out.pt2").exists()
 
 
 # --- OneFlow

@@ -35,6 +35,7 @@ for.
 | onnxruntime | `varstore.adapters.onnx.session(path)`, from the files |
 | onnx | `varstore.adapters.onnx.load_model(path)` |
 | others | `varstore.export(path, "model.onnx")`, or `varstore export`: one file that needs nothing else |
+| PyTorch | `varstore.export(path, "net.pt2")`, then `torch.export.load("net.pt2")` |
 | Paddle | `varstore.export(path, "out/net")`, then `paddle.jit.load("out/net")`, or its predictor |
 | OneFlow | from the checkpoint itself, or from what `varstore.export(path, "folder")` writes |
 | MegEngine, MindSpore | `varstore.write("new.mge", checkpoint, model=checkpoint.files["net.mge"].path)` |
@@ -46,6 +47,15 @@ for good, because later checkpoints copy from it.
 A graph that MegEngine dumped (`.mge`) or MindSpore exported (`.mindir`) has its values inside. Keep it with
 `varstore.save(..., files={"net.mge": path})`: later checkpoints share it, and `write` makes a copy of it with their
 values.
+
+## Programs of PyTorch
+
+A program that `torch.export.save` of PyTorch 2.9 or later wrote is kept without the weights that are variables:
+
+    torch.export.save(torch.export.export(net, (images,)), "net.pt2")
+    vs.bundle("run/step-0", net.state_dict(), graphs={"forward": "net.pt2"})
+
+It does not run from the checkpoint itself: `varstore.export` writes it with the values.
 
 ## Programs of Paddle and OneFlow
 

@@ -6,7 +6,7 @@ import os
 from collections.abc import Callable
 from typing import Any
 
-from varstore.bundles import oneflow, onnx, paddle
+from varstore.bundles import oneflow, onnx, paddle, torch
 from varstore.disk.read.attached import AttachedFile
 from varstore.disk.read.checkpoint import Checkpoint, open_checkpoint
 from varstore.errors import UsageError
@@ -21,6 +21,7 @@ _FORMATS: dict[Any, Callable[[Checkpoint, AttachedFile, str], list[str]]] = {
     onnx.FORMAT: onnx.export,
     paddle.FORMAT: paddle.export,
     oneflow.FORMAT: oneflow.export,
+    torch.FORMAT: torch.export,
 }
 
 
@@ -28,10 +29,11 @@ _FORMATS: dict[Any, Callable[[Checkpoint, AttachedFile, str], list[str]]] = {
 def export(path: str | os.PathLike[str] | Checkpoint, target: Path, *, entry: str | None = None) -> tuple[str, ...]:
     """Write a graph of a checkpoint with its values, as the system that made it does; return the paths of the files.
 
-    An ONNX model becomes one file; one of more than 2 GiB gets a second file, ``TARGET.data``. A program of Paddle
-    becomes ``TARGET.json`` (or ``.pdmodel``) and ``TARGET.pdiparams``, with a pair of files for each other method of
-    its layer. A graph of OneFlow becomes a folder. All values are compared with their digests. The file at ``TARGET``,
-    or ``TARGET.pdiparams``, is replaced; other files are not.
+    An ONNX model becomes one file, and so does a program of `torch.export`. An ONNX model of more than 2 GiB gets a
+    second file, ``TARGET.data``. A program of Paddle becomes ``TARGET.json`` (or ``.pdmodel``) and
+    ``TARGET.pdiparams``, with a pair of files for each other method of its layer. A graph of OneFlow becomes a folder.
+    All values are compared with their digests. The file at ``TARGET``, or ``TARGET.pdiparams``, is replaced; other
+    files are not.
 
     Args:
         path: a checkpoint with graphs, which `varstore.bundle` saved.

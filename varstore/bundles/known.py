@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 from typing import Any, Literal, NamedTuple
@@ -22,7 +22,7 @@ from varstore.values.attached import GivenFile
 from varstore.values.lazy import LazyArray
 from varstore.values.select import Rename, select
 
-__all__ = ["Known", "OnDifference", "Prepared", "digest_of", "mismatch"]
+__all__ = ["Bound", "Known", "OnDifference", "Prepared", "digest_of", "mismatch"]
 
 OnDifference = Literal["error", "inline", "add"]
 """What becomes of a value in a graph that is not that of the variable of its name."""
@@ -49,6 +49,14 @@ class Prepared(NamedTuple):
         bindings = {name: binding.as_json() for name, binding in self.bindings.items()}
         folded = {"folded": self.folded} if self.folded else {}
         return GivenFile(self.content, GRAPH, {**self.about, "bindings": bindings, **folded})
+
+
+class Bound(NamedTuple):
+    """What a graph uses of variables, and the variables that it brings; `folded` as for `Prepared`."""
+
+    bindings: dict[str, Binding]
+    added: dict[str, Any]
+    folded: dict[str, str]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -85,6 +93,36 @@ class Known:
         source = self.source(name)
         digest = self.digest(name).hex() if is_copied else ""
         return Binding(self.names[name], source.dtype.name, tuple(source.shape), digest)
+
+    def bound(
+        self,
+        entry: str,
+        arrays: Mapping[str, LazyArray],
+        on_difference: OnDifference,
+        *,
+        path: str | None,
+        hint: str,
+        can_leave: Callable[[LazyArray], bool] = lambda _: True,
+    ) -> Bound:
+        """Bind the values of a graph to the variables of their names; those that cannot leave it are copies.
+
+        Raises:
+            VariableMismatch: a value is not the variable of its name, and `on_difference` is "error".
+        """
+        found = {key: self.difference(key, array) for key, array in arrays.items() if key in self}
+        differing = {key: what for key, what in found.items() if what}
+        if differing and on_difference == "error":
+            raise mismatch(path, entry, differing, hint)
+        bindings: dict[str, Binding] = {}
+        added: dict[str, Any] = {}
+        for key in found:
+            array, leaves = arrays[key], can_leave(arrays[key])
+            if key not in differing:
+                bindings[key] = self.binding(key, is_copied=not leaves)
+            elif on_difference == "add" and leaves:
+                added[f"{entry}/{key}"] = array
+                bindings[key] = Binding(f"{entry}/{key}", array.dtype.name, array.shape, own=True)
+        return Bound(bindings, added, {self.names[key]: self.digest(key).hex() for key in differing})
 
     def check(self, file: AttachedFile) -> None:
         """Check that the variables that a graph uses are among these, and have the shapes and types that it expects.

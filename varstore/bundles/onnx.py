@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from varstore.bundles.known import Known, OnDifference, Prepared, digest_of, mismatch
+from varstore.bundles.known import Known, OnDifference, Prepared, digest_of
 from varstore.disk.read.attached import AttachedFile
 from varstore.disk.read.checkpoint import Checkpoint
 from varstore.disk.read.variable import Variable
@@ -68,31 +68,20 @@ def prepare(entry: str, name: str, source: Source, known: Known, on_difference: 
             hint="pass the path of the model",
         )
     graph = open_graph(source)
-    found = {key: known.difference(key, array) for key, array in graph.arrays.items() if key in known}
-    differing = {key: what for key, what in found.items() if what}
-    if differing and on_difference == "error":
-        raise mismatch(
-            None if in_memory else source.path,
-            entry,
-            differing,
-            "the exporter of PyTorch folds layers such as BatchNorm into others: export with optimize=False, or pass "
-            "on_difference='inline' to leave the values in the graph, or 'add' to save them as variables of their own",
-        )
-    bindings: dict[str, Binding] = {}
-    added: dict[str, Any] = {}
-    for key in found:
-        array, is_external = graph.arrays[key], can_be_external(graph.arrays[key])
-        if key not in differing:
-            bindings[key] = known.binding(key, is_copied=not is_external)
-        elif on_difference == "add" and is_external:
-            added[f"{entry}/{key}"] = array
-            bindings[key] = Binding(f"{entry}/{key}", array.dtype.name, array.shape, own=True)
-    places = _places(bindings)
+    bound = known.bound(
+        entry,
+        graph.arrays,
+        on_difference,
+        path=None if in_memory else source.path,
+        hint="the exporter of PyTorch folds layers such as BatchNorm into others: export with optimize=False, or pass "
+        "on_difference='inline' to leave the values in the graph, or 'add' to save them as variables of their own",
+        can_leave=can_be_external,
+    )
+    places = _places(bound.bindings)
     content = rewritten(graph, places)
     _check_outside(Held.named(source.path, content), set(places.values()))
     about = {"format": FORMAT, "inputs": graph.inputs, "outputs": graph.outputs}
-    folded = {known.names[key]: known.digest(key).hex() for key in differing}
-    return Prepared(name, content, about, bindings, added, folded)
+    return Prepared(name, content, about, bound.bindings, bound.added, bound.folded)
 
 
 def _places(bindings: Mapping[str, Binding]) -> dict[str, str]:

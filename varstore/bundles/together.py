@@ -7,12 +7,13 @@ from collections.abc import Mapping
 from contextlib import nullcontext
 from typing import Any, NamedTuple, Unpack
 
-from varstore.bundles import oneflow, onnx, paddle
+from varstore.bundles import oneflow, onnx, paddle, torch
 from varstore.bundles.known import Known, OnDifference, Prepared
 from varstore.disk.read.attached import AttachedFile
 from varstore.disk.read.checkpoint import Checkpoint, open_checkpoint
 from varstore.errors import UsageError
 from varstore.formats.binary.source import Held, Source
+from varstore.formats.binary.zip import is_zip
 from varstore.layout.graphs import GRAPH, bindings_of, check_folded
 from varstore.model.options import Path, SaveOptions, check_options
 from varstore.model.store import save
@@ -49,17 +50,18 @@ def bundle(
 
     An initializer of an ONNX model is bound to the variable of its name if shape, type and bytes agree. It then lies in
     the variable's file. Those of less than 1 KiB, types of less than a byte, and integers of at most one dimension,
-    which may be the operands of shapes, stay in the graph as copies, and so do those that are not variables. A program
-    of Paddle or OneFlow is kept as it is, with the names of what it takes from variables; what the ``.pdiparams`` file
+    which may be the operands of shapes, stay in the graph as copies, and so do those that are not variables. So are
+    the weights of a program of `torch.export`, of any size and type, which is kept without their bytes. A program of
+    Paddle or OneFlow is kept as it is, with the names of what it takes from variables; what the ``.pdiparams`` file
     beside it has and `variables` do not becomes a variable.
 
     Args:
         path: as for `varstore.save`.
         variables: names and arrays, or a checkpoint, whose files are linked.
-        graphs: for each entry, such as "forward", a model of ONNX (a path, bytes, or the ModelProto), or the path of a
-            program of Paddle (``.json``, ``.pdmodel``) or OneFlow (``.mlir``). A path keeps its file name; others
-            become ``ENTRY.onnx``. Or an earlier checkpoint, whose graphs are linked, and get the values of these
-            variables.
+        graphs: for each entry, such as "forward", a model of ONNX (a path, bytes, or the ModelProto), a program of
+            `torch.export` (``.pt2``; a path or bytes), or the path of a program of Paddle (``.json``, ``.pdmodel``) or
+            OneFlow (``.mlir``). A path keeps its file name; others become ``ENTRY.onnx`` or ``ENTRY.pt2``. Or an
+            earlier checkpoint, whose graphs are linked, and get the values of these variables.
         rename: from the names of the variables to those in the graphs, as for `varstore.load`.
         on_difference: what becomes of a value in a graph that is not that of the variable of its name: "error" refuses
             it; "inline" leaves it in the graph; "add" saves it as a variable of its own, ``ENTRY/NAME``. The exporter
@@ -147,12 +149,17 @@ def _prepared(entry: str, model: Any, known: Known, on_difference: OnDifference)
             return paddle.prepare(entry, Source(place), known)
         if place.endswith(oneflow.SUFFIX):
             return oneflow.prepare(entry, Source(place), known)
+        if place.endswith(torch.PROGRAM):
+            return torch.prepare(entry, os.path.basename(place), Source(place), known, on_difference)
         return onnx.prepare(entry, os.path.basename(place), Source(place), known, on_difference)
     if onnx.is_model(model):
         model = onnx.serialized(model, entry)
     if not isinstance(model, bytes | bytearray | memoryview):
         raise UsageError("not a graph", field=field, found=described(model), expected="a path, bytes or a ModelProto")
-    return onnx.prepare(entry, f"{entry}{onnx.SUFFIX}", Source(Held.named(field, bytes(model))), known, on_difference)
+    source = Source(Held.named(field, bytes(model)))
+    if is_zip(source):
+        return torch.prepare(entry, f"{entry}{torch.PROGRAM}", source, known, on_difference)
+    return onnx.prepare(entry, f"{entry}{onnx.SUFFIX}", source, known, on_difference)
 
 
 def _chosen(variables: Mapping[str, Any], taken: Taken, options: SaveOptions, *, only_used: bool) -> Mapping[str, Any]:

@@ -18,9 +18,9 @@ __all__ = ["check", "export"]
 def export(path: str, target: str, entry: str | None) -> None:
     """Write the graph of the checkpoint PATH and the values that it uses to TARGET. Prints what it wrote.
 
-    An ONNX model becomes one file, which needs nothing else to run. A program of Paddle becomes the files of the prefix
-    TARGET, with those of the layer's other methods. A graph of OneFlow becomes a folder. `varstore show PATH` lists the
-    entries.
+    An ONNX model, or a program that PyTorch exported, becomes one file, which needs nothing else to run. A program of
+    Paddle becomes the files of the prefix TARGET, with those of the layer's other methods. A graph of OneFlow becomes a
+    folder. `varstore show PATH` lists the entries.
 
     \b
     Examples:

@@ -28,7 +28,16 @@ from varstore.formats.torch.zip import least_size, locate, read_members, read_zi
 from varstore.training.tensors import PARAMETER
 from varstore.values.lazy import LazyArray
 
-__all__ = ["read_archive"]
+__all__ = [
+    "TYPES",
+    "index_of",
+    "is_big_endian",
+    "layout_of",
+    "listed_weights",
+    "read_archive",
+    "read_json",
+    "stored_weight",
+]
 
 _OLD, _NEW = "serialized_exported_program.json", "/archive_format"
 _OLD_WEIGHTS = "serialized_state_dict.pt"
@@ -37,7 +46,7 @@ _MOST_INDEX = 1 << 28
 _FREE, _MOST_EXPANSION = 1 << 20, 64
 _STRIDED = 7
 _BYTES = Global("torch.storage", "UntypedStorage", StorageClass(None), 0)
-_TYPES = {
+TYPES = {
     **dict(enumerate(("uint8", "int8", "int16", "int32", "int64", "float16", "float32", "float64"), 1)),
     **dict(enumerate(("complex32", "complex64", "complex128", "bool", "bfloat16"), 9)),
     **dict(enumerate(("uint16", "float8_e4m3fn", "float8_e5m2", "float8_e4m3fnuz", "float8_e5m2fnuz"), 28)),
@@ -126,52 +135,72 @@ def _indexed(
     is_checked: bool,
 ) -> OrderedDict[str, Any]:
     """Return the weights that an index lists; `nested` opens a member that is a file of `torch.save`."""
-    swapped = _is_big_endian(members, index)
+    swapped = is_big_endian(members, index)
     storages = Storages(budget)
     tree: OrderedDict[str, Any] = OrderedDict()
-    for name, member, about in _listed_weights(source, members, index, budget):
-        if about.get("use_pickle"):
-            tree[name] = nested(member)
-            continue
-        tree[name] = _weight(storages, member, about, source.path, name)
+    for name, place, about in listed_weights(source, index, budget):
+        member = members.get(place)
+        if member is None:
+            raise FormatError(
+                "a weight is not in the archive",
+                path=source.path,
+                variable=name,
+                found=show(place),
+                hint="a program that lies in a checkpoint is written with its weights by: varstore export",
+            )
+        is_nested = about.get("use_pickle")
+        tree[name] = nested(member) if is_nested else stored_weight(storages, place, member.size, about, name)
     for storage in storages.found:
         locate(storage, members.get(storage.key), swapped, budget, is_checked=is_checked)
     return tree
 
 
-def _is_big_endian(members: Mapping[str, Member], index: Member) -> bool:
+def index_of(members: Mapping[str, Member]) -> tuple[str, Member] | None:
+    """Return the name of the model and the index of its weights; None if there are several, or other layouts."""
+    roots = [name.removesuffix(_NEW[1:]) for name in members if name.count("/") == 1 and name.endswith(_NEW)]
+    found = _models(members, f"{roots[0]}data/weights/", _INDEX) if roots else {}
+    return next(iter(found.items())) if len(found) == 1 else None
+
+
+def is_big_endian(members: Mapping[str, Member], index: Member) -> bool:
     """Tell whether the weights beside an index have their most significant byte first."""
     order = members.get(f"{index.name.partition('/')[0]}/byteorder")
     return order is not None and order.read(0, min(3, order.size)).tobytes() == b"big"
 
 
-def _listed_weights(
-    source: Source, members: Mapping[str, Member], index: Member, budget: Budget
-) -> Iterator[tuple[str, Member, dict[str, Any]]]:
-    """Yield the name of each weight that an index lists, the member that holds it, and what is said of it.
+def read_json(source: Source, member: Member, budget: Budget) -> dict[str, Any]:
+    """Return the JSON object that a member holds.
 
     Raises:
-        UnsafeContent, FormatError: the index is a decompression bomb or not one, or a weight is not in the archive.
+        UnsafeContent, FormatError: it is a decompression bomb, or not JSON.
     """
-    if index.size > min(_FREE + _MOST_EXPANSION * index.packed, _MOST_INDEX):
+    if member.size > min(_FREE + _MOST_EXPANSION * member.packed, _MOST_INDEX):
         raise UnsafeContent(
             "the index of this exported program is a decompression bomb",
             path=source.path,
-            found=f"{index.size} bytes",
+            found=f"{member.size} bytes",
         )
-    config = parse_json(index.read(0, index.size).tobytes(), budget, path=source.path).get("config")
+    return parse_json(member.read(0, member.size).tobytes(), budget, path=source.path)
+
+
+def listed_weights(source: Source, index: Member, budget: Budget) -> Iterator[tuple[str, str, dict[str, Any]]]:
+    """Yield the name of each weight that an index lists, that of the member that holds it, and what is said of it.
+
+    Raises:
+        UnsafeContent, FormatError: see `read_json`; or it is not an index.
+    """
+    config = read_json(source, index, budget).get("config")
     if not isinstance(config, dict):
         raise FormatError("not the index of an exported program", path=source.path, field=index.name[:100])
     folder = index.name[: index.name.rindex("/") + 1]
     for name, about in config.items():
         place = about.get("path_name") if isinstance(about, dict) else None
-        member = members.get(f"{folder}{place}") if isinstance(place, str) else None
-        if member is None:
-            raise FormatError("a weight is not in the archive", path=source.path, variable=name, found=show(place))
-        yield name, member, about
+        if not isinstance(place, str):
+            raise FormatError("a weight is not said to be anywhere", path=source.path, variable=name, found=show(place))
+        yield name, f"{folder}{place}", about
 
 
-def _layout_of(about: dict[str, Any], path: str, name: str) -> tuple[np.dtype[Any], Any, Any, Any]:
+def layout_of(about: dict[str, Any], path: str, name: str) -> tuple[np.dtype[Any], Any, Any, Any]:
     """Return the type, shape, strides and offset of a weight; the last three are checked where a view is made.
 
     Raises:
@@ -180,7 +209,7 @@ def _layout_of(about: dict[str, Any], path: str, name: str) -> tuple[np.dtype[An
     meta = about.get("tensor_meta")
     fields = meta if isinstance(meta, dict) else {}
     kind: Any = fields.get("dtype")
-    known = _TYPES.get(kind) if type(kind) is int else None
+    known = TYPES.get(kind) if type(kind) is int else None
     dtype: np.dtype[Any] | None = None if known is None else DTYPES[known]
     if dtype is None or fields.get("layout") != _STRIDED:
         raise UnsupportedDtype(
@@ -193,9 +222,14 @@ def _layout_of(about: dict[str, Any], path: str, name: str) -> tuple[np.dtype[An
     return dtype, shape, strides, _number(fields.get("storage_offset"))
 
 
-def _weight(storages: Storages, member: Member, about: dict[str, Any], path: str, name: str) -> LazyArray:
-    dtype, shape, strides, offset = _layout_of(about, path, name)
-    found = storages.view(storages.find(_BYTES, member.name, member.size), offset, shape, strides, dtype)
+def stored_weight(storages: Storages, place: str, size: int, about: dict[str, Any], name: str) -> LazyArray:
+    """Return a weight as a view of a storage: a member of the archive, of so many bytes.
+
+    Raises:
+        UnsupportedDtype, SizeMismatch, FormatError, UnsafeContent: see `layout_of` and `Storages.view`.
+    """
+    dtype, shape, strides, offset = layout_of(about, storages.path, name)
+    found = storages.view(storages.find(_BYTES, place, size), offset, shape, strides, dtype)
     if about.get("is_param") is True:
         requires_grad = about["tensor_meta"].get("requires_grad") is True
         return storages.typed(found, PARAMETER, requires_grad)

@@ -21,11 +21,11 @@ from varstore.formats.opened import ForeignCheckpoint
 from varstore.formats.state.copies import check_apart
 from varstore.formats.state.flat import check_fits, fetch_plain, flat_arrays
 from varstore.formats.torch.export import read_archive
-from varstore.formats.torch.tensors import storage_of
+from varstore.formats.torch.tensors import Storage, storage_of
 from varstore.storage.appearing import replacing
 from varstore.values.lazy import LazyArray
 
-__all__ = ["PROGRAM", "write_program"]
+__all__ = ["PROGRAM", "Change", "changed", "elements_of", "opened_program", "write_program"]
 
 PROGRAM = ".pt2"
 
@@ -43,17 +43,21 @@ def write_program(path: str, state: Any, model: str) -> None:
     source = Source(model)
     check_apart(path, model)
     known = opened_program(source)
-    changes: dict[Member, list[_Change]] = {}
+    changes: dict[Member, list[Change]] = {}
     for name, array in arrays.items():
         check_fits(model, name, array, known)
         if array.size:  # the offset of an empty weight need not be in its member
-            member, elements = _place_of(model, name, known[name])
-            changes.setdefault(member, []).append((name, array, elements))
+            storage = storage_of(known[name])
+            if storage is None or storage.member is None:
+                raise FormatError(
+                    "weights of this type cannot be replaced", path=model, variable=name, found=str(array.dtype)
+                )
+            changes.setdefault(storage.member, []).append((name, array, elements_of(known[name], storage)))
     with replacing(path) as file:
-        copy_archive(file, source, {member: partial(_changed, made, model) for member, made in changes.items()})
+        copy_archive(file, source, {member: partial(changed, made, model) for member, made in changes.items()})
 
 
-_Change = tuple[str, LazyArray, Callable[[np.ndarray], np.ndarray]]
+Change = tuple[str, LazyArray, Callable[[np.ndarray], np.ndarray]]
 """The name of a weight, its new values, and what gives its elements among the bytes of a member."""
 
 
@@ -71,21 +75,24 @@ def opened_program(source: Source) -> ForeignCheckpoint:
     return found
 
 
-def _place_of(model: str, name: str, array: LazyArray) -> tuple[Member, Callable[[np.ndarray], np.ndarray]]:
-    """Return the member that holds a weight, and what gives its elements among the bytes of that."""
-    storage = storage_of(array)
-    if array.place is None or storage is None or storage.member is None:
-        raise FormatError("weights of this type cannot be replaced", path=model, variable=name, found=str(array.dtype))
+def elements_of(array: LazyArray, storage: Storage) -> Callable[[np.ndarray], np.ndarray]:
+    """Return what gives the elements of a weight among the bytes of its storage."""
+    assert array.place is not None
     size, (_, offset, strides) = array.dtype.itemsize, array.place
     dtype = array.dtype.newbyteorder(">" if storage.swapped else "=")
 
     def elements(raw: np.ndarray) -> np.ndarray:
         return np.ndarray(array.shape, dtype, raw.data, offset * size, [size * step for step in strides])
 
-    return storage.member, elements
+    return elements
 
 
-def _changed(changes: list[_Change], model: str, raw: np.ndarray) -> np.ndarray:
+def changed(changes: list[Change], model: str, raw: np.ndarray) -> np.ndarray:
+    """Return the bytes of a member with the new values of weights in them.
+
+    Raises:
+        VariableMismatch: two weights share bytes, and not their values.
+    """
     values = {name: fetch_plain(name, array) for name, array, _ in changes}
     for name, _, elements in changes:
         elements(raw)[...] = values[name]

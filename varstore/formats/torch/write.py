@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import io
 import os
-import struct
 import zipfile
 from collections import OrderedDict
 from collections.abc import Hashable
@@ -24,19 +23,13 @@ from varstore.formats.opened import views_in
 from varstore.formats.pickles.emit import Emitter, Named, Persistent
 from varstore.formats.state.flat import fetch_plain
 from varstore.formats.state.nested import nested_state
+from varstore.formats.torch.member import ALIGNMENT, add_member
 from varstore.formats.torch.rewrite import PROGRAM, write_program
 from varstore.formats.torch.tensors import DTYPES, STORAGES
 from varstore.training.tensors import NDARRAY, PARAMETER, TENSOR, strides_of
 from varstore.values.lazy import LazyArray, retyped
 
 __all__ = ["write"]
-
-_ALIGNMENT = 64
-_PADDING = 0x4246  # the extra field with which torch pads
-_LOCAL_HEADER = 30
-_WIDE_EXTRA = 20
-_BLOCK = 1 << 22
-_DATE = (1980, 1, 1, 0, 0, 0)
 
 _NAMES = {dtype: name for name, dtype in DTYPES.items()}
 _CLASSES = {DTYPES[dtype]: name for name, dtype in STORAGES.items() if dtype and not name.startswith("Q")}
@@ -83,7 +76,7 @@ def write(path: str | os.PathLike[str], state: Any, *, model: str | os.PathLike[
     Emitter(pickled, 2, tensor).pickle(tree)
     with new_archive(os.fspath(path)) as (archive, file):
         _member(archive, file, "data.pkl", np.frombuffer(pickled.getvalue(), np.uint8))
-        for name, text in ((".format_version", "1"), (".storage_alignment", str(_ALIGNMENT)), ("byteorder", "little")):
+        for name, text in ((".format_version", "1"), (".storage_alignment", str(ALIGNMENT)), ("byteorder", "little")):
             _member(archive, file, name, np.frombuffer(text.encode(), np.uint8))
         for key, array in storages.values():
             _member(archive, file, f"data/{key}", fetch_plain(f"storage {key}", array).reshape(-1).view(np.uint8))
@@ -108,13 +101,4 @@ def _emit_tensor(emitter: Emitter, array: LazyArray, key: str, nbytes: int, plac
 
 
 def _member(archive: zipfile.ZipFile, file: BinaryIO, name: str, data: np.ndarray) -> None:
-    """Write an uncompressed member whose content begins at a multiple of 64 bytes."""
-    info = zipfile.ZipInfo(f"archive/{name}", _DATE)
-    info.file_size = data.size
-    wide = data.size * 1.05 > zipfile.ZIP64_LIMIT
-    position = file.tell() + _LOCAL_HEADER + len(info.filename) + (_WIDE_EXTRA if wide else 0) + 4
-    fill = -position % _ALIGNMENT
-    info.extra = struct.pack("<2H", _PADDING, fill) + b"Z" * fill
-    with archive.open(info, "w", force_zip64=wide) as member:
-        for start in range(0, data.size, _BLOCK):
-            member.write(data[start : start + _BLOCK].data)
+    add_member(archive, file, f"archive/{name}", data)
