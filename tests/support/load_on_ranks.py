@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import shutil
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -12,12 +13,14 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
+from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import Shard, distribute_tensor
 
 import varstore as vs
 from support.meshes import MESHES, VALUES, Run, clear, tensors_of
 from support.ranks import main
+from support.regions import bands, record_regions
 from varstore.adapters.torch_distributed import Reader, load
 
 STEPS = 3
@@ -35,11 +38,24 @@ def prepare(folder: Path) -> None:
         checkpoint = vs.save_state(folder / "nested", state)
         vs.save(folder / "without-manifest", {name: checkpoint[name] for name in checkpoint}, manifest=False)
         vs.pack(folder / "nested", folder / "packed")
+        _as_four_ranks_save(folder / "nested", folder / "regions")
         torch.save(tensors_of(state), folder / "truth.pt")
         torch.save(run.train(STEPS, 2 * STEPS), folder / "losses.pt")
     dist.barrier()
     _truth.update(torch.load(folder / "truth.pt"))
     _losses.extend(torch.load(folder / "losses.pt"))
+
+
+def _as_four_ranks_save(source: Path, target: Path) -> None:
+    """Copy a checkpoint, and list regions in it: rows of each variable, and columns of some."""
+    shutil.copytree(source, target)
+    cuts: dict[str, Any] = {}
+    for name, variable in vs.open(source).items():
+        if variable.shape:
+            axis = int("down.weight" in name)
+            each = -(-variable.shape[axis] // 4)
+            cuts[name] = bands(variable.shape, axis, range(each, variable.shape[axis], each))
+    record_regions(target, cuts)
 
 
 def _run(name: str) -> Run:
@@ -210,7 +226,30 @@ def objects(folder: Path) -> None:
     assert state["epoch"] == 3
 
 
-SOURCES = ("nested", "without-manifest", "packed")
+def rot(folder: Path) -> None:
+    """A byte of one region is another one, so that one rank finds it, where its part has all of the region."""
+    state = _run("fsdp-4").state()
+    path = folder / "regions/model/up.weight/out"
+    if dist.get_rank() == 0:
+        path.chmod(0o600)
+        with path.open("r+b") as file:
+            file.seek(64 * 16 * 4 - 1)
+            file.write(b"?")
+    dist.barrier()
+    for options in ({"verify": "all"}, {"verify": "all", "include": "epoch", "strict": False}):
+        message = _refused(vs.errors.DigestMismatch, folder / "regions", state, **options)
+        assert "model/up.weight" in message
+        assert " of 4" in message  # which rank has it in its share
+    with pytest.raises(vs.errors.DigestMismatch, match="on rank 3 of 4"):
+        load(folder / "regions", state)
+    with pytest.raises(CheckpointException) as caught:
+        dcp.load(state, storage_reader=Reader(folder / "regions"))
+    assert [type(error) for error, _ in caught.value.failures.values()] == [vs.errors.DigestMismatch]
+    load(folder / "regions", state, verify=False)
+    assert tensors_of(state).keys() == _truth.keys()
+
+
+SOURCES = ("nested", "without-manifest", "packed", "regions")
 CASES: dict[str, Callable[[Path], object]] = {
     "prepare": prepare,
     **{f"{source} on {mesh}": partial(load_all, source=source, mesh=mesh) for mesh in MESHES for source in SOURCES},
@@ -221,6 +260,7 @@ CASES: dict[str, Callable[[Path], object]] = {
     "one rank alone": one_rank_alone,
     "tied": tied,
     "objects": objects,
+    "rot": rot,
     **{f"resume on {mesh}": partial(resume, mesh=mesh) for mesh in MESHES},
 }
 

@@ -1,59 +1,109 @@
-"""Read rectangles of variables into the memory of tensors, in parallel."""
+"""Read rectangles of variables into the memory of tensors, in parallel, and check a share of all values."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import math
+from collections.abc import Iterable, Iterator
 from functools import partial
+from typing import Any
 
 import numpy as np
 
 from varstore.adapters.torch_distributed.targets import Shard, hand_over, host_array
+from varstore.disk.blocks import spans
 from varstore.disk.read.parts import read_run
+from varstore.disk.read.rectangles import read_rectangles
 from varstore.disk.read.variable import Variable
 from varstore.disk.read.whole import read_into
-from varstore.disk.threads import Job, run as run_jobs
+from varstore.disk.threads import Job, run
 from varstore.layout.location import Location
 from varstore.layout.readable import Readable, readable
-from varstore.layout.regions import Region, run_of
+from varstore.layout.regions import filled
 
-__all__ = ["read_parts"]
+__all__ = ["check_share", "read_parts"]
+
+_AT_ONCE = 256 << 20
+"""Bytes in the host's memory on their way to a device, if a rectangle does not have more."""
 
 
 def read_parts(location: Location, wanted: Iterable[tuple[Variable, Shard]], *, verify: bool, threads: int) -> None:
     """Fill parts of tensors from the variables of one checkpoint; the values are converted to the tensors' types.
+
+    With `verify`, the blocks and regions that lie inside a part are compared with their digests.
 
     Raises:
         DigestMismatch: the bytes are not those that were saved.
         FormatError: a file is missing, of another size, or not a file at all.
     """
     whole: list[tuple[Readable, np.ndarray]] = []
-    parts: list[Job] = []
+    parts: list[tuple[Variable, Shard, np.ndarray]] = []
+    elsewhere: list[tuple[Variable, Shard]] = []
     for variable, shard in wanted:
         source = readable(variable.entry, path=location.path)
         array = host_array(shard.memory)
-        is_same = array is not None and array.flags.c_contiguous and array.dtype == source.stored == source.dtype
-        if array is not None and is_same and shard.sizes == source.shape:
+        if array is None or array.dtype != source.dtype:
+            elsewhere.append((variable, shard))
+        elif array.flags.c_contiguous and source.stored == source.dtype and shard.sizes == source.shape:
             whole.append((source, array.reshape(-1).view(np.uint8)))
         else:
-            parts.append(partial(_read_part, variable, shard, array, verify=verify))
+            parts.append((variable, shard, array))
     read_into(location, whole, verify=verify, threads=threads)
-    run_jobs(parts, threads)
+    read_rectangles([(it, *shard[:2], array) for it, shard, array in parts], verify=verify, threads=threads)
+    for group in _groups(elsewhere):
+        arrays = [np.empty(shard.sizes, variable.dtype) for variable, shard in group]
+        rectangles = [(it, *shard[:2], array) for (it, shard), array in zip(group, arrays, strict=True)]
+        read_rectangles(rectangles, verify=verify, threads=threads)
+        for (_, shard), array in zip(group, arrays, strict=True):
+            hand_over(shard.memory, array)
 
 
-def _read_part(variable: Variable, shard: Shard, array: np.ndarray | None, *, verify: bool) -> None:
-    values = _rectangle(variable, shard, verify=verify)
-    if array is None or array.dtype != values.dtype:
-        hand_over(shard.memory, values)
-    else:
-        np.copyto(array, values)
+def _groups(wanted: Iterable[tuple[Variable, Shard]]) -> Iterator[list[tuple[Variable, Shard]]]:
+    group: list[tuple[Variable, Shard]] = []
+    nbytes = 0
+    for variable, shard in wanted:
+        size = math.prod(shard.sizes) * variable.dtype.itemsize
+        if group and nbytes + size > _AT_ONCE:
+            yield group
+            group, nbytes = [], 0
+        group.append((variable, shard))
+        nbytes += size
+    if group:
+        yield group
 
 
-def _rectangle(variable: Variable, shard: Shard, *, verify: bool) -> np.ndarray:
-    """Return the values of a rectangle; with `verify`, all blocks that they lie in are checked."""
-    region = Region(shard.offsets, shard.sizes)
+def check_share(variables: Iterable[Variable], share: int, shares: int, *, threads: int) -> None:
+    """Compare a share of all values with their digests; no block or region is in two shares.
+
+    Raises:
+        DigestMismatch: the bytes are not those that were saved.
+        FormatError: a file is missing, of another size, or not a file at all.
+    """
+    own_files = (variable for variable in variables if variable.has_meta and variable.tied_to is None)
+    checks = [check for variable in own_files for check in _checks(variable)]
+    total = sum(nbytes for nbytes, _ in checks)
+    own: list[Job] = []
+    before = 0
+    for nbytes, check in checks:
+        if before * shares // total == share:
+            own.append(check)
+        before += nbytes
+    run(own, threads)
+
+
+def _checks(variable: Variable) -> Iterator[tuple[int, Job]]:
+    """Yield the size of each block or region with a digest, and what reads it, and compares it on the way."""
     source = readable(variable.entry, path=variable.root)
-    run = run_of(*region[:2], source.shape, source.stored.itemsize) if verify else None
-    if run is not None:
-        start, stop = (at // source.stored.itemsize for at in (run[0], sum(run)))
-        return read_run(variable.location, source, start, stop).reshape(shard.sizes)
-    return np.asarray((variable.numpy() if verify else variable)[region.within()])
+    size = source.stored.itemsize
+    for region in filled(variable.entry.regions):
+        yield region.elements * size, partial(_read_region, variable, *region[:2])
+    if source.digests:
+        for start, stop in spans(source.nbytes):
+            yield stop - start, partial(_read_block, variable, source, start // size, stop // size)
+
+
+def _read_region(variable: Variable, offsets: Any, sizes: Any) -> None:
+    read_rectangles([(variable, offsets, sizes, np.empty(sizes, variable.dtype))], verify=True, threads=1)
+
+
+def _read_block(variable: Variable, source: Readable, start: int, stop: int) -> None:
+    read_run(variable.location, source, start, stop)

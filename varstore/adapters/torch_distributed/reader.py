@@ -50,7 +50,7 @@ class Reader(StorageReader):  # type: ignore[misc]  # torch's
 
     Args:
         path: a checkpoint's directory. The ``checkpoint_id`` of ``dcp.load`` takes its place.
-        verify: compare what is read with the digests.
+        verify: as for `load`.
 
     Example:
         >>> import torch

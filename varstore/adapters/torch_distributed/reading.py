@@ -17,7 +17,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 import torch.distributed as dist
 
-from varstore.adapters.torch_distributed.parts import read_parts
+from varstore.adapters.torch_distributed.parts import check_share, read_parts
 from varstore.adapters.torch_distributed.ranks import Ranks
 from varstore.adapters.torch_distributed.targets import Target, Targets, survey
 from varstore.disk.read.checkpoint import Checkpoint, open_checkpoint
@@ -86,7 +86,8 @@ def load(
         process_group: the ranks that load together. Default: all; without ``init_process_group``, this process.
         strict: raise an error for names that only the state or only the checkpoint has. A name in the checkpoint is
             unexpected if no rank has it.
-        verify: compare what is read with the digests. With "all", the ranks first check everything, each a share of it,
+        verify: compare what is read with the digests: all of a tensor that a rank has whole, and of another one the
+            blocks and regions that lie in its part. With "all", the ranks first check everything, each a share of it,
             before a tensor changes.
         rename, include, exclude: as for `varstore.load`, to turn the checkpoint's names into those of the state.
         missing: as for `varstore.load_into`: patterns of names that need not be in the checkpoint.
@@ -224,6 +225,9 @@ class _Loading:
         self._pairs = list(self._settled(match.pairs))
         location = self._checkpoint.location
         check_files((location, variable.entry) for _, target, variable in self._pairs if target.shards)
+        if self._verify == "all":
+            variables = self._checkpoint.values()
+            check_share(variables, self._ranks.rank, self._ranks.size, threads=self._ranks.threads)
 
     def _compared(self, choice: Choice) -> tuple[Match, dict[str, Any]]:
         """Return what of the checkpoint is for what of the state, and the source of each name: a `Leaf` or a value."""
@@ -315,5 +319,5 @@ def _identity(checkpoint: Checkpoint) -> bytes:
     """Return what tells a checkpoint from another one, on all machines that see it."""
     hasher = hashlib.blake2b(checkpoint.manifest.tree.encode() if checkpoint.manifest else b"")
     for entry in checkpoint.content.entries.values():
-        hasher.update(repr((entry.name, entry.nbytes, entry.form, entry.digests)).encode())
+        hasher.update(repr((entry.name, entry.nbytes, entry.form, entry.digests, entry.regions)).encode())
     return hasher.digest()
