@@ -1,19 +1,22 @@
 """Print the figures for README from the newest record: ``python -m tools.bench.figures``.
 
 ``python -m tools.bench.figures RECORD`` first keeps this record, which ``python -m tools.bench --json RECORD`` writes,
-as that of its version, and replaces the figures in README. A test checks that README has them.
+as that of its version, and replaces the figures in README. A test checks that README has them. Those of packed
+checkpoints (``python -m tools.bench --packed``) are kept and quoted apart, and are printed too.
 """
 
 from __future__ import annotations
 
 import argparse
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from tools import readme
-from tools.bench.records import RESULTS, Record, newest
+from tools.bench.packing import PACKING, RAW
+from tools.bench.records import PACKED, RESULTS, Record, newest
 from tools.bench.targets import LIMIT
+from tools.bench.trained import TRAINED
 
 ROWS = {
     "save large": "save `large` (1 GiB), not durable",
@@ -66,10 +69,20 @@ def main(arguments: Sequence[str] | None = None, *, results: Path = RESULTS, quo
     path = parser.parse_args(arguments).record
     if path is not None:
         record = Record.parse(path.read_text(encoding="utf-8"))
-        (results / f"{record.version}.json").write_text(record.as_json(), encoding="utf-8")
-        readme.quote("bench", figures(newest(results)), quoting)
-    print(figures(newest(results)), end="")
+        name = "packed" if record.rows.keys() <= PACKING.keys() else "bench"
+        folder, shown = _kept(results)[name]
+        folder.mkdir(exist_ok=True)
+        (folder / f"{record.version}.json").write_text(record.as_json(), encoding="utf-8")
+        readme.quote(name, shown(newest(folder)), quoting)
+    for folder, shown in _kept(results).values():
+        if folder.is_dir():
+            print(shown(newest(folder)), end="")
     return 0
+
+
+def _kept(results: Path) -> dict[str, tuple[Path, Callable[[Record], str]]]:
+    """Return where the records of each kind are kept, and what shows them, by the name of what README quotes."""
+    return {"bench": (results, figures), "packed": (results / PACKED, packed_figures)}
 
 
 def figures(record: Record) -> str:
@@ -77,13 +90,42 @@ def figures(record: Record) -> str:
     return "\n".join([_caption(record), "", *_table(record), "", *_beside(record), ""])
 
 
-def _caption(record: Record) -> str:
+def packed_figures(record: Record) -> str:
+    """Return a caption and the table of packed checkpoints: three figures in each cell, one per workload."""
+    what = "In each cell: weights in float32, the same in bfloat16, and moments of Adam in float32."
+    return "\n".join([_caption(record, " --packed"), what, "", *_packed_table(record), ""])
+
+
+def _packed_table(record: Record) -> Iterator[str]:
+    yield "| | stored / raw | packing, GB/s | loading, GB/s | 4 KiB of a variable, ms |"
+    yield "|---" * 5 + "|"
+    sizes = {workload: record.rows[f"size of {workload}, packed"].figures for workload in TRAINED}
+    raw = {workload: figures[RAW].median for workload, figures in sizes.items()}
+    for peer in (name for name in next(iter(sizes.values())) if name != RAW):
+
+        def cell(form: str, task: str, value: Callable[[str, float], float], peer: str = peer) -> str:
+            rows = {workload: record.rows[task.format(workload)].figures for workload in TRAINED}
+            return ", ".join(
+                format(value(workload, row[peer].median), form) if peer in row else "–"
+                for workload, row in rows.items()
+            )
+
+        cells = (
+            cell(".2f", "size of {}, packed", lambda workload, nbytes: nbytes / raw[workload]),
+            cell(".2f", "pack {}", lambda workload, seconds: raw[workload] / seconds / 1e9),
+            cell(".2f", "load {}, packed", lambda workload, seconds: raw[workload] / seconds / 1e9),
+            cell(".1f", "slice of {}, packed", lambda _, seconds: seconds * 1e3),
+        )
+        yield "| " + " | ".join([peer, *cells]) + " |"
+
+
+def _caption(record: Record, options: str = "") -> str:
     machine = record.machine
     disk = f", {machine['file system']}" if "file system" in machine else ""
     python = f", Python {record.python}" if record.python else ""
     return (
         f"varstore {record.version}{python}; {machine['system']}, {machine['processors']} processors{disk};\n"
-        f"`python -m tools.bench --rounds {record.rounds}` on {record.date}."
+        f"`python -m tools.bench{options} --rounds {record.rounds}` on {record.date}."
     )
 
 

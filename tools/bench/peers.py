@@ -304,7 +304,7 @@ def _zarr3(path: str, name: str) -> dict[str, Any]:
 
 class Orbax(Peer):
     name = "Orbax"
-    needs = ("orbax.checkpoint", "jax")
+    needs: tuple[str, ...] = ("orbax.checkpoint", "jax")
 
     def save(self, path: str, arrays: Arrays) -> None:
         import orbax.checkpoint as ocp

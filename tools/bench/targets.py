@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any
+
+from tools.bench.trained import TRAINED
 
 Results = Mapping[str, Mapping[str, float]]
 """Maps tasks to candidates to medians, in seconds, or in bytes for tasks that measure memory."""
@@ -55,6 +58,17 @@ def _durable_small(results: Results) -> float:
 
 
 _COLD_READS = ("limit: buffered read", "limit: one thread's read", "limit: direct read")
+
+
+def _of_packed(workload: str) -> Iterator[Target]:
+    """Yield what packing is to reach: `small` takes no more space than others, `fast` is loaded faster."""
+    task = f"size of {workload}, packed"
+    for peer in ("Orbax", "zarr-python, default"):
+        yield _to(task, peer, 1.0, of="varstore, small")
+    task = f"load {workload}, packed"
+    for peer in ("safetensors + zstd -3", "Orbax", "zarr-python, default", "ZipNN"):
+        yield _to(task, peer, 1.0, of="varstore, fast")
+
 
 TARGETS: tuple[Target, ...] = (
     _to("save large", "safetensors", 0.75, bound="limit: parallel write"),
@@ -143,6 +157,7 @@ TARGETS: tuple[Target, ...] = (
         most=0.5,
         unit=" s",
     ),
+    *chain.from_iterable(map(_of_packed, TRAINED)),
 )
 
 

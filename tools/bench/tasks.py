@@ -31,7 +31,7 @@ _MEMORY_USED = 3
 """The memory that a candidate uses, in sizes of the workload: the arrays, the page cache and a copy."""
 
 
-def _nothing() -> None:
+def nothing() -> None:
     """Do nothing."""
 
 
@@ -48,7 +48,7 @@ class Race:
     unit: str = "s"
     readies_memory: bool = True
     repeats: bool = True
-    afterwards: Callable[[], None] = _nothing
+    afterwards: Callable[[], None] = nothing
 
 
 @dataclass(kw_only=True)
@@ -117,19 +117,19 @@ class Bench:
         return able
 
 
-def _at_fresh(bench: Bench, write: Callable[[str], Any]) -> Callable[[], Prepared]:
+def at_fresh(bench: Bench, write: Callable[[str], Any]) -> Callable[[], Prepared]:
     return lambda: partial(write, bench.place.fresh())
 
 
 def save(bench: Bench, workload: str) -> Race:
     arrays = bench.arrays(workload)
     candidates: Candidates = {
-        peer.name: _at_fresh(bench, partial(lambda p, path: p.save(path, arrays), peer)) for peer in bench.peers
+        peer.name: at_fresh(bench, partial(lambda p, path: p.save(path, arrays), peer)) for peer in bench.peers
     }
     if workload in MOSTLY_CALLS:
-        candidates["limit: system calls"] = _at_fresh(bench, lambda path: limits.bare_calls(path, arrays))
+        candidates["limit: system calls"] = at_fresh(bench, lambda path: limits.bare_calls(path, arrays))
     else:
-        candidates["limit: parallel write"] = _at_fresh(bench, lambda path: limits.parallel_write(path, arrays))
+        candidates["limit: parallel write"] = at_fresh(bench, lambda path: limits.parallel_write(path, arrays))
     return Race(candidates)
 
 
@@ -137,14 +137,14 @@ def save_durable(bench: Bench, workload: str, *, memory_is_new: bool = False) ->
     """Save durably; with `memory_is_new`, after the host has taken back all free memory, as after a long pause."""
     arrays = bench.arrays(workload)
     candidates: Candidates = {
-        peer.name: _at_fresh(bench, partial(lambda p, path: p.save_durable(path, arrays), peer))
+        peer.name: at_fresh(bench, partial(lambda p, path: p.save_durable(path, arrays), peer))
         for peer in bench.peers
         if workload != "small" or isinstance(peer, Varstore)
     }
     if workload in MOSTLY_CALLS:
-        candidates["limit: system calls + one sync"] = _at_fresh(bench, partial(_calls_and_sync, arrays))
+        candidates["limit: system calls + one sync"] = at_fresh(bench, partial(_calls_and_sync, arrays))
     else:
-        candidates["limit: direct write"] = _at_fresh(bench, lambda path: limits.direct_write(path, arrays))
+        candidates["limit: direct write"] = at_fresh(bench, lambda path: limits.direct_write(path, arrays))
     if memory_is_new:
         candidates = {name: _then(candidate, bench.unready_memory) for name, candidate in candidates.items()}
     return Race(candidates, readies_memory=not memory_is_new, repeats=not memory_is_new)
@@ -187,7 +187,7 @@ def load(bench: Bench, workload: str) -> Race:
         candidates["limit: parallel read"] = lambda: lambda: limits.parallel_read(plain, arrays)
         _read_all(plain)
     _warm(bench, workload, "load")
-    return Race(candidates, settle=_nothing)
+    return Race(candidates, settle=nothing)
 
 
 def load_into(bench: Bench, workload: str) -> Race:
@@ -203,7 +203,7 @@ def load_into(bench: Bench, workload: str) -> Race:
     candidates["limit: parallel read"] = lambda: lambda: limits.read_into(plain, targets)
     _read_all(plain)
     _warm(bench, workload, "load_into")
-    return Race(candidates, settle=_nothing)
+    return Race(candidates, settle=nothing)
 
 
 def load_cold(bench: Bench, workload: str) -> Race:
@@ -225,7 +225,7 @@ def load_cold(bench: Bench, workload: str) -> Race:
     candidates["limit: buffered read"] = cold(lambda: limits.read_into(plain, targets))
     candidates["limit: one thread's read"] = cold(lambda: limits.read_into(plain, targets, workers=1))
     candidates["limit: direct read"] = cold(lambda: limits.read_into(plain, aligned, direct=True))
-    return Race(candidates, settle=_nothing, repeats=False)
+    return Race(candidates, settle=nothing, repeats=False)
 
 
 def open_some(bench: Bench, workload: str) -> Race:
@@ -235,7 +235,7 @@ def open_some(bench: Bench, workload: str) -> Race:
         name: partial(lambda p, at: lambda: p.load_some(at, chosen), peer, path)
         for name, (peer, path) in bench.loadable(workload, "load_some").items()
     }
-    return Race(candidates, settle=_nothing)
+    return Race(candidates, settle=nothing)
 
 
 def row(bench: Bench, workload: str) -> Race:
@@ -244,7 +244,7 @@ def row(bench: Bench, workload: str) -> Race:
         peer_name: partial(lambda p, at: lambda: p.row(at, name, 1000), peer, path)
         for peer_name, (peer, path) in bench.loadable(workload, "row").items()
     }
-    return Race(candidates, settle=_nothing)
+    return Race(candidates, settle=nothing)
 
 
 def save_with_base(bench: Bench) -> Race:
@@ -271,7 +271,7 @@ def save_with_base(bench: Bench) -> Race:
         changed = sum(array.nbytes for name, array in arrays.items() if name not in unchanged)
         bench.log(f"base=: {written:,} bytes written of {changed:,} changed")
 
-    candidates = {"varstore, base=": _at_fresh(bench, with_base), "varstore, whole": _at_fresh(bench, whole)}
+    candidates = {"varstore, base=": at_fresh(bench, with_base), "varstore, whole": at_fresh(bench, whole)}
     return Race(candidates, afterwards=count)
 
 
@@ -291,9 +291,9 @@ def compose(bench: Bench, workload: str, *, durable: bool = True) -> Race:
 
     return Race(
         {
-            "varstore, links": _at_fresh(bench, lambda path: varstore.save(path, variables, durable=durable)),
-            "varstore, whole": _at_fresh(bench, lambda path: varstore.save(path, arrays, durable=durable)),
-            "limit: system calls": _at_fresh(bench, bare),
+            "varstore, links": at_fresh(bench, lambda path: varstore.save(path, variables, durable=durable)),
+            "varstore, whole": at_fresh(bench, lambda path: varstore.save(path, arrays, durable=durable)),
+            "limit: system calls": at_fresh(bench, bare),
         }
     )
 
@@ -315,7 +315,7 @@ def save_async(bench: Bench, workload: str) -> Race:
     start(bench.place.fresh())
     settle()
     candidates: Candidates = {
-        "varstore": _at_fresh(bench, start),
+        "varstore": at_fresh(bench, start),
         "limit: memory copy": lambda: lambda: limits.memory_copy(arrays, targets),
     }
     return Race(candidates, settle=settle, repeats=False)
@@ -337,7 +337,7 @@ def _processes(bench: Bench, commands: Mapping[str, tuple[str, ...]]) -> Race:
     runs = {name: partial(measure.whole_process, cache, *command) for name, command in commands.items()}
     for run in runs.values():
         run()
-    return Race({name: partial(partial, run) for name, run in runs.items()}, settle=_nothing)
+    return Race({name: partial(partial, run) for name, run in runs.items()}, settle=nothing)
 
 
 def open_foreign(bench: Bench, names: int) -> Race:
@@ -346,7 +346,7 @@ def open_foreign(bench: Bench, names: int) -> Race:
     peers = bench.able("foreign_names")
     for peer in peers:  # so that imports are not timed
         peer.foreign_names(_foreign(bench, _TINY))
-    return Race({peer.name: partial(partial, peer.foreign_names, path) for peer in peers}, settle=_nothing)
+    return Race({peer.name: partial(partial, peer.foreign_names, path) for peer in peers}, settle=nothing)
 
 
 def foreign_row(bench: Bench, *, reads: bool = False) -> Race:
@@ -358,8 +358,8 @@ def foreign_row(bench: Bench, *, reads: bool = False) -> Race:
     rows = {peer.name: partial(peer.foreign_row, path, "weight", 1000) for peer in peers}
     if reads:
         counted: Candidates = {name: partial(partial, measure.bytes_read, row) for name, row in rows.items()}
-        return Race(counted, settle=_nothing, unit="B")
-    return Race({name: partial(partial, row) for name, row in rows.items()}, settle=_nothing)
+        return Race(counted, settle=nothing, unit="B")
+    return Race({name: partial(partial, row) for name, row in rows.items()}, settle=nothing)
 
 
 _TINY = {"weight": (1, 8)}

@@ -18,7 +18,9 @@ from typing import Any
 
 import varstore
 from tools.bench.measure import Place
-from tools.bench.peers import PEERS
+from tools.bench.packed import PACKED
+from tools.bench.packing import PACKING
+from tools.bench.peers import PEERS, Peer
 from tools.bench.tasks import TASKS, Bench, Race
 
 _PACKAGES = ("numpy", "ml_dtypes", "protobuf", "xxhash", "click", "rich")
@@ -30,7 +32,10 @@ class Worker:
 
     def __init__(self, options: Mapping[str, Any]) -> None:
         self._log: list[str] = []
-        missing = {peer: peer.missing() for peer in PEERS if peer.name in (options["peers"] or [peer.name])}
+        self._tasks = PACKING if options["packed"] else TASKS
+        peers: tuple[type[Peer], ...] = PACKED if options["packed"] else PEERS
+        chosen = [peer for peer in peers if not options["peers"] or peer.name.partition(",")[0] in options["peers"]]
+        missing = {peer: peer.missing() for peer in chosen}
         self._log += [f"left out: {peer.name}: {lack} is not installed" for peer, lack in missing.items() if lack]
         self._bench = Bench(
             place=Place(options["path"]),
@@ -60,7 +65,7 @@ class Worker:
         self._race = Race({})
         gc.collect()
         try:
-            self._race = TASKS[task](self._bench)
+            self._race = self._tasks[task](self._bench)
         except Exception as error:  # an earlier version does not have every function
             self._log.append(f"left out: {task}: {type(error).__name__}: {error}")
         return {"candidates": list(self._race.candidates), "unit": self._race.unit}

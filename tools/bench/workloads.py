@@ -7,6 +7,8 @@ from collections.abc import Callable, Iterator
 import ml_dtypes
 import numpy as np
 
+from tools.bench.trained import TRAINED
+
 Arrays = dict[str, np.ndarray]
 
 
@@ -66,6 +68,7 @@ WORKLOADS: dict[str, Callable[[float], Arrays]] = {
     "lora": lora,
     "resnet": resnet,
     "lm": lm,
+    **TRAINED,
 }
 MOSTLY_CALLS = ("small", "resnet")
 """Workloads with variables so small that the time depends on system calls, not on bytes."""
