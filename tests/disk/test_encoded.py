@@ -600,6 +600,24 @@ def test_the_command_line(tmp_path, values):
     require_equal(vs.read(tmp_path / "out.safetensors"), values)
 
 
+def test_verify_refuses_what_would_be_linked_damaged(tmp_path, packed, values):
+    """Tied to what is linked, attached files: all that the new checkpoint would share with the old one."""
+    run = lambda *words: CliRunner().invoke(main, list(map(str, words)), prog_name="varstore")  # noqa: E731
+    for damaged in ("raw/small/out", "raw/labels.txt", "packed/net/w/out", "packed/labels.txt"):
+        source, verb = (tmp_path / "raw", vs.unpack) if "raw" in damaged else (packed, vs.pack)
+        os.chmod(tmp_path / damaged, 0o644)
+        flipped(tmp_path / damaged, 2)
+        verb(source, tmp_path / "unnoticed", durable=False)
+        with pytest.raises(DigestMismatch, match=damaged.removesuffix("/out")):
+            verb(source, tmp_path / "target", verify=True)
+        done = run(verb.__name__, "--verify", tmp_path / damaged.partition("/")[0], tmp_path / "target")
+        assert (done.exit_code, "DigestMismatch" in done.output or "bytes that were saved" in done.output) == (3, True)
+        assert not (tmp_path / "target").exists()
+        flipped(tmp_path / damaged, 2)
+        shutil.rmtree(tmp_path / "unnoticed")
+    require_equal(vs.load(vs.pack(tmp_path / "raw", tmp_path / "target", verify=True).path), values)
+
+
 def test_a_thread_whose_group_another_one_writes_as_the_last_has_all_it_needs(tmp_path):
     array = smooth(20, 1 << 20, dtype=np.int16)
     directory = os.open(tmp_path, os.O_RDONLY)

@@ -21,8 +21,9 @@ __all__ = ["pack", "unpack"]
     default="fast",
     help="fast (the default) decompresses quickly, small takes less space.",
 )
+@click.option("--verify", is_flag=True, help="Compare what is linked with its digests first.")
 @click.option("--overwrite", is_flag=True, help="Replace the checkpoint TARGET.")
-def pack(source: str, target: str, level: str, overwrite: bool) -> None:
+def pack(source: str, target: str, level: str, verify: bool, overwrite: bool) -> None:
     """Save the checkpoint SOURCE again as TARGET, with its variables compressed. Nothing is lost.
 
     All commands read TARGET as any other checkpoint; OneFlow, cat and memory maps need raw values, which unpack writes.
@@ -34,7 +35,12 @@ def pack(source: str, target: str, level: str, overwrite: bool) -> None:
       varstore pack --level small runs/a/step-1000 archive
     """
     saved = vs.pack(
-        source, target, level="small" if level == "small" else "fast", overwrite=overwrite, progress=progress()
+        source,
+        target,
+        level="small" if level == "small" else "fast",
+        verify=verify,
+        overwrite=overwrite,
+        progress=progress(),
     )
     _print_sizes(saved)
 
@@ -42,15 +48,16 @@ def pack(source: str, target: str, level: str, overwrite: bool) -> None:
 @click.command(short_help="Write a packed checkpoint with raw values.")
 @click.argument("source", type=click.Path())
 @click.argument("target", type=click.Path())
+@click.option("--verify", is_flag=True, help="Compare what is linked with its digests first.")
 @click.option("--overwrite", is_flag=True, help="Replace the checkpoint TARGET.")
-def unpack(source: str, target: str, overwrite: bool) -> None:
+def unpack(source: str, target: str, verify: bool, overwrite: bool) -> None:
     """Save the checkpoint SOURCE again as TARGET, with raw values in each out.
 
     \b
     Examples:
       varstore unpack archive lenet
     """
-    _print_sizes(vs.unpack(source, target, overwrite=overwrite, progress=progress()))
+    _print_sizes(vs.unpack(source, target, verify=verify, overwrite=overwrite, progress=progress()))
 
 
 def _print_sizes(saved: vs.Checkpoint) -> None:

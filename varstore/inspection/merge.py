@@ -12,14 +12,13 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
-from varstore.disk.progress import Progress, reporting
+from varstore.disk.progress import Progress
 from varstore.disk.read.attached import AttachedFile
 from varstore.disk.read.checkpoint import Checkpoint, retry_if_replaced
-from varstore.disk.read.digests import check_bytes
+from varstore.disk.read.digests import check_linked
 from varstore.disk.read.parts import row_chunks
 from varstore.disk.read.variable import Variable
 from varstore.disk.save.foreign import Foreign
-from varstore.disk.threads import Job, run, thread_count
 from varstore.errors import UsageError, VariableMismatch, VariableNotFound
 from varstore.formats.native import nested, parts_of
 from varstore.formats.opened import ForeignCheckpoint
@@ -30,8 +29,6 @@ from varstore.layout.attached import refused_name
 from varstore.layout.readable import readable
 from varstore.model.options import Path
 from varstore.model.store import save
-from varstore.storage.directory import Directory
-from varstore.storage.failures import translated
 from varstore.training.tree import joined, prune
 from varstore.values.arguments import check_names, checked, checked_path, described
 from varstore.values.arrays import Source, as_source
@@ -124,7 +121,9 @@ def merge(
             raise UsageError("there is nothing to write: no variable is left", path=os.fspath(target))
         whole.keep_rest(parts, last_wins=last_wins)
         if verify:
-            _verify(whole, threads, progress)
+            values = [*whole.variables.values(), *whole.files.values()]
+            linked = [value for value in values if isinstance(value, Variable | AttachedFile)]
+            check_linked([(value.location, value.entry) for value in linked], threads, progress)
         saved = save(
             target,
             whole.variables,
@@ -417,28 +416,3 @@ def _chunks(name: str, array: Source) -> Iterator[tuple[Any, np.ndarray]]:
     pieces = Pieces(name, array)
     for at, (index, _) in enumerate(pieces.indices):
         yield index, pieces.read(at)
-
-
-# verification
-
-
-def _verify(whole: _Parts, threads: int | None, progress: Progress) -> None:
-    linked = [value for value in (*whole.variables.values(), *whole.files.values()) if _has_digests(value)]
-    total = sum(value.entry.nbytes for value in linked)
-    with reporting(progress, total, "verifying") as advance:
-        run(_checks(linked, advance or (lambda _: None)), min(thread_count(threads), max(1, len(linked))))
-
-
-def _has_digests(value: Any) -> bool:
-    return isinstance(value, Variable | AttachedFile) and bool(value.entry.digests)
-
-
-def _checks(linked: Iterable[Variable | AttachedFile], done: Callable[[int], None]) -> Iterator[Job]:
-    for value in linked:
-        yield partial(_check, value, done)
-
-
-def _check(value: Variable | AttachedFile, done: Callable[[int], None]) -> None:
-    with translated(value.location.path, "verifying failed"), Directory(value.location) as directory:
-        check_bytes(directory, value.entry)
-    done(value.entry.nbytes)

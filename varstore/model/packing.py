@@ -6,11 +6,16 @@ from typing import Literal
 
 from varstore.disk.progress import Progress
 from varstore.disk.read.checkpoint import Checkpoint, retry_if_replaced
+from varstore.disk.read.digests import check_linked
+from varstore.layout.attached import FileEntry
+from varstore.layout.location import Location
+from varstore.layout.manifest import Entry
 from varstore.layout.shards import Level
 from varstore.model.options import Path
 from varstore.model.store import write_plan
 from varstore.values.arguments import checked
-from varstore.values.plan import plan_save
+from varstore.values.arrays import Stored
+from varstore.values.plan import SavePlan, plan_save
 
 __all__ = ["pack", "unpack"]
 
@@ -21,6 +26,7 @@ def pack(
     target: Path,
     *,
     level: Literal["fast", "small"] = "fast",
+    verify: bool = False,
     overwrite: bool = False,
     durable: bool = True,
     threads: int | None = None,
@@ -40,6 +46,8 @@ def pack(
         source: a checkpoint's directory, or an open one.
         target: a path that does not exist, or an empty directory.
         level: "fast" decompresses quickly, "small" takes less space.
+        verify: compare what is linked with its digests, before anything is written. What is read, is compared in any
+            case.
         overwrite, durable, threads, progress: see `varstore.save`.
 
     Raises:
@@ -55,7 +63,7 @@ def pack(
         >>> bool((packed["weight"].numpy() == checkpoint["weight"].numpy()).all())
         True
     """
-    return _encoded(source, target, "zarr", level, overwrite, durable, threads, progress)
+    return _encoded(source, target, "zarr", level, verify, overwrite, durable, threads, progress)
 
 
 @checked
@@ -63,6 +71,7 @@ def unpack(
     source: Path | Checkpoint,
     target: Path,
     *,
+    verify: bool = False,
     overwrite: bool = False,
     durable: bool = True,
     threads: int | None = None,
@@ -80,7 +89,7 @@ def unpack(
         >>> vs.diff("trained", vs.unpack("archive", "again")).equal
         True
     """
-    return _encoded(source, target, "raw", "fast", overwrite, durable, threads, progress)
+    return _encoded(source, target, "raw", "fast", verify, overwrite, durable, threads, progress)
 
 
 def _encoded(
@@ -88,6 +97,7 @@ def _encoded(
     target: Path,
     encoding: Literal["raw", "zarr"],
     level: Level,
+    verify: bool,
     overwrite: bool,
     durable: bool,
     threads: int | None,
@@ -102,6 +112,8 @@ def _encoded(
             encoding=encoding,
             level=level,
         )
+        if verify:
+            check_linked(_linked(plan), threads, progress)
         return write_plan(
             target,
             plan,
@@ -115,3 +127,10 @@ def _encoded(
         )
 
     return retry_if_replaced(save, source)
+
+
+def _linked(plan: SavePlan) -> list[tuple[Location, Entry | FileEntry]]:
+    """Return the files of other checkpoints that a save links, tied variables once."""
+    variables = [v.source for v in plan.variables if isinstance(v.source, Stored) and not v.alias_of]
+    files = [file.stored for file in plan.files if file.stored is not None]
+    return [*((v.location, v.entry) for v in variables), *((file.location, file.entry) for file in files)]

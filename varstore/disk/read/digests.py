@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from functools import partial
 
 import numpy as np
 
 from varstore.disk.blocks import BlockHasher, digest_file_block, spans
 from varstore.disk.encodings.stored import Stored
 from varstore.disk.encodings.table import read_part
+from varstore.disk.progress import Progress, reporting
 from varstore.disk.read.checks import check_digest
+from varstore.disk.threads import run, thread_count
 from varstore.layout.attached import FileEntry
+from varstore.layout.location import Location
 from varstore.layout.manifest import BLOCK, Entry
 from varstore.layout.readable import Readable
 from varstore.storage.directory import Directory
+from varstore.storage.failures import translated
 
-__all__ = ["all_digests", "check_bytes", "content_digests", "digests_of"]
+__all__ = ["all_digests", "check_bytes", "check_linked", "content_digests", "digests_of"]
 
 
 def all_digests(directory: Directory, entry: Entry | FileEntry) -> bytes:
@@ -38,6 +43,28 @@ def check_bytes(directory: Directory, entry: Entry | FileEntry) -> None:
     with directory.out(entry) as fd:
         for start, stop in spans(entry.nbytes if entry.digests else 0):
             check_digest(directory, entry, entry.digests, start // BLOCK, digest_file_block(fd, start, stop))
+
+
+def check_linked(
+    files: Sequence[tuple[Location, Entry | FileEntry]], threads: int | None, progress: Progress = None
+) -> None:
+    """Compare files that are to be linked with their digests; those without any are not looked at.
+
+    Raises:
+        DigestMismatch: the bytes of one are not those that were saved.
+        FormatError: there is no such file, or it is not of the size that shape and type say.
+    """
+    known = [(location, entry) for location, entry in files if entry.digests]
+    total = sum(entry.nbytes for _, entry in known)
+    with reporting(progress, total, "verifying") as advance:
+
+        def check(location: Location, entry: Entry | FileEntry) -> None:
+            with translated(location.path, "verifying failed"), Directory(location) as directory:
+                check_bytes(directory, entry)
+            if advance:
+                advance(entry.nbytes)
+
+        run((partial(check, *file) for file in known), min(thread_count(threads), max(1, len(known))))
 
 
 def digests_of(pieces: Iterable[memoryview]) -> bytes:
