@@ -5,6 +5,8 @@ import stat
 import subprocess
 import sys
 
+import ml_dtypes
+import numpy as np
 import pytest
 from hypothesis import given, strategies as st
 from rich.console import Console
@@ -15,27 +17,32 @@ import varstore as vs
 sys.path.insert(0, str(ROOT))
 
 from tools import readme
-from tools.bench import figures, measure, records, report, targets, tasks, workloads
+from tools.bench import figures, measure, packing, records, report, targets, tasks, trained, workloads
+from tools.bench.packed import PACKED
 from tools.bench.peers import PEERS, Safetensors, Varstore
 from tools.bench.records import Figure, Record, Row
+from tools.bench.worker import Worker
 
-KEPT = sorted(records.RESULTS.glob("*.json"))
+KEPT = sorted([*records.RESULTS.glob("*.json"), *records.RESULTS.glob(f"{records.PACKED}/*.json")])
 FACTS = {"system", "processor", "processors", "memory GiB", "file system"}
 
 
 def test_readme_has_the_figures_of_the_newest_record():
     text = readme.README.read_text(encoding="utf-8")
-    assert readme.quoted("bench", text) == figures.figures(records.newest()), "run `python -m tools.bench.figures`"
+    for name, (folder, shown) in figures.kept(records.RESULTS).items():
+        if folder.is_dir():
+            wanted = shown(records.newest(folder))
+            assert readme.quoted(name, text) == wanted, "run `python -m tools.bench.figures RECORD`"
 
 
-@pytest.mark.parametrize("path", KEPT, ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", KEPT, ids=str)
 def test_a_kept_record_is_of_a_whole_run(path):
     record = Record.parse(path.read_text(encoding="utf-8"))
     assert record.version == path.stem
     assert record.scale == 1
     assert record.rounds >= 3
     assert set(record.machine) <= FACTS
-    assert set(record.rows) <= set(tasks.TASKS)
+    assert set(record.rows) <= set(packing.PACKING if path.parent.name == records.PACKED else tasks.TASKS)
 
 
 def test_a_new_record_is_kept_and_quoted_by_one_command(tmp_path):
@@ -217,3 +224,77 @@ def run_bench(directory, *arguments):
 def test_what_takes_long_is_measured_in_one_round():
     values = measure.alternate({"slow": lambda: 5.0, "quick": lambda: 0.1}, 3)
     assert values == {"slow": [5.0], "quick": [0.1] * 3}
+
+
+def packed_record():
+    """A record of packed checkpoints in which everything takes 2 s, or half of the 10 GB of the values."""
+    rows = {}
+    for task in packing.PACKING:
+        found = {peer.name: Figure.of([5e9 if "size" in task else 2.0]) for peer in PACKED}
+        if "size" in task:
+            found[packing.RAW] = Figure.of([1e10])
+        elif "slice" in task:
+            del found["ZipNN"]
+        rows[task] = Row(unit="B" if "size" in task else "s", figures=found)
+    return a_record(rows=rows, machine={"system": "Linux", "processors": 2})
+
+
+def test_a_record_of_packed_checkpoints_is_kept_and_quoted_apart(tmp_path):
+    (tmp_path / "results").mkdir()
+    (tmp_path / "results" / "0.9.0.json").write_text(
+        a_record(version="0.9.0", machine={"system": "Linux", "processors": 2}).as_json()
+    )
+    (tmp_path / "README.md").write_text("<!-- packed:begin -->\nold\n<!-- packed:end -->\n")
+    (tmp_path / "run.json").write_text(packed_record().as_json())
+    figures.main([str(tmp_path / "run.json")], results=tmp_path / "results", quoting=tmp_path / "README.md")
+    assert records.newest(tmp_path / "results").version == "0.9.0"
+    shown = readme.quoted("packed", (tmp_path / "README.md").read_text())
+    assert "--packed --rounds 3" in shown
+    assert (
+        "| varstore, fast | 0.50, 0.50, 0.50 | 5.00, 5.00, 5.00 | 5.00, 5.00, 5.00 | 2000.0, 2000.0, 2000.0 |" in shown
+    )
+    assert "| ZipNN | 0.50, 0.50, 0.50 | 5.00, 5.00, 5.00 | 5.00, 5.00, 5.00 | –, –, – |" in shown
+
+
+def test_what_packing_is_to_reach_is_checked():
+    medians = {task: {name: f.median for name, f in row.figures.items()} for task, row in packed_record().rows.items()}
+    medians["load trained, packed"]["varstore, fast"] = 2.1
+    found = {target["what"]: target["met"] for target in targets.check(medians)}
+    assert found.pop("size of trained, packed / Orbax")
+    assert {what for what, met in found.items() if not met} == {
+        f"load trained, packed / {peer.name}" for peer in PACKED if not peer.name.startswith("varstore")
+    }
+    assert len(found) == 6 * len(trained.TRAINED) - 1
+
+
+def test_packed_checkpoints_are_measured(bench, monkeypatch):
+    """Each peer that is here gives back what it packed, and a region of it."""
+    pytest.importorskip("numcodecs")
+    ramp = np.repeat(np.arange(60_000), 4).reshape(4, 300, 200)
+    arrays = {"a": ramp.astype(np.float32), "b": ramp.astype(ml_dtypes.bfloat16), "c": np.ones((), np.float32)}
+    monkeypatch.setitem(workloads.WORKLOADS, "ramp", lambda _: arrays)
+    bench.peers = [peer() for peer in PACKED if not peer.missing()]
+    sizes = packing.size(bench, "ramp").candidates
+    raw = sizes.pop(packing.RAW)()()
+    assert raw == sum(array.nbytes for array in arrays.values())
+    assert {"varstore, fast", "varstore, small"} <= {*sizes}
+    assert all(0 < size()() < raw for size in sizes.values())
+    for name, load in packing.load_packed(bench, "ramp").candidates.items():
+        for title, values in ({} if name.startswith("limit") else load()()).items():
+            assert np.asarray(values).tobytes() == arrays[title].tobytes()
+    for read in packing.slice_packed(bench, "ramp").candidates.values():
+        assert np.asarray(read()()).tobytes() == arrays["a"][2, 150].tobytes()
+    assert packing.pack(bench, "ramp").candidates.keys() == sizes.keys()
+
+
+def test_without_the_weights_the_reason_is_told(monkeypatch, tmp_path):
+    monkeypatch.setenv("VARSTORE_ENVS", str(tmp_path))
+    for name, value in {"PIP_INDEX_URL": "file:///nowhere", "PIP_NO_INDEX": "1", "PIP_FIND_LINKS": ""}.items():
+        monkeypatch.setenv(name, value)
+    options = {"path": str(tmp_path), "scale": 1, "peers": [], "packed": True, "readies_memory": False}
+    worker = Worker(options)
+    for task in packing.PACKING:
+        assert worker.start(task)["candidates"] == []
+    reasons = [line for line in worker.log() if "cannot download" in line]
+    assert len(reasons) == len(packing.PACKING)
+    assert "left out: pack trained: RuntimeError: pip cannot download the weights: " in reasons[1]

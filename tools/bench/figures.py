@@ -70,17 +70,17 @@ def main(arguments: Sequence[str] | None = None, *, results: Path = RESULTS, quo
     if path is not None:
         record = Record.parse(path.read_text(encoding="utf-8"))
         name = "packed" if record.rows.keys() <= PACKING.keys() else "bench"
-        folder, shown = _kept(results)[name]
+        folder, shown = kept(results)[name]
         folder.mkdir(exist_ok=True)
         (folder / f"{record.version}.json").write_text(record.as_json(), encoding="utf-8")
         readme.quote(name, shown(newest(folder)), quoting)
-    for folder, shown in _kept(results).values():
+    for folder, shown in kept(results).values():
         if folder.is_dir():
             print(shown(newest(folder)), end="")
     return 0
 
 
-def _kept(results: Path) -> dict[str, tuple[Path, Callable[[Record], str]]]:
+def kept(results: Path) -> dict[str, tuple[Path, Callable[[Record], str]]]:
     """Return where the records of each kind are kept, and what shows them, by the name of what README quotes."""
     return {"bench": (results, figures), "packed": (results / PACKED, packed_figures)}
 

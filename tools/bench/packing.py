@@ -62,13 +62,13 @@ def slice_packed(bench: Bench, workload: str) -> Race:
 
 
 def _region(array: np.ndarray) -> Any:
-    """Return an index of a run of values from the middle of an array."""
+    """Return an index of a run of values from the middle of an array, which does not go beyond its end."""
     index: list[Any] = []
     rest = array
     while rest.nbytes > _REGION and rest.ndim > 1:
         index.append(len(rest) // 2)
         rest = rest[0]
-    return (*index, slice(0, _REGION // array.itemsize)) if rest.ndim else tuple(index)
+    return (*index, slice(0, min(len(rest), _REGION // array.itemsize))) if rest.ndim else ()
 
 
 def _saved(bench: Bench, workload: str) -> dict[str, Any]:
