@@ -210,6 +210,11 @@ for sharding in (place("2x2", "r"), place("1x4", None, "c")):
     array = vj.load_sharded("large", {"w": sharding}, include="w")["w"]
     print("read", read_bytes() - before)
     same(array, large)
+try:
+    vj.load_sharded("damaged", place("4x1", "r"))
+    print("whole")
+except vs.errors.DigestMismatch as error:
+    print(error)
 """
 
 
@@ -220,16 +225,40 @@ def test_each_process_reads_its_own_parts(tmp_path: Path) -> None:
     vs.write(tmp_path / "c.safetensors", arrays)
     large = np.arange(1 << 24, dtype="f4").reshape(1024, 16384)
     vs.save(tmp_path / "large", {"w": large, "unread": large})
+    vs.save(tmp_path / "damaged", {"w": large[:512]})
+    os.chmod(tmp_path / "damaged/w/out", 0o600)
+    with open(tmp_path / "damaged/w/out", "r+b") as out:
+        out.seek((1 << 24) + 100)
+        out.write(b"rot")
     outcomes = run_two(tmp_path, LOADING)
     assert [status for status, _ in outcomes] == [0, 0]
     for _, printed in outcomes:
         read = [int(line.split()[1]) for line in printed.splitlines() if line.startswith("read")]
         assert all(large.nbytes // 2 <= count < large.nbytes // 2 + (1 << 20) for count in read), read
+    assert "whole" in outcomes[0][1]
+    assert "variable 'w'" in outcomes[1][1]
 
 
 SAVING = """
 import jax.numpy as jnp
 import ml_dtypes
+from varstore.disk.save import together
+
+whole, part = spread(np.arange(6.0, dtype=np.float32), place("2x2")), spread(np.arange(4), place("4x1", "r"))
+assert not whole.is_fully_addressable
+for save in (vs.save, vj.save):
+    save(f"own-{process}/{save.__module__}", {"w": whole})
+    assert vs.load(f"own-{process}/{save.__module__}")["w"].tolist() == [0, 1, 2, 3, 4, 5]
+for save in (vs.save, vs.save_state, vj.save):
+    try:
+        save(f"own-{process}/part", {"w": part})
+    except vs.errors.UnsupportedDtype as error:
+        print(error)
+try:
+    vs.save(f"own-{process}/{vs.save.__module__}", {"w": whole})
+except vs.errors.CheckpointExists as error:
+    print(error)
+together._APPEARS = 0.5
 
 w, half = np.arange(96, dtype=np.float32).reshape(8, 12), np.arange(12).astype(ml_dtypes.bfloat16)
 keys = jax.random.split(jax.random.key(3), 4)
@@ -284,16 +313,28 @@ from varstore.disk.save.shared_file import SharedFile
 SharedFile.write, write = full if process else SharedFile.write, SharedFile.write
 refused(tree, overwrite=True)
 SharedFile.write = write
-os.makedirs(f"own-{process}", exist_ok=True)
 refused(tree, path=f"own-{process}/c")
 refused({"w": tree["w"]}, path="after")
+if process:
+    os.chmod("after/w/out", 0o600)
+    with open("after/w/out", "r+b") as out:
+        out.seek(5 * 48)
+        out.write(b"rot")
+try:
+    same(vj.load_sharded("after", place("4x1", "r"))["w"], w)
+    print("whole")
+except vs.errors.DigestMismatch as error:
+    print(type(error).__name__, error)
 """
 
 
 def test_a_checkpoint_of_several_processes_loads_on_every_mesh(tmp_path: Path) -> None:
     outcomes = run_two(tmp_path, SAVING)
     assert [status for status, _ in outcomes] == [0, 0], outcomes
+    alone = "variable 'w': an array that is spread over processes cannot be saved. Save it with varstore.adapters.jax."
     messages = [
+        *[alone] * 3,
+        "own-",
         "CheckpointExists c-2x2",
         "VariableMismatch c-2x2: variable 'w': process 1 does not have the same arrays as process 0: "
         "found none that is sharded over processes, expected shape (8, 12), float32",
@@ -303,15 +344,18 @@ def test_a_checkpoint_of_several_processes_loads_on_every_mesh(tmp_path: Path) -
         "saved",
     ]
     for process, (_, printed) in enumerate(outcomes):
-        lines = printed.splitlines()
+        *lines, last = printed.splitlines()
+        assert last.startswith("DigestMismatch after/w/out: variable 'w': region" if process else "whole")
+        assert "rank 0 only, or with varstore.adapters.jax.save_sharded in all of them together" in lines[3]
+        assert "rank 0 only" not in lines[4]
         assert len(lines) == len(messages), printed
         for number, (line, message) in enumerate(zip(lines, messages, strict=True)):
             assert line.startswith(message), line
-            assert ("in process 1 of 2" in line) == (process == 0 and number in (2, 3, 4)), line
+            assert ("in process 1 of 2" in line) == (process == 0 and number in (6, 7, 8)), line
     assert sorted(path.name for path in tmp_path.iterdir()) == [
         "after", "c-1x4", "c-2x2", "c-4x1", "own-0", "own-1"
     ]  # fmt: skip
-    assert [*(tmp_path / "own-0").iterdir(), *(tmp_path / "own-1").iterdir()] == []
+    assert [len([*(tmp_path / f"own-{process}").iterdir()]) for process in range(2)] == [2, 2]
     w, keys = np.arange(96, dtype="f4").reshape(8, 12), jax.random.split(jax.random.key(3), 4)
     for mesh in MESHES:
         path = tmp_path / f"c-{mesh}"

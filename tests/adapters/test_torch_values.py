@@ -206,7 +206,7 @@ REFUSED = {
     "complex32": (lambda: torch.ones(2, dtype=torch.complex32), "no place on disk: found torch.complex32. Convert it"),
     "uint3": (lambda: torch.empty(2, dtype=torch.uint3), "no place on disk: found torch.uint3"),
     "masked": (lambda: masked.masked_tensor(torch.ones(2), torch.tensor([True, False])), r"its mask, .* get_data\(\)"),
-    "distributed": (distributed, r"spread over processes cannot be saved. Save tensor.full_tensor\(\) on rank 0"),
+    "distributed": (distributed, "spread over processes cannot be saved. Save it with varstore.adapters.torch_dist"),
     "fake": (
         lambda: FakeTensorMode().from_tensor(torch.ones(2)),
         "a fake tensor, which has no values, cannot be saved",

@@ -28,7 +28,8 @@ def test_ranks_that_save_to_one_path(tmp_path: Path, monkeypatch: pytest.MonkeyP
     ranks = [subprocess.Popen([sys.executable, "-c", RANK], cwd=tmp_path, stdout=subprocess.PIPE) for _ in range(3)]
     said = sorted(rank.communicate(timeout=60)[0].decode() for rank in ranks)
     assert said[0] == ""
-    assert all("save in the one of rank 0 only" in text for text in said[1:])
+    ways = "save in the one of rank 0 only, or with varstore.adapters.torch_distributed.save in all of them together"
+    assert all(ways in text for text in said[1:])
 
 
 @pytest.mark.parametrize("size", [None, "1"])

@@ -143,7 +143,10 @@ def _numpy_type(dtype: Any, variable: str) -> np.dtype[Any]:
 
 
 _WRAPPERS = {
-    "DTensor": ("a tensor that is spread over processes", "save tensor.full_tensor() on rank 0"),
+    "DTensor": (
+        "a tensor that is spread over processes",
+        "save it with varstore.adapters.torch_distributed.save, which every rank calls",
+    ),
     "MaskedTensor": ("a masked tensor, which would lose its mask,", "save its get_data() and get_mask() apart"),
     "NestedTensor": ("a nested tensor", "save its values() and offsets() apart"),
     "FakeTensor": ("a fake tensor, which has no values,", "save the tensor that it stands for"),
@@ -231,7 +234,7 @@ def _jax(array: Any, variable: str) -> Source:
                 and not getattr(array, "is_fully_addressable", True)
                 and not getattr(array, "is_fully_replicated", True),
                 "an array that is spread over processes",
-                "gather it with jax.experimental.multihost_utils.process_allgather, and save it in process 0",
+                "save it with varstore.adapters.jax.save_sharded, which every process calls",
             ),
         ],
         variable,

@@ -158,8 +158,8 @@ def load_sharded(
     """Load a pytree of arrays with these shardings, of which each process reads what its own devices hold.
 
     Every process of the program makes this call. They may have another mesh than those that saved the checkpoint, and
-    be more or fewer. An array whose parts are all on the devices of one process is compared with its digests. To get a
-    report as well, pass such a pytree to `load_into`.
+    be more or fewer. What a process reads is compared with the digests of all blocks, and of all regions that a process
+    has saved, that lie within it. To get a report as well, pass such a pytree to `load_into`.
 
     Args:
         path: a checkpoint, or any path that `varstore.read` opens.

@@ -1,18 +1,21 @@
 """Arrays on devices, made of values on disk: a process reads the parts that its own devices hold, each part once.
 
-Where these parts are all of an array, it is read whole. No process waits for another one here.
+The more is read in one piece, the more digests lie within it and are compared. So parts that make up one rectangle, or
+all of an array, are read as that. No process waits for another one here.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from itertools import repeat
 from typing import Any, TypeAlias
 
 import jax
 import numpy as np
 from jax.sharding import Sharding
 
+from varstore.disk.read.rectangles import read_rectangles
 from varstore.disk.read.variable import Variable
 from varstore.errors import UsageError
 from varstore.training.tensors import require_type_of_jax
@@ -78,17 +81,38 @@ def box_of(index: tuple[slice, ...], shape: tuple[int, ...]) -> Box:
 
 
 def _parts(stored: Variable | LazyArray | np.ndarray, boxes: list[Box]) -> Callable[[Box], np.ndarray]:
-    """Return what gives these parts of stored values, after reading them."""
-    count = sum(math.prod(stop - start for start, stop in box) for box in boxes)
-    if count == math.prod(stored.shape):
-        whole = _whole(stored)
-        return lambda box: whole[_slices(box)]
-    return {box: np.asarray(stored[_slices(box)]) for box in boxes}.__getitem__
+    """Return what gives these parts of stored values, after reading them; no two of them overlap."""
+    if not boxes:
+        return dict[Box, np.ndarray]().__getitem__
+    around = tuple(
+        (min(start for start, _ in rows), max(stop for _, stop in rows)) for rows in zip(*boxes, strict=True)
+    )
+    if sum(map(_count, boxes)) < _count(around):
+        return dict(zip(boxes, _read(stored, boxes), strict=True)).__getitem__
+    (values,) = _read(stored, [around])
+
+    def part(box: Box) -> np.ndarray:
+        return values[tuple(slice(at - first, to - first) for (at, to), (first, _) in zip(box, around, strict=True))]
+
+    return part
+
+
+def _read(stored: Variable | LazyArray | np.ndarray, boxes: list[Box]) -> list[np.ndarray]:
+    if _count(boxes[0]) == math.prod(stored.shape):
+        return [_whole(stored)]
+    if not isinstance(stored, Variable):
+        return [np.asarray(stored[tuple(slice(start, stop) for start, stop in box)]) for box in boxes]
+    offsets = [[start for start, _ in box] for box in boxes]
+    sizes = [[stop - start for start, stop in box] for box in boxes]
+    found = [np.empty(extents, stored.dtype) for extents in sizes]
+    read_rectangles(zip(repeat(stored), offsets, sizes, found, strict=False), verify=True, threads=None)
+    return found
+
+
+def _count(box: Box) -> int:
+    """Return the number of elements."""
+    return math.prod(stop - start for start, stop in box)
 
 
 def _whole(stored: Variable | LazyArray | np.ndarray) -> np.ndarray:
     return stored if isinstance(stored, np.ndarray) else stored.numpy()
-
-
-def _slices(box: Box) -> tuple[slice, ...]:
-    return tuple(slice(start, stop) for start, stop in box)

@@ -30,6 +30,7 @@ import contextlib
 import errno
 import os
 import stat
+import sys
 import time
 from collections.abc import Collection
 from dataclasses import dataclass, field, replace
@@ -74,7 +75,7 @@ class Target:
     """The place that a save is to take, as `prepare_target` found it; `shown` is the path that the caller gave.
 
     `mode` is that of the folder there, if there is one, and `kept` are the files in it that the new checkpoint gets.
-    `seen` is as for `foreign_files`.
+    `seen` is as for `foreign_files`. Of a save that many processes make `together`, each of them is a part.
     """
 
     path: str
@@ -86,9 +87,10 @@ class Target:
     mode: int | None = None
     kept: tuple[str, ...] = ()
     seen: Seen = field(default_factory=dict)
+    together: bool = False
 
 
-def prepare_target(path: str, *, overwrite: bool, foreign: Foreign) -> Target:
+def prepare_target(path: str, *, overwrite: bool, foreign: Foreign, together: bool = False) -> Target:
     """Remove what crashed saves left beside the target, and return what the target is now.
 
     Raises:
@@ -106,7 +108,7 @@ def prepare_target(path: str, *, overwrite: bool, foreign: Foreign) -> Target:
         )
     if os.path.isdir(directory):
         clean_staging(directory, name=name)
-    return _look(Target(path=target, shown=path, foreign=foreign, overwrite=overwrite))
+    return _look(Target(path=target, shown=path, foreign=foreign, overwrite=overwrite, together=together))
 
 
 def _look(target: Target, *, files: bool = True) -> Target:
@@ -165,11 +167,25 @@ def _looked_at(target: Target, fd: int, *, files: bool) -> Target:
     return replace(target, replaces=True, mode=mode, kept=kept)
 
 
-def _for_ranks(hint: str) -> str:
-    """Return a hint with what helps where launchers, such as torchrun, say that several processes run one program."""
-    if os.environ.get("WORLD_SIZE", "1") == "1":
+def _for_ranks(hint: str, target: Target) -> str:
+    """Return a hint with what helps where every process of a program may have saved by itself."""
+    function = None if target.together else _saves_together()
+    if function is None:
         return hint
-    return f"if every process of this distributed run saves here, save in the one of rank 0 only; otherwise, {hint}"
+    return (
+        f"if every process of this distributed run saves here, save in the one of rank 0 only, or with {function} in "
+        f"all of them together; otherwise, {hint}"
+    )
+
+
+def _saves_together() -> str | None:
+    """Return what saves in all processes, if jax or a launcher, such as torchrun, says that several run one program."""
+    jax = sys.modules.get("jax._src.distributed")
+    if jax is not None and (getattr(jax.global_state, "num_processes", None) or 1) > 1:
+        return "varstore.adapters.jax.save_sharded"
+    if os.environ.get("WORLD_SIZE", "1") != "1":
+        return "varstore.adapters.torch_distributed.save"
+    return None
 
 
 def _check_replaceable(target: Target, names: list[str], *, immovable: bool) -> None:
@@ -178,7 +194,7 @@ def _check_replaceable(target: Target, names: list[str], *, immovable: bool) -> 
             "the target is not empty",
             path=target.shown,
             found=few(names),
-            hint=_for_ranks("choose a new path, or overwrite=True to replace the whole checkpoint"),
+            hint=_for_ranks("choose a new path, or overwrite=True to replace the whole checkpoint", target),
         )
     if immovable:
         raise CheckpointExists(
@@ -330,7 +346,7 @@ class Staging:
 
     def _taken(self, problem: str) -> CheckpointExists:
         return CheckpointExists(
-            problem, path=self.target.shown, hint=_for_ranks("its checkpoint stands; choose a new path")
+            problem, path=self.target.shown, hint=_for_ranks("its checkpoint stands; choose a new path", self.target)
         )
 
     def __exit__(

@@ -135,7 +135,7 @@ class Coordinator:
         )
         self._late: dict[str, Region] = {}
         try:
-            target = prepare_target(path, overwrite=overwrite, foreign=foreign)
+            target = prepare_target(path, overwrite=overwrite, foreign=foreign, together=True)
             if target.in_place:
                 raise CheckpointExists(
                     "a mount point or the working directory cannot be filled by several processes",
