@@ -89,16 +89,17 @@ def checked_path(value: Any, field: str) -> str:
         raise UsageError("a path must be text", field=field, found=repr(path), hint="use os.fsdecode(path)")
     if not path:
         raise UsageError("the path is empty", field=field)
-    if scheme := _URL.match(path):
+    if "://" in path and (scheme := _URL.match(path)):
         raise UsageError(
             "a URL is not a path: varstore reads and writes directories of this machine",
             field=field,
             found=path,
             hint="leave the scheme out" if scheme[1] == "file" else "mount the store as a directory, or copy the files",
         )
+    if "\0" in path:
+        raise UsageError("a path cannot contain NUL", field=field, found=repr(path))
     try:
-        if b"\0" in os.fsencode(path):
-            raise UsageError("a path cannot contain NUL", field=field, found=repr(path))
+        path.isascii() or os.fsencode(path)
     except UnicodeEncodeError as error:
         found = f"a lone surrogate at character {error.start} of {path!r}"
         raise UsageError("a path must be valid Unicode", field=field, found=found) from None

@@ -302,10 +302,11 @@ def retry_if_replaced(
 
 def attempts(*sources: str | os.PathLike[str] | Checkpoint, allow_incomplete: bool = False) -> Iterator[Attempt]:
     """Yield attempts to use checkpoints, each of which opens them again; raises what `retry_if_replaced` does."""
+    given = [s if isinstance(s, Checkpoint) else checked_path(s, "path") for s in sources]
     replaced: BaseException | None = None
     for _ in range(_ATTEMPTS):
-        opened = [s if isinstance(s, Checkpoint) else _opened(s, allow_incomplete) for s in sources]
-        attempt = Attempt(opened, [made for made, given in zip(opened, sources, strict=True) if made is not given])
+        opened = [s if isinstance(s, Checkpoint) else _opened(s, allow_incomplete) for s in given]
+        attempt = Attempt(opened, [made for made, source in zip(opened, given, strict=True) if made is not source])
         yield attempt
         replaced = attempt.replaced
     raise _replaced_each_time(replaced) from replaced
@@ -341,12 +342,12 @@ class Attempt:
 
 
 def _opened(path: str | os.PathLike[str], allow_incomplete: bool) -> Checkpoint:
-    """Open a checkpoint, and again if a save replaces it meanwhile.
+    """Open a checkpoint at a path that was checked, and again if a save replaces it meanwhile.
 
     What may be a mixture on a shared file system is looked at again, until it stays the same. Where a file system
     cannot exchange two directories, there is nothing at the path between two renames, so that moment is waited for.
     """
-    location = locate(checked_path(path, "path"))
+    location = locate(path)
     pauses, left, again = iter(PAUSES), _WAITS, _ATTEMPTS
     while True:
         try:
