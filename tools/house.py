@@ -165,7 +165,7 @@ ORDER: dict[str, tuple[str, ...]] = {
     "adapters/jax": ("trees", "shards", "loading", "processes", "saving"),
     "adapters/zarr": ("data_types", "paths", "store", "tensorstore"),
     "adapters/torch": ("survey", "modules", "optimizers"),
-    "adapters/torch_distributed": ("ranks", "targets", "parts", "reading", "reader"),
+    "adapters/torch_distributed": ("ranks", "targets", "parts", "reading", "reader", "states", "writer", "saving"),
     "adapters/paddle": ("state", "optimizers", "loading", "callback"),
     "cli": (
         *("output", "sources", "help", "columns", "grid", "state", "entries"),

@@ -62,7 +62,10 @@ from varstore.storage.forks import tell_children
 from varstore.values.lazy import LazyArray
 from varstore.values.plan import PlannedVariable, SavePlan
 
-__all__ = ["Coordinator", "Participant", "host", "placeholder"]
+__all__ = ["GIVEN_UP", "Coordinator", "Participant", "host", "placeholder"]
+
+GIVEN_UP = "the folder that the save is staged in is gone: another process has given it up"
+"""What the error of a process says that failed because another one did."""
 
 _NFS = 0x6969
 _BATCH = 64
@@ -438,7 +441,7 @@ def _refused(error: OSError, path: str) -> VarstoreError:
         )
     if error.errno in _GONE:
         return StorageError(
-            "the folder that the save is staged in is gone: another process has given it up",
+            GIVEN_UP,
             number=error.errno,
             path=path,
             hint="see the error of the process that coordinates the save",
