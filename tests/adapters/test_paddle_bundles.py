@@ -47,10 +47,13 @@ def saved(prefix):
     return layer
 
 
-def predicted(prefix, x):
+def predicted(prefix, x, file=None):
     from paddle import inference
 
     predictor = inference.create_predictor(inference.Config(f"{prefix}{SUFFIX}", f"{prefix}.pdiparams"))
+    if file is not None:  # what the entry says is what Paddle itself says
+        for kind, names in (("inputs", predictor.get_input_names()), ("outputs", predictor.get_output_names())):
+            assert [port["name"] for port in file.attributes[kind]] == names
     predictor.get_input_handle(predictor.get_input_names()[0]).copy_from_cpu(x)
     predictor.run()
     return predictor.get_output_handle(predictor.get_output_names()[0]).copy_to_cpu()
@@ -87,7 +90,9 @@ def test_a_layer_with_two_methods_runs_with_the_values_of_its_checkpoints(tmp_pa
         if METHODS:
             another = layer._linear_2(paddle.to_tensor(x)).numpy() + new
             np.testing.assert_allclose(loaded.another_forward(paddle.to_tensor(x)).numpy(), another, atol=1e-5)
-        np.testing.assert_allclose(predicted(prefix, x), expected, atol=1e-5)
+        np.testing.assert_allclose(predicted(prefix, x, first.files[f"net{SUFFIX}"]), expected, atol=1e-5)
+        (port,) = first.files[f"net{SUFFIX}"].attributes["inputs"]
+        assert port == {"name": "image", "type": "float32", "shape": [None, 784]}
     for path in tmp_path.glob("net*"):
         assert (tmp_path / "out0" / path.name).read_bytes() == path.read_bytes()
 
@@ -129,7 +134,9 @@ def test_a_pruned_program_of_static_mode_runs_with_new_values(tmp_path):
             ]
             (w1, b1), (w2, b2) = layers
             np.testing.assert_allclose(found, (x @ w1 + b1) @ w2 + b2, rtol=1e-4, atol=1e-4)
-            np.testing.assert_allclose(predicted(out, x), found, rtol=1e-5)
+            np.testing.assert_allclose(predicted(out, x, first.files[f"pruned{SUFFIX}"]), found, rtol=1e-5)
+            (port,) = first.files[f"pruned{SUFFIX}"].attributes["outputs"]
+            assert (port["type"], port["shape"]) == ("float32", [None, 10])
     finally:
         paddle.disable_static()
 

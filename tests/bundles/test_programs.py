@@ -30,7 +30,7 @@ from varstore.errors import (
     VariableNotFound,
 )
 from varstore.layout.dtypes import TABLE
-from varstore.layout.mlir import variables_of
+from varstore.layout.mlir import ports_of, variables_of
 from varstore.values.attached import GivenFile
 
 PADDLE = FIXTURES / "formats/paddle"
@@ -42,12 +42,30 @@ GRAPH = FIXTURES / "oneflow/graph"
 # --- Paddle
 
 
+PORTS = {
+    "methods": (
+        [{"name": "x", "type": "float32", "shape": [None, 3]}],
+        [{"name": "fetch_name_0", "type": "float32", "shape": [None, 2]}],
+        "forward (paddle), 5 variables: x float32 [?, 3] -> fetch_name_0 float32 [?, 2]",
+    ),
+    "jit_linear_old": (
+        [{"name": "x", "type": "float32", "shape": [None, 7]}],
+        [{"name": "linear_0.tmp_1", "type": "float32", "shape": [None, 4]}],
+        "forward (paddle), 2 variables: x float32 [?, 7] -> linear_0.tmp_1 float32 [?, 4]",
+    ),
+}
+
+
 @pytest.mark.parametrize(
     ("stem", "suffix", "methods"), [("methods", ".json", ("", ".encode")), ("jit_linear_old", ".pdmodel", ("",))]
 )
 def test_paddle_gets_the_bytes_that_it_wrote(tmp_path, stem, suffix, methods):
     graphs = {method or "forward": PADDLE / f"{stem}{method}{suffix}" for method in methods}
     first = vs.bundle(tmp_path / "c", vs.read(PADDLE / stem), graphs=graphs)
+    about = first.files[f"{stem}{suffix}"].attributes
+    inputs, outputs, shown = PORTS[stem]
+    assert ([*about["inputs"]], [*about["outputs"]]) == (inputs, outputs)
+    assert shown in CliRunner().invoke(main, ["show", str(tmp_path / "c")]).output
     done = CliRunner().invoke(main, ["export", str(tmp_path / "c"), str(tmp_path / "net")])
     assert done.exit_code == 0, done.output
     written = {Path(line) for line in done.output.splitlines()}
@@ -228,6 +246,10 @@ def test_a_graph_of_oneflow_is_read_and_sealed_where_it_is_whole(tmp_path):
     program = checkpoint.files["model.mlir"]
     assert program.read() == (GRAPH / "model.mlir").read_bytes()
     assert set(program.attributes["bindings"]) == values.keys() - {"m.bn.num_batches_tracked"}
+    assert [*program.attributes["inputs"]] == [{"name": "_G_0_input.0.0_2", "type": "float32", "shape": [2, 16]}]
+    assert [*program.attributes["outputs"]] == [{"name": "_G_0_output.0.0_2", "type": "float32", "shape": [2, 20]}]
+    bundled = vs.bundle(tmp_path / "b", values, graphs={"forward": GRAPH / "model.mlir"}).files["model.mlir"]
+    assert bundled.attributes == program.attributes
     assert vs.seal(graph, complete=True).equal
     (graph / "snapshot_done").unlink()  # as if sealing had been killed before its last step
     assert vs.seal(graph, complete=True).equal
@@ -308,6 +330,43 @@ def test_a_name_that_oneflow_would_not_find_is_not_exported(tmp_path):
         vs.export(checkpoint, tmp_path / "graph")
     with pytest.raises(UsageError, match=r"'model\.mlir'"):
         vs.bundle(tmp_path / "d", values, graphs={"f": tmp_path / "model.mlir", "g": tmp_path / "model.mlir"})
+
+
+def test_ports_of_oneflow_are_in_the_order_of_the_job(tmp_path):
+    about = 'data_type = {} : i32, op_name = "{}", shape = [{}]'
+    program = f"""module {{
+  oneflow.job @G(%arg0: tensor<2xf32>, %arg1: tensor<3xi64>) -> (tensor<1xf32>, tensor<f32>) {{
+    %output = "oneflow.input"(%arg1) {{{about.format(6, "b", "3 : si64")}}} : (tensor<3xi64>) -> tensor<3xi64>
+    %output_0 = "oneflow.input"(%arg0) {{{about.format(2, "a", "2 : si64")}}} : (tensor<2xf32>) -> tensor<2xf32>
+    %output_2 = "oneflow.output"(%0) {{{about.format(2, "second", "")}}} : (tensor<f32>) -> tensor<f32>
+    %output_1 = "oneflow.output"(%1) {{{about.format(999, "first", "1 : si64")}}} : (tensor<1xf32>) -> tensor<1xf32>
+    oneflow.return %output_1, %output_2 : tensor<1xf32>, tensor<f32>
+  }}
+}}"""
+    assert ports_of(program.encode()) == {
+        "inputs": [{"name": "a", "type": "float32", "shape": [2]}, {"name": "b", "type": "int64", "shape": [3]}],
+        "outputs": [{"name": "first", "type": "", "shape": [1]}, {"name": "second", "type": "float32", "shape": []}],
+    }
+    long = program.replace("[1 : si64]", f"[{'9' * 5000} : si64]").replace("%arg1", f"%arg{'1' * 5000}")
+    assert [len(ports) for ports in ports_of(long.encode()).values()] == [2, 2]
+    with pytest.raises(FormatError, match="a known type"):
+        variables_of(f'"oneflow.variable"() {{{about.format("1" * 5000, "a", "")}}}'.encode(), path="model.mlir")
+
+
+@pytest.mark.parametrize("change", ["no names", "no types"])
+def test_a_program_of_paddle_that_does_not_say_its_ports_is_kept_without(tmp_path, change):
+    program = json.loads((PADDLE / "methods.json").read_bytes())
+    for operation in program["program"]["regions"][0]["blocks"][0]["ops"]:
+        if operation["#"] == "1.data" and change == "no names":
+            operation["A"] = []
+        elif operation["#"] == "1.data":
+            operation["O"][0]["TT"] = {"#": "0.t_vec", "D": []}
+    (tmp_path / "methods.json").write_text(json.dumps(program))
+    shutil.copy(PADDLE / "methods.pdiparams", tmp_path)
+    checkpoint = vs.bundle(tmp_path / "c", vs.read(PADDLE / "methods"), graphs={"f": tmp_path / "methods.json"})
+    expected = [] if change == "no names" else [{"name": "x", "type": "", "shape": None}]
+    assert [*checkpoint.files["methods.json"].attributes["inputs"]] == expected
+    assert CliRunner().invoke(main, ["show", str(tmp_path / "c")]).exit_code == 0
 
 
 ROWS = [row for row in TABLE if row.dtype is not None]

@@ -12,7 +12,7 @@ from varstore.formats.binary.source import Source
 from varstore.formats.oneflow import write_tensor
 from varstore.formats.state.flat import flat_arrays
 from varstore.layout.graphs import Binding, bindings_of
-from varstore.layout.mlir import MOST, PROGRAM, variables_of
+from varstore.layout.mlir import MOST, PROGRAM, ports_of, variables_of
 from varstore.layout.names import MARKER, folder_of
 from varstore.storage.appearing import new_folder
 from varstore.text.hints import listed
@@ -34,7 +34,8 @@ def prepare(entry: str, source: Source, known: Known) -> Prepared:
     """
     if source.size > MOST:
         raise FormatError("the program is too large", path=source.path, found=f"{source.size} bytes")
-    metas = variables_of(source.bytes(0, source.size), path=source.path)
+    program = source.bytes(0, source.size)
+    metas = variables_of(program, path=source.path)
     if missing := [name for name in metas if name not in known]:
         raise VariableNotFound(
             "the program names variables that are not there",
@@ -55,7 +56,7 @@ def prepare(entry: str, source: Source, known: Known) -> Prepared:
         bindings[name] = binding
     if differing:
         raise mismatch(source.path, entry, differing, "save the graph again, or the variables that it was made of")
-    about = {"format": FORMAT, "inputs": [], "outputs": []}
+    about = {"format": FORMAT, **ports_of(program)}
     return Prepared(os.path.basename(source.path), source.path, about, bindings, {}, {})
 
 

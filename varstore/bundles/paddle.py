@@ -17,7 +17,7 @@ from varstore.disk.read.attached import AttachedFile
 from varstore.disk.read.checkpoint import Checkpoint
 from varstore.errors import VariableNotFound
 from varstore.formats.binary.source import Source
-from varstore.formats.paddle.program import PROGRAMS, companion, names_in, stream_head
+from varstore.formats.paddle.program import PROGRAMS, companion, names_in, ports_in, stream_head
 from varstore.formats.paddle.rewrite import PARAMETERS, FileContent, write_together
 from varstore.formats.paddle.states import read
 from varstore.formats.state.flat import fetch_plain, flat_arrays
@@ -78,7 +78,8 @@ def prepare(entry: str, source: Source, known: Known) -> Prepared:
             source.path, entry, differing, "export the layer again, or save the variables that it was made of"
         )
     files = {f"{stem}{PARAMETERS}{_INFO}": info.path} if (info := _info(parameters)) is not None else {}
-    about = {"format": FORMAT, "inputs": [], "outputs": [], "beside": list(files)}
+    inputs, outputs = ports_in(source)
+    about = {"format": FORMAT, "inputs": inputs, "outputs": outputs, "beside": list(files)}
     return Prepared(f"{stem}{suffix}", source.path, about, bindings, added, {}, files)
 
 

@@ -23,7 +23,7 @@ from varstore.layout.difference import DiffReport, compare
 from varstore.layout.encodings import ZARR
 from varstore.layout.graphs import GRAPH, Binding
 from varstore.layout.manifest import NO_FILES, UPGRADE, WITHOUT_MANIFEST, Entry, Manifest, digest_in
-from varstore.layout.mlir import MOST, PROGRAM, variables_of
+from varstore.layout.mlir import MOST, PROGRAM, ports_of, variables_of
 from varstore.layout.names import MANIFEST, MARKER, Folder
 from varstore.layout.readable import readable
 from varstore.layout.shards import DOCUMENT
@@ -152,7 +152,7 @@ def _program(directory: Directory, entries: Mapping[str, Entry]) -> dict[str, Fi
         for name, meta in metas.items()
         if meta.data_type.dtype is not None
     }
-    about = {"entry": "forward", "format": "oneflow", "inputs": [], "outputs": [], "bindings": bindings}
+    about = {"entry": "forward", "format": "oneflow", **ports_of(content), "bindings": bindings}
     entry_of = FileEntry(PROGRAM, len(content), b"", GRAPH, about)
     return {PROGRAM: entry_of._replace(digests=all_digests(directory, entry_of))}
 

@@ -40,6 +40,7 @@ __all__ = [
     "is_stream",
     "names_in",
     "parameter_names",
+    "ports_in",
     "read_streams",
     "stream_head",
     "streams_of",
@@ -70,6 +71,18 @@ PROGRAMS = (".json", ".pdmodel")
 _LONGEST_DESCRIPTION = 4096
 _MOST_LEVELS = 64
 _LONGEST_PROGRAM = 1 << 28
+_TENSOR, _DATA, _FETCH = "0.t_dtensor", ("1.data", "1.feed"), "1.fetch"
+_PIR_TYPES = {
+    **{f"0.t_i{bits}": f"int{bits}" for bits in (8, 16, 32, 64)},
+    **{f"0.t_f{bits}": f"float{bits}" for bits in (16, 32, 64)},
+    "0.t_bool": "bool",
+    "0.t_ui8": "uint8",
+    "0.t_bf16": "bfloat16",
+    "0.t_c64": "complex64",
+    "0.t_c128": "complex128",
+    "0.t_f8e4m3fn": "float8_e4m3fn",
+    "0.t_f8e5m2": "float8_e5m2",
+}
 
 
 def is_prefix(path: str) -> bool:
@@ -210,6 +223,24 @@ def names_in(program: Source) -> list[str]:
     return found
 
 
+Ports = tuple[list[dict[str, Any]], list[dict[str, Any]]]
+"""Inputs and outputs, each with `name`, `type` and `shape`; an extent of any size is None, and so is a shape of any."""
+
+
+def ports_in(program: Source) -> Ports:
+    """Return the inputs and outputs of a program, as its operations feed and fetch say them; none if they do not.
+
+    Raises:
+        FormatError: it is damaged.
+    """
+    return (_ports_in_json if program.path.endswith(".json") else _ports_in_protobuf)(program)
+
+
+def _port(name: str, type: str = "", shape: list[int] | None = None) -> dict[str, Any]:
+    known = None if shape is None else [extent if extent >= 0 else None for extent in shape]
+    return {"name": name, "type": type, "shape": known}
+
+
 def stream_head(array: LazyArray) -> bytes:
     """Return the bytes before the values of a variable, as Paddle writes them.
 
@@ -239,14 +270,32 @@ def companion(source: Source, suffix: str, *, instead: str = "") -> Source | Non
 def _names_in_json(program: Source) -> list[str]:
     """Return the names of the parameters, the operations ``p``, of a PIR program."""
     try:
-        text = json.loads(program.bytes(0, program.size))
-        operations = text["program"]["regions"][0]["blocks"][0]["ops"]
-        names = [operation["A"][3] for operation in operations if operation["#"] == "p"]
+        names = [operation["A"][3] for operation in _operations(program) if operation["#"] == "p"]
     except (ValueError, LookupError, TypeError, RecursionError) as error:
         raise _damaged(program, 0, "the program", str(error)[:100]) from None
     if not all(isinstance(name, str) for name in names):
         raise _damaged(program, 0, "the program", "a parameter without a name")
     return names
+
+
+def _operations(program: Source) -> Any:
+    return json.loads(program.bytes(0, program.size))["program"]["regions"][0]["blocks"][0]["ops"]
+
+
+def _ports_in_json(program: Source) -> Ports:
+    inputs: list[dict[str, Any]] = []
+    outputs: list[dict[str, Any]] = []
+    try:
+        for operation in _operations(program):
+            if operation["#"] in (*_DATA, _FETCH):
+                said = {one["N"]: one["AT"]["D"] for one in operation["A"]}
+                tensor = operation["O"][0]["TT"]
+                (kind, shape, *_) = tensor["D"] if tensor["#"] == _TENSOR else ({"#": ""}, None)
+                port = _port(str(said["name"]), _PIR_TYPES.get(kind["#"], ""), shape)
+                (outputs if operation["#"] == _FETCH else inputs).append(port)
+    except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
+        return [], []
+    return inputs, outputs
 
 
 def _names_in_protobuf(program: Source) -> list[str]:
@@ -269,6 +318,60 @@ def _names_in_protobuf(program: Source) -> list[str]:
                 if 1 in fields and 3 in fields and fields[3].value == 1 and kinds and kinds[0] in _TENSOR_KINDS:
                     names.append(wire.text(fields[1], "VarDesc"))
     return names
+
+
+def _ports_in_protobuf(program: Source) -> Ports:
+    """Return the ports of the first block of a ProgramDesc.
+
+    Fields of a block: 3 vars, 4 ops; of an operation: 1 inputs and 2 outputs (with field 2 names), 3 type, 4 attributes
+    (1 name, 3 integer); of a variable: 1 name, 2 type (with field 3 tensor: field 1 TensorDesc).
+    """
+    with stream_of(program) as stream:
+        wire = Wire(stream, program.path)
+        blocks = [block.span for block in _messages(wire, (0, program.size), 1, "ProgramDesc")]
+        found: dict[str, list[tuple[int, str]]] = {"feed": [], "fetch": []}
+        for operation in _messages(wire, blocks[0], 4, "BlockDesc") if blocks else ():
+            kind, column, names = _feed_or_fetch(wire, operation)
+            if kind in found:
+                found[kind] += [(column, name) for name in names]
+        wanted = {name for rows in found.values() for _, name in rows}
+        known: dict[str, dict[str, Any]] = {name: _port(name) for name in wanted}
+        for variable in _messages(wire, blocks[0], 3, "BlockDesc") if wanted else ():
+            fields = {field.number: field for field in wire.fields(variable.span, "VarDesc")}
+            name = wire.text(fields[1], "VarDesc") if 1 in fields else ""
+            if name in wanted and 2 in fields:
+                known[name] = _described(wire, name, fields[2])
+    inputs, outputs = ([known[name] for _, name in sorted(rows)] for rows in found.values())
+    return inputs, outputs
+
+
+def _feed_or_fetch(wire: Wire, operation: Field) -> tuple[str, int, list[str]]:
+    """Return the type of an operation, which column it feeds or fetches, and the names of those variables."""
+    fields = list(wire.fields(operation.span, "OpDesc"))
+    kind = next((wire.text(field, "OpDesc") for field in fields if field.number == 3), "")
+    column, names = 0, []
+    for field in fields if kind in ("feed", "fetch") else ():
+        parts = list(wire.fields(field.span, "OpDesc")) if field.number in (1, 2, 4) and field.kind == BYTES else []
+        if field.number == 4 and any(part.number == 1 and wire.read(part) == b"col" for part in parts):
+            column = next((part.value for part in parts if part.number == 3), 0)
+        elif field.number == (2 if kind == "feed" else 1):
+            names += [wire.text(part, "OpDesc") for part in parts if part.number == 2]
+    return kind, column, names
+
+
+def _described(wire: Wire, name: str, type: Field) -> dict[str, Any]:
+    """Return a port as the type of its variable says, a VarType."""
+    for tensor in _messages(wire, type.span, 3, "VarType"):
+        for description in _messages(wire, tensor.span, 1, "VarType"):
+            number, shape = -1, list[int]()
+            for field in wire.fields(description.span, "TensorDesc"):
+                if field.number == 1:
+                    number = field.value
+                elif field.number == 2:
+                    wire.add_dimensions(shape, field, "TensorDesc", most=MOST_DIMENSIONS)
+            dtype = _DTYPES.get(number)
+            return _port(name, dtype.name if dtype is not None else "", shape)
+    return _port(name)
 
 
 def _messages(wire: Wire, span: tuple[int, int], number: int, message: str) -> Iterator[Field]:
