@@ -267,6 +267,7 @@ def test_what_packing_is_to_reach_is_checked():
     assert len(found) == 6 * len(trained.TRAINED) - 1
 
 
+@pytest.mark.filterwarnings("default")  # other people's packages deprecate each other
 def test_packed_checkpoints_are_measured(bench, monkeypatch):
     """Each peer that is here gives back what it packed, and a region of it."""
     pytest.importorskip("numcodecs")
