@@ -27,6 +27,7 @@ from varstore.layout import shards
 from varstore.layout.dtypes import TABLE
 from varstore.layout.encodings import ENCODINGS, ZARR
 from varstore.layout.manifest import BLOCK, Manifest
+from varstore.storage.directory import Directory, locate
 
 pytest.importorskip("numcodecs")
 pytestmark = pytest.mark.core
@@ -456,6 +457,25 @@ def test_blocks_are_read_once_and_no_decoder_sees_damage_in_any(tmp_path, shown,
             vs.load(tmp_path / "c", threads=2)
         assert {*shown} <= {*chunks}
         flipped(out, place)
+
+
+def test_who_reads_here_and_there_holds_few_blocks(tmp_path, monkeypatch):
+    """As a rectangle does that is narrow and long: a block of each of its many chunks would fill the memory."""
+    data = RNG.integers(0, 255, 10_500).astype(np.uint8)
+    vs.save(tmp_path / "c", {"w": data}, durable=False)
+    monkeypatch.setattr(stored, "BLOCK", 1000)
+    entry = vs.open(tmp_path / "c")["w"].entry
+    digests = b"".join(xxhash.xxh3_128_digest(data[start : start + 1000]) for start in range(0, 10_500, 1000))
+    with Directory(locate(str(tmp_path / "c"))) as directory, directory.out(entry) as fd:
+        blocks = stored._Blocks(directory, entry._replace(digests=digests))
+        read, read_block = [], stored.read_block
+        monkeypatch.setattr(stored, "read_block", lambda *a, **k: read.append(a[2]) or read_block(*a, **k))
+        source = stored._Compared(blocks, fd)
+        for start in (0, 900, 1950, 3000, 4300, 7000, 9000):
+            assert bytes(source.read(10, 10_490)) == data[10_490:].tobytes()
+            assert bytes(source.read(900, start)) == data[start : start + 900].tobytes()
+            assert len(blocks._blocks) <= 4
+        assert sorted(read) == [0, 1000, 2000, 3000, 4000, 5000, 7000, 9000, 10_000]
 
 
 def test_no_chunk_is_decoded_into_more_than_its_size(packed, monkeypatch):

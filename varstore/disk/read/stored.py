@@ -25,7 +25,7 @@ from varstore.storage.directory import Directory
 __all__ = ["stored_blocks"]
 
 _KEPT = 3
-"""Blocks that stay in memory while no thread reads in them: two for the next thread, and the one with the index."""
+"""Blocks that stay in memory for each thread, and for the next one: two with its chunks, and the one with the index."""
 
 
 def stored_blocks(directory: Directory, variable: Readable) -> Callable[[int], Stored]:
@@ -88,15 +88,16 @@ class _Compared(Stored):
         super().__init__(fd)
         self._blocks = blocks
         self._held: dict[int, _Block] = {}
-        """Those that this thread reads in; they stay until it is done."""
+        """Those that this thread read in last; the needs of others do not let go of them."""
 
     def read(self, nbytes: int, offset: int) -> bytes | memoryview:
         parts, stop = [], offset + nbytes
         while offset < stop:
             number, begin = divmod(offset, BLOCK)
-            block = self._held.get(number)
-            if block is None:
-                block = self._held[number] = self._blocks.block(self.fd, number)
+            block = self._held.pop(number) if number in self._held else self._blocks.block(self.fd, number)
+            self._held[number] = block
+            if len(self._held) > _KEPT:
+                del self._held[next(iter(self._held))]
             assert block.content is not None  # it was compared
             parts.append(block.content[begin : begin + stop - offset])
             offset += len(parts[-1])
