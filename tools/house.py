@@ -81,7 +81,7 @@ ORDER: dict[str, tuple[str, ...]] = {
         "removing",
         "appearing",
     ),
-    "disk": ("progress", "threads", "blocks", "encodings", "save", "read", "seal", "relink"),
+    "disk": ("progress", "threads", "blocks", "regions", "encodings", "save", "read", "seal", "relink"),
     "disk/encodings": ("stored", "raw", "codecs", "zarr", "table", "companions"),
     "disk/save": (
         *("space", "durability", "foreign", "leftovers", "staging"),

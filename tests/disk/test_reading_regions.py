@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import itertools
-import os
 from pathlib import Path
 
 import ml_dtypes
 import numpy as np
 import pytest
 from hypothesis import given, settings, strategies as st
-from support.regions import bands, record_regions, tilings
+from support.regions import bands, flip, record_regions, tilings
 
 import varstore as vs
 from varstore.disk.blocks import BLOCK
@@ -71,19 +70,6 @@ def all_ways(path: Path, shape: tuple[int, ...]):
     yield "run", lambda: read_run(variable.location, found, 0, int(np.prod(shape))).reshape(shape)
     yield "rectangle", lambda: rectangle(np.empty(shape, variable.dtype))
     yield "rectangle in columns", lambda: rectangle(np.empty(shape, variable.dtype, "F"))
-
-
-def flip(path: Path, offset: int) -> None:
-    """Change one byte of a file that cannot be written."""
-    data = path.stat()
-    path.chmod(0o644)
-    with path.open("r+b") as file:
-        file.seek(offset)
-        byte = file.read(1)
-        file.seek(offset)
-        file.write(bytes([byte[0] ^ 1]))
-    path.chmod(0o444)
-    os.utime(path, ns=(data.st_atime_ns, data.st_mtime_ns))
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from varstore.layout.manifest import BLOCK, Manifest
 from varstore.layout.regions import Region
 
-__all__ = ["bands", "record_regions", "tilings"]
+__all__ = ["bands", "flip", "record_regions", "tilings"]
 
 Rectangles = Iterable[tuple[Sequence[int], Sequence[int]]]
 
@@ -52,6 +52,19 @@ def bands(shape: Sequence[int], axis: int, cuts: Iterable[int]) -> list[tuple[tu
         offsets[axis], sizes[axis] = start, stop - start
         found.append((tuple(offsets), tuple(sizes)))
     return found
+
+
+def flip(path: Path, offset: int) -> None:
+    """Change one byte of a file that cannot be written."""
+    data = path.stat()
+    path.chmod(0o644)
+    with path.open("r+b") as file:
+        file.seek(offset)
+        byte = file.read(1)
+        file.seek(offset)
+        file.write(bytes([byte[0] ^ 1]))
+    path.chmod(0o444)
+    os.utime(path, ns=(data.st_atime_ns, data.st_mtime_ns))
 
 
 @st.composite

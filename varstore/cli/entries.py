@@ -1,4 +1,4 @@
-"""What the graphs of a checkpoint take and give, for ``varstore show``."""
+"""What the graphs of a checkpoint take and give, and the regions of its variables, for ``varstore show`` and ``ls``."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 import varstore as vs
 from varstore.text.hints import plural
 
-__all__ = ["GRAPH", "entry_text"]
+__all__ = ["GRAPH", "entry_text", "regions_json", "regions_of"]
 
 GRAPH = "graph"
 """The kind of a file that is a graph."""
@@ -34,3 +34,15 @@ def _shape(shape: Any) -> str:
     if not isinstance(shape, list):
         return "of any shape"
     return f"[{', '.join('?' if extent is None else str(extent) for extent in shape)}]"
+
+
+def regions_of(what: Any) -> tuple[Any, ...]:
+    """Return the regions of a variable of a checkpoint that several processes wrote; none for all else."""
+    return what.entry.regions if isinstance(what, vs.Variable) else ()
+
+
+def regions_json(what: Any) -> list[dict[str, Any]]:
+    """Return the regions of a variable for JSON."""
+    return [
+        {"offsets": list(one.offsets), "sizes": list(one.sizes), "digests": one.hex_digests} for one in regions_of(what)
+    ]

@@ -17,6 +17,7 @@ import click
 
 import varstore as vs
 from varstore.cli.columns import Column, Signs, columns_text, signs, terminal_width
+from varstore.cli.entries import regions_json
 from varstore.cli.help import variable_names
 from varstore.cli.output import is_terminal, with_flags
 from varstore.cli.sources import allow_incomplete_option, open_path, steps_in
@@ -339,6 +340,7 @@ def _as_json(items: list[_Item], files: Sequence[vs.AttachedFile]) -> dict[str, 
                 "tied_to": item.tied_to or None,
                 "attributes": as_plain(item.what.attributes),
                 "digests": list(getattr(item.what, "digests", ())),
+                "regions": regions_json(item.what),
             }
             for item in items
         ],

@@ -13,7 +13,7 @@ import numpy as np
 
 import varstore as vs
 from varstore.cli.columns import cut, terminal_width
-from varstore.cli.entries import GRAPH, entry_text
+from varstore.cli.entries import GRAPH, entry_text, regions_json, regions_of
 from varstore.cli.grid import corner, grid, histogram_text, index_of, split_index
 from varstore.cli.help import variable_names
 from varstore.cli.output import LABEL, label, print_facts, progress
@@ -131,6 +131,7 @@ class _Shown:
             "linked": _links(array)[0] if self._is_stored else [],
             "attributes": as_plain(array.attributes),
             "digests": list(getattr(array, "digests", ())),
+            "regions": regions_json(array),
             "slice": self._index,
             "statistics": report[self._name].as_json() if len(report) else None,
         }
@@ -194,6 +195,7 @@ def _show_file(file: vs.AttachedFile, *, as_json: bool) -> None:
 def _recorded(what: Any) -> Facts:
     digests = getattr(what, "digests", None)
     if digests is not None:
+        digests = [f"{region} {one}" for region in regions_of(what) for one in region.hex_digests] or digests
         shown = digests[:_DIGESTS]
         more = f" and {len(digests) - len(shown)} more" if len(shown) < len(digests) else ""
         yield "xxh3-128", ", ".join(shown) + more if digests else "none"

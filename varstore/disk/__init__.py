@@ -36,7 +36,9 @@
 ## Loading
 
 - **What is checked, and when.** `load`, `load_into` and `Variable.numpy()` compare every byte that they read with its
-  digest. Slices (`variable[3:5]`), `mmap=True`, `verify=False` and `varstore show` check sizes only.
+  digest. Slices (`variable[3:5]`), `mmap=True`, `verify=False` and `varstore show` check sizes only. Of a variable that
+  several processes wrote, each has digests of its own region: a slice is compared with those of the regions that lie
+  inside it, and not where it has a region in part; `varstore verify` compares all.
 - **The manifest and `meta`.** Where there is a manifest, loading and slicing take shapes and types from it and do not
   read the `meta` files. `verify` reads every `out` and every `meta` and compares them with the manifest.
 - **Digests are not signatures.** They find damage. Whoever can change the files can change the manifest too.

@@ -9,13 +9,14 @@ from __future__ import annotations
 import errno
 import mmap
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
 import xxhash
 
 from varstore.layout.manifest import BLOCK
+from varstore.layout.regions import Region
 from varstore.storage import syscalls
 
 __all__ = [
@@ -28,6 +29,7 @@ __all__ = [
     "digest_block",
     "digest_of",
     "lies_as_out",
+    "part_of",
     "read_block",
     "spans",
     "write_block",
@@ -82,6 +84,13 @@ def _pieces(array: np.ndarray, start: int, stop: int, limit: int) -> Iterator[np
     with rows:
         for row in rows:
             yield np.ascontiguousarray(row).view(np.uint8)
+
+
+def part_of(array: np.ndarray, region: Region, origin: Sequence[int] | None = None) -> np.ndarray:
+    """Return a region of a variable whose values, or those from `origin` on, are in an array; they share memory."""
+    index: tuple[Any, ...] = (*region.within(origin), ...)
+    part: np.ndarray = array[index]
+    return part
 
 
 class BlockHasher:

@@ -27,6 +27,7 @@ from varstore.layout.attached import FileEntry
 from varstore.layout.location import Location
 from varstore.layout.manifest import Entry
 from varstore.layout.names import MARKER
+from varstore.layout.regions import Checksums
 from varstore.layout.staged import is_staging_name
 from varstore.storage import syscalls
 from varstore.storage.directory import Directory
@@ -160,7 +161,7 @@ def _linkable(checkpoint: Checkpoint) -> Iterator[Entry | FileEntry]:
     """Yield the variables and attached files whose content can be found again by their digests."""
     if checkpoint.manifest is not None and not checkpoint.manifest.unshared:
         for entry in checkpoint.content.entries.values():
-            if entry.nbytes and entry.digests:
+            if entry.nbytes and entry.checksums:
                 yield entry
         yield from (file for file in checkpoint.manifest.files.values() if file.nbytes and file.digests)
 
@@ -185,7 +186,7 @@ class _Work:
     left: list[str]
     linked: int = 0
     nbytes: int = 0
-    _firsts: dict[tuple[int, bytes, bool], list[_Place]] = field(default_factory=dict)
+    _firsts: dict[tuple[int, Checksums, bool], list[_Place]] = field(default_factory=dict)
     """By size, digests and kind, the files that others become links to: of one user, mode and file system each."""
 
     def visit(
@@ -216,7 +217,7 @@ class _Work:
             self.left.append(str(error))
 
     def _visit_one(self, directory: Directory, parent: int, entry: Entry | FileEntry) -> None:
-        places = self._firsts.setdefault((entry.nbytes, entry.digests, not entry.folder), [])
+        places = self._firsts.setdefault((entry.nbytes, entry.checksums, not entry.folder), [])
         with directory.out(entry):  # one that is not whole is not looked at again
             pass
         for place in [*places]:

@@ -14,6 +14,7 @@ from varstore.disk.progress import Progress, reporting
 from varstore.disk.read.checkpoint import Checkpoint, retry_if_replaced
 from varstore.disk.read.digests import all_digests, content_digests
 from varstore.disk.read.scan import WalkedEntries
+from varstore.disk.regions import digest_regions
 from varstore.disk.save.durability import Durability
 from varstore.disk.save.leftovers import remove_old_manifests
 from varstore.errors import IncompleteCheckpoint, InvalidName, ManifestError
@@ -44,6 +45,7 @@ def seal(
 
     Use it for a checkpoint without a manifest, and after a change by hand. For folders that the present manifest lists,
     names and attributes are kept, as are attached files that are still there. Other files are not made attached ones.
+    The regions of what several processes wrote become digests of whole blocks.
 
     Args:
         path: a checkpoint's directory.
@@ -89,7 +91,10 @@ def _seal(checkpoint: Checkpoint, *, complete: bool, writer: str, progress: Prog
         entries: dict[str, Entry] = {}
         with reporting(progress, sum(e.nbytes for e in walked.values()), f"sealing {root}") as advance:
             for found in sorted(walked.values(), key=lambda entry: order.get(entry.folder, len(order))):
-                entry = _sealed(directory, found, known.get(found.folder))
+                before_it = known.get(found.folder)
+                entry = _sealed(directory, found, before_it)
+                if before_it is not None and before_it.regions and _has_regions(directory, entry, before_it):
+                    listed[entry.name] = before_it._replace(digests=entry.digests, regions=())
                 if entry.name in entries:
                     raise InvalidName(
                         "two folders would have this name", path=root, variable=entry.name, found=entry.folder
@@ -188,6 +193,14 @@ def _sealed(directory: Directory, found: Entry, known: Entry | None) -> Entry:
     if known is None:
         return entry
     return entry._replace(name=known.name, attributes=known.attributes)
+
+
+def _has_regions(directory: Directory, entry: Entry, known: Entry) -> bool:
+    """Tell whether a variable still holds the values of the regions that the manifest lists."""
+    if (entry.meta, entry.nbytes) != (known.meta, known.nbytes):
+        return False
+    with directory.out(entry) as fd:
+        return all(digests == region.digests for region, digests in digest_regions(fd, known))
 
 
 def _form(entry: Entry) -> tuple[object, ...]:

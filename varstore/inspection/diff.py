@@ -36,6 +36,7 @@ from varstore.layout.difference import VALUES, DiffReport, Movement, changed_fil
 from varstore.layout.encodings import is_plain
 from varstore.layout.manifest import NO_FILES, Entry
 from varstore.layout.readable import readable
+from varstore.layout.regions import Checksums, equal_checksums
 from varstore.model.options import Path
 from varstore.storage.directory import Directory
 from varstore.storage.failures import translated
@@ -208,7 +209,7 @@ class _Part:
     shape: tuple[int, ...] | None
     dtype: Any
     form: str
-    digests: bytes = b""
+    checksums: Checksums = b""
     file: tuple[int, int] | None = None
 
     @property
@@ -251,7 +252,7 @@ class _Side:
             shape=meta and meta.shape,
             dtype=array.dtype.newbyteorder("=") if has_values and array is not None else meta and meta.data_type,
             form=entry.form,
-            digests=entry.value_digests,
+            checksums=entry.value_checksums,
         )
 
     def find_file(self, part: _Part) -> None:
@@ -326,10 +327,15 @@ class _Pair:
         return self.a.file is not None and self.a.file == self.b.file
 
     @property
+    def same_checksums(self) -> bool | None:
+        """Whether both have the same digests; None if these cannot be compared."""
+        return equal_checksums(self.a.checksums, self.b.checksums)
+
+    @property
     def contradicts_digests(self) -> bool:
         """Whether the values differ although the manifests say that they do not."""
         moved = self.movement is not None and self.movement.changed > 0
-        return moved and self.is_alike and bool(self.a.digests) and self.a.digests == self.b.digests
+        return moved and self.is_alike and self.same_checksums is True
 
     def changed(self, tolerance: Tolerance | None) -> str:
         """Return what differs, as text; nothing if the pair is equal or it is not known."""
@@ -372,14 +378,14 @@ class _Comparing:
             run(self._jobs(together, by_digest), min(thread_count(threads), max(1, jobs)))
         for pair in open_pairs:
             if not pair.unknown and pair.is_equal is None:
-                pair.is_equal = pair.a.digests == pair.b.digests
+                pair.is_equal = pair.a.checksums == pair.b.checksums
         for both in together:
             found = movement(both.found, has_tolerance=self.tolerance is not None)
             for pair in both.pairs:
                 pair.movement, pair.is_equal = found, not found.changed
 
     def _needs_files(self, pair: _Pair) -> bool:
-        return self.values or not (pair.a.digests and pair.b.digests)
+        return self.values or pair.same_checksums is None
 
     def _find_files(self, pair: _Pair) -> None:
         for side, part in zip(self.sides, (pair.a, pair.b), strict=True):
@@ -392,8 +398,8 @@ class _Comparing:
                 pair.unknown = "its values are objects, which are not read"
         if pair.is_alike and pair.is_one_file:
             pair.is_equal = True
-        elif not self.values and pair.a.digests and pair.b.digests and _nbytes(pair.a) == _nbytes(pair.b):
-            pair.is_equal = pair.a.digests == pair.b.digests
+        elif not self.values and _nbytes(pair.a) == _nbytes(pair.b):
+            pair.is_equal = pair.same_checksums
         elif pair.a.array is None and pair.b.array is None and _nbytes(pair.a) != _nbytes(pair.b):
             pair.is_equal = False
         return bool(pair.unknown) or pair.is_equal is not None
@@ -402,7 +408,8 @@ class _Comparing:
         """Yield what has to be read for its digests: what has none, or has those of other bytes than are read."""
         is_same_size = _nbytes(pair.a) == _nbytes(pair.b)
         for side, part in zip(self.sides, (pair.a, pair.b), strict=True):
-            if self.values or not part.digests or not is_same_size:
+            is_ordinary = bool(part.checksums) and isinstance(part.checksums, bytes)
+            if self.values or not is_ordinary or not is_same_size:
                 yield side, part
 
     def _jobs(self, together: Sequence[_Together], by_digest: Iterable[tuple[_Side, _Part, int]]) -> Iterator[Job]:
@@ -415,7 +422,7 @@ class _Comparing:
         yield from in_groups(((both, both.nbytes) for both in together if both.a.is_one), self._compare_all)
 
     def _digest(self, side: _Side, part: _Part) -> None:
-        part.digests = side.digests(part)
+        part.checksums = side.digests(part)
         self.done(_nbytes(part))
 
     def _compare_piece(self, both: _Together, at: int) -> None:

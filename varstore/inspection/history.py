@@ -75,7 +75,7 @@ class History(LazyArray):
 def _content(variable: Variable) -> Hashable:
     """Return what is equal for variables of a run that have the same bytes; what has no digest is by itself."""
     entry = variable.entry
-    return (entry.nbytes, entry.encoding, entry.digests) if entry.digests else variable.path
+    return (entry.nbytes, entry.encoding, entry.checksums) if entry.checksums else variable.path
 
 
 @checked

@@ -352,8 +352,8 @@ def _averaged(parts: Sequence[_Parts], factors: Sequence[float]) -> _Parts:
 def _are_linked(arrays: Sequence[Source]) -> bool:
     """Tell whether all are the same by their digests, so that the mean is the first of them."""
     known = {
-        (array.entry.meta, array.entry.nbytes, array.entry.encoding, array.entry.digests)
-        if isinstance(array, Variable) and (array.entry.digests or not array.entry.nbytes)
+        (array.entry.meta, array.entry.nbytes, array.entry.encoding, array.entry.checksums)
+        if isinstance(array, Variable) and (array.entry.checksums or not array.entry.nbytes)
         else id(array)
         for array in arrays
     }

@@ -221,7 +221,7 @@ class _Found:
         whole = {_content(v.entry): name for name, v in self.variables.items() if isinstance(v, Variable)}
         for name in [name for name in self.lost if name in entries]:
             entry = entries[name]
-            if entry.digests and (other := whole.get(_content(entry))) is not None:
+            if entry.checksums and (other := whole.get(_content(entry))) is not None:
                 self.variables[name] = _like(self.variables[other], entry)
                 self.variable_attributes[name] = entry.attributes
                 self.restored[name] = other
@@ -243,7 +243,7 @@ def _like(variable: Variable, entry: Entry) -> Variable | LazyArray:
 
 
 def _content(entry: Entry) -> tuple[Any, ...]:
-    return entry.meta, entry.nbytes, entry.encoding, entry.digests
+    return entry.meta, entry.nbytes, entry.encoding, entry.checksums
 
 
 def _check_stored(variable: Variable) -> None:
@@ -313,7 +313,7 @@ def _salvaged(
         unchecked=tuple(
             name
             for name, value in found.variables.items()
-            if isinstance(value, Variable) and value.entry.nbytes and not value.entry.digests
+            if isinstance(value, Variable) and value.entry.nbytes and not value.entry.checksums
         ),
         restored=found.restored,
     )

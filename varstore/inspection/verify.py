@@ -18,7 +18,7 @@ from varstore.disk.encodings.companions import check_companions
 from varstore.disk.progress import Progress, reporting
 from varstore.disk.read.checkpoint import Checkpoint, retry_if_replaced
 from varstore.disk.read.checks import check_digest, check_meta
-from varstore.disk.read.digests import all_digests
+from varstore.disk.read.digests import all_digests, check_bytes
 from varstore.disk.read.scan import variable_folders
 from varstore.disk.threads import SLOW, Lane, do_here_until_slow, in_lanes, piece, run, thread_count
 from varstore.errors import FormatError, IncompleteCheckpoint, ManifestError, VarstoreError
@@ -151,7 +151,7 @@ def _verified(checkpoint: Checkpoint, *, threads: int | None, progress: Progress
         files=len(files),
         nbytes=total,
         problems=tuple(problems),
-        unchecked=tuple(entry.name for entry in entries if entry.nbytes and not entry.digests),
+        unchecked=tuple(entry.name for entry in entries if entry.nbytes and not entry.checksums),
     )
 
 
@@ -241,12 +241,18 @@ class _Verification:
         for entry in entries:
             with self._noting(entry):
                 self._check_form(entry)
-                check_digest(self._directory, entry, entry.digests, 0, all_digests(self._directory, entry))
+                if isinstance(entry, Entry) and entry.regions:
+                    check_bytes(self._directory, entry)
+                else:
+                    check_digest(self._directory, entry, entry.digests, 0, all_digests(self._directory, entry))
         if self._advance:
             self._advance(sum(entry.nbytes for entry in entries))
 
     def _lanes(self, entries: Sequence[Entry | FileEntry]) -> Iterator[Lane]:
         for entry in entries:
+            if isinstance(entry, Entry) and entry.regions:
+                yield Lane([([entry],)], self._check_small)
+                continue
             fd = self._opened(entry)
             if fd is not None:
                 yield Lane(spans(entry.nbytes), partial(self._check_block, entry, fd))

@@ -37,6 +37,11 @@ class FileEntry(NamedTuple):
         """The path relative to the checkpoint."""
         return self.name
 
+    @property
+    def checksums(self) -> bytes:
+        """What the file can be compared with, as a variable's entry has it."""
+        return self.digests
+
     def __reduce__(self) -> tuple[Any, ...]:
         return _entry_of, (*self._replace(attributes=dict(self.attributes)),)
 

@@ -316,5 +316,5 @@ def _difference(a: Entry, b: Entry) -> str:
     if a.meta is None or a.meta != b.meta:
         return f"{a.form} -> {b.form}"
     if is_plain(a.encoding) and is_plain(b.encoding):
-        return "" if (a.nbytes, a.digests) == (b.nbytes, b.digests) else VALUES
-    return "" if a.value_digests == b.value_digests else VALUES
+        return "" if (a.nbytes, a.checksums) == (b.nbytes, b.checksums) else VALUES
+    return "" if a.value_checksums == b.value_checksums else VALUES

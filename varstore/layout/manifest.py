@@ -36,7 +36,7 @@ from varstore.layout.encodings import ENCODINGS, RAW, is_plain
 from varstore.layout.meta import Meta, shape_problem
 from varstore.layout.names import NAME_LIMIT, Folder, is_safe_folder
 from varstore.layout.pointers import FETCH, is_pointer
-from varstore.layout.regions import Region, tiling_problem
+from varstore.layout.regions import Checksums, Region, tiling_problem
 from varstore.text.hints import plural
 
 if TYPE_CHECKING:
@@ -193,8 +193,18 @@ class Entry(NamedTuple):
     regions: tuple[Region, ...] = ()
 
     @property
+    def checksums(self) -> Checksums:
+        """What ``out`` can be compared with; empty if nothing is known."""
+        return self.digests or self.regions
+
+    @property
+    def value_checksums(self) -> Checksums:
+        """What the values can be compared with, in any encoding; empty if nothing is known."""
+        return self.value_digests or self.regions
+
+    @property
     def value_digests(self) -> bytes:
-        """The digest of each 16 MiB of the values, in any encoding; empty if no digests are known."""
+        """The digest of each 16 MiB of the values, in any encoding; empty if they are not known."""
         return self.digests if is_plain(self.encoding) else self.content_digests
 
     @property

@@ -11,6 +11,7 @@ from varstore.errors import FormatError, SizeMismatch
 from varstore.layout.dtypes import dtype_of
 from varstore.layout.encodings import ENCODINGS, Encoding
 from varstore.layout.manifest import Entry, known_meta
+from varstore.layout.regions import Checksums
 from varstore.text.hints import plural
 
 __all__ = ["Readable", "readable"]
@@ -38,6 +39,11 @@ class Readable(NamedTuple):
     def digests(self) -> bytes:
         """The xxh3-128 digest of each 16 MiB of the values as they are read; empty if no digests are known."""
         return self.entry.digests if self.encoding.is_plain else self.entry.content_digests
+
+    @property
+    def checksums(self) -> Checksums:
+        """What the values can be compared with as they are read; empty if nothing is known."""
+        return self.digests or self.entry.regions
 
 
 def readable(entry: Entry, *, path: str) -> Readable:

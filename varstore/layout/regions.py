@@ -12,10 +12,22 @@ from collections.abc import Iterable, Iterator, Sequence
 from itertools import product
 from typing import NamedTuple
 
-from varstore.layout.digests import BLOCK
+from varstore.layout.digests import BLOCK, in_hex
 from varstore.text.hints import plural
 
-__all__ = ["Region", "filled", "inside", "is_inside", "ordinary", "placing_problem", "run_of", "runs", "tiling_problem"]
+__all__ = [
+    "Checksums",
+    "Region",
+    "equal_checksums",
+    "filled",
+    "inside",
+    "is_inside",
+    "ordinary",
+    "placing_problem",
+    "run_of",
+    "runs",
+    "tiling_problem",
+]
 
 _CUT_AXES = 8
 """Axes that regions may cut."""
@@ -37,6 +49,11 @@ class Region(NamedTuple):
     def elements(self) -> int:
         """The number of elements."""
         return math.prod(self.sizes)
+
+    @property
+    def hex_digests(self) -> list[str]:
+        """Its digests as text."""
+        return in_hex(self.digests)
 
     def within(self, origin: Sequence[int] | None = None) -> tuple[slice, ...]:
         """Return the region as an index into the variable, or into what begins at `origin` within it."""
@@ -101,6 +118,19 @@ def tiling_problem(regions: Sequence[Region], shape: Sequence[int]) -> str | Non
         covered = sum(region.elements for region in regions)
         return f"the regions, of {plural(covered, 'element')} in all, do not tile {list(shape)}"
     return None
+
+
+Checksums = bytes | tuple[Region, ...]
+"""What values can be compared with: the digests of blocks, or regions with theirs; empty if nothing is known."""
+
+
+def equal_checksums(a: Checksums, b: Checksums) -> bool | None:
+    """Tell whether two are of equal values; None if that is not known: one is empty, or they are of other pieces."""
+    if not a or not b or isinstance(a, bytes) != isinstance(b, bytes):
+        return None
+    if isinstance(a, tuple) and isinstance(b, tuple) and [one[:2] for one in a] != [one[:2] for one in b]:
+        return None
+    return a == b
 
 
 def placing_problem(region: Region, shape: Sequence[int]) -> str | None:

@@ -16,6 +16,7 @@ import numpy as np
 
 from varstore.errors import VariableMismatch
 from varstore.layout.readable import Readable
+from varstore.layout.regions import equal_checksums
 from varstore.model.match import OnTied
 from varstore.model.moves import HOST, LateTarget, Move, OnDisk, Place, nbytes_of, parts, place_of
 from varstore.text.hints import shortened
@@ -216,8 +217,7 @@ def _known_to_be_equal(one: Move, other: Move) -> bool | None:
         if place == elsewhere and _file_of(variable) == _file_of(second):
             return True
         is_comparable = variable.dtype == second.dtype and variable.stored == second.stored
-        known = is_comparable and variable.digests and second.digests
-        return variable.digests == second.digests if known else None
+        return equal_checksums(variable.checksums, second.checksums) if is_comparable else None
     if isinstance(a, LazyArray) and isinstance(b, LazyArray):
         return a.identity == b.identity or None
     if isinstance(a, np.ndarray) and isinstance(b, np.ndarray):

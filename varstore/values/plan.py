@@ -19,6 +19,7 @@ from varstore.layout.manifest import NO_ATTRIBUTES, Entry, kept_attributes
 from varstore.layout.meta import Meta
 from varstore.layout.names import Folder, folder_of
 from varstore.layout.readable import readable
+from varstore.layout.regions import Region
 from varstore.layout.shards import SMALLEST, Level
 from varstore.values.arrays import Source, Stored, as_source
 from varstore.values.attached import PlannedFile, plan_files
@@ -62,12 +63,14 @@ class PlannedVariable(NamedTuple):
         return f"{self.folder}/out"
 
     def entry(self, digests: bytes) -> Entry:
-        """Return the entry for the manifest, once the digests are known."""
+        """Return the entry for the manifest, once the digests are known; without any, it has the source's regions."""
         name, folder, meta, nbytes, source, attributes, alias_of = self
         encoding, content = RAW.name, b""
+        regions: tuple[Region, ...] = ()
         if isinstance(source, Stored):
             encoding, content = source.entry.encoding, source.entry.content_digests
-        return Entry(name, folder, meta, nbytes, digests, encoding, attributes, alias_of, b"", True, content)
+            regions = () if digests else source.entry.regions
+        return Entry(name, folder, meta, nbytes, digests, encoding, attributes, alias_of, b"", True, content, regions)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -106,11 +109,12 @@ class SavePlan:
         entries = {variable.name: variable.entry(digests[variable.name]) for variable in self.variables}
         for name, outcome in outcomes.items():
             entries[name] = entries[name]._replace(**outcome._asdict())
-        if any(entry.encoding != RAW.name for entry in entries.values()):
+        if any(entry.encoding != RAW.name or entry.regions for entry in entries.values()):
             for name, entry in entries.items():
                 if entry.alias_of:
                     first = entries[entry.alias_of]
-                    entries[name] = entry._replace(**{field: getattr(first, field) for field in Outcome._fields})
+                    shared = {field: getattr(first, field) for field in Outcome._fields}
+                    entries[name] = entry._replace(**shared, regions=first.regions)
         return entries
 
     @property

@@ -12,6 +12,7 @@ from varstore.disk.encodings.stored import Stored
 from varstore.disk.encodings.table import read_part
 from varstore.disk.progress import Progress, reporting
 from varstore.disk.read.checks import check_digest
+from varstore.disk.read.regions import check_regions
 from varstore.disk.threads import run, thread_count
 from varstore.layout.attached import FileEntry
 from varstore.layout.location import Location
@@ -34,13 +35,15 @@ def all_digests(directory: Directory, entry: Entry | FileEntry) -> bytes:
 
 
 def check_bytes(directory: Directory, entry: Entry | FileEntry) -> None:
-    """Read ``out``, or an attached file, and compare it with its digests; without any, look at its size alone.
+    """Read ``out``, or an attached file, and compare it with the digests that are known; without any, with its size.
 
     Raises:
         DigestMismatch: the bytes are not those that were saved.
         FormatError: there is no such file, or it is not of the size that shape and type say.
     """
     with directory.out(entry) as fd:
+        if isinstance(entry, Entry) and entry.regions:
+            check_regions(directory, entry, fd)
         for start, stop in spans(entry.nbytes if entry.digests else 0):
             check_digest(directory, entry, entry.digests, start // BLOCK, digest_file_block(fd, start, stop))
 
@@ -54,7 +57,7 @@ def check_linked(
         DigestMismatch: the bytes of one are not those that were saved.
         FormatError: there is no such file, or it is not of the size that shape and type say.
     """
-    known = [(location, entry) for location, entry in files if entry.digests]
+    known = [(location, entry) for location, entry in files if entry.checksums]
     total = sum(entry.nbytes for _, entry in known)
     with reporting(progress, total, "verifying") as advance:
 

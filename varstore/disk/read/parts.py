@@ -16,7 +16,7 @@ from varstore.disk.encodings.stored import Stored
 from varstore.disk.encodings.table import read_part
 from varstore.disk.read.checks import check_digest
 from varstore.disk.read.rectangles import read_new_rectangle
-from varstore.disk.read.regions import RegionHashers, check_regions_in_run
+from varstore.disk.read.regions import RegionChecks, check_regions_in_run
 from varstore.disk.read.stored import stored_blocks
 from varstore.disk.read.whole import read_values
 from varstore.layout.location import Location
@@ -175,7 +175,7 @@ def row_chunks(location: Location, variable: Readable, *, verify: bool) -> Itera
         directory.out(entry) as fd,
     ):
         source = stored_blocks(directory, variable) if verify else Stored
-        hashers = RegionHashers(directory, entry) if verify and entry.regions else None
+        checks = RegionChecks(directory, entry) if verify and entry.regions else None
         for index, shape in chunk_indices(variable.shape, variable.stored.itemsize):
             values = np.empty(shape, variable.stored)
             flat = values.reshape(-1).view(np.uint8)
@@ -191,8 +191,8 @@ def row_chunks(location: Location, variable: Readable, *, verify: bool) -> Itera
                         check_digest(directory, entry, digests, (offset + done - 1) // BLOCK, hasher.digest())
                         hasher.reset()
             offset += done
-            if hashers is not None:
-                hashers.update(_rows_of(index, variable.shape), values)
+            if checks is not None:
+                checks.update(_rows_of(index, variable.shape), values)
             yield index, values.astype(variable.dtype, copy=False)
 
 

@@ -9,28 +9,26 @@ from __future__ import annotations
 
 import math
 import operator
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
-from varstore.disk.blocks import BlockHasher, digest_block, spans
+from varstore.disk.blocks import digest_block, part_of, spans
 from varstore.disk.encodings.stored import Stored
 from varstore.disk.encodings.table import read_part
 from varstore.disk.read.checks import check_digest, check_region
+from varstore.disk.regions import RegionHashers, digest_regions
 from varstore.disk.threads import Lane
-from varstore.layout.chunks import Chunks, chunk_shape
 from varstore.layout.manifest import BLOCK, DIGEST_SIZE, Entry
 from varstore.layout.readable import Readable
 from varstore.layout.regions import Region, filled, run_of
 from varstore.storage.directory import Directory
-from varstore.values.parts import overlap
 
 __all__ = [
     "Piece",
-    "RegionHashers",
+    "RegionChecks",
     "check_regions",
     "check_regions_in_run",
     "lanes_in_memory",
@@ -39,9 +37,6 @@ __all__ = [
     "runs_of_regions",
     "scattered",
 ]
-
-_AT_ONCE = 4 << 20
-"""Bytes that are read and hashed at a time."""
 
 
 class Piece(NamedTuple):
@@ -125,8 +120,7 @@ def lanes_in_memory(
 ) -> Iterator[Lane]:
     """Yield lanes that compare regions, whose values lie in an array that begins at `origin` within the variable."""
     for region in regions:
-        place: tuple[Any, ...] = (*region.within(origin), ...)
-        part = values[place]
+        part = part_of(values, region, origin)
         yield Lane(spans(part.nbytes), partial(_check_in_memory, directory, entry, region, part))
 
 
@@ -154,14 +148,13 @@ def check_regions_in_run(directory: Directory, variable: Readable, start: int, v
                 _check_in_memory(directory, variable.entry, region, part, begin, end)
 
 
-class RegionHashers:
-    """Hashes the regions of a variable while its values come in C order, a rectangle at a time."""
+class RegionChecks:
+    """Compares the regions of a variable while its values come in C order, a rectangle at a time."""
 
     def __init__(self, directory: Directory, entry: Entry) -> None:
         self._directory = directory
         self._entry = entry
-        self._waiting = deque(filled(entry.regions))
-        self._begun: list[tuple[Region, BlockHasher]] = []
+        self._hashers = RegionHashers(entry.regions)
 
     def update(self, box: Sequence[range], values: np.ndarray) -> None:
         """Take the values of the next rectangle, which is a run of the values.
@@ -169,41 +162,20 @@ class RegionHashers:
         Raises:
             DigestMismatch: the values of a region that ends in it are not those that were saved.
         """
-        if not values.size:
-            return
-        last = tuple(rows[-1] for rows in box)
-        while self._waiting and self._waiting[0].offsets <= last:
-            self._begun.append((self._waiting.popleft(), BlockHasher()))
-        values = values.reshape([len(rows) for rows in box])
-        left = []
-        for region, hasher in self._begun:
-            shared = overlap([range(at, at + size) for at, size in zip(*region[:2], strict=True)], box)
-            if shared is not None:
-                hasher.update(np.ascontiguousarray(values[shared[1]]).reshape(-1).view(np.uint8).data)
-            if tuple(at + size - 1 for at, size in zip(*region[:2], strict=True)) <= last:
-                self._check(region, hasher.digests())
-            else:
-                left.append((region, hasher))
-        self._begun = left
-
-    def _check(self, region: Region, digests: bytes) -> None:
-        for start in range(0, len(digests), DIGEST_SIZE):
-            check_region(
-                self._directory, self._entry, region, start // DIGEST_SIZE, digests[start : start + DIGEST_SIZE]
-            )
+        for region, digests in self._hashers.update(box, values):
+            _check_all(self._directory, self._entry, region, digests)
 
 
-def check_regions(directory: Directory, variable: Readable, fd: int) -> None:
-    """Read the values a few MiB at a time from an open ``out``, and compare each region.
+def check_regions(directory: Directory, entry: Entry, fd: int) -> None:
+    """Read an open ``out`` a few MiB at a time, and compare each region.
 
     Raises:
         DigestMismatch: the bytes are not those that were saved.
     """
-    size = variable.stored.itemsize
-    hashers = RegionHashers(directory, variable.entry)
-    chunks = Chunks(variable.shape, chunk_shape(variable.shape, size, _AT_ONCE))
-    for index in chunks:
-        start, stop = chunks.run(index)
-        row = np.empty((stop - start) * size, np.uint8)
-        read_part(directory, Stored(fd), variable, row, start * size, hashed=False)
-        hashers.update(chunks.box(index), row.view(variable.stored))
+    for region, digests in digest_regions(fd, entry):
+        _check_all(directory, entry, region, digests)
+
+
+def _check_all(directory: Directory, entry: Entry, region: Region, digests: bytes) -> None:
+    for block, start in enumerate(range(0, len(digests), DIGEST_SIZE)):
+        check_region(directory, entry, region, block, digests[start : start + DIGEST_SIZE])

@@ -11,6 +11,7 @@ import numpy as np
 from varstore.disk.read.checks import check_files
 from varstore.disk.read.parts import read_index
 from varstore.disk.read.whole import map_values, read_values
+from varstore.layout.digests import in_hex
 from varstore.layout.dtypes import data_type_of, dtype_of
 from varstore.layout.location import Location
 from varstore.layout.manifest import Entry, known_meta
@@ -27,8 +28,9 @@ class Variable(Stored):
     """A variable on disk: `numpy` and ``np.asarray`` read all of it, ``[]`` only what the index asks for.
 
     `save` links it instead of copying it. Reading all of it checks the digests; a slice does not, except of a packed
-    variable of at most 2 MiB. A variable can be pickled: another process on this machine reads the same values, or is
-    told that the checkpoint was replaced.
+    variable of at most 2 MiB, and of what several processes wrote: there, the regions inside the slice are checked. A
+    variable can be pickled: another process on this machine reads the same values, or is told that the checkpoint was
+    replaced.
 
     Example:
         >>> checkpoint = vs.save("lenet", {"fc/weight": np.arange(12.0).reshape(3, 4)})
@@ -119,9 +121,11 @@ class Variable(Stored):
 
     @property
     def digests(self) -> tuple[str, ...]:
-        """xxh3-128 of each 16 MiB block of ``out`` in hex; of one block, what ``xxhsum -H2`` prints."""
-        whole = self.entry.digests
-        return tuple(whole[start : start + 16].hex() for start in range(0, len(whole), 16))
+        """xxh3-128 of each 16 MiB block of ``out`` in hex; of one block, what ``xxhsum -H2`` prints.
+
+        Empty if no digests are known, or those of regions, each of which one of several processes wrote.
+        """
+        return tuple(in_hex(self.entry.digests))
 
     @checked
     def numpy(self, mmap: bool = False) -> np.ndarray:

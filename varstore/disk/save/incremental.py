@@ -8,10 +8,11 @@ from functools import partial
 
 import numpy as np
 
-from varstore.disk.blocks import digest_block, spans
+from varstore.disk.blocks import digest_block, part_of, spans
 from varstore.disk.threads import run
 from varstore.layout.encodings import is_plain
 from varstore.layout.manifest import BLOCK, DIGEST_SIZE
+from varstore.layout.regions import Checksums, filled
 from varstore.values.arrays import Stored
 from varstore.values.plan import Encode, PlannedVariable, SavePlan, may_stay
 
@@ -24,7 +25,7 @@ def link_unchanged(plan: SavePlan, base: Mapping[str, Stored], threads: int) -> 
     Values that are yet to be fetched are left for `equals_stored`.
     """
     expected = {
-        v.name: base[v.name].entry.value_digests
+        v.name: base[v.name].entry.value_checksums
         for v in plan.variables
         if isinstance(v.source, np.ndarray)
         and not v.alias_of
@@ -32,16 +33,15 @@ def link_unchanged(plan: SavePlan, base: Mapping[str, Stored], threads: int) -> 
     }
     changed: set[str] = set()
 
-    def compare(name: str, array: np.ndarray, start: int, stop: int) -> None:
-        at = start // BLOCK * DIGEST_SIZE
-        if name not in changed and digest_block(array, start, stop) != expected[name][at : at + DIGEST_SIZE]:
+    def compare(name: str, array: np.ndarray, start: int, stop: int, digest: bytes) -> None:
+        if name not in changed and digest_block(array, start, stop) != digest:
             changed.add(name)
 
     def jobs() -> Iterator[Callable[[], None]]:
         for variable in plan.variables:
             if variable.name in expected and isinstance(variable.source, np.ndarray):
-                for start, stop in spans(variable.nbytes):
-                    yield partial(compare, variable.name, variable.source, start, stop)
+                for block in _blocks(variable.source, expected[variable.name]):
+                    yield partial(compare, variable.name, *block)
 
     if not expected:
         return plan
@@ -62,8 +62,19 @@ def equals_stored(variable: PlannedVariable, array: np.ndarray, stored: Stored |
     """Tell whether fetched values equal a stored variable in shape, type and digest."""
     if stored is None or not _same_form(variable, stored, encoding):
         return False
-    digests = [digest_block(array, start, stop) for start, stop in spans(variable.nbytes)]
-    return b"".join(digests) == stored.entry.value_digests
+    blocks = _blocks(array, stored.entry.value_checksums)
+    return all(digest_block(part, start, stop) == digest for part, start, stop, digest in blocks)
+
+
+def _blocks(array: np.ndarray, checksums: Checksums) -> Iterator[tuple[np.ndarray, int, int, bytes]]:
+    """Yield the blocks of an array's values, or of its regions: what they are of, their bytes in it, and the digest."""
+    if isinstance(checksums, bytes):
+        parts = [(array, checksums)]
+    else:
+        parts = [(part_of(array, region), region.digests) for region in filled(checksums)]
+    for part, digests in parts:
+        for at, (start, stop) in enumerate(spans(part.nbytes)):
+            yield part, start, stop, digests[at * DIGEST_SIZE : (at + 1) * DIGEST_SIZE]
 
 
 def _same_form(variable: PlannedVariable, stored: Stored | None, encoding: Encode) -> bool:
@@ -75,5 +86,5 @@ def _same_form(variable: PlannedVariable, stored: Stored | None, encoding: Encod
         entry.meta == variable.meta
         and (entry.nbytes == variable.nbytes or not is_plain(entry.encoding))
         and may_stay(entry, encoding)
-        and bool(entry.value_digests)
+        and bool(entry.value_checksums)
     )

@@ -26,6 +26,7 @@ from functools import partial
 import numpy as np
 
 from varstore.disk.blocks import digest_file_block, spans, write_out
+from varstore.disk.regions import digest_regions
 from varstore.disk.save.encoded import copy_companions
 from varstore.disk.save.leftovers import CHANGEABLE
 from varstore.disk.save.small_files import SmallFiles
@@ -70,8 +71,13 @@ class Links:
         make: Callable[[Iterable[PlannedVariable]], None] | None,
         *,
         shares: bool,
+        are_compared: bool = False,
     ) -> None:
-        """Prepare to link variables, so many in one batch, or to copy them; `make` is as for `SmallFiles`."""
+        """Prepare to link variables, so many in one batch, or to copy them; `make` is as for `SmallFiles`.
+
+        If they `are_compared` with what graphs have of them, all need digests, also those that have regions.
+        """
+        self._are_compared = are_compared
         self._outcomes = outcomes
         self._fd = staging.fd
         self._place = Location(staging.path, staging.path)
@@ -200,10 +206,10 @@ class Links:
             os.close(folder_fd)
         if not is_linked:
             return (partial(self._copy, variable, stored),)
-        if entry.digests or not entry.nbytes:
+        if entry.digests or not entry.nbytes or (entry.regions and not self._are_compared):
             self._digests[variable.name] = entry.digests
             return ()
-        return (partial(self._digest, variable),)
+        return (partial(self._digest_checked, variable, directory.location, entry),)
 
     def add_file(self, file: PlannedFile, stored: StoredFile) -> None:
         """Link an attached file of another checkpoint, or copy it; raises what `add` does."""
@@ -275,12 +281,21 @@ class Links:
         owner = self._copy_out(variable, directory, entry)
         known = entry.digests
         self._digests[variable.name] = known
-        if not known or owner != self._owner:
-            self._digest(variable)
-        if known and self._digests[variable.name] != known:
+        has_regions = isinstance(entry, Entry) and bool(entry.regions)
+        if owner != self._owner or not (known or has_regions) or (has_regions and self._are_compared):
+            self._digest_checked(variable, directory.location, entry)
+
+    def _digest_checked(self, variable: _New, origin: Location, entry: Entry | FileEntry) -> None:
+        """Find out the digests of a new file, which must be those that the entry of the old one has, if it has any."""
+        self._digest(variable)
+        is_damaged = bool(entry.digests) and self._digests[variable.name] != entry.digests
+        if isinstance(entry, Entry) and entry.regions:
+            with self._here.out(variable) as fd:
+                is_damaged = any(digests != region.digests for region, digests in digest_regions(fd, entry))
+        if is_damaged:
             raise DigestMismatch(
-                "a file of another user is not what its checkpoint says",
-                path=directory.place(entry.file),
+                "a file is not what its checkpoint says",
+                path=os.path.join(origin.path, entry.file),
                 variable=entry.name if entry.folder else None,
                 hint="verify that checkpoint",
             )

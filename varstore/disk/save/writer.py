@@ -195,7 +195,17 @@ class _Writer:
         batch = min(_GROUP, piece(len(plan.variables))) if calls_wait else _GROUP
         self._small = SmallFiles(staging, self.digests, advance, batch, make)
         self._large = LargeFiles(staging, self.digests, advance)
-        self._links = Links(staging, self._small, self.digests, self.outcomes, values, batch, make, shares=plan.links)
+        self._links = Links(
+            staging,
+            self._small,
+            self.digests,
+            self.outcomes,
+            values,
+            batch,
+            make,
+            shares=plan.links,
+            are_compared=bool(plan.files),
+        )
         self._advance = advance
         self._encoded: EncodedFiles | None = None
         if plan.encoding == ZARR.name:
