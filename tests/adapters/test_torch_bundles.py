@@ -88,7 +88,8 @@ def test_a_program_of_torch_export_runs_with_the_values_of_its_checkpoints(tmp_p
     net, x, _, _, state = trained
     net.load_state_dict(state)
     shapes = ({0: torch.export.Dim("batch")},)
-    torch.export.save(torch.export.export(net, (x,), dynamic_shapes=shapes), tmp_path / "net.pt2")
+    exported = torch.export.export(net, (x,), dynamic_shapes=shapes)
+    torch.export.save(exported, tmp_path / "net.pt2")
     given = {**net.state_dict(), "moments": torch.zeros(3)}
     graphs = {"forward": tmp_path / "net.pt2"}
     first = vs.bundle(tmp_path / "run/step-0", given, graphs=graphs, include_only_used=True)
@@ -103,6 +104,8 @@ def test_a_program_of_torch_export_runs_with_the_values_of_its_checkpoints(tmp_p
         RuntimeError, match="deserializing"
     ):  # it never runs with other values than those of the checkpoint
         torch.export.load(file.path)
+    live = vs.bundle(tmp_path / "live", given, graphs={"forward": exported}).files["forward.pt2"]
+    assert live.attributes == file.attributes
     with vs.CheckpointManager(tmp_path / "run") as manager:
         for step in (0, 1):
             if step:

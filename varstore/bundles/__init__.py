@@ -50,10 +50,11 @@ values.
 
 ## Programs of PyTorch
 
-A program that `torch.export.save` of PyTorch 2.9 or later wrote is kept without the weights that are variables:
+A program that PyTorch 2.9 or later exported, or the path of one that `torch.export.save` wrote, is kept without the
+weights that are variables:
 
-    torch.export.save(torch.export.export(net, (images,)), "net.pt2")
-    vs.bundle("run/step-0", net.state_dict(), graphs={"forward": "net.pt2"})
+    program = torch.export.export(net, (images,))
+    vs.bundle("run/step-0", net.state_dict(), graphs={"forward": program})
 
 It does not run from the checkpoint itself: `varstore.export` writes it with the values.
 

@@ -59,9 +59,10 @@ def bundle(
         path: as for `varstore.save`.
         variables: names and arrays, or a checkpoint, whose files are linked.
         graphs: for each entry, such as "forward", a model of ONNX (a path, bytes, or the ModelProto), a program of
-            `torch.export` (``.pt2``; a path or bytes), or the path of a program of Paddle (``.json``, ``.pdmodel``) or
-            OneFlow (``.mlir``). A path keeps its file name; others become ``ENTRY.onnx`` or ``ENTRY.pt2``. Or an
-            earlier checkpoint, whose graphs are linked, and get the values of these variables.
+            `torch.export` (a path that ends in ``.pt2``, bytes, or the ExportedProgram), or the path of a program of
+            Paddle (``.json``, ``.pdmodel``) or OneFlow (``.mlir``). A path keeps its file name; others become
+            ``ENTRY.onnx`` or ``ENTRY.pt2``. Or an earlier checkpoint, whose graphs are linked, and get the values of
+            these variables.
         rename: from the names of the variables to those in the graphs, as for `varstore.load`.
         on_difference: what becomes of a value in a graph that is not that of the variable of its name: "error" refuses
             it; "inline" leaves it in the graph; "add" saves it as a variable of its own, ``ENTRY/NAME``. The exporter
@@ -154,8 +155,15 @@ def _prepared(entry: str, model: Any, known: Known, on_difference: OnDifference)
         return onnx.prepare(entry, os.path.basename(place), Source(place), known, on_difference)
     if onnx.is_model(model):
         model = onnx.serialized(model, entry)
+    elif torch.is_program(model):
+        model = torch.serialized(model)
     if not isinstance(model, bytes | bytearray | memoryview):
-        raise UsageError("not a graph", field=field, found=described(model), expected="a path, bytes or a ModelProto")
+        raise UsageError(
+            "not a graph",
+            field=field,
+            found=described(model),
+            expected="a path, bytes, a ModelProto or an ExportedProgram",
+        )
     source = Source(Held.named(field, bytes(model)))
     if is_zip(source):
         return torch.prepare(entry, f"{entry}{torch.PROGRAM}", source, known, on_difference)

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import io
 import os
+import sys
+from typing import Any
 
 from varstore.bundles.known import Known, OnDifference, Prepared
 from varstore.disk.read.attached import AttachedFile
@@ -13,9 +16,22 @@ from varstore.formats.torch.bound import is_apart, open_program, without, write_
 from varstore.formats.torch.rewrite import PROGRAM
 from varstore.layout.graphs import bindings_of
 
-__all__ = ["FORMAT", "PROGRAM", "export", "prepare"]
+__all__ = ["FORMAT", "PROGRAM", "export", "is_program", "prepare", "serialized"]
 
 FORMAT = "torch"
+
+
+def is_program(model: Any) -> bool:
+    """Tell whether this is what `torch.export.export` returns."""
+    kind = type(model)
+    return kind.__name__ == "ExportedProgram" and kind.__module__.partition(".")[0] == FORMAT
+
+
+def serialized(program: Any) -> bytes:
+    """Return the bytes of an exported program."""
+    file = io.BytesIO()
+    sys.modules[FORMAT].export.save(program, file)
+    return file.getvalue()
 
 
 def prepare(entry: str, name: str, source: Source, known: Known, on_difference: OnDifference) -> Prepared:

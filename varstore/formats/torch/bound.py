@@ -11,7 +11,7 @@ from __future__ import annotations
 import io
 import re
 import zipfile
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -117,12 +117,12 @@ def without(program: TorchProgram, names: Collection[str]) -> bytes:
         for array, storage in bound
         if storage is not None and storage.member is not None and _fills(array, storage.size)
     }
-    is_checked = any(member.crc for member in program.members.values())
+    read = _reader(program.members, Budget(program.source.path, program.source.size))
     file = io.BytesIO()
     with zipfile.ZipFile(file, "w") as archive:
         for member in program.members.values():
             if member.name not in gone:
-                add_member(archive, file, member.name, _content(member, is_checked=is_checked))
+                add_member(archive, file, member.name, read(member))
     return file.getvalue()
 
 
@@ -137,8 +137,16 @@ def _fills(array: LazyArray, size: int) -> bool:
     return array.place.offset == 0 and array.nbytes == size > 0
 
 
-def _content(member: Member, *, is_checked: bool) -> np.ndarray:
-    return (member.read_checked if is_checked else member.read)(0, member.size)
+def _reader(members: Mapping[str, Member], budget: Budget) -> Callable[[Member], np.ndarray]:
+    """Return what reads a member, compared with its checksum if the archive has any."""
+    is_checked = any(member.crc for member in members.values())
+
+    def read(member: Member) -> np.ndarray:
+        if not member.is_plain:
+            budget.unpack(member.size)
+        return (member.read_checked if is_checked else member.read)(0, member.size)
+
+    return read
 
 
 def write_whole(target: str, source: Source, values: Mapping[str, LazyArray], *, name: str) -> None:
@@ -178,13 +186,13 @@ def write_whole(target: str, source: Source, values: Mapping[str, LazyArray], *,
         memory, value = storage_of(array), values[weight]
         if memory is None or (array.shape, array.dtype) != (value.shape, value.dtype.newbyteorder("=")):
             raise UnsafeContent("the graph is not what its entry says", path=name, variable=weight)
-        made.setdefault(place, []).append((weight, value, elements_of(array, memory)))
+        if value.size:  # the offset of an empty weight need not be in its member
+            made.setdefault(place, []).append((weight, value, elements_of(array, memory)))
     if unknown := (values.keys() - weights.keys()) or (lacking - made.keys()):
         raise UnsafeContent("the graph is not what its entry says", path=name, found=min(unknown)[:100])
-    is_checked = any(member.crc for member in members.values())
+    read = _reader(members, budget)
     with new_archive(target) as (archive, file):
         for member in members.values():
-            content = _content(member, is_checked=is_checked)
-            add_member(archive, file, member.name, changed(made.pop(member.name, []), name, content))
+            add_member(archive, file, member.name, changed(made.pop(member.name, []), name, read(member)))
         for place, changes in made.items():
             add_member(archive, file, place, changed(changes, name, np.zeros(sizes[place], np.uint8)))

@@ -146,7 +146,7 @@ def _indexed(
                 path=source.path,
                 variable=name,
                 found=show(place),
-                hint="a program that lies in a checkpoint is written with its weights by: varstore export",
+                hint="if it lies in a checkpoint, write it with its weights: varstore export CHECKPOINT new.pt2",
             )
         is_nested = about.get("use_pickle")
         tree[name] = nested(member) if is_nested else stored_weight(storages, place, member.size, about, name)
