@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import copy
 import shutil
+import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
@@ -19,18 +21,17 @@ from torch.distributed.tensor import Shard, distribute_tensor
 
 import varstore as vs
 from support.meshes import MESHES, VALUES, Run, clear, tensors_of
-from support.ranks import main
+from support.ranks import end_here, main
 from support.regions import bands, record_regions
-from varstore.adapters.torch_distributed import Reader, load
+from varstore.adapters.torch_distributed import Reader, load, save
 
 STEPS = 3
 _runs: dict[str, Run] = {}
 _truth: dict[str, torch.Tensor] = {}
-_losses: list[float] = []
 
 
 def prepare(folder: Path) -> None:
-    """Train on one rank, and save what came of it in several ways; then go on, for the losses of not stopping."""
+    """Train on one rank, and save what came of it in several ways."""
     run = Run("one", 1)
     if run.is_here:
         run.train(0, STEPS)
@@ -40,10 +41,8 @@ def prepare(folder: Path) -> None:
         vs.pack(folder / "nested", folder / "packed")
         _as_four_ranks_save(folder / "nested", folder / "regions")
         torch.save(tensors_of(state), folder / "truth.pt")
-        torch.save(run.train(STEPS, 2 * STEPS), folder / "losses.pt")
     dist.barrier()
     _truth.update(torch.load(folder / "truth.pt"))
-    _losses.extend(torch.load(folder / "losses.pt"))
 
 
 def _as_four_ranks_save(source: Path, target: Path) -> None:
@@ -85,15 +84,71 @@ def load_all(folder: Path, source: str, mesh: str) -> None:
         assert set(_truth) <= set(report.loaded)
 
 
-def resume(folder: Path, mesh: str) -> None:
-    run = Run(mesh, 2)
+def save_on(folder: Path, mesh: str) -> None:
+    """Save what one rank trained as the ranks of a mesh hold it, and compare what any program sees."""
+    run = _run(mesh)
+    if not run.is_here:
+        return
+    state = run.state()
+    load(folder / "nested", state, process_group=run.group)
+    save(folder / f"saved-{mesh}", state, process_group=run.group)
+    if dist.get_rank() == 0:
+        path = folder / f"saved-{mesh}"
+        assert vs.verify(path).ok
+        assert vs.diff(folder / "nested", path).equal
+        _check(vs.load_state(path))
+        arrays = vs.load(path)
+        assert all(np.array_equal(arrays[name], tensor.numpy()) for name, tensor in _truth.items())
+
+
+def load_what_all_saved(folder: Path, mesh: str) -> None:
+    run = _run(mesh)
     if run.is_here:
         state = run.state()
-        load(folder / "nested", state, process_group=run.group)
-        run.take(state)
+        for source in MESHES:
+            clear(state)
+            load(folder / f"saved-{source}", state, process_group=run.group)
+            _check(state)
+
+
+def stop(folder: Path, mesh: str) -> None:
+    """Train on a mesh, save, and go on."""
+    run = Run(mesh, 3)
+    if run.is_here:
+        run.train(0, STEPS)
+        save(folder / f"stopped-{mesh}", run.state(), process_group=run.group)
         losses = run.train(STEPS, 2 * STEPS)
-        torch.testing.assert_close(losses, _losses, rtol=1e-4, atol=1e-6)
-        assert mesh != "one" or losses == _losses
+        if dist.get_rank() == 0:
+            torch.save(losses, folder / f"losses-{mesh}.pt")
+    dist.barrier()
+
+
+def resume(folder: Path, mesh: str) -> None:
+    """Go on where some meshes stopped: with the losses of not having stopped, to the bit on the same mesh."""
+    for source in ("one", "fsdp-4", "fsdp-tensor-2x2", mesh):
+        run = Run(mesh, 2)
+        if run.is_here:
+            state = run.state()
+            load(folder / f"stopped-{source}", state, process_group=run.group)
+            run.take(state)
+            losses, expected = run.train(STEPS, 2 * STEPS), torch.load(folder / f"losses-{source}.pt")
+            torch.testing.assert_close(losses, expected, rtol=1e-4, atol=1e-6)
+            assert source != mesh or losses == expected
+
+
+def gone(folder: Path) -> None:
+    """A rank ends while the others wait for it."""
+
+    class Ending:
+        def state_dict(self) -> dict[str, Any]:
+            end_here()
+
+        def load_state_dict(self, state: dict[str, Any]) -> None: ...
+
+    start = time.monotonic()
+    with pytest.raises(vs.errors.StorageError, match="one of them has ended"):
+        load(folder / "nested", Ending() if dist.get_rank() == 2 else {"epoch": 0}, include="epoch")
+    assert time.monotonic() - start < 15
 
 
 def read_with_dcp(folder: Path, mesh: str) -> None:
@@ -261,7 +316,11 @@ CASES: dict[str, Callable[[Path], object]] = {
     "tied": tied,
     "objects": objects,
     "rot": rot,
+    **{f"save on {mesh}": partial(save_on, mesh=mesh) for mesh in MESHES},
+    **{f"what all saved on {mesh}": partial(load_what_all_saved, mesh=mesh) for mesh in MESHES},
+    **{f"stop on {mesh}": partial(stop, mesh=mesh) for mesh in MESHES},
     **{f"resume on {mesh}": partial(resume, mesh=mesh) for mesh in MESHES},
+    "gone": gone,
 }
 
 if __name__ == "__main__":
