@@ -162,7 +162,7 @@ ORDER: dict[str, tuple[str, ...]] = {
         *("torch", "torch_distributed", "jax", "lightning", "transformers"),
         *("mindspore", "paddle", "zarr", "onnx"),
     ),
-    "adapters/jax": ("trees", "shards", "loading", "processes", "saving"),
+    "adapters/jax": ("trees", "shards", "processes", "agreement", "loading", "saving"),
     "adapters/zarr": ("data_types", "paths", "store", "tensorstore"),
     "adapters/torch": ("survey", "modules", "optimizers"),
     "adapters/torch_distributed": ("ranks", "targets", "parts", "reading", "reader", "states", "writer", "saving"),

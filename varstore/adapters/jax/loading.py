@@ -10,6 +10,7 @@ import jax
 import numpy as np
 from jax.sharding import PartitionSpec, Sharding
 
+from varstore.adapters.jax.agreement import load_in_all
 from varstore.adapters.jax.shards import placed, placed_keys, require_placeable
 from varstore.adapters.jax.trees import (
     are_apart,
@@ -21,7 +22,7 @@ from varstore.adapters.jax.trees import (
     places_in,
     state_of,
 )
-from varstore.disk.read.checkpoint import Checkpoint, retry_if_replaced
+from varstore.disk.read.checkpoint import Checkpoint
 from varstore.errors import UsageError, VariableMismatch
 from varstore.formats.opened import ForeignCheckpoint
 from varstore.formats.verbs import open_source
@@ -66,8 +67,8 @@ def load(
         path: a checkpoint, or any path that `varstore.read` opens.
         like: a pytree with the wanted structure, such as a state of Flax or Optax, whose classes come back. A leaf that
             is a jax array or a `jax.ShapeDtypeStruct` is restored to the devices of its sharding, a numpy array as a
-            numpy array, and numbers and strings as such. Of an array that is sharded over several processes, each
-            process reads its own parts. Without `like`, the result has the containers that were saved.
+            numpy array, and numbers and strings as such. Without `like`, the result has the containers that were saved.
+            Of arrays that are sharded over several processes, each process reads its own parts; see `load_sharded`.
         include, exclude, rename: choose and rename leaves of the checkpoint, by names such as
             ``params/Dense_0/kernel``; see `varstore.load_state`.
         strict: raise if the checkpoint has leaves that `like` does not have.
@@ -92,12 +93,12 @@ def load(
                [1., 1., 1.]], dtype=float32), 'steps': 7}
     """
     choice: Choice = {"include": include, "exclude": exclude, "rename": rename}
-    source = open_source(path)
     if like is None:
+        source = open_source(path)
         return source.state(**choice) if isinstance(source, ForeignCheckpoint) else load_state(source, **choice)
     wanted = "error" if missing is None else missing
     demands = Demands(strict=strict, missing=wanted, on_mismatch=_known(on_mismatch), cast=cast, can_overlap=False)
-    return _loaded(source, like, choice, demands)[0]
+    return _loaded(path, like, choice, demands)[0]
 
 
 @checked
@@ -138,7 +139,7 @@ def load_into(
     """
     choice: Choice = {"include": include, "exclude": exclude, "rename": rename}
     demands = Demands(strict=strict, missing=missing, on_mismatch=_known(on_mismatch), cast=cast, can_overlap=False)
-    return _loaded(open_source(source), like, choice, demands)
+    return _loaded(source, like, choice, demands)
 
 
 @checked
@@ -157,9 +158,10 @@ def load_sharded(
 ) -> Any:
     """Load a pytree of arrays with these shardings, of which each process reads what its own devices hold.
 
-    Every process of the program makes this call. They may have another mesh than those that saved the checkpoint, and
-    be more or fewer. What a process reads is compared with the digests of all blocks, and of all regions that a process
-    has saved, that lie within it. To get a report as well, pass such a pytree to `load_into`.
+    Every process that has devices of these shardings makes this call. They may have another mesh than those that saved
+    the checkpoint, and be more or fewer. What a process reads is compared with the digests of all blocks, and of all
+    regions that a process has saved, that lie within it. Processes return when all have loaded; where one fails, all
+    raise its error. To get a report as well, pass such a pytree to `load_into`.
 
     Args:
         path: a checkpoint, or any path that `varstore.read` opens.
@@ -199,10 +201,7 @@ def load_sharded(
             )
     choice: Choice = {"include": include, "exclude": exclude, "rename": rename}
     if like is None and isinstance(shardings, Sharding):
-        source = open_source(path)
-        if isinstance(source, ForeignCheckpoint):
-            return _load_alike(source, shardings, choice)
-        return retry_if_replaced(lambda checkpoint: _load_alike(checkpoint, shardings, choice), source)
+        return load_in_all(lambda source: _load_alike(source, shardings, choice), path, [shardings])
     wanted = shardings if like is None else like if shardings is None else _with_shardings(like, shardings)
     options: Any = {"strict": strict, "missing": missing, "on_mismatch": on_mismatch, "cast": cast}
     return load(path, wanted, **choice, **options)
@@ -248,12 +247,9 @@ def _load_alike(source: Any, sharding: Sharding, choice: Choice) -> Any:
     return replaced(state, restored)
 
 
-def _loaded(
-    source: Path | Checkpoint | Mapping[str, Any], like: Any, choice: Choice, demands: Demands
-) -> tuple[Any, LoadReport]:
-    if isinstance(source, Mapping) and not isinstance(source, Checkpoint):
-        return _Loading(source, like, choice, demands).run()
-    return retry_if_replaced(lambda checkpoint: _Loading(checkpoint, like, choice, demands).run(), source)
+def _loaded(path: Any, like: Any, choice: Choice, demands: Demands) -> tuple[Any, LoadReport]:
+    wanted = jax.tree_util.tree_leaves(like)
+    return load_in_all(lambda source: _Loading(source, like, choice, demands).run(), path, wanted)
 
 
 def _known(on_mismatch: OnMismatch) -> OnMismatch:

@@ -1,19 +1,22 @@
-"""The processes of a program while they save together: short messages, with limits to how long one waits for another.
+"""The processes of a program while they save or load together: short messages, with limits to how long one waits.
 
 Messages go through the key-value store that `jax.distributed` has for all processes. They do not need the devices, so
 a process that has died is an error and not a collective operation that never ends. Each process changes a key of its
 own every second; one whose key stays the same is taken for dead. What fails in one process becomes the error of all.
+
+Of those that take part, the first one gathers what the others say, and tells them what follows from it.
 """
 
 from __future__ import annotations
 
 import contextlib
 import errno
+import hashlib
 import itertools
 import json
 import threading
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from types import TracebackType
 from typing import Any, TypeVar
 
@@ -32,29 +35,36 @@ _BEAT = 1.0
 _SILENCE = 15.0
 """Seconds without a sign of life after which a process is taken for dead."""
 _FIELDS = ("problem", "path", "variable", "field", "found", "expected", "hint")
-_calls = itertools.count()
-"""The number of the next save, which all processes know by itself: they save the same things in the same order."""
+_PATIENCE = 300.0
+"""Seconds to wait for a process that has not come yet."""
+_calls: dict[tuple[int, ...], itertools.count[int]] = {}
+"""The number of the next call, which all processes know by themselves: they make the same calls in the same order."""
 
 
 class Processes:
-    """The processes of the program during one save; leave the block, and they no longer hear of this one.
+    """Those of the program's processes that take part in one save or load; a block that an error ends fails in all.
 
     Args:
+        what: "save" or "load", for messages.
         timeout: seconds to wait for a process that does not make this call.
+        members: the indices of the processes that take part, which has this one; by default, all.
 
     Raises:
         UsageError: `jax.distributed` is not initialized.
     """
 
-    def __init__(self, timeout: float) -> None:
+    def __init__(self, what: str, timeout: float = _PATIENCE, members: Iterable[int] | None = None) -> None:
         self._client: Any = distributed.global_state.client
         if self._client is None:
             raise UsageError(
                 "this program has several processes that cannot reach each other",
                 hint="call jax.distributed.initialize() first, in every process",
             )
-        self.index, self.count = jax.process_index(), jax.process_count()
-        self._number = next(_calls)
+        self._members = tuple(range(jax.process_count()) if members is None else sorted(members))
+        self.index, self.count = self._members.index(jax.process_index()), len(self._members)
+        self._what = what
+        self._group = hashlib.blake2b(repr(self._members).encode(), digest_size=8).hexdigest()
+        self._number = next(_calls.setdefault(self._members, itertools.count()))
         self._timeout = timeout
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._live, name="varstore-alive", daemon=True)
@@ -66,23 +76,31 @@ class Processes:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._ended.set()
-        self._thread.join()
+        try:
+            failure = error and self._failure(error)
+        finally:
+            self._ended.set()
+            self._thread.join()
+        if failure is not None and failure is not error:
+            raise failure from None
 
     def gather(self, what: str, text: str) -> list[str] | None:
-        """Give a text to process 0, where the texts of all come back in their order; None in the others.
+        """Give a text to the first process, where the texts of all come back in their order; None in the others.
 
         Raises:
-            VarstoreError: another process failed, or is dead.
+            StorageError: another process is dead, or does not come.
+            Exception: another process failed; the end of the block raises its error.
         """
         if self.index:
             self._tell(f"{what}/{self.index}", text)
             return None
         others = self._wait({process: f"{what}/{process}" for process in range(1, self.count)})
+        with contextlib.suppress(RuntimeError):  # all have left the call before this one
+            self._client.key_value_delete(f"varstore/{self._group}/{self._number - 1}")
         return [text, *(others[process] for process in range(1, self.count))]
 
     def scatter(self, what: str, texts: Sequence[str] | None) -> str:
-        """Return this process's text of those that process 0 gives to all; raises what `gather` does."""
+        """Return this process's text of those that the first one gives to all; raises what `gather` does."""
         if texts is None:
             return self._wait({0: f"{what}/{self.index}"})[0]
         for process in range(1, self.count):
@@ -98,7 +116,12 @@ class Processes:
                 looked = time.monotonic()
             yield value
 
-    def failure(self, error: BaseException) -> BaseException:
+    def agree(self, what: str, text: str, verdict: Callable[[list[str]], str]) -> str:
+        """Return, in all processes, the verdict of the first on the texts of all; raises what `gather` does."""
+        texts = self.gather(what, text)
+        return self.scatter(f"{what}-verdict", None if texts is None else [verdict(texts)] * self.count)
+
+    def _failure(self, error: BaseException) -> BaseException:
         """Return the error that this process ends with: its own, of which it tells the others, or an earlier one."""
         if isinstance(error, _Elsewhere):
             return error.error
@@ -110,13 +133,11 @@ class Processes:
             self._tell(f"state/failed/{self.index}", json.dumps(_portable(error)))
         return error
 
-    def forget_earlier(self) -> None:
-        """Remove the messages of the save before this one, which all processes have left when they are in this one."""
-        with contextlib.suppress(RuntimeError):
-            self._client.key_value_delete(f"varstore/{self._number - 1}")
-
     def _key(self, what: str) -> str:
-        return f"varstore/{self._number}/{what}"
+        return f"varstore/{self._group}/{self._number}/{what}"
+
+    def _name(self, process: int) -> str:
+        return f"process {self._members[process]} of {jax.process_count()}"
 
     def _tell(self, what: str, text: str) -> None:
         try:
@@ -142,7 +163,7 @@ class Processes:
     def _require_well(self, states: dict[str, str]) -> None:
         for process in range(self.count):
             if process != self.index and (text := states.get(f"failed/{process}")) is not None:
-                raise _Elsewhere(_rebuilt(json.loads(text), f"in process {process} of {self.count}"))
+                raise _Elsewhere(_rebuilt(json.loads(text), f"in {self._name(process)}"))
 
     def _wait(self, keys: dict[int, str]) -> dict[int, str]:
         """Return the messages under these keys, by the processes that write them."""
@@ -164,8 +185,18 @@ class Processes:
                     beats[process], since[process] = beat, now
                 limit = self._timeout if beat is None else min(_SILENCE, self._timeout)
                 if now - since[process] > limit:
-                    raise _silent(process, self.count, now - since[process], has_come=beat is not None)
+                    raise self._silent(process, now - since[process], has_come=beat is not None)
         return found
+
+    def _silent(self, process: int, seconds: float, *, has_come: bool) -> StorageError:
+        return StorageError(
+            f"a process died during the {self._what}"
+            if has_come
+            else f"a process does not take part in the {self._what}",
+            number=errno.ETIMEDOUT,
+            found=f"no sign of life from {self._name(process)} for {seconds:.0f} seconds",
+            hint="see what it printed" if has_come else "make the same call in every process, within the timeout",
+        )
 
 
 class _Elsewhere(Exception):
@@ -176,22 +207,12 @@ class _Elsewhere(Exception):
         self.error = error
 
 
-def _silent(process: int, count: int, seconds: float, *, has_come: bool) -> StorageError:
-    which = f"process {process} of {count}"
-    return StorageError(
-        "a process died while all were saving" if has_come else "a process does not take part in the save",
-        number=errno.ETIMEDOUT,
-        found=f"no sign of life from {which} for {seconds:.0f} seconds",
-        hint="see what it printed" if has_come else "make the same call in every process, or wait longer with timeout=",
-    )
-
-
 def _unreachable(error: RuntimeError) -> StorageError:
     return StorageError(
         "the processes do not reach each other through jax.distributed",
         number=errno.ENOTCONN,
         found=str(error).partition("\n")[0],
-        hint="see what process 0 printed: it runs the service, or starts it",
+        hint="see what process 0 printed, which starts that service",
     )
 
 

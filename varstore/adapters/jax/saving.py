@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import partial
+from types import TracebackType
 from typing import Any, TypedDict, Unpack
 
 import jax
@@ -102,16 +103,8 @@ def save_sharded(
         return save(path, tree, attributes=attributes, overwrite=overwrite, foreign=foreign, durable=durable)
     target = checked_path(path, "path")
     options: _Options = {"overwrite": overwrite, "foreign": foreign, "durable": durable, "allow_nfs": allow_nfs}
-    with Processes(timeout) as processes:
-        saving = _Saving(processes, target)
-        try:
-            left_out = saving.run(tree, attributes, options)
-        except BaseException as error:
-            failure = processes.failure(error)
-            saving.abort(failure)
-            if failure is error:
-                raise
-            raise failure from None
+    with _Saving(target) as saving, Processes("save", timeout) as processes:
+        left_out = saving.run(processes, tree, attributes, options)
     checkpoint = open_checkpoint(target)
     checkpoint.left_out = left_out
     return checkpoint
@@ -127,20 +120,30 @@ class _Options(TypedDict):
 
 
 class _Saving:
-    """One save, in one of the processes; process 0 coordinates it."""
+    """One save, in one of the processes; process 0 coordinates it, and undoes it if an error ends the block."""
 
-    def __init__(self, processes: Processes, path: str) -> None:
-        self._processes = processes
+    def __init__(self, path: str) -> None:
         self._path = path
         self._coordinator: Coordinator | None = None
 
-    def run(self, tree: Any, attributes: Mapping[str, Any] | None, options: _Options) -> tuple[str, ...]:
+    def __enter__(self) -> _Saving:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._coordinator is not None and error is not None:
+            self._coordinator.abort(error)
+
+    def run(
+        self, processes: Processes, tree: Any, attributes: Mapping[str, Any] | None, options: _Options
+    ) -> tuple[str, ...]:
         """Save, and return what was left out."""
-        processes, own = self._processes, _Own(tree)
+        own = _Own(tree)
         plans = processes.gather("plan", own.described())
         coordinator = plans and self._coordinated(own, plans, attributes, options)
         ticket = processes.scatter("ticket", coordinator.tickets if coordinator else None)
-        reports = processes.gather("report", self._written(ticket, own))
+        reports = processes.gather("report", self._written(ticket, processes.watched(own.values())))
         if coordinator and reports:
             coordinator.commit(reports)
         processes.scatter("saved", reports and [""] * processes.count)
@@ -149,7 +152,6 @@ class _Saving:
     def _coordinated(
         self, own: _Own, plans: list[str], attributes: Mapping[str, Any] | None, options: _Options
     ) -> Coordinator:
-        self._processes.forget_earlier()
         said = [json.loads(plan) for plan in plans]
         for process, other in enumerate(said):
             _require_same(said[0]["variables"], other["variables"], process, self._path)
@@ -161,19 +163,14 @@ class _Saving:
         self._coordinator = Coordinator(self._path, plan, parts, hosts=hosts, writer=writer, **options)
         return self._coordinator
 
-    def _written(self, ticket: str, own: _Own) -> str:
+    def _written(self, ticket: str, values: Iterable[tuple[str, Sequence[int], Any]]) -> str:
         """Write what this process has, and return its report."""
         participant = Participant(self._path, ticket)
         try:
-            participant.write(self._processes.watched(own.values()))
+            participant.write(values)
             return participant.finish()
         finally:
             participant.close()
-
-    def abort(self, error: BaseException) -> None:
-        """Undo the save in the process that coordinates it."""
-        if self._coordinator is not None:
-            self._coordinator.abort(error)
 
 
 class _Own:
