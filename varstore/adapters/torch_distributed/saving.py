@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import copy
-import gc
 import os
 import traceback
 import warnings
@@ -131,7 +130,6 @@ def _in_own_group(write: Callable[..., None], world: Any) -> None:
         with contextlib.suppress(RuntimeError, ValueError):
             dist.destroy_process_group(own)
         del own
-        gc.collect()
         raise
 
 
