@@ -24,16 +24,19 @@ def read(stored: Stored, variable: Readable, target: np.ndarray, offset: int, ha
     chunks = shard.chunks
     begin, end = offset, offset + target.nbytes
     numbers = chunks.covering(begin // size, -(-end // size))
+    hasher = xxhash.xxh3_128() if hashed else None
     places = _places(stored, variable.entry.nbytes, shard)[numbers.start : numbers.stop].tolist()
     for number, (place, packed_nbytes) in zip(numbers, places, strict=True):
         start, stop = (at * size for at in chunks.numbered(number))
         is_inside = begin <= start and stop <= end and stop - start == shard.chunk_nbytes
         row = target[start - begin : stop - begin] if is_inside else np.empty(shard.chunk_nbytes, np.uint8)
         decompress(stored.read(packed_nbytes, place), row, itemsize=size)
+        first, last = max(start, begin), min(stop, end)
         if not is_inside:
-            first, last = max(start, begin), min(stop, end)
             target[first - begin : last - begin] = row[first - start : last - start]
-    return xxhash.xxh3_128_digest(target.data) if hashed else b""
+        if hasher is not None:  # while the values are in the processor's cache
+            hasher.update(target[first - begin : last - begin].data)
+    return b"" if hasher is None else hasher.digest()
 
 
 def _places(stored: Stored, nbytes: int, shard: Shard) -> np.ndarray:
