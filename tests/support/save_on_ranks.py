@@ -25,7 +25,7 @@ from torch.distributed.tensor import Replicate, Shard, distribute_tensor
 import varstore as vs
 from support.meshes import MESHES, VALUES, Run, tensors_of, whole
 from support.ranks import main
-from varstore.adapters.torch_distributed import Writer, load, save
+from varstore.adapters.torch_distributed import Writer, load, save, save_async
 from varstore.values.nodes import replaced
 
 
@@ -222,6 +222,36 @@ def refuse(folder: Path) -> None:
     assert not here.exists() or not os.listdir(here)
 
 
+def in_background(folder: Path) -> None:
+    """Change what is being saved, save again before that is over, and have one of three fail."""
+    rank, mesh = dist.get_rank(), DeviceMesh("cpu", range(dist.get_world_size()))
+    tensor = distribute_tensor(torch.zeros(7, 5), mesh, [Shard(0)])
+    array, count, losses = np.zeros(3), torch.tensor(0), [0.0] * 2000
+    pending = []
+    for step in range(3):
+        tensor.to_local().fill_(step)
+        array[:], losses[:] = step, [float(step)] * 2000
+        count.fill_(step)
+        bad = (lambda: 0) if (step, rank) == (1, 3) else None
+        state = {"w": tensor, "again": tensor, "array": array, "count": count, "losses": losses, "x": bad}
+        pending.append(save_async(folder / f"later-{step}", state, durable=False))
+    tensor.to_local().fill_(-1)
+    array[:], losses[:] = -1, [-1.0] * 2000
+    last = save(folder / "later-3", {"w": tensor}, durable=False)  # after the others
+    assert all(one.done() for one in pending)
+    assert last.names == ("w",)
+    with pytest.raises(vs.errors.UsageError, match="cannot be saved as data"):
+        pending[1].wait()
+    for step in (0, 2):
+        assert len(pending[step].result()) == 5
+        found = vs.load_state(folder / f"later-{step}")
+        whole = torch.full((7, 5), float(step))
+        expected = {"w": whole, "again": whole, "array": np.full(3, float(step)), "count": torch.tensor(step)}
+        _same(found, {**expected, "losses": [float(step)] * 2000, "x": None})
+    dist.barrier()
+    assert not (folder / "later-1").exists()
+
+
 def overwrite(folder: Path) -> None:
     mesh = DeviceMesh("cpu", range(dist.get_world_size()))
     path = folder / "again"
@@ -237,6 +267,7 @@ CASES = {
     "values": save_values,
     **{f"write {how}": partial(write, how=how) for how in ("plain", "id", "flat", "async")},
     "refuse": refuse,
+    "in background": in_background,
     "overwrite": overwrite,
 }
 

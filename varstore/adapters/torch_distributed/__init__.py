@@ -16,7 +16,7 @@ The checkpoint is an ordinary one, with whole tensors: it does not depend on the
 
 from varstore.adapters.torch_distributed.reader import Reader
 from varstore.adapters.torch_distributed.reading import load
-from varstore.adapters.torch_distributed.saving import save
+from varstore.adapters.torch_distributed.saving import save, save_async
 from varstore.adapters.torch_distributed.writer import Writer
 
-__all__ = ["Reader", "Writer", "load", "save"]
+__all__ = ["Reader", "Writer", "load", "save", "save_async"]

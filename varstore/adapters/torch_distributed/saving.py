@@ -9,30 +9,35 @@ from __future__ import annotations
 
 import contextlib
 import copy
-import os
 import traceback
-import warnings
 import weakref
-from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from collections.abc import Iterator, Mapping
+from typing import Any, TypedDict
 
+import numpy as np
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.default_planner import DefaultSavePlanner
+from torch.distributed.checkpoint.staging import BlockingAsyncStager
 
 from varstore.adapters.torch_distributed.states import LocalState, flatten_state
 from varstore.adapters.torch_distributed.writer import Writer
 from varstore.disk.read.checkpoint import Checkpoint, open_checkpoint
 from varstore.disk.save.together import GIVEN_UP
+from varstore.disk.threads import Ending, start
 from varstore.errors import StorageError, UsageError, VarstoreError
 from varstore.model.options import Path
+from varstore.storage.directory import locate
+from varstore.training.background import PendingSave
 from varstore.values.arguments import checked
 
-__all__ = ["save"]
+__all__ = ["save", "save_async"]
 
 _groups: weakref.WeakKeyDictionary[Any, Any] = weakref.WeakKeyDictionary()
 """The group that ranks save in, by the group that they are of."""
+_turns: weakref.WeakKeyDictionary[Any, Ending] = weakref.WeakKeyDictionary()
+"""How the last save ends that was begun in each group."""
 
 
 @checked
@@ -78,59 +83,157 @@ def save(
         >>> save("step-3", {"model": model, "epoch": 3}).names
         ('model/weight', 'model/bias')
     """
-    local: LocalState | BaseException
-    try:
-        local = flatten_state(state)
-    except BaseException as error:  # raised where the others hear of it
-        local = error
-    writer = Writer(path, overwrite=overwrite, durable=durable, attributes=attributes, allow_nfs=allow_nfs)
-    planner = _Planner(local, writer)
-    tensors = local.tensors if isinstance(local, LocalState) else {}
-    target = os.fspath(path)
-
-    def write(group: dist.ProcessGroup | None, *, alone: bool) -> None:
-        dcp.save(tensors, storage_writer=writer, planner=planner, process_group=group, no_dist=alone)
-
-    _together(write, writer, target, process_group)
-    return open_checkpoint(target)
+    options = SaveTogether(overwrite=overwrite, durable=durable, attributes=attributes, allow_nfs=allow_nfs)
+    saving = _Saving(path, state, process_group, options, copies=False)
+    saving.work()
+    saving.ending.check()
+    return open_checkpoint(path)
 
 
-def _together(write: Callable[..., None], writer: Writer, path: str, group: dist.ProcessGroup | None) -> None:
-    """Make a call of torch's on all ranks; what one of them raises becomes one error of all."""
-    if not (dist.is_available() and dist.is_initialized()):
-        with _raising(writer, path, 1), warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message="torch.distributed is disabled")
-            write(None, alone=True)
-        return
-    if dist.get_rank(group) < 0:
-        raise UsageError(
-            "this process is not in the group",
-            path=path,
-            field="process_group",
-            hint="call it only in the processes of the group",
-        )
-    with _raising(writer, path, dist.get_world_size(group), dist.get_rank(group)):
-        world = dist.group.WORLD
-        if group in (None, world):
-            _in_own_group(write, world)
-        else:
-            write(group, alone=False)
+@checked
+def save_async(
+    path: Path,
+    state: Any,
+    *,
+    process_group: dist.ProcessGroup | None = None,
+    overwrite: bool = False,
+    durable: bool = True,
+    attributes: Mapping[str, Any] | None = None,
+    allow_nfs: bool = False,
+) -> PendingSave:
+    """Save as `save` does, while training continues: copy the tensors to the host, and return; a thread writes them.
+
+    Every rank makes this call. Saves of all ranks are written in the order of their calls, one at a time; each of them
+    holds a copy of what its rank has. An error is raised where the save is waited for, and `save` waits for its turn.
+
+    Args:
+        path, state, overwrite, durable, attributes, allow_nfs: as for `save`.
+        process_group: the ranks that save, by default all. In a group of some ranks nothing else may be sent meanwhile:
+            make one with ``dist.new_group(ranks, backend="gloo")`` that is only for saving.
+
+    Example:
+        >>> import torch
+        >>> from varstore.adapters.torch_distributed import save_async
+        >>> weight = torch.zeros(3)
+        >>> pending = save_async("step-4", {"weight": weight, "epoch": 4})
+        >>> weight += 1  # training goes on
+        >>> pending.result()["weight"].numpy()
+        array([0., 0., 0.], dtype=float32)
+    """
+    options = SaveTogether(overwrite=overwrite, durable=durable, attributes=attributes, allow_nfs=allow_nfs)
+    saving = _Saving(path, state, process_group, options, copies=True)
+    if not start(saving.work, name="varstore-save", daemon=False):
+        saving.work()
+    return PendingSave(saving.location, saving.ending)
 
 
-def _in_own_group(write: Callable[..., None], world: Any) -> None:
-    """Make a call of torch's in the group that ranks save in, and close that if one of them does not answer."""
-    own = _groups.get(world)
-    if own is None:
-        own = _groups[world] = dist.new_group(backend="gloo")
-    try:
-        write(own, alone=False)
-    except RuntimeError as error:
-        traceback.clear_frames(error.__traceback__)  # connections close with the last reference to the group
-        del _groups[world]
-        with contextlib.suppress(RuntimeError, ValueError):
-            dist.destroy_process_group(own)
-        del own
-        raise
+class SaveTogether(TypedDict):
+    """The options of a save of many ranks."""
+
+    overwrite: bool
+    durable: bool
+    attributes: Mapping[str, Any] | None
+    allow_nfs: bool
+
+
+class _Saving:
+    """One save of this rank: it is begun where it is called, and does its `work` there or in a thread.
+
+    Ranks send in the order of their calls: the work waits for that of the save before it.
+    """
+
+    def __init__(
+        self, path: Path, state: Any, group: dist.ProcessGroup | None, options: SaveTogether, *, copies: bool
+    ) -> None:
+        self.location = locate(path)
+        self.ending = Ending()
+        self._shown = self.location.absolute if copies else self.location.path
+        self._is_alone = not (dist.is_available() and dist.is_initialized())
+        self._size = 1 if self._is_alone else dist.get_world_size(group)
+        self._rank = 0 if self._is_alone else dist.get_rank(group)
+        if self._rank < 0:
+            raise UsageError(
+                "this process is not in the group",
+                path=path,
+                field="process_group",
+                hint="call it only in the processes of the group",
+            )
+        self._writer = Writer(self._shown, **options)
+        try:
+            local = flatten_state(state)
+            self._planner = _Planner(_copied(local) if copies else local, self._writer)
+        except BaseException as error:  # raised where the other ranks hear of it
+            self._planner = _Planner(error, self._writer)
+        self._world: Any = None
+        self._given = group
+        self._previous: Ending | None = None
+        if not self._is_alone:
+            world = dist.group.WORLD
+            if group in (None, world):
+                self._world, self._given = world, None
+                if world not in _groups:
+                    _groups[world] = dist.new_group(backend="gloo")
+            turn = self._given or world
+            self._previous, _turns[turn] = _turns.get(turn), self.ending
+
+    def work(self) -> None:
+        """Save, and tell how it ended."""
+        error: BaseException | None = None
+        try:
+            if self._previous is not None:
+                self._previous.wait()
+            self._save()
+        except BaseException as failure:  # raised where the save is waited for
+            error = failure
+        finally:
+            del self._planner  # releases the tensors
+            self.ending.tell(error)
+
+    def _save(self) -> None:
+        with _raising(self._writer, self._shown, self._size, self._rank):
+            if self._is_alone:
+                _save_alone(self._writer, self._planner)
+            elif self._world is None:
+                self._send(self._given)
+            else:
+                self._send_in_own_group()
+
+    def _send(self, group: Any) -> None:
+        tensors = self._planner.tensors
+        dcp.save(tensors, storage_writer=self._writer, planner=self._planner, process_group=group)
+
+    def _send_in_own_group(self) -> None:
+        """Save in the group that is for that alone, and close it if a rank does not answer."""
+        own = _groups.get(self._world)
+        if own is None:
+            raise RuntimeError("the group was closed when an earlier save failed")
+        try:
+            self._send(own)
+        except RuntimeError as error:
+            traceback.clear_frames(error.__traceback__)  # connections close with the last reference to the group
+            del _groups[self._world]
+            with contextlib.suppress(RuntimeError, ValueError):
+                dist.destroy_process_group(own)
+            del own
+            raise
+
+
+def _save_alone(writer: Writer, planner: _Planner) -> None:
+    """Do what torch does where there are ranks."""
+    planner.set_up_planner(planner.tensors, is_coordinator=True)
+    writer.set_up_storage_writer(is_coordinator=True)
+    plans, metadata = planner.create_global_plan([writer.prepare_local_plan(planner.create_local_plan())])
+    (plan,) = writer.prepare_global_plan(plans)
+    writer.finish(metadata, [writer.write_data(planner.finish_plan(plan), planner).value()])
+
+
+def _copied(local: LocalState) -> LocalState:
+    """Return a copy in the memory of the host; tied tensors are copied once."""
+    once = {name: tensor for name, tensor in local.tensors.items() if name not in local.ties}
+    copies = BlockingAsyncStager().stage(once)
+    tensors = {name: copies[local.ties.get(name, name)] for name in local.tensors}
+    arrays = {name: np.array(array) if isinstance(array, np.ndarray) else array for name, array in local.arrays.items()}
+    return LocalState(tree=local.tree, tensors=tensors, arrays=arrays, ties=local.ties)
 
 
 @contextlib.contextmanager
@@ -182,6 +285,7 @@ class _Planner(DefaultSavePlanner):  # type: ignore[misc]  # torch's
         super().__init__(flatten_state_dict=False, flatten_sharded_tensors=False)
         self._local = local
         self._writer = writer
+        self.tensors = local.tensors if isinstance(local, LocalState) else {}
 
     def set_up_planner(self, state_dict: Any, storage_meta: Any = None, is_coordinator: bool = False) -> None:
         if isinstance(self._local, BaseException):
