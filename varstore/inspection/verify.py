@@ -19,14 +19,17 @@ from varstore.disk.progress import Progress, reporting
 from varstore.disk.read.checkpoint import Checkpoint, retry_if_replaced
 from varstore.disk.read.checks import check_digest, check_meta
 from varstore.disk.read.digests import all_digests, check_bytes
+from varstore.disk.read.regions import check_regions
 from varstore.disk.read.scan import variable_folders
+from varstore.disk.regions import bands_of
 from varstore.disk.threads import SLOW, Lane, do_here_until_slow, in_lanes, piece, run, thread_count
 from varstore.errors import FormatError, IncompleteCheckpoint, ManifestError, VarstoreError
 from varstore.layout.attached import FileEntry
 from varstore.layout.encodings import ZARR
-from varstore.layout.manifest import BLOCK, Entry, block_count
+from varstore.layout.manifest import BLOCK, Entry
 from varstore.layout.names import MARKER, Folder
 from varstore.layout.readable import readable
+from varstore.layout.regions import Region
 from varstore.storage.directory import Directory, locate, says_replaced
 from varstore.storage.failures import translated
 from varstore.text.escape import PROBLEM_LIMIT
@@ -194,16 +197,16 @@ def _marker_problems(directory: Directory) -> list[str]:
 
 
 class _Verification:
-    """Checks small variables one after the other and large ones block by block; keeps the first problem of each.
+    """Checks small variables one after the other and large ones in pieces; keeps the first problem of each.
 
-    Each file is opened once. That of a large variable stays open until its last block was read.
+    Each file is opened once. That of a large variable stays open until its last piece was read.
     """
 
     def __init__(self, directory: Directory, advance: Callable[[int], None] | None) -> None:
         self._directory = directory
         self._advance = advance
         self._lock = threading.Lock()
-        self._blocks_left: dict[int, int] = {}
+        self._pieces_left: dict[int, int] = {}
         self.problems: dict[str, str] = {}
 
     def run(self, entries: Sequence[Entry | FileEntry], threads: int, *, calls_wait: bool) -> None:
@@ -216,7 +219,7 @@ class _Verification:
         try:
             run(in_lanes(itertools.chain(lanes, checks)), threads)
         finally:
-            for fd in self._blocks_left:
+            for fd in self._pieces_left:
                 os.close(fd)
 
     @contextlib.contextmanager
@@ -250,34 +253,45 @@ class _Verification:
 
     def _lanes(self, entries: Sequence[Entry | FileEntry]) -> Iterator[Lane]:
         for entry in entries:
+            pieces: list[tuple[Any, ...]] = [*spans(entry.nbytes)]
+            check: Callable[..., None] = self._check_block
             if isinstance(entry, Entry) and entry.regions:
-                yield Lane([([entry],)], self._check_small)
-                continue
-            fd = self._opened(entry)
+                pieces, check = [*bands_of(entry)], self._check_band
+            fd = self._opened(entry, len(pieces))
             if fd is not None:
-                yield Lane(spans(entry.nbytes), partial(self._check_block, entry, fd))
+                yield Lane(pieces, partial(check, entry, fd))
             elif self._advance:
                 self._advance(entry.nbytes)
 
-    def _opened(self, entry: Entry | FileEntry) -> int | None:
-        """Return the descriptor of a large ``out`` whose blocks are to be read; None where it has a problem already."""
+    def _opened(self, entry: Entry | FileEntry, pieces: int) -> int | None:
+        """Return the descriptor of a large ``out`` that is read in pieces; None where it has a problem already."""
         with self._noting(entry):
             self._check_form(entry)
-            blocks = block_count(entry.nbytes)
             fd = self._directory.open_out(entry)
-            self._blocks_left[fd] = blocks
+            self._pieces_left[fd] = pieces
             return fd
         return None
 
     def _check_block(self, entry: Entry | FileEntry, fd: int, start: int, stop: int) -> None:
+        def check() -> None:
+            found = digest_file_block(fd, start, stop)
+            check_digest(self._directory, entry, entry.digests, start // BLOCK, found)
+
+        self._check_piece(entry, fd, stop - start, check)
+
+    def _check_band(self, entry: Entry, fd: int, rows: range, regions: list[Region]) -> None:
+        assert entry.meta is not None
+        nbytes = len(rows) * (entry.nbytes // entry.meta.shape[0])
+        self._check_piece(entry, fd, nbytes, partial(check_regions, self._directory, entry, fd, (rows, regions)))
+
+    def _check_piece(self, entry: Entry | FileEntry, fd: int, nbytes: int, check: Callable[[], None]) -> None:
         if entry.file not in self.problems:
             with self._noting(entry):
-                found = digest_file_block(fd, start, stop)
-                check_digest(self._directory, entry, entry.digests, start // BLOCK, found)
+                check()
         with self._lock:
-            self._blocks_left[fd] -= 1
-            if not self._blocks_left[fd]:
-                del self._blocks_left[fd]
+            self._pieces_left[fd] -= 1
+            if not self._pieces_left[fd]:
+                del self._pieces_left[fd]
                 os.close(fd)
         if self._advance:
-            self._advance(stop - start)
+            self._advance(nbytes)

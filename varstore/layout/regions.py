@@ -18,6 +18,7 @@ from varstore.text.hints import plural
 __all__ = [
     "Checksums",
     "Region",
+    "bands",
     "equal_checksums",
     "filled",
     "inside",
@@ -163,6 +164,23 @@ def is_inside(region: Region, offsets: Sequence[int], sizes: Sequence[int]) -> b
         begin <= offset and offset + size <= begin + extent
         for offset, size, begin, extent in zip(region.offsets, region.sizes, offsets, sizes, strict=True)
     )
+
+
+def bands(regions: Iterable[Region], row_nbytes: int) -> list[tuple[range, list[Region]]]:
+    """Group regions that tile a variable, in order, so that no two groups share a row of the first dimension.
+
+    With each group come its rows; it has at least 16 MiB if there is another one after it.
+    """
+    found: list[tuple[range, list[Region]]] = []
+    for region in filled(regions):
+        start, size = (region.offsets[0], region.sizes[0]) if region.offsets else (0, 1)
+        rows, group = found[-1] if found else (range(0), [])
+        if not group or (start >= rows.stop and len(rows) * row_nbytes >= BLOCK):
+            found.append((range(start, start + size), [region]))
+        else:
+            group.append(region)
+            found[-1] = (range(rows.start, max(rows.stop, start + size)), group)
+    return found
 
 
 def ordinary(regions: Iterable[Region], shape: Sequence[int], itemsize: int) -> bytes | None:

@@ -166,13 +166,13 @@ class RegionChecks:
             _check_all(self._directory, self._entry, region, digests)
 
 
-def check_regions(directory: Directory, entry: Entry, fd: int) -> None:
-    """Read an open ``out`` a few MiB at a time, and compare each region.
+def check_regions(directory: Directory, entry: Entry, fd: int, band: tuple[range, list[Region]] | None = None) -> None:
+    """Read an open ``out``, or a band of it, a few MiB at a time, and compare each region.
 
     Raises:
         DigestMismatch: the bytes are not those that were saved.
     """
-    for region, digests in digest_regions(fd, entry):
+    for region, digests in digest_regions(fd, entry, band):
         _check_all(directory, entry, region, digests)
 
 
