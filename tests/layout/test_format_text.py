@@ -21,6 +21,7 @@ import pytest
 import xxhash
 from hypothesis import given, settings, strategies as st
 from support import FIXTURES, ROOT, arrays, assert_same, load_truth, names
+from support.regions import flip, record_regions, tilings
 
 import varstore as vs
 
@@ -493,6 +494,21 @@ def test_it_reads_what_varstore_writes(variables, has_manifest):
         own = {f"{folder_of(name)}/{file}" for name in variables for file in ("out", "meta")} | {"snapshot_done"}
         assert {file.relative_to(root).as_posix() for file in files} == own | ({"manifest"} if has_manifest else set())
         assert {stat.S_IMODE(file.stat().st_mode) for file in files} == {0o444}
+
+
+@settings(deadline=None, max_examples=30)
+@given(st.data(), arrays())
+def test_it_reads_regions_and_finds_a_damaged_one(data, values):
+    with tempfile.TemporaryDirectory() as scratch:
+        root = Path(scratch) / "saved"
+        vs.save(root, {"w": values, "plain": np.arange(3)}, durable=False)
+        record_regions(root, {"w": [region[:2] for region in data.draw(tilings(values.shape))]})
+        manifest, found = read_checkpoint(root)
+        assert manifest["variables"]["w"]["regions"]
+        assert_same(found["w"], values)
+        if values.nbytes:
+            flip(root / "w/out", data.draw(st.integers(0, values.nbytes - 1)))
+            assert isinstance(read_checkpoint(root)[1]["w"], Refused)
 
 
 def test_tied_and_linked_variables_share_files(tmp_path):

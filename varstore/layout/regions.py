@@ -9,8 +9,9 @@ from __future__ import annotations
 import math
 import operator
 from collections.abc import Iterable, Iterator, Sequence
+from functools import lru_cache
 from itertools import product
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from varstore.layout.digests import BLOCK, in_hex
 from varstore.text.hints import plural
@@ -30,6 +31,8 @@ __all__ = [
     "tiling_problem",
 ]
 
+_FEW = 64
+"""Regions whose tiling is remembered."""
 _CUT_AXES = 8
 """Axes that regions may cut."""
 _CORNERS = 1 << 20
@@ -99,6 +102,17 @@ def tiling_problem(regions: Sequence[Region], shape: Sequence[int]) -> str | Non
     Each region adds the signed corners of its rectangle. Corners of neighbours cancel each other, and those of the
     whole array remain if, and only if, the regions tile it. So the time grows with the number of corners, n log n.
     """
+    if len(regions) <= _FEW:  # the variables of a model have few shapes, which are cut in few ways
+        return _tiling_problem_of_few(tuple([(offsets, sizes) for offsets, sizes, _ in regions]), tuple(shape))
+    return _tiling_problem(regions, shape)
+
+
+@lru_cache(maxsize=64)
+def _tiling_problem_of_few(rectangles: tuple[tuple[Any, ...], ...], shape: tuple[int, ...]) -> str | None:
+    return _tiling_problem([Region(*one) for one in rectangles], shape)
+
+
+def _tiling_problem(regions: Sequence[Region], shape: Sequence[int]) -> str | None:
     for region in regions:
         if (problem := placing_problem(region, shape)) is not None:
             return f"the region {problem}"

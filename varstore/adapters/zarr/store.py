@@ -33,8 +33,9 @@ _DOCUMENT = "zarr.json"
 class CheckpointStore(Store):
     """A checkpoint as a read-only store for `zarr.open_group`, xarray and dask.
 
-    Opening it reads the manifest. A chunk is read, and compared with its digests, when zarr asks for it. The store can
-    be pickled: another process on this machine reads the same checkpoint, or is told that it was replaced.
+    Opening it reads the manifest. A chunk is read, and compared with its digests, when zarr asks for it; of what
+    several processes wrote, only the regions that lie inside it are compared. The store can be pickled: another process
+    on this machine reads the same checkpoint, or is told that it was replaced.
 
     Args:
         checkpoint: the path of a checkpoint, or an open one.

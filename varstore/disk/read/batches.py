@@ -11,6 +11,7 @@ import xxhash
 
 from varstore.disk.blocks import read_block
 from varstore.disk.read.checks import check_digest
+from varstore.disk.read.regions import check_in_memory
 from varstore.layout.readable import Readable
 from varstore.storage import syscalls
 from varstore.storage.directory import Directory
@@ -60,6 +61,8 @@ def read_batch(directory: Directory, batch: Sequence[Readable], *, verify: bool)
             digest = digest_of(target)
             if digest != entry.digests:
                 check_digest(directory, entry, entry.digests, 0, digest)
+        elif verify and entry.regions:
+            check_in_memory(directory, entry, np.ndarray(variable.shape, variable.stored, target))
     return buffer, starts
 
 

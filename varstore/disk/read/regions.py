@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from varstore.disk.blocks import digest_block, part_of, spans
+from varstore.disk.blocks import digest_block, digest_of, part_of, spans
 from varstore.disk.encodings.stored import Stored
 from varstore.disk.encodings.table import read_part
 from varstore.disk.read.checks import check_digest, check_region
@@ -29,6 +29,7 @@ from varstore.storage.directory import Directory
 __all__ = [
     "Piece",
     "RegionChecks",
+    "check_in_memory",
     "check_regions",
     "check_regions_in_run",
     "lanes_in_memory",
@@ -122,6 +123,12 @@ def lanes_in_memory(
     for region in regions:
         part = part_of(values, region, origin)
         yield Lane(spans(part.nbytes), partial(_check_in_memory, directory, entry, region, part))
+
+
+def check_in_memory(directory: Directory, entry: Entry, values: np.ndarray) -> None:
+    """Compare all regions of a small variable, whose values are in memory; raises what `read_piece` does."""
+    for region in filled(entry.regions):
+        check_region(directory, entry, region, 0, digest_of(part_of(values, region)))
 
 
 def _check_in_memory(

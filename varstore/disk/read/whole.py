@@ -239,10 +239,8 @@ class _Work:
     def lanes_of_regions(self) -> Iterator[Lane]:
         """Return the lanes that compare regions which were not hashed while they were read."""
         for index, variable in enumerate(self._variables):
-            regions = filled(variable.entry.regions)
-            if variable.entry.nbytes >= SMALL:
-                regions = scattered(variable, regions)
-            if regions:
+            is_large = variable.entry.regions and variable.entry.nbytes >= SMALL
+            if is_large and (regions := scattered(variable, filled(variable.entry.regions))):
                 values = self._destination.values(index).view(variable.stored).reshape(variable.shape)
                 origin = (0,) * len(variable.shape)
                 yield from lanes_in_memory(self._directory, variable.entry, regions, values, origin)
