@@ -9,7 +9,7 @@ envs="${VARSTORE_ENVS:-$root/.envs}"
 
 # environment | tests
 table='
-torch     | test_examples_frameworks test_torch_values test_torch_files test_torch_state test_torch_adapter test_torch_modules test_torch_optimizers test_torch_states test_v0_1_0 test_readme_frameworks test_docstrings test_rows test_torch_bundles test_torch_distributed_loading test_torch_distributed_saving
+torch     | test_examples_frameworks test_torch_values test_torch_files test_torch_state test_torch_adapter test_torch_modules test_torch_optimizers test_torch_states test_v0_1_0 test_readme_frameworks test_docstrings test_rows test_torch_bundles test_torch_distributed_loading test_torch_distributed_saving test_torch_distributed_readme test_bench_distributed
 jax       | test_examples_frameworks test_jax_adapter test_jax_sharded test_v0_1_0 test_readme_frameworks test_docstrings
 lightning | test_examples_frameworks test_lightning_adapter test_lightning_runs test_transformers_adapter test_readme_frameworks test_docstrings
 mindspore | test_model_checkpoint test_mindspore_adapter test_docstrings test_readme_frameworks test_rows test_mindspore_bundles

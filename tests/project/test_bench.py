@@ -18,12 +18,13 @@ sys.path.insert(0, str(ROOT))
 
 from tools import readme
 from tools.bench import figures, measure, packing, records, report, targets, tasks, trained, workloads
+from tools.bench.kinds import KINDS
 from tools.bench.packed import PACKED
 from tools.bench.peers import PEERS, Safetensors, Varstore
 from tools.bench.records import Figure, Record, Row
 from tools.bench.worker import Worker
 
-KEPT = sorted([*records.RESULTS.glob("*.json"), *records.RESULTS.glob(f"{records.PACKED}/*.json")])
+KEPT = [(kind, path) for kind, (at, _) in figures.kept(records.RESULTS).items() for path in sorted(at.glob("*.json"))]
 FACTS = {"system", "processor", "processors", "memory GiB", "file system"}
 
 
@@ -35,14 +36,14 @@ def test_readme_has_the_figures_of_the_newest_record():
             assert readme.quoted(name, text) == wanted, "run `python -m tools.bench.figures RECORD`"
 
 
-@pytest.mark.parametrize("path", KEPT, ids=str)
-def test_a_kept_record_is_of_a_whole_run(path):
+@pytest.mark.parametrize(("kind", "path"), KEPT, ids=str)
+def test_a_kept_record_is_of_a_whole_run(kind, path):
     record = Record.parse(path.read_text(encoding="utf-8"))
     assert record.version == path.stem
     assert record.scale == 1
     assert record.rounds >= 3
     assert set(record.machine) <= FACTS
-    assert set(record.rows) <= set(packing.PACKING if path.parent.name == records.PACKED else tasks.TASKS)
+    assert set(record.rows) <= set(KINDS[kind].tasks)
 
 
 def test_a_new_record_is_kept_and_quoted_by_one_command(tmp_path):
@@ -63,6 +64,13 @@ def test_every_row_and_column_of_readme_is_measured():
     assert {*figures.ROWS, *tasks.SLOW} <= set(tasks.TASKS)
     assert set(figures.BESIDE) <= {target.what for target in targets.TARGETS}
     assert set(figures.COLUMNS) <= {peer.name for peer in PEERS}
+    assert set(figures.SHARDED_ROWS) == set(KINDS["distributed"].tasks)
+    assert set(figures.SHARDED_COLUMNS) == {peer.name for peer in KINDS["distributed"].peers}
+
+
+def test_no_record_can_be_of_two_kinds():
+    every = [task for kind in KINDS.values() for task in kind.tasks]
+    assert len(every) == len(set(every))
 
 
 def test_the_newest_record_is_that_of_the_highest_version(tmp_path):
@@ -256,6 +264,20 @@ def test_a_record_of_packed_checkpoints_is_kept_and_quoted_apart(tmp_path):
     assert "| ZipNN | 0.50, 0.50, 0.50 | 5.00, 5.00, 5.00 | 5.00, 5.00, 5.00 | –, –, – |" in shown
 
 
+def test_a_record_of_distributed_checkpoints_is_kept_and_quoted_apart(tmp_path):
+    found = {"torch DCP": Figure.of([4.0]), "varstore": Figure.of([2.0]), "limit: bare calls": Figure.of([1.0])}
+    record = a_record(rows={"load shards": Row(unit="s", figures=found)}, machine={"system": "Linux", "processors": 2})
+    (tmp_path / "README.md").write_text("<!-- distributed:begin -->\nold\n<!-- distributed:end -->\n")
+    (tmp_path / "run.json").write_text(record.as_json())
+    (tmp_path / "results").mkdir()
+    (tmp_path / "results" / "1.0.0.json").write_text(record.as_json())
+    figures.main([str(tmp_path / "run.json")], results=tmp_path / "results", quoting=tmp_path / "README.md")
+    assert records.newest(tmp_path / "results" / "distributed") == record
+    shown = readme.quoted("distributed", (tmp_path / "README.md").read_text())
+    assert "--distributed --rounds 3" in shown
+    assert "| load 3,000 variables of 4 KiB | 2.000 | 4.000 | 1.000 |" in shown
+
+
 def test_what_packing_is_to_reach_is_checked():
     medians = {task: {name: f.median for name, f in row.figures.items()} for task, row in packed_record().rows.items()}
     medians["load trained, packed"]["varstore, fast"] = 2.1
@@ -292,7 +314,7 @@ def test_without_the_weights_the_reason_is_told(monkeypatch, tmp_path):
     monkeypatch.setenv("VARSTORE_ENVS", str(tmp_path))
     for name, value in {"PIP_INDEX_URL": "file:///nowhere", "PIP_NO_INDEX": "1", "PIP_FIND_LINKS": ""}.items():
         monkeypatch.setenv(name, value)
-    options = {"path": str(tmp_path), "scale": 1, "peers": [], "packed": True, "readies_memory": False}
+    options = {"path": str(tmp_path), "scale": 1, "peers": [], "kind": "packed", "readies_memory": False}
     worker = Worker(options)
     for task in packing.PACKING:
         assert worker.start(task)["candidates"] == []

@@ -6,6 +6,8 @@ pip install safetensors torch zarr tensorstore orbax-checkpoint jax matplotlib
 With ``--packed``, packed checkpoints are measured instead, on two processors, with weights that pip downloads: some
 minutes. More peers take part: pip install zstandard zipnn
 
+With ``--distributed``, checkpoints are measured that two processes of torch.distributed save and load together.
+
 With ``--against PYTHON``, the varstore of another environment takes turns with this one at the same tasks, which are
 a quarter of their size unless ``--scale`` says otherwise: on a quiet machine, that takes about a quarter of an hour.
 """
@@ -23,17 +25,17 @@ from pathlib import Path
 from rich.console import Console
 
 from tools.bench import measure, report, targets
+from tools.bench.kinds import KINDS, ORDINARY
 from tools.bench.packed import THREADS
-from tools.bench.packing import PACKING
 from tools.bench.records import Record, Row, machine
 from tools.bench.sides import BEFORE, Side, run
-from tools.bench.tasks import SLOW, TASKS
+from tools.bench.tasks import SLOW
 
 
 def main() -> int:
     """Run the chosen tasks, and print, write and draw the results."""
     options = _options()
-    if options.packed:  # before anything counts the processors
+    if options.kind == "packed":  # before anything counts the processors
         os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:THREADS])
     console = Console(width=None if sys.stdout.isatty() else 120)
     with ExitStack() as stack:
@@ -43,7 +45,7 @@ def main() -> int:
         for side, fact in zip(sides, facts, strict=True):
             console.print(f"varstore{side.suffix}: {fact['version']}, Python {fact['python']}, {fact['path']}")
         rows: dict[str, Row] = {}
-        for task in PACKING if options.packed else TASKS:
+        for task in KINDS[options.kind].tasks:
             if _wanted(task, options):
                 row = run(task, sides, options.rounds)
                 if row.figures:
@@ -77,7 +79,7 @@ def main() -> int:
 
 def _sides(options: argparse.Namespace, place: str, console: Console) -> list[Side]:
     """Start the environments; the earlier one does not run peers."""
-    shared = {"scale": options.scale, "packed": options.packed, "readies_memory": not options.quick}
+    shared = {"scale": options.scale, "kind": options.kind, "readies_memory": not options.quick}
     chosen = ["varstore", *options.peer] if options.peer or options.against else None
     own_only = options.against is not None and not options.peer
     sides = [Side(None, os.path.join(place, "now"), console.print, own_only=own_only, peers=chosen, **shared)]
@@ -97,7 +99,13 @@ def _options() -> argparse.Namespace:
     )
     parser.add_argument("--scale", type=float, help="size of the workloads; 1 means that `large` is 1 GiB")
     parser.add_argument("--rounds", type=int, help="how often each candidate runs each task, one of seconds once")
-    parser.add_argument("--packed", action="store_true", help="measure packed checkpoints of trained weights")
+    parser.set_defaults(kind=ORDINARY)
+    kind = parser.add_mutually_exclusive_group()
+    for name, what in (
+        ("packed", "packed checkpoints of trained weights"),
+        ("distributed", "checkpoints that two processes save and load together"),
+    ):
+        kind.add_argument(f"--{name}", dest="kind", action="store_const", const=name, help=f"measure {what}")
     parser.add_argument("--task", action="append", help="only tasks whose name contains this text; may be repeated")
     parser.add_argument("--peer", action="append", default=[], help="only this peer and varstore; may be repeated")
     parser.add_argument(

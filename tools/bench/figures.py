@@ -1,20 +1,21 @@
 """Print the figures for README from the newest record: ``python -m tools.bench.figures``.
 
 ``python -m tools.bench.figures RECORD`` first keeps this record, which ``python -m tools.bench --json RECORD`` writes,
-as that of its version, and replaces the figures in README. A test checks that README has them. Those of packed
-checkpoints (``python -m tools.bench --packed``) are kept and quoted apart, and are printed too.
+as that of its version, and replaces the figures in README. A test checks that README has them. Those of runs with
+``--packed`` and ``--distributed`` are kept and quoted apart, and are printed too.
 """
 
 from __future__ import annotations
 
 import argparse
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from tools import readme
-from tools.bench.packing import PACKING, RAW
-from tools.bench.records import PACKED, RESULTS, Record, newest
+from tools.bench.kinds import KINDS, ORDINARY
+from tools.bench.packing import RAW
+from tools.bench.records import RESULTS, Record, newest
 from tools.bench.targets import LIMIT
 from tools.bench.trained import TRAINED
 
@@ -49,6 +50,23 @@ COLUMNS = {
     "Orbax": "Orbax",
     "plain loop": "plain loop",
 }
+SHARDED_ROWS = {
+    "save large, rows": "save 1 GiB, split by rows, not durable",
+    "save large, rows, durable": "save 1 GiB, split by rows, durable",
+    "save large, columns": "save 1 GiB, split by columns, not durable",
+    "load large, rows": "load 1 GiB, as it was split",
+    "load large, rows as columns": "load rows of 1 GiB as columns",
+    "load large, rows as whole": "load 1 GiB that two processes saved in one",
+    "save shards": "save 3,000 variables of 4 KiB, not durable",
+    "save shards, durable": "save 3,000 variables of 4 KiB, durable",
+    "load shards": "load 3,000 variables of 4 KiB",
+}
+SHARDED_COLUMNS = {
+    "varstore": "varstore",
+    "torch DCP": "torch DCP",
+    "Hugging Face, sharded": "Hugging Face, sharded",
+    "Hugging Face, consolidated": "consolidated",
+}
 BESIDE = {
     "save_async large, until it returns / memory copy": "`save_async` of `large` returns after {} a plain memory copy",
     "save lora with base= / whole": "`gpt2` with 5 % of its bytes changed, saved with `base=`: {} a whole save",
@@ -69,7 +87,7 @@ def main(arguments: Sequence[str] | None = None, *, results: Path = RESULTS, quo
     path = parser.parse_args(arguments).record
     if path is not None:
         record = Record.parse(path.read_text(encoding="utf-8"))
-        name = "packed" if record.rows.keys() <= PACKING.keys() else "bench"
+        name = next(name for name, kind in KINDS.items() if record.rows.keys() <= kind.tasks.keys())
         folder, shown = kept(results)[name]
         folder.mkdir(exist_ok=True)
         (folder / f"{record.version}.json").write_text(record.as_json(), encoding="utf-8")
@@ -82,18 +100,25 @@ def main(arguments: Sequence[str] | None = None, *, results: Path = RESULTS, quo
 
 def kept(results: Path) -> dict[str, tuple[Path, Callable[[Record], str]]]:
     """Return where the records of each kind are kept, and what shows them, by the name of what README quotes."""
-    return {"bench": (results, figures), "packed": (results / PACKED, packed_figures)}
+    shown = {"packed": packed_figures, "distributed": distributed_figures}
+    return {ORDINARY: (results, figures), **{name: (results / name, shows) for name, shows in shown.items()}}
 
 
 def figures(record: Record) -> str:
     """Return a caption, the table of times, and the other ratios and amounts, as Markdown."""
-    return "\n".join([_caption(record), "", *_table(record), "", *_beside(record), ""])
+    return "\n".join([_caption(record), "", *_table(record, ROWS, COLUMNS), "", *_beside(record), ""])
 
 
 def packed_figures(record: Record) -> str:
     """Return a caption and the table of packed checkpoints: three figures in each cell, one per workload."""
     what = "In each cell: weights in float32, the same in bfloat16, and moments of Adam in float32."
     return "\n".join([_caption(record, " --packed"), what, "", *_packed_table(record), ""])
+
+
+def distributed_figures(record: Record) -> str:
+    """Return a caption and the table of times of checkpoints that several processes save and load together."""
+    table = _table(record, SHARDED_ROWS, SHARDED_COLUMNS)
+    return "\n".join([_caption(record, " --distributed"), "", *table, ""])
 
 
 def _packed_table(record: Record) -> Iterator[str]:
@@ -129,10 +154,10 @@ def _caption(record: Record, options: str = "") -> str:
     )
 
 
-def _table(record: Record) -> Iterator[str]:
+def _table(record: Record, tasks: Mapping[str, str], peers: Mapping[str, str]) -> Iterator[str]:
     """Yield the lines of the table: a column per candidate that took part, a row per task that was run."""
-    rows = {title: record.rows[task].figures for task, title in ROWS.items() if task in record.rows}
-    columns = {name: title for name, title in COLUMNS.items() if any(name in row for row in rows.values())}
+    rows = {title: record.rows[task].figures for task, title in tasks.items() if task in record.rows}
+    columns = {name: title for name, title in peers.items() if any(name in row for row in rows.values())}
     yield "| " + " | ".join(["seconds, median", *columns.values(), "limit"]) + " |"
     yield "|---" * (len(columns) + 2) + "|"
     for title, row in rows.items():

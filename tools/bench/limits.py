@@ -23,7 +23,7 @@ BLOCK = 16 << 20
 CHUNK = 1 << 20
 DIRECT_CHUNK = 2 << 20
 _libc = ctypes.CDLL(None)
-_META = b"shape {\n  dim: 1024\n}\ndata_type: kFloat\n"
+META = b"shape {\n  dim: 1024\n}\ndata_type: kFloat\n"
 
 
 def threads() -> int:
@@ -94,8 +94,8 @@ def bare_calls(path: str, arrays: Arrays) -> None:
     folder = os.open(path, os.O_RDONLY)
     for name, array in arrays.items():
         os.mkdir(name, dir_fd=folder)
-        _bare_write(name + "/meta", _META, folder)
-        _bare_write(name + "/out", _flat(array).data, folder)
+        bare_write(name + "/meta", META, folder)
+        bare_write(name + "/out", _flat(array).data, folder)
     os.close(folder)
 
 
@@ -112,7 +112,8 @@ def bare_links(path: str, sources: dict[str, str]) -> None:
         os.close(fd)
 
 
-def _bare_write(path: str, data: bytes | memoryview, folder: int) -> None:
+def bare_write(path: str, data: bytes | memoryview, folder: int) -> None:
+    """Create a file in an open folder."""
     fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o444, dir_fd=folder)
     os.write(fd, data)
     os.close(fd)
@@ -122,7 +123,7 @@ def bare_reads(path: str, arrays: Arrays) -> Arrays:
     """Only open, read and close the ``meta`` and ``out`` of every variable."""
     folder = os.open(path, os.O_RDONLY)
     targets = {name: np.empty_like(array) for name, array in arrays.items()}
-    meta = bytearray(len(_META) + 1)
+    meta = bytearray(len(META) + 1)
     for name, array in targets.items():
         _bare_read(name + "/meta", meta, folder)
         _bare_read(name + "/out", _flat(array).data, folder)

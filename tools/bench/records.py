@@ -13,8 +13,6 @@ from pathlib import Path
 from typing import Any
 
 RESULTS = Path(__file__).resolve().parent / "results"
-PACKED = "packed"
-"""The folder in it with the results for packed checkpoints."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -158,6 +158,14 @@ TARGETS: tuple[Target, ...] = (
         unit=" s",
     ),
     *chain.from_iterable(map(_of_packed, TRAINED)),
+    _to("save large, rows", "limit: bare calls", 1.3),
+    _to("save large, rows", "torch DCP", 1.0, bound="limit: bare calls"),
+    _to("save large, rows", "Hugging Face, consolidated", 0.25, bound="limit: bare calls"),
+    _to("save large, rows, durable", "Hugging Face, consolidated", 0.25, bound="limit: bare calls"),
+    _to("load large, rows as columns", "torch DCP", 1 / 3, bound="limit: bare calls"),
+    _to("load large, rows as whole", "torch DCP", 1 / 3, bound="limit: bare calls"),
+    _to("save shards", "torch DCP", 1.5, bound="limit: bare calls"),
+    _to("save shards, durable", "torch DCP", 2.5, bound="limit: bare calls"),
 )
 
 

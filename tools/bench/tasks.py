@@ -40,7 +40,7 @@ class Race:
     """The candidates of one task: functions that prepare it and return the function that is timed.
 
     If `unit` is "B", that function returns the number of bytes instead, and runs once. `settle` runs after each
-    candidate; by default, it frees the space of what was written.
+    candidate; by default, it frees the space of what was written. `nbytes` is the size of arrays in other processes.
     """
 
     candidates: Candidates
@@ -48,6 +48,7 @@ class Race:
     unit: str = "s"
     readies_memory: bool = True
     repeats: bool = True
+    nbytes: int = 0
     afterwards: Callable[[], None] = nothing
 
 
@@ -61,7 +62,7 @@ class Bench:
     readies_memory: bool
     log: Callable[[str], None]
     _arrays: dict[str, Arrays] = field(default_factory=dict)
-    _saved: dict[tuple[str, str], str] = field(default_factory=dict)
+    saved_at: dict[tuple[str, str], str] = field(default_factory=dict)
 
     def arrays(self, workload: str) -> Arrays:
         """Return a workload; only one is kept in memory at a time."""
@@ -73,11 +74,11 @@ class Bench:
     def saved(self, peer: Peer, workload: str) -> str:
         """Return the path at which a peer has saved a workload; it saves each once."""
         key = (peer.name, workload)
-        if key not in self._saved:
-            self._saved[key] = self.place.fresh(keep=True)
-            peer.save(self._saved[key], self.arrays(workload))
+        if key not in self.saved_at:
+            self.saved_at[key] = self.place.fresh(keep=True)
+            peer.save(self.saved_at[key], self.arrays(workload))
             self.place.settle()
-        return self._saved[key]
+        return self.saved_at[key]
 
     def measure(self, race: Race, name: str) -> float:
         """Measure one candidate once; for large workloads, memory is prepared first."""
@@ -86,7 +87,7 @@ class Bench:
             value = float(prepare()())
         else:
             if race.readies_memory and self.readies_memory:
-                nbytes = sum(array.nbytes for arrays in self._arrays.values() for array in arrays.values())
+                nbytes = race.nbytes or sum(a.nbytes for arrays in self._arrays.values() for a in arrays.values())
                 if nbytes >= _MEMORY_MATTERS_FROM:
                     prepare = _then_once(prepare, partial(measure.ready_memory, _MEMORY_USED * nbytes))
             value = measure.seconds(prepare, repeats=race.repeats)
@@ -185,7 +186,7 @@ def load(bench: Bench, workload: str) -> Race:
         plain = bench.place.fresh(keep=True)
         limits.parallel_write(plain, arrays)
         candidates["limit: parallel read"] = lambda: lambda: limits.parallel_read(plain, arrays)
-        _read_all(plain)
+        read_all(plain)
     _warm(bench, workload, "load")
     return Race(candidates, settle=nothing)
 
@@ -201,7 +202,7 @@ def load_into(bench: Bench, workload: str) -> Race:
     plain = bench.place.fresh(keep=True)
     limits.parallel_write(plain, arrays)
     candidates["limit: parallel read"] = lambda: lambda: limits.read_into(plain, targets)
-    _read_all(plain)
+    read_all(plain)
     _warm(bench, workload, "load_into")
     return Race(candidates, settle=nothing)
 
@@ -401,10 +402,10 @@ def memory(bench: Bench, workload: str, verb: str) -> Race:
 def _warm(bench: Bench, workload: str, verb: str) -> None:
     bench.place.settle()
     for _, path in bench.loadable(workload, verb).values():
-        _read_all(path)
+        read_all(path)
 
 
-def _read_all(path: str) -> None:
+def read_all(path: str) -> None:
     """Read everything into the page cache, as far as it fits."""
 
     def read(part: list[str]) -> None:

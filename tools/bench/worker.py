@@ -17,11 +17,9 @@ from collections.abc import Mapping
 from typing import Any
 
 import varstore
+from tools.bench.kinds import KINDS
 from tools.bench.measure import Place
-from tools.bench.packed import PACKED
-from tools.bench.packing import PACKING
-from tools.bench.peers import PEERS, Peer
-from tools.bench.tasks import TASKS, Bench, Race
+from tools.bench.tasks import Bench, Race
 
 _PACKAGES = ("numpy", "ml_dtypes", "protobuf", "xxhash", "click", "rich")
 """The packages that varstore requires; those of the peers are added."""
@@ -32,8 +30,7 @@ class Worker:
 
     def __init__(self, options: Mapping[str, Any]) -> None:
         self._log: list[str] = []
-        self._tasks = PACKING if options["packed"] else TASKS
-        peers: tuple[type[Peer], ...] = PACKED if options["packed"] else PEERS
+        self._tasks, peers = KINDS[options["kind"]]
         chosen = [peer for peer in peers if not options["peers"] or peer.name.partition(",")[0] in options["peers"]]
         missing = {peer: peer.missing() for peer in chosen}
         self._log += [f"left out: {peer.name}: {lack} is not installed" for peer, lack in missing.items() if lack]

@@ -33,6 +33,11 @@ def small(scale: float) -> Arrays:
     return {f"layer{i:05d}.weight": values[i].copy() for i in range(count)}
 
 
+def shards(scale: float) -> Arrays:
+    """3,000 arrays of 4 KiB."""
+    return small(0.3 * scale)
+
+
 def lora(scale: float) -> Arrays:
     """GPT-2 small with about 5 % of its bytes changed since the last save, in the attention projections."""
     arrays = dict(gpt2(scale))
@@ -65,6 +70,7 @@ WORKLOADS: dict[str, Callable[[float], Arrays]] = {
     "large": large,
     "gpt2": gpt2,
     "small": small,
+    "shards": shards,
     "lora": lora,
     "resnet": resnet,
     "lm": lm,
