@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Hashable, Iterable, Mapping
-from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, Literal, NamedTuple
 
@@ -73,8 +72,7 @@ class PlannedVariable(NamedTuple):
         return Entry(name, folder, meta, nbytes, digests, encoding, attributes, alias_of, b"", True, content, regions)
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class SavePlan:
+class SavePlan(NamedTuple):
     """A complete save; `parents` are the folders that contain other folders, outermost first.
 
     What is written is compressed at this `level` if the `encoding` is "zarr".

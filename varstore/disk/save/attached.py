@@ -6,7 +6,6 @@ import contextlib
 import os
 import stat
 from collections.abc import Callable, Mapping
-from dataclasses import replace
 
 import numpy as np
 
@@ -27,7 +26,7 @@ def link_equal(plan: SavePlan, base: Mapping[str, StoredFile]) -> SavePlan:
     Raises:
         StorageError: a source changed since the plan was made.
     """
-    return replace(plan, files=tuple(_equal_in(base, file) for file in plan.files))
+    return plan._replace(files=tuple(_equal_in(base, file) for file in plan.files))
 
 
 def _equal_in(base: Mapping[str, StoredFile], file: PlannedFile) -> PlannedFile:

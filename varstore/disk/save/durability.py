@@ -20,8 +20,8 @@ the end.
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable
-from dataclasses import dataclass
 from functools import partial
+from typing import NamedTuple
 
 from varstore.disk.threads import for_each
 from varstore.storage import syscalls
@@ -32,8 +32,7 @@ SYNC_EACH = 4
 """Variables; a durable save of more flushes the file system once instead of every file."""
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Durability:
+class Durability(NamedTuple):
     """What one save does to make its files durable: nothing, or one of the two ways.
 
     With `each`, every file is made durable as it is written.

@@ -17,9 +17,8 @@ import re
 import stat
 import time
 from collections.abc import Collection, Iterable, Iterator, Mapping
-from dataclasses import dataclass
 from functools import partial
-from typing import BinaryIO, Literal
+from typing import BinaryIO, Literal, NamedTuple
 
 from varstore.disk.save.durability import sync_each
 from varstore.disk.threads import for_each
@@ -78,8 +77,7 @@ def foreign_files(fd: int, path: str, seen: Seen) -> list[str]:
     return sorted(_foreign(fd, _known_folders(fd, path, seen)))
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class _Known:
+class _Known(NamedTuple):
     """The folders of variables, each with its encoding, these and those above them, and the attached files.
 
     `seen` is as for `foreign_files`, and `is_again` tells whether there was an earlier look. The time of a change that

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import replace
 from functools import partial
 
 import numpy as np
@@ -47,10 +46,8 @@ def link_unchanged(plan: SavePlan, base: Mapping[str, Stored], threads: int) -> 
         return plan
     run(jobs(), threads if plan.nbytes > 2 * BLOCK else 1)
     unchanged = expected.keys() - changed
-    return replace(
-        plan,
-        variables=tuple(linked_to(v, base[v.name]) if v.name in unchanged else v for v in plan.variables),
-    )
+    variables = tuple(linked_to(v, base[v.name]) if v.name in unchanged else v for v in plan.variables)
+    return plan._replace(variables=variables)
 
 
 def linked_to(variable: PlannedVariable, stored: Stored) -> PlannedVariable:

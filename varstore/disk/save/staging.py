@@ -33,9 +33,8 @@ import stat
 import sys
 import time
 from collections.abc import Collection
-from dataclasses import dataclass, field, replace
 from types import TracebackType
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from varstore.disk.save.durability import Durability, sync_each
 from varstore.disk.save.foreign import Foreign, Seen, Stamp, carry, foreign_files, hand_on
@@ -70,8 +69,7 @@ _PAUSES = (0.05, 0.2, 0.5, 1.0, *(1.5,) * 6)
 _TAKEN = {errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR}
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Target:
+class Target(NamedTuple):
     """The place that a save is to take, as `prepare_target` found it; `shown` is the path that the caller gave.
 
     `mode` is that of the folder there, if there is one, and `kept` are the files in it that the new checkpoint gets.
@@ -80,13 +78,13 @@ class Target:
 
     path: str
     shown: str
+    seen: Seen
     foreign: Foreign = "error"
     overwrite: bool = False
     replaces: bool = False
     in_place: bool = False
     mode: int | None = None
     kept: tuple[str, ...] = ()
-    seen: Seen = field(default_factory=dict)
     together: bool = False
 
 
@@ -108,7 +106,7 @@ def prepare_target(path: str, *, overwrite: bool, foreign: Foreign, together: bo
         )
     if os.path.isdir(directory):
         clean_staging(directory, name=name)
-    return _look(Target(path=target, shown=path, foreign=foreign, overwrite=overwrite, together=together))
+    return _look(Target(path=target, shown=path, seen={}, foreign=foreign, overwrite=overwrite, together=together))
 
 
 def _look(target: Target, *, files: bool = True) -> Target:
@@ -120,7 +118,7 @@ def _look(target: Target, *, files: bool = True) -> Target:
         try:
             (fd,) = map(os.open, (target.path,), (syscalls.READ_FOLDER_ITSELF,))  # not to be divided by Ctrl-C
         except FileNotFoundError:
-            return replace(target, replaces=False, mode=None)
+            return target._replace(replaces=False, mode=None)
         except NotADirectoryError:
             raise CheckpointExists("the target is a file", path=target.shown, hint="choose another path") from None
         try:
@@ -150,10 +148,10 @@ def _looked_at(target: Target, fd: int, *, files: bool) -> Target:
     names = _content(fd)
     mode = stat.S_IMODE(status.st_mode)
     if not names:
-        return replace(target, replaces=False, in_place=immovable, mode=mode)
+        return target._replace(replaces=False, in_place=immovable, mode=mode)
     _check_replaceable(target, names, immovable=immovable)
     if not files:
-        return replace(target, replaces=True, mode=mode)
+        return target._replace(replaces=True, mode=mode)
     kept: tuple[str, ...] = ()
     if target.foreign != "delete" and not is_giving_way(names):
         kept = tuple(foreign_files(fd, target.path, target.seen))
@@ -164,7 +162,7 @@ def _looked_at(target: Target, fd: int, *, files: bool) -> Target:
             found=few(kept),
             hint="move them away, or pass foreign='keep' to give them to the new one, or 'delete' if they may go",
         )
-    return replace(target, replaces=True, mode=mode, kept=kept)
+    return target._replace(replaces=True, mode=mode, kept=kept)
 
 
 def _for_ranks(hint: str, target: Target) -> str:

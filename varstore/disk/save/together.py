@@ -29,7 +29,6 @@ import stat
 import time
 from collections import Counter, defaultdict
 from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import replace
 from functools import partial
 from typing import Any, NamedTuple, NoReturn
 
@@ -204,7 +203,7 @@ class Coordinator:
             self._fail(error)
         self._late |= dict(written)
         both = (*self._plan.variables, *plan.variables)
-        self._plan = replace(self._plan, variables=both, parents=tuple(sorted({*self._plan.parents, *plan.parents})))
+        self._plan = self._plan._replace(variables=both, parents=tuple(sorted({*self._plan.parents, *plan.parents})))
 
     def commit(self, reports: Iterable[str], *, tree: str | None = None) -> Saved:
         """Make the checkpoint visible, when all processes have written and reported.
@@ -218,7 +217,7 @@ class Coordinator:
         assert staging is not None, "the save was aborted"
         try:
             if tree is not None:
-                self._plan = replace(self._plan, tree=tree)
+                self._plan = self._plan._replace(tree=tree)
             found = self._regions(reports)
             self._complete()
             entries = {v.name: _entry(v, found[v.alias_of or v.name]) for v in self._plan.variables}

@@ -15,7 +15,6 @@ import os
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import replace
 from functools import partial
 from operator import attrgetter
 from typing import NamedTuple
@@ -123,7 +122,7 @@ def write_checkpoint(
             if calls_wait:
                 workers = staging.threads = max(workers, thread_count(threads, seconds))
                 if durable and not syscalls.syncs_whole(staging.fd):
-                    staging.durability = replace(durability, each=True)
+                    staging.durability = durability._replace(each=True)
             with reporting(progress, nbytes, f"saving {path}") as advance:
                 work = _Writer(plan, staging, base, values, advance, workers, calls_wait)
                 work.write()
