@@ -258,6 +258,8 @@ def for_each(items: Iterable[Item], do: Callable[[Item], object], *, threads: in
                 threads = thread_count(None, seconds)
                 break
             last = seconds
+        else:
+            return
     run((partial(_ignoring, do, item) for item in left), threads)
 
 

@@ -45,4 +45,4 @@ def is_staging_name(name: str) -> bool:
 
 def is_giving_way(names: Iterable[str]) -> bool:
     """Tell from the names in a folder whether it is being removed to make place for another one."""
-    return any(GIVING_WAY.fullmatch(name) for name in names)
+    return any(map(GIVING_WAY.fullmatch, names))
