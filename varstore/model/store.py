@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import os
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
@@ -249,7 +248,7 @@ def _load(
         else:
             tied.append((location, entry))
     check_files(tied)
-    total = sum(math.prod(v.shape) * v.stored.itemsize for v in wanted)
+    total = sum(variable.nbytes for variable in wanted) if progress else 0
     with reporting(progress, total, f"loading {location.path}") as advance:
         new = read_new(location, wanted, verify=verify, threads=threads, advance=advance)
     arrays = dict(zip(first_of, new, strict=True))
