@@ -10,6 +10,9 @@ With ``--distributed``, checkpoints are measured that two processes of torch.dis
 
 With ``--against PYTHON``, the varstore of another environment takes turns with this one at the same tasks, which are
 a quarter of their size unless ``--scale`` says otherwise: on a quiet machine, that takes about a quarter of an hour.
+Name a new, empty file system with ``--directory`` for it. On a disk that is in use, where the folders of the two lie
+decides more than the version: on an ext4 that had lost many files shortly before, one version took 1.2 to 1.5 times as
+long as itself to save `small`.
 """
 
 from __future__ import annotations
