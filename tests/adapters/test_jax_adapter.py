@@ -473,3 +473,14 @@ def test_files_of_other_systems_are_loaded_as_checkpoints_are(tmp_path: Path) ->
         vj.load_into({"layers": [{"w": jnp.zeros((3, 2))}]}, tmp_path / "c.pt", strict=False)
     turned, _ = vj.load_into({"layers": [{"w": jnp.zeros((3, 2))}]}, {"layers/0/w": np.ones((3, 2), np.float32)})
     assert turned["layers"][0]["w"].all()
+
+
+def test_arrays_that_are_loaded_have_memory_of_their_own(tmp_path: Path) -> None:
+    memory = np.zeros(4096 + 64, np.uint8)
+    start = -memory.ctypes.data % 64  # jax takes such memory as it is
+    given = memory[start : start + 4096].view(np.float32)
+    like = {"device": jnp.zeros(1024), "host": np.zeros(1024, np.float32)}
+    loaded, _ = vj.load_into(like, {"device": given, "host": given})
+    given += 1
+    assert not loaded["device"].any()
+    assert not loaded["host"].any()

@@ -203,6 +203,11 @@ for mesh in MESHES:
                 assert array.sharding == shardings[name]
                 same(array, expected[name])
 same(vj.load_sharded("c", place("2x2"))["w"], expected["w"])
+for spec in ((), ("d",)):
+    elsewhere = NamedSharding(Mesh(np.array(jax.devices()[2:]), ("d",)), PartitionSpec(*spec))
+    array = vj.load_sharded("c", {"w": elsewhere}, include="w")["w"]
+    assert len(array.addressable_shards) == 2 * process and array.sharding == elsewhere
+    assert all(np.array_equal(shard.data, expected["w"][shard.index]) for shard in array.addressable_shards)
 
 large = np.memmap("large/w/out", np.float32, "r", shape=(1024, 16384))
 for sharding in (place("2x2", "r"), place("1x4", None, "c")):
@@ -265,6 +270,7 @@ def test_each_process_reads_its_own_parts(tmp_path: Path) -> None:
 
 
 SAVING = """
+import time
 import jax.numpy as jnp
 import ml_dtypes
 from varstore.disk.save import together
@@ -339,7 +345,10 @@ SharedFile.write, write = full if process else SharedFile.write, SharedFile.writ
 refused(tree, overwrite=True)
 SharedFile.write = write
 refused(tree, path=f"own-{process}/c")
-refused({"w": tree["w"]}, path="after")
+if process == 1:
+    time.sleep(2)
+refused(tree, path="after", timeout=1)
+refused(tree, path="after")
 if process:
     os.chmod("after/w/out", 0o600)
     with open("after/w/out", "r+b") as out:
@@ -365,6 +374,7 @@ def test_a_checkpoint_of_several_processes_loads_on_every_mesh(tmp_path: Path) -
         "UsageError state['f']: function cannot be saved",
         "OutOfSpace c-2x2: the disk became full",
         "StorageError own-1/c: this process does not see the folder",
+        "StorageError a process does not take part in the save: found no sign of life from process 1 of 2",
         "saved",
     ]
     for process, (_, printed) in enumerate(outcomes):
@@ -376,6 +386,7 @@ def test_a_checkpoint_of_several_processes_loads_on_every_mesh(tmp_path: Path) -
         for number, (line, message) in enumerate(zip(lines, messages, strict=True)):
             assert line.startswith(message), line
             assert ("in process 1 of 2" in line) == (process == 0 and number in (6, 7, 8)), line
+            assert ("in process 0 of 2" in line) == (process == 1 and number in (4, 5, 9)), line
     assert sorted(path.name for path in tmp_path.iterdir()) == [
         "after", "c-1x4", "c-2x2", "c-4x1", "own-0", "own-1"
     ]  # fmt: skip

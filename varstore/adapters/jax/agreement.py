@@ -13,10 +13,9 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any, TypeVar
 
 import jax
-from jax._src import distributed
 from jax.sharding import Sharding
 
-from varstore.adapters.jax.processes import Processes
+from varstore.adapters.jax.processes import Processes, client
 from varstore.disk.read.checkpoint import Checkpoint, attempts, retry_if_replaced
 from varstore.errors import VariableMismatch
 from varstore.formats.verbs import open_source
@@ -42,7 +41,7 @@ def load_in_all(load: Callable[[Any], Result], path: Any, wanted: Iterable[Any])
         VarstoreError: `load` failed, in this process or in another one.
     """
     members = _processes_of(wanted)
-    if members <= {jax.process_index()} or jax.process_index() not in members or not distributed.global_state.client:
+    if members <= {jax.process_index()} or jax.process_index() not in members or not client():
         source = open_source(path)
         return retry_if_replaced(load, source) if _is_checkpoint(source) else load(source)
     with Processes("load", members=members) as processes:

@@ -11,7 +11,7 @@ import numpy as np
 from jax.sharding import PartitionSpec, Sharding
 
 from varstore.adapters.jax.agreement import load_in_all
-from varstore.adapters.jax.shards import placed, placed_keys, require_placeable
+from varstore.adapters.jax.shards import Wanted, placed, placed_keys, require_placeable
 from varstore.adapters.jax.trees import (
     are_apart,
     array_spec,
@@ -232,17 +232,18 @@ def _load_alike(source: Any, sharding: Sharding, choice: Choice) -> Any:
     """Load the saved state with one sharding for all its arrays."""
     saved = _saved_in(source, {})
     state = choose(saved, **choice, path=source.path, name_of=lambda leaf: getattr(leaf, "name", None))
+    arrays: dict[int, Wanted] = {}
     for _, leaf in leaves(state):
-        if (stored := _stored_in(source, leaf)) is not None and getattr(leaf, "type", "") not in BUILT:
+        if (stored := _stored_in(source, leaf)) is not None and leaf.type not in BUILT:
             require_placeable(stored.shape, stored.dtype, sharding, path=source.path, name=leaf.name)
+            arrays[id(leaf)] = Wanted(stored, stored.dtype, sharding)
+    made = dict(zip(arrays, placed(arrays.values()), strict=True))
 
     def restored(leaf: Any) -> Any:
-        if (stored := _stored_in(source, leaf)) is None:
-            return leaf
-        if leaf.type in BUILT:
-            held = built(stored.numpy(), leaf, "cpu")
+        if isinstance(leaf, Leaf) and leaf.type in BUILT:
+            held = built(source[leaf.name].numpy(), leaf, "cpu")
             return placed_keys(held, sharding) if leaf.type == KEY else held
-        return placed(stored, stored.dtype, sharding)
+        return made.get(id(leaf), leaf)
 
     return replaced(state, restored)
 
@@ -302,8 +303,12 @@ class _Loading:
             ):
                 sharding = getattr(leaf, "sharding", None)
                 require_placeable(leaf.shape, leaf.dtype, sharding, path=path, name=pair.target)
+        arrays = {index: one for index, value in loaded.items() if (one := self._array(self._wanted[index], value))}
+        for index, array in zip(arrays, placed(arrays.values()), strict=True):
+            values[index] = array
         for index, value in loaded.items():
-            values[index] = self._restored(self._wanted[index], value)
+            if index not in arrays:
+                values[index] = self._restored(self._wanted[index], value)
         return jax.tree_util.tree_unflatten(self._structure, values), make_report(match, source=path, target="like")
 
     def _unlisted(self, leaf: Leaf) -> Any:
@@ -348,24 +353,27 @@ class _Loading:
             )
         return value.shape, np.dtype(value.dtype)
 
+    def _array(self, wanted: Any, value: Any) -> Wanted | None:
+        """Return what an array of jax is made of, in the place of a leaf; None for other leaves, and for typed keys."""
+        if not is_array(wanted) or isinstance(wanted, np.ndarray | np.generic) or is_key(wanted):
+            return None
+        stored = _stored_in(self._checkpoint, value)
+        return Wanted(np.asarray(value) if stored is None else stored, wanted.dtype, getattr(wanted, "sharding", None))
+
     def _restored(self, wanted: Any, value: Any) -> Any:
+        """Return what comes in the place of a leaf that is not an array of jax; typed keys are arrays of jax too."""
         if isinstance(value, Unbuilt):
             return replaced(value, lambda item: self._restored(None, item) if isinstance(item, Leaf) else item)
         if (stored := _stored_in(self._checkpoint, value)) is not None:
             leaf = value if isinstance(value, Leaf) else Leaf(name=value.name)
+            value = stored.numpy()
             if is_key(wanted):
-                return placed_keys(self._keys(stored.numpy(), leaf, wanted), getattr(wanted, "sharding", None))
+                return placed_keys(self._keys(value, leaf, wanted), getattr(wanted, "sharding", None))
             if leaf.type == KEY and not is_array(wanted):
-                return built(stored.numpy(), leaf, "cpu")
+                return built(value, leaf, "cpu")
             if not is_array(wanted):
-                return stored.numpy().item() if stored.shape == () else stored.numpy()
-            value = stored
-        if not is_array(wanted):
-            return value
-        if isinstance(wanted, np.ndarray | np.generic):
-            return np.asarray(value).astype(wanted.dtype, copy=False)
-        held = np.asarray(value) if stored is None else stored
-        return placed(held, wanted.dtype, getattr(wanted, "sharding", None))
+                return value.item() if value.shape == () else value
+        return np.asarray(value).astype(wanted.dtype, copy=stored is None) if is_array(wanted) else value
 
     def _keys(self, data: np.ndarray, leaf: Leaf, wanted: Any) -> Any:
         """Return typed keys of the wanted kind."""

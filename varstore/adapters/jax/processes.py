@@ -21,12 +21,11 @@ from types import TracebackType
 from typing import Any, TypeVar
 
 import jax
-from jax._src import distributed
 
 from varstore import errors
 from varstore.errors import StorageError, UsageError, VarstoreError
 
-__all__ = ["Processes"]
+__all__ = ["Processes", "client"]
 
 Value = TypeVar("Value")
 
@@ -39,6 +38,15 @@ _PATIENCE = 300.0
 """Seconds to wait for a process that has not come yet."""
 _calls: dict[tuple[int, ...], itertools.count[int]] = {}
 """The number of the next call, which all processes know by themselves: they make the same calls in the same order."""
+
+
+def client() -> Any:
+    """Return what reaches the service of `jax.distributed`, which jax does not publish; None where there is none."""
+    try:
+        from jax._src import distributed
+    except ImportError:
+        return None
+    return getattr(distributed.global_state, "client", None)
 
 
 class Processes:
@@ -54,7 +62,7 @@ class Processes:
     """
 
     def __init__(self, what: str, timeout: float = _PATIENCE, members: Iterable[int] | None = None) -> None:
-        self._client: Any = distributed.global_state.client
+        self._client = client()
         if self._client is None:
             raise UsageError(
                 "this program has several processes that cannot reach each other",

@@ -7,9 +7,8 @@ all of an array, are read as that. No process waits for another one here.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from itertools import repeat
-from typing import Any, TypeAlias
+from collections.abc import Iterable, Iterator
+from typing import Any, NamedTuple, TypeAlias
 
 import jax
 import numpy as np
@@ -21,22 +20,98 @@ from varstore.errors import UsageError
 from varstore.training.tensors import require_type_of_jax
 from varstore.values.lazy import LazyArray
 
-__all__ = ["Box", "box_of", "own_boxes", "placed", "placed_keys", "require_placeable"]
+__all__ = ["Box", "Wanted", "box_of", "own_boxes", "placed", "placed_keys", "require_placeable"]
 
 Box: TypeAlias = tuple[tuple[int, int], ...]
 """A part of an array: where it starts and stops along each axis."""
 
+_AT_ONCE = 64 << 20
+"""Bytes of values that are read before they go to their devices."""
 
-def placed(stored: Variable | LazyArray | np.ndarray, dtype: np.dtype[Any], sharding: Sharding | None) -> Any:
-    """Return stored values as an array of jax with a type and a sharding; without one, on the default device."""
+
+class Wanted(NamedTuple):
+    """An array to make: the stored values, the type that it gets, and its sharding; None is the default device."""
+
+    stored: Variable | LazyArray | np.ndarray
+    dtype: np.dtype[Any]
+    sharding: Sharding | None
+
+
+def placed(wanted: Iterable[Wanted]) -> Iterator[Any]:
+    """Yield arrays of jax. Small ones are read together, in parallel; the host has at most 64 MiB of them, or one."""
+    group: list[tuple[Wanted, list[Box]]] = []
+    nbytes = 0
+    for one in wanted:
+        boxes = _boxes(one)
+        size = sum(map(_count, boxes)) * one.stored.dtype.itemsize
+        if group and nbytes + size > _AT_ONCE:
+            yield from _placed(group)
+            group, nbytes = [], 0
+        group.append((one, boxes))
+        nbytes += size
+    yield from _placed(group)
+
+
+def _placed(group: list[tuple[Wanted, list[Box]]]) -> Iterator[Any]:
+    read: list[list[np.ndarray]] = []
+    rectangles = []
+    for (stored, _, _), boxes in group:
+        if isinstance(stored, Variable):
+            read.append([np.empty([stop - start for start, stop in box], stored.dtype) for box in boxes])
+            found = zip(boxes, read[-1], strict=True)
+            rectangles += [(stored, [start for start, _ in box], part.shape, part) for box, part in found]
+        else:
+            read.append([_part_of(stored, box) for box in boxes])
+    read_rectangles(rectangles, verify=True, threads=None)
+    for (one, boxes), parts in zip(group, read, strict=True):
+        yield _made(one, dict(zip(boxes, parts, strict=True)))
+        parts.clear()
+
+
+def _made(wanted: Wanted, parts: dict[Box, np.ndarray]) -> Any:
+    stored, dtype, sharding = wanted
     if sharding is None:
-        return jax.device_put(_whole(stored).astype(dtype, copy=False))
-    parts = _parts(stored, own_boxes(stored.shape, sharding))
+        return jax.device_put(next(iter(parts.values())).astype(dtype, copy=False))
 
-    def part(index: tuple[slice, ...]) -> np.ndarray:
-        return parts(box_of(index, stored.shape)).astype(dtype, copy=False)
+    def values(index: tuple[slice, ...]) -> np.ndarray:
+        if not parts:  # jax asks for the values of replicas also where no device is this process's
+            return np.broadcast_to(np.zeros((), dtype), stored.shape)
+        box = box_of(index, stored.shape)
+        if (found := parts.get(box)) is None:
+            ((around, found),) = parts.items()
+            found = found[
+                tuple(slice(at - first, to - first) for (at, to), (first, _) in zip(box, around, strict=True))
+            ]
+        return found.astype(dtype, copy=False)
 
-    return jax.make_array_from_callback(stored.shape, sharding, part, dtype=dtype)
+    return jax.make_array_from_callback(stored.shape, sharding, values, dtype=dtype)
+
+
+def _boxes(wanted: Wanted) -> list[Box]:
+    """Return the rectangles to read: this process's parts, which do not overlap; or one, if they make it up."""
+    stored, _, sharding = wanted
+    if sharding is None:
+        return [tuple((0, extent) for extent in stored.shape)]
+    boxes = own_boxes(stored.shape, sharding)
+    if len(boxes) < 2:
+        return boxes
+    around = tuple(
+        (min(start for start, _ in rows), max(stop for _, stop in rows)) for rows in zip(*boxes, strict=True)
+    )
+    return boxes if sum(map(_count, boxes)) < _count(around) else [around]
+
+
+def _part_of(stored: LazyArray | np.ndarray, box: Box) -> np.ndarray:
+    """Return a part in memory of its own, since jax may make an array of that memory."""
+    index = tuple(slice(start, stop) for start, stop in box)
+    if isinstance(stored, np.ndarray):
+        return stored[index].copy()
+    return stored.numpy() if _count(box) == math.prod(stored.shape) else np.asarray(stored[index])
+
+
+def _count(box: Box) -> int:
+    """Return the number of elements."""
+    return math.prod(stop - start for start, stop in box)
 
 
 def placed_keys(keys: Any, sharding: Sharding | None) -> Any:
@@ -78,41 +153,3 @@ def own_boxes(shape: tuple[int, ...], sharding: Sharding) -> list[Box]:
 def box_of(index: tuple[slice, ...], shape: tuple[int, ...]) -> Box:
     """Return the part that jax's index of a shard stands for."""
     return tuple((rows.indices(extent)[0], rows.indices(extent)[1]) for rows, extent in zip(index, shape, strict=True))
-
-
-def _parts(stored: Variable | LazyArray | np.ndarray, boxes: list[Box]) -> Callable[[Box], np.ndarray]:
-    """Return what gives these parts of stored values, after reading them; no two of them overlap."""
-    if not boxes:
-        return dict[Box, np.ndarray]().__getitem__
-    around = tuple(
-        (min(start for start, _ in rows), max(stop for _, stop in rows)) for rows in zip(*boxes, strict=True)
-    )
-    if sum(map(_count, boxes)) < _count(around):
-        return dict(zip(boxes, _read(stored, boxes), strict=True)).__getitem__
-    (values,) = _read(stored, [around])
-
-    def part(box: Box) -> np.ndarray:
-        return values[tuple(slice(at - first, to - first) for (at, to), (first, _) in zip(box, around, strict=True))]
-
-    return part
-
-
-def _read(stored: Variable | LazyArray | np.ndarray, boxes: list[Box]) -> list[np.ndarray]:
-    if _count(boxes[0]) == math.prod(stored.shape):
-        return [_whole(stored)]
-    if not isinstance(stored, Variable):
-        return [np.asarray(stored[tuple(slice(start, stop) for start, stop in box)]) for box in boxes]
-    offsets = [[start for start, _ in box] for box in boxes]
-    sizes = [[stop - start for start, stop in box] for box in boxes]
-    found = [np.empty(extents, stored.dtype) for extents in sizes]
-    read_rectangles(zip(repeat(stored), offsets, sizes, found, strict=False), verify=True, threads=None)
-    return found
-
-
-def _count(box: Box) -> int:
-    """Return the number of elements."""
-    return math.prod(stop - start for start, stop in box)
-
-
-def _whole(stored: Variable | LazyArray | np.ndarray) -> np.ndarray:
-    return stored if isinstance(stored, np.ndarray) else stored.numpy()
