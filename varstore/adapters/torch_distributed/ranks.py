@@ -1,9 +1,17 @@
-"""The processes that save or load together: what one of them fails at becomes one error on all of them."""
+"""The processes that save or load together: what one of them fails at becomes one error on all of them.
+
+Where all ranks of the run take part, they talk in groups of their own. If one of them ends, those that speak to it hear
+of that at once, and the others wait for these; so whoever hears of it closes that group, and nobody waits any more. The
+group of the run stays as it is.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import os
+import traceback
+import weakref
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, TypeVar
 
@@ -13,9 +21,12 @@ from varstore.disk.threads import thread_count
 from varstore.errors import StorageError, UsageError, VarstoreError
 from varstore.text.hints import listed
 
-__all__ = ["Ranks"]
+__all__ = ["Ranks", "in_own_group", "lost", "open_group", "require_member", "with_row"]
 
 Result = TypeVar("Result")
+
+_groups: weakref.WeakKeyDictionary[Any, dict[str, Any]] = weakref.WeakKeyDictionary()
+"""The groups that ranks talk in, by the group that they are of, and by what they talk about."""
 
 
 class _Outcome(NamedTuple):
@@ -32,15 +43,12 @@ class Ranks:
 
     def __init__(self, group: dist.ProcessGroup | None) -> None:
         is_together = dist.is_available() and dist.is_initialized()
+        if is_together:
+            require_member(group)
+            open_group(group, about="loads")
         self._group = group
         self.size: int = dist.get_world_size(group) if is_together else 1
         self.rank: int = dist.get_rank(group) if is_together else 0
-        if self.rank < 0:
-            raise UsageError(
-                "this process is not in the group",
-                field="process_group",
-                hint="call it only in the processes of the group",
-            )
 
     def together(
         self, do: Callable[[], Result], *, is_passing: Callable[[VarstoreError], bool] | None = None
@@ -67,7 +75,7 @@ class Ranks:
         try:
             outcomes = self._gathered(outcome)
         except RuntimeError as error:
-            raise own or _lost(error) from (None if own else error)
+            raise own or lost(error, _ALL_CALL) from (None if own else error)
         if own is not None and not isinstance(own, VarstoreError):
             raise own
         if any(outcome.is_passing for outcome in outcomes):
@@ -81,7 +89,7 @@ class Ranks:
         if self.size == 1:
             return [outcome]
         outcomes: list[Any] = [None] * self.size
-        dist.all_gather_object(outcomes, outcome, group=self._group)
+        in_own_group(lambda group: dist.all_gather_object(outcomes, outcome, group=group), self._group, about="loads")
         return outcomes
 
     def _failure(self, outcomes: Sequence[_Outcome]) -> VarstoreError | None:
@@ -91,7 +99,7 @@ class Ranks:
             same = [str(other) for other, found in errors if str(found) == str(error)]
             if len(same) == self.size:
                 return error
-            return _with_row(error, f"on rank {listed(same)} of {self.size}")
+            return with_row(error, f"on rank {listed(same)} of {self.size}")
         others = [(rank, outcome.other) for rank, outcome in enumerate(outcomes) if outcome.other]
         if not others:
             return None
@@ -116,15 +124,65 @@ def _portable(error: VarstoreError) -> VarstoreError:
     return sent
 
 
-def _with_row(error: VarstoreError, row: str) -> VarstoreError:
-    error.rows = (*error.rows, row)
-    error.args = (error._message(),)
-    return error
+_ALL_CALL = "see what the other ranks printed; every rank of the process group has to make this call"
 
 
-def _lost(error: RuntimeError) -> StorageError:
+def require_member(group: dist.ProcessGroup | None, path: str | None = None) -> None:
+    """Raise if this process is not in a group."""
+    if dist.get_rank(group) < 0:
+        raise UsageError(
+            "this process is not in the group",
+            path=path,
+            field="process_group",
+            hint="call it only in the processes of the group",
+        )
+
+
+def open_group(group: dist.ProcessGroup | None, *, about: str) -> None:
+    """Make the group that ranks talk in about something, where all take part; they all make this call."""
+    world = dist.group.WORLD
+    if group is None or group is world:
+        groups = _groups.setdefault(world, {})
+        if about not in groups:
+            groups[about] = dist.new_group(backend="gloo")
+
+
+def in_own_group(talk: Callable[[Any], Result], group: dist.ProcessGroup | None, *, about: str) -> Result:
+    """Let ranks talk: in the group that `open_group` made if all take part, and in the given one otherwise.
+
+    That group is closed if one of the ranks does not answer.
+    """
+    world = dist.group.WORLD
+    if group is not None and group is not world:
+        return talk(group)
+    groups = {} if world is None else _groups.get(world, {})
+    own = groups.get(about)
+    if own is None:
+        raise RuntimeError("the group was closed when an earlier call failed")
+    try:
+        return talk(own)
+    except RuntimeError as error:
+        traceback.clear_frames(error.__traceback__)  # connections close with the last reference to the group
+        del groups[about]
+        with contextlib.suppress(RuntimeError, ValueError):
+            dist.destroy_process_group(own)
+        del own
+        raise
+
+
+def with_row(error: VarstoreError, row: str) -> VarstoreError:
+    """Return a copy of an error whose message has one more row."""
+    told = copy.copy(error)
+    told.rows = (*error.rows, row)
+    told.args = (told._message(),)
+    return told
+
+
+def lost(error: RuntimeError, hint: str, path: str | None = None) -> StorageError:
+    """Return the error of ranks that torch cannot reach."""
     return StorageError(
         "the ranks do not reach each other: one of them has ended, or does not take part",
+        path=path,
         found=str(error).partition("\n")[0].partition(". ")[0],
-        hint="see what the other ranks printed; every rank of the process group has to make this call",
+        hint=hint,
     )

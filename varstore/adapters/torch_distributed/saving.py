@@ -1,15 +1,8 @@
-"""Save a state that many ranks hold together, and tell all of them the same error where one fails.
-
-Ranks that save the state of a whole run talk in a group of their own. If one of them ends, those that speak to it hear
-of that at once, and the others wait for these; so whoever hears of it closes that group, and nobody waits any more. The
-group of the run stays as it is.
-"""
+"""Save a state that many ranks hold together, and tell all of them the same error where one fails."""
 
 from __future__ import annotations
 
 import contextlib
-import copy
-import traceback
 import weakref
 from collections.abc import Iterator, Mapping
 from typing import Any, TypedDict
@@ -21,12 +14,13 @@ from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.default_planner import DefaultSavePlanner
 from torch.distributed.checkpoint.staging import BlockingAsyncStager
 
+from varstore.adapters.torch_distributed.ranks import in_own_group, lost, open_group, require_member, with_row
 from varstore.adapters.torch_distributed.states import LocalState, flatten_state
 from varstore.adapters.torch_distributed.writer import Writer
 from varstore.disk.read.checkpoint import Checkpoint, open_checkpoint
 from varstore.disk.save.together import GIVEN_UP
 from varstore.disk.threads import Ending, start
-from varstore.errors import StorageError, UsageError, VarstoreError
+from varstore.errors import StorageError, VarstoreError
 from varstore.model.options import Path
 from varstore.storage.directory import locate
 from varstore.training.background import PendingSave
@@ -34,8 +28,8 @@ from varstore.values.arguments import checked
 
 __all__ = ["save", "save_async"]
 
-_groups: weakref.WeakKeyDictionary[Any, Any] = weakref.WeakKeyDictionary()
-"""The group that ranks save in, by the group that they are of."""
+_ABOUT = "saves"
+_STANDS = "the path holds what it held before, or the new checkpoint, complete; see what the other ranks printed"
 _turns: weakref.WeakKeyDictionary[Any, Ending] = weakref.WeakKeyDictionary()
 """How the last save ends that was begun in each group."""
 
@@ -149,31 +143,21 @@ class _Saving:
         self.ending = Ending()
         self._shown = self.location.absolute if copies else self.location.path
         self._is_alone = not (dist.is_available() and dist.is_initialized())
+        if not self._is_alone:
+            require_member(group, self._shown)
         self._size = 1 if self._is_alone else dist.get_world_size(group)
         self._rank = 0 if self._is_alone else dist.get_rank(group)
-        if self._rank < 0:
-            raise UsageError(
-                "this process is not in the group",
-                path=path,
-                field="process_group",
-                hint="call it only in the processes of the group",
-            )
         self._writer = Writer(self._shown, **options)
         try:
             local = flatten_state(state)
             self._planner = _Planner(_copied(local) if copies else local, self._writer)
         except BaseException as error:  # raised where the other ranks hear of it
             self._planner = _Planner(error, self._writer)
-        self._world: Any = None
-        self._given = group
+        self._group = group
         self._previous: Ending | None = None
         if not self._is_alone:
-            world = dist.group.WORLD
-            if group in (None, world):
-                self._world, self._given = world, None
-                if world not in _groups:
-                    _groups[world] = dist.new_group(backend="gloo")
-            turn = self._given or world
+            open_group(group, about=_ABOUT)
+            turn = group or dist.group.WORLD
             self._previous, _turns[turn] = _turns.get(turn), self.ending
 
     def work(self) -> None:
@@ -193,29 +177,12 @@ class _Saving:
         with _raising(self._writer, self._shown, self._size, self._rank):
             if self._is_alone:
                 _save_alone(self._writer, self._planner)
-            elif self._world is None:
-                self._send(self._given)
             else:
-                self._send_in_own_group()
+                in_own_group(self._send, self._group, about=_ABOUT)
 
     def _send(self, group: Any) -> None:
         tensors = self._planner.tensors
         dcp.save(tensors, storage_writer=self._writer, planner=self._planner, process_group=group)
-
-    def _send_in_own_group(self) -> None:
-        """Save in the group that is for that alone, and close it if a rank does not answer."""
-        own = _groups.get(self._world)
-        if own is None:
-            raise RuntimeError("the group was closed when an earlier save failed")
-        try:
-            self._send(own)
-        except RuntimeError as error:
-            traceback.clear_frames(error.__traceback__)  # connections close with the last reference to the group
-            del _groups[self._world]
-            with contextlib.suppress(RuntimeError, ValueError):
-                dist.destroy_process_group(own)
-            del own
-            raise
 
 
 def _save_alone(writer: Writer, planner: _Planner) -> None:
@@ -246,7 +213,7 @@ def _raising(writer: Writer, path: str, size: int, rank: int = 0) -> Iterator[No
     except VarstoreError:
         raise
     except RuntimeError as error:
-        raise _lost(error, path) from error
+        raise lost(error, _STANDS, path) from error
     finally:
         writer.abort()
 
@@ -260,21 +227,9 @@ def _told(error: CheckpointException, path: str, size: int, own: int) -> BaseExc
     if len(causes) == size or (rank == own and not isinstance(cause, VarstoreError)):
         return cause
     if isinstance(cause, VarstoreError):
-        told = copy.copy(cause)
-        told.rows = (*cause.rows, f"on rank {rank} of {size}")
-        told.args = (told._message(),)
-        return told
+        return with_row(cause, f"on rank {rank} of {size}")
     return StorageError(
         f"rank {rank} of {size} failed, and nothing was saved", path=path, found=f"{type(cause).__name__}: {cause}"
-    )
-
-
-def _lost(error: RuntimeError, path: str) -> StorageError:
-    return StorageError(
-        "the ranks do not reach each other: one of them has ended, or does not take part",
-        path=path,
-        found=str(error).partition("\n")[0].partition(". ")[0],
-        hint="the path holds what it held before, or the new checkpoint, complete; see what the other ranks printed",
     )
 
 
