@@ -21,7 +21,7 @@ from varstore.disk.threads import thread_count
 from varstore.errors import StorageError, UsageError, VarstoreError
 from varstore.text.hints import listed
 
-__all__ = ["Ranks", "in_own_group", "lost", "open_group", "require_member", "with_row"]
+__all__ = ["Ranks", "in_own_group", "lost", "open_group", "require_member", "threads_beside", "with_row"]
 
 Result = TypeVar("Result")
 
@@ -106,14 +106,14 @@ class Ranks:
         rank, text = others[0]
         return UsageError(f"rank {rank} of {self.size} failed", found=text, hint="see what that rank printed")
 
-    @property
-    def threads(self) -> int:
-        """The number of threads of this rank where all ranks of a machine, which torchrun tells, work at once."""
-        try:
-            beside = int(os.environ["LOCAL_WORLD_SIZE"])
-        except (KeyError, ValueError):
-            beside = self.size
-        return max(1, thread_count(None) // max(1, min(beside, self.size)))
+
+def threads_beside(ranks: int) -> int:
+    """Return the number of threads of one of these ranks where all of a machine work at once; torchrun tells which."""
+    try:
+        here = int(os.environ["LOCAL_WORLD_SIZE"])
+    except (KeyError, ValueError):
+        here = ranks
+    return max(1, thread_count(None) // max(1, min(here, ranks)))
 
 
 def _portable(error: VarstoreError) -> VarstoreError:

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.distributed as dist
 from torch.distributed.checkpoint._nested_dict import flatten_state_dict
 from torch.distributed.checkpoint.metadata import (
     BytesStorageMetadata,
@@ -23,7 +24,7 @@ from torch.distributed.checkpoint.storage import StorageReader
 from torch.futures import Future
 
 from varstore.adapters.torch_distributed.parts import read_parts
-from varstore.adapters.torch_distributed.ranks import Ranks
+from varstore.adapters.torch_distributed.ranks import threads_beside
 from varstore.adapters.torch_distributed.targets import Shard
 from varstore.disk.read.checkpoint import Checkpoint, open_checkpoint
 from varstore.disk.read.checks import check_files
@@ -167,7 +168,7 @@ class Reader(StorageReader):  # type: ignore[misc]  # torch's
                 wanted[item.storage_index.fqn] = item
             else:
                 tensors.append((item, planner.resolve_tensor(item).detach()))
-        threads = Ranks(None).threads
+        threads = threads_beside(dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1)
         read_parts(
             self._checkpoint.location,
             [(self._variables[item.storage_index.fqn], _shard(item, tensor)) for item, tensor in tensors],

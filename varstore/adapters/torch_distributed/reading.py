@@ -18,7 +18,7 @@ import numpy as np
 import torch.distributed as dist
 
 from varstore.adapters.torch_distributed.parts import check_share, read_parts
-from varstore.adapters.torch_distributed.ranks import Ranks
+from varstore.adapters.torch_distributed.ranks import Ranks, threads_beside
 from varstore.adapters.torch_distributed.targets import Target, Targets, survey
 from varstore.disk.read.checkpoint import Checkpoint, open_checkpoint
 from varstore.disk.read.checks import check_files
@@ -172,6 +172,7 @@ class _Loading:
         self._demands = demands
         self._verify = verify
         self._ranks = ranks
+        self._threads = threads_beside(ranks.size)
         self.path = path.path if isinstance(path, Checkpoint) else str(path)
         self._is_surveyed = False
 
@@ -227,7 +228,7 @@ class _Loading:
         check_files((location, variable.entry) for _, target, variable in self._pairs if target.shards)
         if self._verify == "all":
             variables = self._checkpoint.values()
-            check_share(variables, self._ranks.rank, self._ranks.size, threads=self._ranks.threads)
+            check_share(variables, self._ranks.rank, self._ranks.size, threads=self._threads)
 
     def _compared(self, choice: Choice) -> tuple[Match, dict[str, Any]]:
         """Return what of the checkpoint is for what of the state, and the source of each name: a `Leaf` or a value."""
@@ -292,7 +293,7 @@ class _Loading:
 
     def _read(self) -> None:
         """Read this rank's parts of tensors into their memory, and values of other kinds aside."""
-        is_verified, threads = bool(self._verify), self._ranks.threads
+        is_verified, threads = bool(self._verify), self._threads
         wanted = [(variable, shard) for _, target, variable in self._pairs for shard in target.shards]
         read_parts(self._checkpoint.location, wanted, verify=is_verified, threads=threads)
         values = {name: node for name, node in self._nodes.items() if name in self._targets.values}
