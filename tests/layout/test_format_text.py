@@ -255,7 +255,7 @@ def _check_regions(variable: dict[str, Any]) -> None:
     cut = sum(any(size != extent for size in sizes) for extent, *sizes in zip(shape, *_sizes(variable), strict=True))
     if variable["digests"] or variable["encoding"] not in ("", "raw") or (count != 1).any():
         raise Refused("regions that do not tile a raw variable")
-    if cut > 8 or len(variable["regions"]) > (1 << 20) >> cut:
+    if cut > 8 or len(variable["regions"]) > (1 << 18) >> cut:
         raise Refused("too many regions")
 
 

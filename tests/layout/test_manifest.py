@@ -7,6 +7,7 @@ import re
 import struct
 import subprocess
 import sys
+import time
 from collections.abc import Sequence
 
 import ml_dtypes
@@ -365,6 +366,19 @@ def test_an_alias_must_be_what_it_names(first, second):
 def test_a_hostile_whole_is_refused_at_once(data, message):
     with pytest.raises(ManifestError, match=f"^ckpt/manifest: {message}"):
         Manifest.decode(data, path="ckpt/manifest")
+
+
+def test_millions_of_regions_are_refused_before_they_are_looked_at():
+    count = 300_000
+    body = manifest_pb2.Manifest(format_version=FORMAT_VERSION)
+    body.variables.add(name="w", shape=[count], data_type=7, size=count)
+    region = manifest_pb2.Region(offsets=[0], sizes=[1], digests=D)
+    body.variables[0].regions.extend([region] * count)
+    manifest = Manifest.decode(frame(body.SerializeToString()), path="ckpt/manifest")
+    start = time.process_time()
+    with pytest.raises(ManifestError, match="too many regions: found 300,000, expected at most 131,072"):
+        _ = manifest.entries["w"]
+    assert time.process_time() - start < 1
 
 
 def test_a_field_of_a_region_that_is_not_known_makes_the_variable_unreadable():

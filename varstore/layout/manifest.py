@@ -36,7 +36,7 @@ from varstore.layout.encodings import ENCODINGS, RAW, is_plain
 from varstore.layout.meta import Meta, shape_problem
 from varstore.layout.names import NAME_LIMIT, Folder, is_safe_folder
 from varstore.layout.pointers import FETCH, is_pointer
-from varstore.layout.regions import Checksums, Region, tiling_problem
+from varstore.layout.regions import REGIONS_LIMIT, Checksums, Region, tiling_problem
 from varstore.text.hints import plural
 
 if TYPE_CHECKING:
@@ -378,6 +378,14 @@ class _LazyEntries(Mapping[str, Entry]):
         return entry
 
     def _regions(self, message: manifest_pb2.Variable, entry: Entry) -> tuple[Region, ...]:
+        if len(message.regions) > REGIONS_LIMIT:
+            raise ManifestError(
+                "there are too many regions",
+                path=self._path,
+                variable=entry.name,
+                found=f"{len(message.regions):,}",
+                expected=f"at most {REGIONS_LIMIT:,}",
+            )
         for one in message.regions:
             self._fields.check(one, entry.name)
         regions = tuple(sorted(Region(tuple(one.offsets), tuple(one.sizes), one.digests) for one in message.regions))

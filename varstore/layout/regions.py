@@ -17,6 +17,7 @@ from varstore.layout.digests import BLOCK, in_hex
 from varstore.text.hints import plural
 
 __all__ = [
+    "REGIONS_LIMIT",
     "Checksums",
     "Region",
     "bands",
@@ -35,8 +36,8 @@ _FEW = 64
 """Regions whose tiling is remembered."""
 _CUT_AXES = 8
 """Axes that regions may cut."""
-_CORNERS = 1 << 20
-"""Corners of all regions of a variable, in the axes that are cut: of 131,072 regions if three axes are."""
+REGIONS_LIMIT = 1 << 17
+"""Regions of a variable, if they cut one axis; half as many for each axis more."""
 
 
 class Region(NamedTuple):
@@ -118,7 +119,7 @@ def _tiling_problem(regions: Sequence[Region], shape: Sequence[int]) -> str | No
             return f"the region {problem}"
     regions = filled(regions)
     cut = [axis for axis, extent in enumerate(shape) if any(region.sizes[axis] != extent for region in regions)]
-    if len(cut) > _CUT_AXES or len(regions) << len(cut) > _CORNERS:
+    if len(cut) > _CUT_AXES or len(regions) << len(cut) > 2 * REGIONS_LIMIT:
         return f"there are too many regions: {len(regions):,} that cut {plural(len(cut), 'dimension')}"
     if not math.prod(shape):
         return None
