@@ -299,7 +299,7 @@ def test_a_report_that_lacks_a_part(tmp_path: Path) -> None:
     arrays, parts = rows_of(1)
     coordinator = stage(tmp_path / "c", arrays, parts)
     reports = [*map(partial(participate, str(tmp_path / "c")), coordinator.tickets, parts)]
-    with pytest.raises(UsageError, match="is not the variable"):
+    with pytest.raises(UsageError, match="have not written what they were asked for"):
         coordinator.commit(reports[:2])
     assert left_in(tmp_path) == []
 

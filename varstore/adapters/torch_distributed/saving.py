@@ -181,13 +181,13 @@ class _Saving:
                 in_own_group(self._send, self._group, about=_ABOUT)
 
     def _send(self, group: Any) -> None:
-        tensors = self._planner.tensors
-        dcp.save(tensors, storage_writer=self._writer, planner=self._planner, process_group=group)
+        # the planner has the tensors; torch would note in a log when it began and ended with each
+        dcp.save({}, storage_writer=self._writer, planner=self._planner, process_group=group)
 
 
 def _save_alone(writer: Writer, planner: _Planner) -> None:
     """Do what torch does where there are ranks."""
-    planner.set_up_planner(planner.tensors, is_coordinator=True)
+    planner.set_up_planner({}, is_coordinator=True)
     writer.set_up_storage_writer(is_coordinator=True)
     plans, metadata = planner.create_global_plan([writer.prepare_local_plan(planner.create_local_plan())])
     (plan,) = writer.prepare_global_plan(plans)
@@ -240,10 +240,9 @@ class _Planner(DefaultSavePlanner):  # type: ignore[misc]  # torch's
         super().__init__(flatten_state_dict=False, flatten_sharded_tensors=False)
         self._local = local
         self._writer = writer
-        self.tensors = local.tensors if isinstance(local, LocalState) else {}
 
-    def set_up_planner(self, state_dict: Any, storage_meta: Any = None, is_coordinator: bool = False) -> None:
+    def set_up_planner(self, state_dict: Any, storage_meta: Any = None, is_coordinator: bool = False) -> None:  # noqa: ARG002
         if isinstance(self._local, BaseException):
             raise self._local
         self._writer.local = self._local
-        super().set_up_planner(state_dict, storage_meta, is_coordinator)
+        super().set_up_planner(self._local.tensors, storage_meta, is_coordinator)

@@ -12,6 +12,7 @@ later but by ending the process. So a file is only mapped where its space can be
 
 from __future__ import annotations
 
+import math
 import mmap
 import threading
 from collections.abc import Iterator
@@ -58,7 +59,7 @@ class SharedFile:
         self._starts = [start for start, _ in found]
         self._run = found[0][1]
         """The bytes of a run; all runs of a rectangle are equally long."""
-        self._nbytes = int(np.prod(shape, dtype=object)) * itemsize
+        self._nbytes = math.prod(shape) * itemsize
         self._digests = [b""] * block_count(self._values.nbytes)
         self._left = 0
         self._lock = threading.Lock()

@@ -131,7 +131,7 @@ class Coordinator:
         self.staging: Staging | None = None
         if not syscalls.CAN_SAVE:
             raise syscalls.cannot_save(path, "saving")
-        shares = _shares(plan, parts, path)
+        shares, self._expected = _shares(plan, parts, path)
         self._shared = list(
             dict.fromkeys(name for one in shares for name, share in one.items() if share.role != _WHOLE)
         )
@@ -191,7 +191,7 @@ class Coordinator:
         """Write further variables in this process: those that came to light when the others were being written."""
         parts = {v.name: (Region((0,) * len(v.meta.shape), v.meta.shape),) for v in plan.variables}
         assert self.staging is not None
-        (share,) = _shares(plan, (parts,), self._path)
+        (share,), expected = _shares(plan, (parts,), self._path)
         known = {variable.name for variable in self._plan.variables}
         assert not known & parts.keys(), "a variable is planned twice"
         durable = self.staging.durability.durable
@@ -202,6 +202,7 @@ class Coordinator:
         except OSError as error:
             self._fail(error)
         self._late |= dict(written)
+        self._expected |= expected
         both = (*self._plan.variables, *plan.variables)
         self._plan = self._plan._replace(variables=both, parents=tuple(sorted({*self._plan.parents, *plan.parents})))
 
@@ -245,10 +246,10 @@ class Coordinator:
                 found[name].append(Region(tuple(offsets), tuple(sizes), bytes.fromhex(digests)))
         for name, region in self._late.items():
             found[name].append(region)
-        for variable in self._plan.variables:
-            if not variable.alias_of and (problem := _problem(found[variable.name], variable)):
+        for name, regions in self._expected.items():
+            if sorted(region[:2] for region in found[name]) != regions:
                 raise UsageError(
-                    f"what the processes wrote is not the variable: {problem}", path=self._path, variable=variable.name
+                    "the processes have not written what they were asked for", path=self._path, variable=name
                 )
         return {name: tuple(sorted(regions)) for name, regions in found.items()}
 
@@ -275,8 +276,9 @@ class Coordinator:
         staging = self.staging
         assert staging is not None
         digests = {variable.name: b"" for variable in self._plan.variables}
+        folders = _Folders(staging.fd, private=staging.is_private)
         for variable in tied:
-            _make_folder(variable.folder, staging.fd, private=staging.is_private)
+            folders.make(variable.folder)
         small = SmallFiles(staging, digests, None, _BATCH, None)
         Links(staging, small, digests, {}, {}, _BATCH, None, shares=self._plan.links).tie(self._plan.variables)
 
@@ -299,8 +301,10 @@ class Coordinator:
                 clean_staging(os.path.dirname(path), name=os.path.basename(staging.target.path))
 
 
-def _shares(plan: SavePlan, parts: Sequence[Mapping[str, Sequence[Region]]], path: str) -> list[dict[str, _Share]]:
-    """Return what each process does for each variable that it has a part of.
+def _shares(
+    plan: SavePlan, parts: Sequence[Mapping[str, Sequence[Region]]], path: str
+) -> tuple[list[dict[str, _Share]], dict[str, list[tuple[Any, ...]]]]:
+    """Return what each process does for each variable that it has a part of; and the regions that will be written.
 
     Raises:
         UsageError: the parts of a variable are not all of it.
@@ -310,6 +314,8 @@ def _shares(plan: SavePlan, parts: Sequence[Mapping[str, Sequence[Region]]], pat
         for name, its in regions.items():
             writers[name] += ((process, region) for region in its)
     shares: list[dict[str, _Share]] = [{} for _ in parts]
+    makes = [0] * len(parts)
+    expected: dict[str, list[tuple[Any, ...]]] = {}
     for variable in plan.variables:
         if variable.alias_of:
             continue
@@ -321,16 +327,15 @@ def _shares(plan: SavePlan, parts: Sequence[Mapping[str, Sequence[Region]]], pat
         some = [(process, region) for process, region in every if region.elements] or every[:1]
         if len(some) == 1:
             shares[some[0][0]][variable.name] = _Share(shape, data_type.number, _WHOLE)
+            expected[variable.name] = [((0,) * len(shape), shape)]
             continue
         those = list(dict.fromkeys(process for process, _ in some))
-        least = min(those, key=lambda process: len(shares[process]))
+        least = min(those, key=makes.__getitem__)
+        makes[least] += 1
         for process in those:
             shares[process][variable.name] = _Share(shape, data_type.number, _MAKES if process == least else _JOINS)
-    return shares
-
-
-def _problem(regions: Sequence[Region], variable: PlannedVariable) -> str | None:
-    return tiling_problem(regions, variable.meta.shape) if regions else "nobody wrote it"
+        expected[variable.name] = sorted(region[:2] for _, region in some)
+    return shares, expected
 
 
 def _entry(variable: PlannedVariable, regions: tuple[Region, ...]) -> Entry:
@@ -468,8 +473,8 @@ class _Work:
         self._small = SmallFiles(self, self._digests, None, _BATCH, None)
         self._large = LargeFiles(self, self._digests, None)
         self._files: list[str] = []
-        self._folders: dict[str, None] = {}
-        """All that this process may have made, to be made durable."""
+        self._folders = _Folders(fd, private=private)
+        self._folder_of = {name: str(folder_of(name)) for name in shares}
 
     def write(
         self, values: Iterable[tuple[str, Sequence[int], np.ndarray | LazyArray | Any]], threads: int
@@ -490,19 +495,11 @@ class _Work:
         return found
 
     def _make(self, name: str, share: _Share) -> None:
-        folder = self._folder(name)
-        _make_folder(folder, self.fd, private=self.is_private)
+        folder = self._folder_of[name]
+        self._folders.make(folder)
         meta = encode_meta(Meta(share.shape, BY_NUMBER[share.data_type]))
         syscalls.write_file(f"{folder}/meta", meta, self.fd, durable=self.durability.each)
         self._files.append(f"{folder}/meta")
-
-    def _folder(self, name: str) -> str:
-        """Note that a variable's folder, and those above it, are to be made durable; return its path."""
-        folder = above = str(folder_of(name))
-        while above and above not in self._folders:
-            self._folders[above] = None
-            above = above.rpartition("/")[0]
-        return folder
 
     def _jobs(
         self,
@@ -528,9 +525,10 @@ class _Work:
             array = source.numpy() if is_late else source
             self._check(name, share, array)
             if share.role == _WHOLE:
-                variable = self._planned(name, share, array)
+                meta = Meta(share.shape, BY_NUMBER[share.data_type])
+                variable = PlannedVariable(name, folder_of(name), meta, array.nbytes, array, {})
                 regions[key] = Region(key[1], share.shape)
-                _make_folder(variable.folder, self.fd, private=self.is_private)
+                self._folders.make(variable.folder)
                 self._files += [f"{variable.folder}/meta", variable.file]
                 if variable.nbytes >= SMALL:
                     small.write_meta(variable)
@@ -539,8 +537,7 @@ class _Work:
                     yield from small.jobs(threads_take=bool(large.open_files) or large.failed)
                 continue
             region = regions[key] = Region(key[1], array.shape)
-            file = f"{self._folder(name)}/out"
-            self._files.append(file)
+            self._files.append(f"{self._folder_of[name]}/out")
             if array.nbytes >= SMALL:
                 yield from large.jobs_of(key, partial(self._open, name, region, array), fetched=is_late)
             else:
@@ -556,20 +553,15 @@ class _Work:
                 "the values are not of the type that was planned", variable=name, found=array.dtype, expected=expected
             )
 
-    def _planned(self, name: str, share: _Share, array: np.ndarray) -> PlannedVariable:
-        meta = Meta(share.shape, BY_NUMBER[share.data_type])
-        self._folder(name)
-        return PlannedVariable(name, folder_of(name), meta, array.nbytes, array, {})
-
     def _open(self, name: str, region: Region, array: np.ndarray) -> SharedFile:
-        file, shape = f"{folder_of(name)}/out", self._shares[name].shape
+        file, shape = f"{self._folder_of[name]}/out", self._shares[name].shape
         create = partial(
             SharedFile, file, region, array, shape, dir_fd=self.fd, private=self.is_private, maps=self._maps
         )
         try:
             return create()
         except FileNotFoundError:  # who makes the folder has not come to it yet
-            _make_folder(folder_of(name), self.fd, private=self.is_private)
+            self._folders.make(self._folder_of[name])
             return create()
 
     def _write_parts(self, parts: Sequence[tuple[Region, str, np.ndarray]]) -> None:
@@ -585,9 +577,8 @@ class _Work:
 
     def sync(self) -> None:
         """Make all durable that was written."""
-        if not self.durability.durable:
-            return
-        _sync(self.fd, () if self.durability.each else self._files, self._folders)
+        if self.durability.durable:
+            _sync(self.fd, () if self.durability.each else self._files, self._folders.made)
 
 
 def _sync(fd: int, files: Sequence[str], folders: Iterable[str]) -> None:
@@ -602,25 +593,30 @@ def _sync(fd: int, files: Sequence[str], folders: Iterable[str]) -> None:
     sync_each(fd, files, folders)
 
 
-def _make_folder(folder: str, root: int, *, private: bool) -> None:
-    """Make a folder in an open one, and those above it, where nobody has; `private` is as for `make_folders`."""
-    above, _, last = folder.rpartition("/")
-    for _ in range(2):
+class _Folders:
+    """Makes folders in an open one in which others make the same ones; `private` is as for `make_folders`."""
+
+    def __init__(self, root: int, *, private: bool) -> None:
+        self._root = root
+        self._private = private
+        self.made: dict[str, None] = {}
+        """Those that were made here, or found."""
+
+    def make(self, folder: str) -> None:
+        """Make a folder, and those above it, where nobody has."""
+        if folder in self.made:
+            return
+        above, _, last = folder.rpartition("/")
+        if above:
+            self.make(above)
+        fd = syscalls.folder_in(above, self._root) if above and not self._private else self._root
         try:
-            fd = syscalls.folder_in(above, root) if above and not private else root
-            try:
-                os.mkdir(folder if private else last, dir_fd=fd)
-            finally:
-                if fd != root:
-                    os.close(fd)
-        except FileExistsError:
-            return
-        except FileNotFoundError:
-            if not above:
-                raise
-            _make_folder(above, root, private=private)
-        else:
-            return
+            with contextlib.suppress(FileExistsError):
+                os.mkdir(folder if self._private else last, dir_fd=fd)
+        finally:
+            if fd != self._root:
+                os.close(fd)
+        self.made[folder] = None
 
 
 def _change_mode(file: str, mode: int, dir_fd: int, *, private: bool) -> None:
