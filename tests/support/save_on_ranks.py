@@ -214,6 +214,8 @@ def refuse(folder: Path) -> None:
     _fails(lambda: save(here / "c", bad), vs.errors.UsageError, "state['x']['y']", "function", "on rank 2 of 4")
     _fails(lambda: save(here / "c", state, attributes={"a": {1}}), vs.errors.UsageError, "JSON")  # type: ignore[arg-type]
     _fails(lambda: save(folder / "values", state), vs.errors.CheckpointExists, "not empty", "on rank 0 of 4")
+    uneven = {"a": [torch.ones(1)] * (1 + rank % 2)}
+    _fails(lambda: save(here / "c", uneven), vs.errors.UsageError, "'a/1'", "a key of its own")
     sparse = {"s": torch.eye(3).to_sparse()}
     _fails(lambda: save(here / "c", sparse), vs.errors.UnsupportedDtype, "a sparse tensor")
     _refuse_in_writer(Writer(here / "c"), state, bad)

@@ -210,6 +210,13 @@ class Writer(StorageWriter):  # type: ignore[misc]  # torch's
                 variables[name] = placeholder(shape, dtype)
             parts.append(part)
         ordered = {name: variables[name] for name in names_in(tree) if name in variables}
+        if lost := [name for name in variables if name not in ordered]:
+            raise UsageError(
+                "some ranks have an array where the first of them has something else",
+                path=self.path,
+                variable=lost[0],
+                hint="what only some ranks have needs a key of its own, in dicts only",
+            )
         coordinator = Coordinator(
             self.path,
             plan_save(ordered, attributes=self._attributes, tree=tree),
