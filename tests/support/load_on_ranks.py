@@ -23,7 +23,7 @@ import varstore as vs
 from support.meshes import MESHES, VALUES, Run, clear, tensors_of
 from support.ranks import end_here, main
 from support.regions import bands, record_regions
-from varstore.adapters.torch_distributed import Reader, load, save
+from varstore.adapters.torch_distributed import Reader, load, reading, save
 
 STEPS = 3
 _runs: dict[str, Run] = {}
@@ -134,6 +134,35 @@ def resume(folder: Path, mesh: str) -> None:
             losses, expected = run.train(STEPS, 2 * STEPS), torch.load(folder / f"losses-{source}.pt")
             torch.testing.assert_close(losses, expected, rtol=1e-4, atol=1e-6)
             assert source != mesh or losses == expected
+
+
+def replaced(folder: Path) -> None:
+    """A save replaces the checkpoint when all ranks have looked at it: all of them load the new one."""
+    rank, path, read_parts = dist.get_rank(), folder / "changing", reading.read_parts
+    calls: list[str] = []
+
+    def write(number: int) -> None:
+        if rank == 0:
+            vs.save_state(path, {"w": torch.full((8, 2), float(number)), "number": number}, overwrite=True)
+        dist.barrier()
+
+    def read(*arguments: Any, **options: Any) -> None:
+        if not calls:
+            dist.barrier()
+            write(2)
+        calls.append("read")
+        read_parts(*arguments, **options)
+
+    write(1)
+    state = {"w": distribute_tensor(torch.zeros(8, 2), DeviceMesh("cpu", list(range(4))), [Shard(0)]), "number": 0}
+    reading.read_parts = read
+    try:
+        load(path, state)
+    finally:
+        reading.read_parts = read_parts
+    assert calls == ["read", "read"]
+    assert torch.equal(state["w"].full_tensor(), torch.full((8, 2), 2.0))
+    assert state["number"] == 2
 
 
 def gone(folder: Path) -> None:
@@ -319,6 +348,7 @@ CASES: dict[str, Callable[[Path], object]] = {
     "tied": tied,
     "objects": objects,
     "rot": rot,
+    "replaced": replaced,
     **{f"save on {mesh}": partial(save_on, mesh=mesh) for mesh in MESHES},
     **{f"what all saved on {mesh}": partial(load_what_all_saved, mesh=mesh) for mesh in MESHES},
     **{f"stop on {mesh}": partial(stop, mesh=mesh) for mesh in MESHES},

@@ -102,6 +102,7 @@ def _checks(variable: Variable) -> Iterator[tuple[int, Job]]:
 
 
 def _read_region(variable: Variable, offsets: Any, sizes: Any) -> None:
+    variable.check_files()  # the manifest alone does not say how much memory is taken
     read_rectangles([(variable, offsets, sizes, np.empty(sizes, variable.dtype))], verify=True, threads=1)
 
 

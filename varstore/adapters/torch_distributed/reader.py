@@ -47,7 +47,8 @@ class Reader(StorageReader):  # type: ignore[misc]  # torch's
     of the variables. Each rank reads its own parts, straight into the memory that tensors have on the host. As torch
     does, values are converted to the types of the tensors, and names that are not asked for are left alone.
 
-    An error is raised on all ranks, in a ``CheckpointException``, which has varstore's in its `failures`.
+    An error is raised on all ranks, in a ``CheckpointException``, which has varstore's in its `failures`; for a
+    checkpoint that cannot be opened, torch's, which quotes it.
 
     Args:
         path: a checkpoint's directory. The ``checkpoint_id`` of ``dcp.load`` takes its place.
