@@ -9,13 +9,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import xxhash
 from click.testing import CliRunner
 from support.regions import bands, flip, record_regions
 
 import varstore as vs
 from varstore.cli import main
-from varstore.errors import DigestMismatch
+from varstore.errors import DigestMismatch, VariableMismatch
+from varstore.layout.graphs import GRAPH
 from varstore.model.into import load_into
+from varstore.values.attached import GivenFile
 
 pytestmark = pytest.mark.core
 
@@ -247,11 +250,21 @@ def test_show_and_ls_name_the_regions(saved):
     assert {one["name"]: len(one["regions"]) for one in listed["variables"]} == HAS
 
 
-def test_a_graph_with_a_copy_of_a_variable_gets_digests_to_compare(saved, values):
-    """What a graph was computed from is compared by digests, so a variable that has regions gets them."""
+def test_what_a_graph_was_computed_from_gets_digests_to_be_compared(saved, values):
+    again, small = saved.parent / "again", np.ascontiguousarray(values["small"])
+
+    def save(digest: str) -> None:
+        said = {"entry": "g", "format": "onnx", "bindings": {}, "folded": {"small": digest}}
+        graph = GivenFile(b"graph", GRAPH, said)
+        vs.save(again, vs.open(saved).select(), files={"g.onnx": graph}, durable=False)
+
+    with pytest.raises(VariableMismatch, match="computed from this variable, whose values are now others"):
+        save("00" * 16)
+    save(xxhash.xxh3_128_hexdigest(small))
+    assert regions(again) == HAS_NONE
+    shutil.rmtree(again)
     flip(saved / "small/out", 0)
     with pytest.raises(DigestMismatch, match="a file is not what its checkpoint says"):
-        vs.save(saved.parent / "again", vs.open(saved).select(), files={"a.txt": b"text"}, durable=False)
-    flip(saved / "small/out", 0)
-    vs.save(saved.parent / "again", vs.open(saved).select(), files={"a.txt": b"text"}, durable=False)
-    assert regions(saved.parent / "again") == HAS_NONE
+        save(xxhash.xxh3_128_hexdigest(small))
+    vs.save(again, vs.open(saved).select(), files={"a.txt": b"text"}, durable=False)
+    assert regions(again) == HAS

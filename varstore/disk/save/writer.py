@@ -38,7 +38,7 @@ from varstore.disk.threads import SLOW, Job, Lane, in_lanes, piece, run, thread_
 from varstore.errors import StorageError, UsageError, VariableMismatch, VarstoreError
 from varstore.layout.collector import collector_paused
 from varstore.layout.encodings import ZARR
-from varstore.layout.graphs import check_copies
+from varstore.layout.graphs import GRAPH, check_copies
 from varstore.layout.location import Identity
 from varstore.layout.manifest import Entry, Manifest, digest_in
 from varstore.layout.shards import DOCUMENT
@@ -203,7 +203,7 @@ class _Writer:
             batch,
             make,
             shares=plan.links,
-            are_compared=bool(plan.files),
+            are_compared=GRAPH in map(attrgetter("kind"), plan.files),
         )
         self._advance = advance
         self._encoded: EncodedFiles | None = None
