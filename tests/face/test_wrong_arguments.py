@@ -54,7 +54,7 @@ STORE = {
     "foreign": "error",
 }
 SAVE = {**STORE, "manifest": True, "links": True, "encoding": None, "threads": 1, "progress": None}
-PACK = {"overwrite": False, "durable": True, "threads": 1, "progress": None}
+PACK = {"verify": True, "overwrite": False, "durable": True, "threads": 1, "progress": None}
 CHOICE = {"include": "w", "exclude": "b", "rename": {"w": "v"}}
 READ = {"verify": True, "threads": 1, "progress": None}
 

@@ -275,7 +275,7 @@ def test_a_record_of_distributed_checkpoints_is_kept_and_quoted_apart(tmp_path):
     assert records.newest(tmp_path / "results" / "distributed") == record
     shown = readme.quoted("distributed", (tmp_path / "README.md").read_text())
     assert "--distributed --rounds 3" in shown
-    assert "| load 3,000 variables of 4 KiB | 2.000 | 4.000 | 1.000 |" in shown
+    assert "|load 3,000 variables of 4 KiB|2.000|4.000|1.000|" in shown
 
 
 def test_what_packing_is_to_reach_is_checked():

@@ -70,7 +70,8 @@ def run_examples():
 
 def test_every_block_is_of_a_known_kind():
     own = {"sh", "python", "text", "console"}
-    frameworks = {f"python {name}" for name in ("torch", "jax", "transformers", "lightning", "mindspore", "paddle")}
+    names = ("torch", "torchrun", "jax", "transformers", "lightning", "mindspore", "paddle")
+    frameworks = {f"python {name}" for name in names}
     assert {language for _, language, _ in blocks()} == own | frameworks
 
 

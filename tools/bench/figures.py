@@ -158,13 +158,13 @@ def _table(record: Record, tasks: Mapping[str, str], peers: Mapping[str, str]) -
     """Yield the lines of the table: a column per candidate that took part, a row per task that was run."""
     rows = {title: record.rows[task].figures for task, title in tasks.items() if task in record.rows}
     columns = {name: title for name, title in peers.items() if any(name in row for row in rows.values())}
-    yield "| " + " | ".join(["seconds, median", *columns.values(), "limit"]) + " |"
+    yield "|".join(["", "seconds, median", *columns.values(), "limit", ""])
     yield "|---" * (len(columns) + 2) + "|"
     for title, row in rows.items():
         limits = [figure.median for name, figure in row.items() if name.startswith(LIMIT)]
         medians = [row[name].median if name in row else None for name in columns]
         cells = [_seconds(median) for median in (*medians, min(limits, default=None))]
-        yield "| " + " | ".join([title, *cells]) + " |"
+        yield "|".join(["", title, *cells, ""])
 
 
 def _seconds(value: float | None) -> str:

@@ -50,6 +50,7 @@ __all__ = [
     "PendingSave",
     "WhenBusy",
     "calling",
+    "ending_of",
     "in_signal_handler",
     "is_interrupting",
     "save_async",
@@ -198,6 +199,11 @@ class PendingSave:
     def __repr__(self) -> str:
         state = "running" if not self.done() else "failed" if self._ending.error else "done"
         return f"<PendingSave {self.path!r}: {state}>"
+
+
+def ending_of(pending: PendingSave) -> Ending:
+    """Return what a save is told with how it ended."""
+    return pending._ending
 
 
 class _Turn:

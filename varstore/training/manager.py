@@ -21,7 +21,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from types import TracebackType
-from typing import Any, SupportsFloat, Unpack, cast
+from typing import Any, SupportsFloat, TypeVar, Unpack, cast
 
 from varstore.disk.read.checkpoint import Checkpoint, attempts, has_open_handle
 from varstore.disk.save.leftovers import clean_staging, set_aside
@@ -48,6 +48,7 @@ from varstore.training.background import (
     PendingSave,
     WhenBusy,
     calling,
+    ending_of,
     in_signal_handler,
     is_interrupting,
 )
@@ -67,6 +68,7 @@ from varstore.training.retention import Retention, decide, last_run, next_run, s
 from varstore.training.series import KEY, Member, Record, Series, Taken, check_files, open_step, require_manifest
 from varstore.training.state import load_state
 from varstore.training.tensors import MapLocation
+from varstore.training.together import Ranks
 from varstore.training.tree import flatten, prune
 from varstore.values.arguments import checked
 from varstore.values.attached import FileContent, is_usable
@@ -79,11 +81,14 @@ _NAMED = 50
 _ROWS = 100
 """Steps that a notebook shows."""
 _log = logging.getLogger("varstore")
+_Result = TypeVar("_Result")
 
 _LIKE = "varstore.adapters.jax"
 """Restores into the structure of a pytree."""
 _GRAPHS = "varstore.bundles.together"
 """Gives the graphs of a checkpoint for new values."""
+_RANKS = "varstore.adapters.torch_distributed.managing"
+"""Saves and loads for a manager that several ranks share."""
 
 
 class CheckpointManager:
@@ -112,6 +117,10 @@ class CheckpointManager:
         budget: as for `varstore.save_async`.
         prefix: what the names of the folders begin with; the step follows.
         clock: a function that returns the time in seconds since the epoch.
+        process_group: a process group of torch.distributed, such as ``torch.distributed.group.WORLD``, whose ranks
+            save each step together, as `varstore.adapters.torch_distributed.save` does. Every rank makes a manager with
+            the same arguments, and each call except ``repr`` on all of them. The first rank decides what is saved,
+            deleted and latest, and tells the others. Nothing is linked, and of `save_options` there is `durable` only.
         save_options: `durable`, `threads`, `progress`, `variable_attributes`, `files` and `links` of `varstore.save`,
             for every save. Files that did not change are linked to those of the latest step.
 
@@ -145,6 +154,7 @@ class CheckpointManager:
         budget: int | None = None,
         prefix: str = "step-",
         clock: Callable[[], float] = time.time,
+        process_group: Any = None,
         **save_options: Unpack[RunOptions],
     ) -> None:
         check_options(save_options, RunOptions, "CheckpointManager()")
@@ -159,7 +169,9 @@ class CheckpointManager:
         self._keep = keep_of(keep, field="keep")
         self._keep_parts = _parts(keep_parts)
         self._link_unchanged = link_unchanged
-        self._saver = BackgroundSaver() if background else None
+        self._ranks = _ranks_of(process_group, save_options)
+        self._background = background
+        self._saver = BackgroundSaver() if background and self._ranks is None else None
         self._when_busy: WhenBusy = when_busy
         self._budget = budget
         self._clock = clock
@@ -169,6 +181,10 @@ class CheckpointManager:
         self._in_child()
         tell_children(self, CheckpointManager._in_child)
         self._warned: set[str] = set()
+        self._last: Saved | None = self._decided(self._begin)
+
+    def _begin(self) -> Saved | None:
+        """Clean the directory, warn of what the next save would delete, and return the last step."""
         if os.path.isdir(self.directory):
             cleaned = clean_staging(self.directory)
             for path in cleaned:
@@ -176,8 +192,12 @@ class CheckpointManager:
             for path, whose in cleaned.kept.items():
                 _log.info("kept %s, which belongs to %s", path, whose)
         members = self._series.members()
-        self._last = members[-1].saved if members else None
         self._warn_of_deletions(members)
+        return members[-1].saved if members else None
+
+    def _decided(self, decide: Callable[[], _Result]) -> _Result:
+        """Return what the first rank decides, or this process, if the manager is its own."""
+        return decide() if self._ranks is None else self._ranks.decided(decide)
 
     def __repr__(self) -> str:
         try:
@@ -237,14 +257,14 @@ class CheckpointManager:
 
         Each has `step`, `time`, `metrics` and `path`, and can be given to `open`, `load` and `load_state` as a path.
         """
-        return tuple(member.saved for member in self._series.members())
+        return self._decided(lambda: tuple(member.saved for member in self._series.members()))
 
     def latest(self) -> Saved | None:
         """Return the complete checkpoint with the highest step, None if there is none.
 
         A step is passed over, with a warning, if one of its files is not there or not as long as it was saved.
         """
-        return self._latest(self._series.members())
+        return self._decided(lambda: self._latest(self._series.members()))
 
     def _latest(self, members: list[Member]) -> Saved | None:
         for member in reversed(members):
@@ -282,12 +302,14 @@ class CheckpointManager:
         Among them are steps that are not whole: without their marker, or without a manifest that can be read. They are
         never deleted, and ``save(step, state, overwrite=True)`` replaces them.
         """
-        return self._series.others()
+        return self._decided(self._series.others)
 
     @checked
     def should_save(self, step: int) -> bool:
         """Tell whether the policies want this step saved and it is not saved yet."""
-        step = _number_of(step)
+        return self._decided(partial(self._should_save, _number_of(step)))
+
+    def _should_save(self, step: int) -> bool:
         if not self._save_when.should_save(step, self._clock(), self._last):
             return False
         return (self._last is None or self._last.step != step) and not os.path.lexists(self._series.path(step))
@@ -334,15 +356,16 @@ class CheckpointManager:
         saved = Saved(step=step, time=self._clock(), metrics=_numbers(metrics), path=path)
         if attributes and KEY in attributes:
             raise UsageError("it holds the manager's record", field=f"attributes[{KEY!r}]", hint="use another key")
+        if self._ranks is not None:
+            if files is not None or graphs_from is not None:
+                raise UsageError("several processes attach no files", field="graphs_from" if files is None else "files")
+            return self._save_together(self._ranks, saved, state, attributes, overwrite=overwrite)
         flat = flatten(state)
         hurries = self._hurries()
         is_told = self._pending is not None and self._pending.is_told
         if not hurries and (self._saver is None or self._when_busy == "wait" or is_told):
             self._finish_pending()
-        if not overwrite and os.path.lexists(path):
-            why = self._series.others().get(os.path.basename(path))
-            problem = "this step is saved already" if why is None else f"its name is taken: {why}"
-            raise CheckpointExists(problem, path=path, hint="pass overwrite=True to replace it")
+        self._check_free(path, overwrite=overwrite)
         members = self._series.members()
         record = self._record(saved, members)
         options: SaveOptions = {
@@ -386,6 +409,41 @@ class CheckpointManager:
             self._tell()
         return pending
 
+    def _check_free(self, path: str, *, overwrite: bool) -> None:
+        if not overwrite and os.path.lexists(path):
+            why = self._series.others().get(os.path.basename(path))
+            problem = "this step is saved already" if why is None else f"its name is taken: {why}"
+            raise CheckpointExists(problem, path=path, hint="pass overwrite=True to replace it")
+
+    def _save_together(
+        self, ranks: Ranks, saved: Saved, state: Any, attributes: Mapping[str, Any] | None, *, overwrite: bool
+    ) -> PendingSave:
+        """Save a step with the other ranks; the first one decides whether, and what its record is."""
+
+        def begin() -> tuple[Saved, dict[str, Any]]:
+            self._check_free(saved.path, overwrite=overwrite)
+            return saved, self._record(saved, self._series.members()).as_json(saved.step)
+
+        self._finish_pending()
+        saved, record = ranks.decided(begin)
+        save = ranks.save_async if self._background else ranks.save
+        pending = save(
+            saved.path,
+            state,
+            attributes={**(attributes or {}), KEY: record},
+            overwrite=overwrite,
+            durable=self._save_options.get("durable", True),
+        )
+        self._last = saved
+        if pending is not None:
+            self._pending = ending_of(pending)
+            self._tell()
+            return pending
+        ranks.decided(partial(self._prune_after, saved))
+        ending = Ending()
+        ending.tell()
+        return PendingSave(locate(saved.path), ending)
+
     def _hurries(self) -> bool:
         """Tell whether a save is one in a signal handler that must not wait for the one before it."""
         pending = self._pending
@@ -425,7 +483,8 @@ class CheckpointManager:
                 not whole, a warning is logged, and the one before it is tried, and so on.
             map_location: as for `varstore.load_state`.
             like: a pytree of jax with the wanted structure, as for `varstore.adapters.jax.load`, which loads into it.
-                The other options are not for it.
+                The other options are not for it. With a process group: the state to load into, in place, as for
+                `varstore.adapters.torch_distributed.load`; without it, every rank loads the whole state.
             load_options: `verify`, `threads` and `progress`, as for `varstore.load`.
 
         Raises:
@@ -436,22 +495,27 @@ class CheckpointManager:
         """
         if like is not None and (map_location is not None or load_options):
             raise UsageError("like has its own devices and options", field="like", hint="leave out the other options")
+        restored = _restored if self._ranks is None else self._ranks.restored
         if step is not None:
             path = step.path if isinstance(step, Saved) else self._series.path(_number_of(step))
-            return _restored(path, map_location, like, load_options)
+            return restored(path, map_location, like, load_options)
         failures = []
-        for taken in reversed(self._series.taken()):
-            error = taken.found
-            if isinstance(error, Member):
+        for number, path, error in self._decided(self._to_try):
+            if error is None:
                 try:
-                    return _restored(taken.path, map_location, like, load_options)
+                    return restored(path, map_location, like, load_options)
                 except _NOT_WHOLE as caught:
                     error = caught
-            failures.append(f"step {taken.step}: {error}")
-            _log.warning("step %d cannot be restored; trying the one before it: %s", taken.step, error)
+            failures.append(f"step {number}: {error}")
+            _log.warning("step %d cannot be restored; trying the one before it: %s", number, error)
         if failures:
             raise CheckpointNotFound("no step of this run can be restored", rows=failures, path=self.directory)
         raise CheckpointNotFound("there is no complete checkpoint of this run", path=self.directory)
+
+    def _to_try(self) -> list[tuple[int, str, VarstoreError | None]]:
+        """Return the number and path of each step, the highest first, and why it is none of the run's, if so."""
+        taken = reversed(self._series.taken())
+        return [(one.step, one.path, None if isinstance(one.found, Member) else one.found) for one in taken]
 
     def wait(self) -> None:
         """Wait until everything is written and deleted.
@@ -465,7 +529,7 @@ class CheckpointManager:
         if is_interrupting():
             return
         self._finish_pending()
-        self._remove()
+        self._decided(self._remove)
         self._tell()
 
     def _finish_pending(self) -> None:
@@ -476,13 +540,23 @@ class CheckpointManager:
         with calling():
             pending.wait()
         self._pending = None
-        if pending.error is not None:
-            self._last = self.latest()  # the step is not saved, and may be tried again
-            if not pending.is_raised:
-                self._untold.append(pending.error)
+        self._last = self._decided(partial(self._ended, pending))
+
+    def _ended(self, pending: Ending) -> Saved | None:
+        """Return the last step that is saved, now that a background save has ended."""
+        if pending.error is None:
+            if self._ranks is not None and self._last is not None:
+                self._prune_after(self._last)  # otherwise its thread has done this
+            return self._last
+        if not pending.is_raised:
+            self._untold.append(pending.error)
+        return self._latest(self._series.members())  # the step may be tried again
 
     def _tell(self) -> None:
-        """Raise an error that nobody has heard of."""
+        """Raise an error that nobody has heard of; ranks hear of those of the first one."""
+        self._decided(self._tell_here)
+
+    def _tell_here(self) -> None:
         if self._untold:
             raise self._untold.pop(0)
 
@@ -508,7 +582,7 @@ class CheckpointManager:
         Returns:
             What was kept, deleted, held and trimmed, with the reasons; `print` shows it.
         """
-        return self._prune(dry_run=dry_run)
+        return self._decided(partial(self._prune, dry_run=dry_run))
 
     def _prune_after(self, saved: Saved) -> None:
         if self._keep is not None or self._keep_parts:
@@ -569,6 +643,12 @@ class CheckpointManager:
         number = step.step if isinstance(step, Saved) else _number_of(step)
         self._finish_pending()
         self._tell()
+        retention = self._decided(partial(self._rewind, number))
+        self._last = self.latest()
+        self._warned.discard("step back")
+        return retention
+
+    def _rewind(self, number: int) -> Retention:
         with calling(), self._pruning:
             taken = self._series.taken()
             stay = [one.found for one in taken if isinstance(one.found, Member) and one.step <= number]
@@ -582,8 +662,6 @@ class CheckpointManager:
             self._delete(deleted)
             if mark is not None:
                 self._rewrite(*mark)
-        self._last = self.latest()
-        self._warned.discard("step back")
         kept = {member.saved.step: f"not later than step {number}" for member in stay}
         return Retention(kept=kept, deleted=dict(sorted(deleted.items())), held={}, trimmed={})
 
@@ -673,6 +751,14 @@ def _restored(path: str, map_location: MapLocation, like: Any, options: LoadOpti
                 return importlib.import_module(_LIKE).load(checkpoint, like)
             return load_state(checkpoint, map_location=map_location, **options)
     raise AssertionError  # attempts end with an error
+
+
+def _ranks_of(process_group: Any, options: RunOptions) -> Ranks | None:
+    if process_group is None:
+        return None
+    if refused := options.keys() - {"durable"}:
+        raise UsageError("several processes save without this", field=min(refused), hint="leave it out")
+    return cast(Ranks, importlib.import_module(_RANKS).RunRanks(process_group))
 
 
 def _directory(path: str) -> str:

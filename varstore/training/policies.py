@@ -14,8 +14,9 @@ import operator
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from types import MappingProxyType
-from typing import Literal, TypeAlias, get_args
+from typing import Any, Literal, TypeAlias, get_args
 
 from varstore.errors import UsageError
 
@@ -56,6 +57,10 @@ class Saved:
 
     def __fspath__(self) -> str:
         return self.path
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        same = partial(type(self), step=self.step, time=self.time, metrics=dict(self.metrics), path=self.path)
+        return same, ()  # a view of a dict cannot be pickled
 
 
 class When(ABC):

@@ -66,12 +66,9 @@ class Ranks:
         outcome = _Outcome()
         try:
             outcome = _Outcome(result=do())
-        except VarstoreError as error:
-            own = error
-            outcome = _Outcome(error=_portable(error), is_passing=is_passing is not None and is_passing(error))
         except BaseException as error:  # Ctrl-C too: the other ranks wait for this one
             own = error
-            outcome = _Outcome(other=f"{type(error).__name__}: {error}")
+            outcome = _outcome_of(error, is_passing)
         try:
             outcomes = self._gathered(outcome)
         except RuntimeError as error:
@@ -84,6 +81,37 @@ class Ranks:
         if failure is not None:
             raise failure from own
         return [outcome.result for outcome in outcomes]
+
+    def decided(self, decide: Callable[[], Result]) -> Result:
+        """Return on every rank what a function returns on the first one; one message goes to each.
+
+        Raises:
+            Exception: what it raises on the first one; the others raise that if it is varstore's.
+            StorageError: a process has ended, or does not take part.
+        """
+        own: BaseException | None = None
+        told: list[Any] = [None]
+        if self.rank == 0:
+            try:
+                told = [_Outcome(result=decide())]
+            except BaseException as error:  # Ctrl-C too: the other ranks wait for this one
+                own = error
+                told = [_outcome_of(error)]
+        try:
+            if self.size > 1:
+                in_own_group(
+                    lambda group: dist.broadcast_object_list(told, group=group, group_src=0), self._group, about="runs"
+                )
+        except RuntimeError as error:
+            raise own or lost(error, _ALL_CALL) from (None if own else error)
+        if own is not None:
+            raise own
+        outcome: _Outcome = told[0]
+        failure = self._failure([outcome])
+        if failure is not None:
+            raise failure
+        result: Result = outcome.result
+        return result
 
     def _gathered(self, outcome: _Outcome) -> Sequence[_Outcome]:
         if self.size == 1:
@@ -114,6 +142,12 @@ def threads_beside(ranks: int) -> int:
     except (KeyError, ValueError):
         here = ranks
     return max(1, thread_count(None) // max(1, min(here, ranks)))
+
+
+def _outcome_of(error: BaseException, is_passing: Callable[[VarstoreError], bool] | None = None) -> _Outcome:
+    if not isinstance(error, VarstoreError):
+        return _Outcome(other=f"{type(error).__name__}: {error}")
+    return _Outcome(error=_portable(error), is_passing=is_passing is not None and is_passing(error))
 
 
 def _portable(error: VarstoreError) -> VarstoreError:

@@ -7,6 +7,7 @@ last, when every rank has read its part.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import time
 from collections.abc import Iterator
@@ -116,7 +117,12 @@ def load(
     choice: Choice = {"include": include, "exclude": exclude, "rename": rename}
     demands = Demands(strict=strict, missing=missing, must_fit=True)
     ranks = Ranks(process_group)
-    loading = _Loading(path, state, choice, demands, verify, ranks)
+    with contextlib.closing(_Loading(path, state, choice, demands, verify, ranks)) as loading:
+        return _loaded(loading, ranks)
+
+
+def _loaded(loading: _Loading, ranks: Ranks) -> LoadReport:
+    """Load until the checkpoint stays the same meanwhile."""
     disagreements = 0
     for _ in range(_ATTEMPTS):
         identities = ranks.together(loading.open)
@@ -175,10 +181,20 @@ class _Loading:
         self._threads = threads_beside(ranks.size)
         self.path = path.path if isinstance(path, Checkpoint) else str(path)
         self._is_surveyed = False
+        self._opened: Checkpoint | None = None
+
+    def close(self) -> None:
+        """Close what was opened here; an error, which refers to it, may be kept for long."""
+        if self._opened is not None:
+            self._opened.close()
 
     def open(self) -> bytes:
         """Open the checkpoint, and return what tells it from others."""
-        self._checkpoint = self._given if isinstance(self._given, Checkpoint) else open_checkpoint(self._given)
+        self.close()
+        if isinstance(self._given, Checkpoint):
+            self._checkpoint = self._given
+        else:
+            self._checkpoint = self._opened = open_checkpoint(self._given)
         self.path = self._checkpoint.path
         return _identity(self._checkpoint)
 

@@ -54,7 +54,7 @@ _SCALED = "mgb_dtype"
 _SHOWN = 100
 _MERGED = 28
 """The number of elements up to which MegEngine keeps equal values once."""
-_RENAMED = "dump the graph with optimize_for_inference=False, which keeps the names of all values; or leave it out"
+_RENAMED = "dump the graph with `optimize_for_inference=False`, which keeps the names of all values; or leave it out"
 _ONLY_SHAPES = "GetVarShape"
 """How the types of operators begin that do not use the values of their inputs."""
 
@@ -164,7 +164,7 @@ def _values(source: Source, budget: Budget) -> list[_Value]:
                     "two values in the graph have the same name" if name else "the graph was dumped without names",
                     path=source.path,
                     variable=name[:_SHOWN] or None,
-                    hint=None if name else "dump it with keep_var_name=1, which is the default",
+                    hint=None if name else "dump it with `keep_var_name=1`, which is the default",
                 )
             budget.charge(ARRAY + 4 * len(name))
             found[name] = by_output[output] = _Value(name, span, _array(source, tensor, span, name))
@@ -184,7 +184,7 @@ def _model(source: Source) -> Table:
             else "this is not a graph that MegEngine dumped",
             path=source.path,
             expected="a dump of the format FBS_V2",
-            hint="dump it again with dump_format='FBS_V2', or save the module's state_dict() with megengine.save"
+            hint="dump it again with `dump_format='FBS_V2'`, or save the module's state_dict() with megengine.save"
             if is_old
             else None,
         )
