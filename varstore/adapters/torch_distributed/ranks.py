@@ -100,7 +100,7 @@ class Ranks:
         try:
             if self.size > 1:
                 in_own_group(
-                    lambda group: dist.broadcast_object_list(told, group=group, group_src=0), self._group, about="runs"
+                    lambda group: dist.broadcast_object_list(told, group=group, group_src=0), self._group, about="loads"
                 )
         except RuntimeError as error:
             raise own or lost(error, _ALL_CALL) from (None if own else error)
