@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import random
 import socket
 import subprocess
 import sys
@@ -151,7 +153,7 @@ from varstore.adapters import jax as vj
 
 address, process = sys.argv[1], int(sys.argv[2])
 jax.config.update("jax_cpu_collectives_implementation", "gloo")
-jax.distributed.initialize(address, 2, process)
+jax.distributed.initialize(address, 2, process, initialization_timeout=60)
 MESHES = {"4x1": (4, 1), "2x2": (2, 2), "1x4": (1, 4)}
 place = lambda mesh, *spec: NamedSharding(
     Mesh(np.array(jax.devices()).reshape(MESHES[mesh]), ("r", "c")), PartitionSpec(*spec)
@@ -170,9 +172,7 @@ def same(array, expected):
 
 def run_two(folder: Path, script: str, *arguments: str) -> list[tuple[int, str]]:
     """Run a script in two processes of one program, of two devices each; return the exit status and output of each."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        address = f"127.0.0.1:{free.getsockname()[1]}"
+    address = f"127.0.0.1:{free_port()}"
     env = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=2"}
     env["PYTHONPATH"] = os.pathsep.join([str(Path(vs.__file__).parents[1]), os.environ.get("PYTHONPATH", "")])
     started = [
@@ -185,8 +185,21 @@ def run_two(folder: Path, script: str, *arguments: str) -> list[tuple[int, str]]
         )
         for process in range(2)
     ]
-    printed = [process.communicate(timeout=120)[0] for process in started]
+    try:
+        printed = [process.communicate(timeout=240)[0] for process in started]
+    finally:
+        for process in started:
+            process.kill()
+            process.communicate()
     return [(process.returncode, text) for process, text in zip(started, printed, strict=True)]
+
+
+def free_port() -> int:
+    """Return a port that is free, and that the system does not give to connections in the meantime."""
+    while True:
+        with socket.socket() as free, contextlib.suppress(OSError):
+            free.bind(("127.0.0.1", random.randrange(20000, 32000)))
+            return int(free.getsockname()[1])
 
 
 LOADING = """
@@ -275,7 +288,8 @@ import jax.numpy as jnp
 import ml_dtypes
 from varstore.disk.save import together
 
-whole, part = spread(np.arange(6.0, dtype=np.float32), place("2x2")), spread(np.arange(4), place("4x1", "r"))
+whole = spread(np.arange(6, dtype=np.float32), place("2x2"))
+part = spread(np.arange(4, dtype=np.int16), place("4x1", "r"))
 assert not whole.is_fully_addressable
 for save in (vs.save, vj.save):
     save(f"own-{process}/{save.__module__}", {"w": whole})
@@ -345,9 +359,10 @@ SharedFile.write, write = full if process else SharedFile.write, SharedFile.writ
 refused(tree, overwrite=True)
 SharedFile.write = write
 refused(tree, path=f"own-{process}/c")
-if process == 1:
-    time.sleep(2)
+while process and not os.path.exists("own-0/is-late"):
+    time.sleep(0.05)
 refused(tree, path="after", timeout=1)
+open(f"own-{process}/is-late", "w").close()
 refused(tree, path="after")
 if process:
     os.chmod("after/w/out", 0o600)
@@ -390,7 +405,7 @@ def test_a_checkpoint_of_several_processes_loads_on_every_mesh(tmp_path: Path) -
     assert sorted(path.name for path in tmp_path.iterdir()) == [
         "after", "c-1x4", "c-2x2", "c-4x1", "own-0", "own-1"
     ]  # fmt: skip
-    assert [len([*(tmp_path / f"own-{process}").iterdir()]) for process in range(2)] == [2, 2]
+    assert [len([*(tmp_path / f"own-{process}").iterdir()]) for process in range(2)] == [3, 3]
     w, keys = np.arange(96, dtype="f4").reshape(8, 12), jax.random.split(jax.random.key(3), 4)
     for mesh in MESHES:
         path = tmp_path / f"c-{mesh}"
