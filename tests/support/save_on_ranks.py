@@ -26,6 +26,7 @@ import varstore as vs
 from support.meshes import MESHES, VALUES, Run, tensors_of, whole
 from support.ranks import main
 from varstore.adapters.torch_distributed import Writer, load, save, save_async
+from varstore.disk.save.together import Participant
 from varstore.values.nodes import replaced
 
 
@@ -206,6 +207,26 @@ def _refuse_in_writer(writer: Writer, state: Any, bad: Any) -> None:
     _fails(lambda: dcp.save(state, storage_writer=Writer()), CheckpointException, "there is no path")
 
 
+def give_up(folder: Path) -> None:
+    """Have one rank fail, of which torch does not tell the writer of rank 0; then save with the same writer."""
+    mesh = DeviceMesh("cpu", range(dist.get_world_size()))
+    state = {"w": distribute_tensor(torch.ones(8, 5), mesh, [Shard(0)])}
+    (folder / "given").mkdir(exist_ok=True)
+    writer = Writer(folder / "given" / "up")
+    for rank in (0, 2):
+        with pytest.MonkeyPatch.context() as patch:
+            if dist.get_rank() == rank:
+                patch.setattr(Participant, "finish", lambda _: os.stat("/nowhere"))
+            _fails(lambda: dcp.save(state, storage_writer=writer), CheckpointException, "/nowhere")
+        gc.collect()
+        dist.barrier()
+        assert os.listdir(folder / "given") == []
+        dist.barrier()
+    dcp.save(state, storage_writer=writer)
+    assert os.listdir(folder / "given") == ["up"]
+    dist.barrier()
+
+
 def refuse(folder: Path) -> None:
     rank = dist.get_rank()
     state = {"w": torch.ones(3), "epoch": 3}
@@ -269,6 +290,7 @@ CASES = {
     "values": save_values,
     **{f"write {how}": partial(write, how=how) for how in ("plain", "id", "flat", "async")},
     "refuse": refuse,
+    "give up": give_up,
     "in background": in_background,
     "overwrite": overwrite,
 }

@@ -245,23 +245,30 @@ class Writer(StorageWriter):  # type: ignore[misc]  # torch's
             UsageError: a value is not data, or the planner is not one whose values can be looked at.
             OutOfSpace, StorageError: see `varstore.save`.
         """
-        assert self.path is not None
         if getattr(planner, "_enable_plan_caching", False):
             raise self._cached()
         order: _Order = plan.storage_data
-        values = self._values(plan, planner)
-        participant = Participant(self.path, order.ticket)
         try:
-            participant.write(self._parts(plan, planner, order))
-            report = participant.finish()
-        finally:
-            participant.close()
+            values = self._values(plan, planner)
+            report = self._write(plan, planner, order)
+        except BaseException:
+            self.abort()  # torch does not tell even the coordinator of its own failure
+            raise
         results = _Results([WriteResult(_NONE, len(report), _Done(report, values))])
         if self._held:
             weakref.finalize(results, _give_up, self._held, os.getpid(), list(self._held))
         done: Future[list[WriteResult]] = Future()
         done.set_result(results)
         return done
+
+    def _write(self, plan: SavePlan, planner: SavePlanner, order: _Order) -> str:
+        assert self.path is not None
+        participant = Participant(self.path, order.ticket)
+        try:
+            participant.write(self._parts(plan, planner, order))
+            return participant.finish()
+        finally:
+            participant.close()
 
     def _values(self, plan: SavePlan, planner: SavePlanner) -> dict[str, Any]:
         """Return the values that are not tensors, looked at: they have to be data."""
