@@ -76,6 +76,8 @@ def an_error_of_the_first_rank_is_one_of_all(folder: Path) -> None:
     for _ in range(2):
         with pytest.raises(CheckpointExists, match="this step is saved already"):
             manager.save(7, _state(7))
+    with pytest.raises(UsageError, match=r"metrics\['loss'\]"):
+        manager.save(9, _state(9), metrics={"loss": "low" if dist.get_rank() == 0 else 1})
     assert not manager.should_save(7)
     assert manager.should_save(9)
     assert sorted(manager.rewind(7).deleted) == [8]

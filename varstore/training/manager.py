@@ -35,6 +35,7 @@ from varstore.errors import (
     UsageError,
     VarstoreError,
 )
+from varstore.layout.manifest import kept_attributes
 from varstore.model.options import LoadOptions, Path, RunOptions, SaveOptions, check_options
 from varstore.model.store import save
 from varstore.storage.directory import locate
@@ -351,15 +352,12 @@ class CheckpointManager:
                 type; or a value in a graph was computed from one that changed.
             InvalidName, UnsupportedDtype, StorageError: see `varstore.save_state`.
         """
-        step = _number_of(step)
-        path = self._series.path(step)
-        saved = Saved(step=step, time=self._clock(), metrics=_numbers(metrics), path=path)
-        if attributes and KEY in attributes:
-            raise UsageError("it holds the manager's record", field=f"attributes[{KEY!r}]", hint="use another key")
         if self._ranks is not None:
             if files is not None or graphs_from is not None:
                 raise UsageError("several processes attach no files", field="graphs_from" if files is None else "files")
-            return self._save_together(self._ranks, saved, state, attributes, overwrite=overwrite)
+            return self._save_together(self._ranks, step, state, metrics, attributes, overwrite=overwrite)
+        saved = self._saved(step, metrics, attributes)
+        step, path = saved.step, saved.path
         flat = flatten(state)
         hurries = self._hurries()
         is_told = self._pending is not None and self._pending.is_told
@@ -409,6 +407,19 @@ class CheckpointManager:
             self._tell()
         return pending
 
+    def _saved(
+        self, step: int, metrics: Mapping[str, SupportsFloat] | None, attributes: Mapping[str, Any] | None
+    ) -> Saved:
+        """Return what a step will be known as.
+
+        Raises:
+            UsageError: what is given cannot be used.
+        """
+        step = _number_of(step)
+        if attributes and KEY in attributes:
+            raise UsageError("it holds the manager's record", field=f"attributes[{KEY!r}]", hint="use another key")
+        return Saved(step=step, time=self._clock(), metrics=_numbers(metrics), path=self._series.path(step))
+
     def _check_free(self, path: str, *, overwrite: bool) -> None:
         if not overwrite and os.path.lexists(path):
             why = self._series.others().get(os.path.basename(path))
@@ -416,21 +427,30 @@ class CheckpointManager:
             raise CheckpointExists(problem, path=path, hint="pass overwrite=True to replace it")
 
     def _save_together(
-        self, ranks: Ranks, saved: Saved, state: Any, attributes: Mapping[str, Any] | None, *, overwrite: bool
+        self,
+        ranks: Ranks,
+        step: int,
+        state: Any,
+        metrics: Mapping[str, SupportsFloat] | None,
+        attributes: Mapping[str, Any] | None,
+        *,
+        overwrite: bool,
     ) -> PendingSave:
-        """Save a step with the other ranks; the first one decides whether, and what its record is."""
+        """Save a step with the other ranks; the first one decides whether, and what is recorded of it."""
 
         def begin() -> tuple[Saved, dict[str, Any]]:
+            saved = self._saved(step, metrics, attributes)
             self._check_free(saved.path, overwrite=overwrite)
-            return saved, self._record(saved, self._series.members()).as_json(saved.step)
+            record = self._record(saved, self._series.members()).as_json(saved.step)
+            return saved, {**kept_attributes(attributes), KEY: record}
 
         self._finish_pending()
-        saved, record = ranks.decided(begin)
+        saved, said = ranks.decided(begin)
         save = ranks.save_async if self._background else ranks.save
         pending = save(
             saved.path,
             state,
-            attributes={**(attributes or {}), KEY: record},
+            attributes=said,
             overwrite=overwrite,
             durable=self._save_options.get("durable", True),
         )
