@@ -18,13 +18,32 @@ from support.ranks import run_ranks
 
 
 @pytest.fixture(scope="module")
-def results(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    return run_ranks(Path(save_on_ranks.__file__), 4, tmp_path_factory.mktemp("ranks"))
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return Path(tmp_path_factory.mktemp("ranks"))
+
+
+@pytest.fixture(scope="module")
+def results(folder: Path) -> dict[str, str]:
+    return run_ranks(Path(save_on_ranks.__file__), 4, folder)
 
 
 @pytest.mark.parametrize("case", save_on_ranks.CASES)
 def test_on_four_ranks(results: dict[str, str], case: str) -> None:
     assert results.get(case, "not begun") == ""
+
+
+def test_oneflow_loads_what_ranks_saved(results: dict[str, str], folder: Path) -> None:
+    python = Path(os.environ.get("VARSTORE_ENVS", ROOT / ".envs")) / "oneflow/bin/python"
+    if not python.exists():
+        pytest.skip("no environment oneflow: run tools/make_envs.sh oneflow")
+    assert results["flat"] == ""
+    code = "import sys, oneflow as flow\nfound = flow.load(sys.argv[1])\n"
+    code += "print(*sorted(found), [array.numpy().tolist() for array in found.values()])"
+    command = [python, "-W", "ignore", "-c", code, folder / "for-oneflow"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-2000:]
+    whole = [[float(7 * row + column) for column in range(7)] for row in range(12)]
+    assert done.stdout.splitlines()[-1] == f"columns rows {[whole, whole]}"
 
 
 @pytest.fixture(scope="module")

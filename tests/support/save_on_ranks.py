@@ -285,6 +285,16 @@ def overwrite(folder: Path) -> None:
     dist.barrier()
 
 
+def flat(folder: Path) -> None:
+    """Save rows and columns under names without ``/``, as OneFlow has them."""
+    mesh, values = DeviceMesh("cpu", range(dist.get_world_size())), torch.arange(84.0).reshape(12, 7)
+    state = {
+        "rows": distribute_tensor(values, mesh, [Shard(0)]),
+        "columns": distribute_tensor(values, mesh, [Shard(1)]),
+    }
+    save(folder / "for-oneflow", state, durable=False)
+
+
 CASES = {
     **{f"save {mesh}": partial(save_mesh, mesh=mesh) for mesh in MESHES},
     "values": save_values,
@@ -293,6 +303,7 @@ CASES = {
     "give up": give_up,
     "in background": in_background,
     "overwrite": overwrite,
+    "flat": flat,
 }
 
 if __name__ == "__main__":
