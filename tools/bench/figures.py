@@ -122,7 +122,7 @@ def distributed_figures(record: Record) -> str:
 
 
 def _packed_table(record: Record) -> Iterator[str]:
-    yield "| | stored / raw | packing, GB/s | loading, GB/s | 4 KiB of a variable, ms |"
+    yield "||stored / raw|packing, GB/s|loading, GB/s|4 KiB of a variable, ms|"
     yield "|---" * 5 + "|"
     sizes = {workload: record.rows[f"size of {workload}, packed"].figures for workload in TRAINED}
     raw = {workload: figures[RAW].median for workload, figures in sizes.items()}
@@ -141,7 +141,7 @@ def _packed_table(record: Record) -> Iterator[str]:
             cell(".2f", "load {}, packed", lambda workload, seconds: raw[workload] / seconds / 1e9),
             cell(".1f", "slice of {}, packed", lambda _, seconds: seconds * 1e3),
         )
-        yield "| " + " | ".join([peer, *cells]) + " |"
+        yield "|".join(["", peer, *cells, ""])
 
 
 def _caption(record: Record, options: str = "") -> str:
