@@ -258,10 +258,8 @@ def test_a_record_of_packed_checkpoints_is_kept_and_quoted_apart(tmp_path):
     assert records.newest(tmp_path / "results").version == "0.9.0"
     shown = readme.quoted("packed", (tmp_path / "README.md").read_text())
     assert "--packed --rounds 3" in shown
-    assert (
-        "| varstore, fast | 0.50, 0.50, 0.50 | 5.00, 5.00, 5.00 | 5.00, 5.00, 5.00 | 2000.0, 2000.0, 2000.0 |" in shown
-    )
-    assert "| ZipNN | 0.50, 0.50, 0.50 | 5.00, 5.00, 5.00 | 5.00, 5.00, 5.00 | –, –, – |" in shown
+    assert "|varstore, fast|0.50, 0.50, 0.50|5.00, 5.00, 5.00|5.00, 5.00, 5.00|2000.0, 2000.0, 2000.0|" in shown
+    assert "|ZipNN|0.50, 0.50, 0.50|5.00, 5.00, 5.00|5.00, 5.00, 5.00|–, –, –|" in shown
 
 
 def test_a_record_of_distributed_checkpoints_is_kept_and_quoted_apart(tmp_path):
