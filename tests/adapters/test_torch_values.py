@@ -174,6 +174,14 @@ class Wrapper(torch.Tensor):
         raise NotImplementedError(function)
 
 
+@pytest.fixture(scope="module", autouse=True)
+def close_the_group():
+    """Leave no process group to the tests after these, which make their own."""
+    yield
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
+
+
 def distributed():
     """Return a tensor of a mesh of one process."""
     if not torch.distributed.is_initialized():
