@@ -97,6 +97,7 @@ def save_values(folder: Path) -> None:
     few = distribute_tensor(torch.ones(2, 3, dtype=torch.bfloat16), mesh, [Shard(0)])  # less than there are ranks
     none = distribute_tensor(torch.ones(0, 3), mesh, [Shard(0)])
     alike = distribute_tensor(torch.ones(3, dtype=torch.int8), mesh, [Replicate()])
+    number = torch.tensor([1 + 2j])
     state = {
         "rows": rows,
         "tied": rows.detach(),
@@ -112,7 +113,7 @@ def save_values(folder: Path) -> None:
         "path/with": {"slash": torch.ones(1)},
         "path": {"with": {"slash": torch.zeros(1)}},
         "parameter": torch.nn.Parameter(torch.ones(2)),
-        "conjugate": torch.tensor([1 + 2j]).conj(),
+        "conjugate": {"of": number, "is": number.conj(), "imaginary": number.imag, "negative": number.conj().imag},
         "nothing": {},
     }
     save(folder / "values", state)

@@ -98,7 +98,8 @@ def _memory(tensor: torch.Tensor) -> Hashable:
         return None
     spread = (tensor.device_mesh, tensor.placements) if isinstance(tensor, DTensor) else None
     place = (local.data_ptr(), local.stride(), local.shape, local.dtype, local.device)
-    return place, spread, tensor.shape
+    seen_as = (local.is_conj(), local.is_neg())  # the values of such a view are not those in memory
+    return place, seen_as, spread, tensor.shape
 
 
 @cache
