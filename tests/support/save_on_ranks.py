@@ -98,10 +98,13 @@ def save_values(folder: Path) -> None:
     none = distribute_tensor(torch.ones(0, 3), mesh, [Shard(0)])
     alike = distribute_tensor(torch.ones(3, dtype=torch.int8), mesh, [Replicate()])
     number = torch.tensor([1 + 2j])
+    own = torch.tensor([rank])  # under one name that all ranks have, and under one of this rank
     state = {
         "rows": rows,
         "tied": rows.detach(),
         "columns": columns,
+        "own": own,
+        "owned": {f"by {rank}": own},
         "few": [few, none, alike],
         "optimizer": {"state": {0: {"step": torch.tensor(3.0)}, 1: {}}, "param_groups": [{"betas": (0.9, 0.99)}]},
         "array": np.arange(6).reshape(2, 3),
@@ -123,7 +126,17 @@ def save_values(folder: Path) -> None:
         seeds = {}
         for other in range(size):
             seeds |= {f"rank {other}": other, f"tensor {other}": torch.tensor([other])}
-        expected = {**state, "rows": matrix, "tied": matrix, "columns": matrix, "seeds": seeds}
+        assert int(found["own"]) in range(size)
+        owned = {f"by {other}": torch.tensor([other]) for other in range(size)}
+        expected = {
+            **state,
+            "own": found["own"],
+            "owned": owned,
+            "rows": matrix,
+            "tied": matrix,
+            "columns": matrix,
+            "seeds": seeds,
+        }
         expected["few"] = [torch.ones(2, 3, dtype=torch.bfloat16), torch.ones(0, 3), torch.ones(3, dtype=torch.int8)]
         generator, given = found.pop("generator"), expected.pop("generator")
         assert torch.equal(generator.get_state(), given.get_state())

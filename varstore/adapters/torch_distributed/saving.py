@@ -12,6 +12,8 @@ import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.default_planner import DefaultSavePlanner
+from torch.distributed.checkpoint.metadata import Metadata
+from torch.distributed.checkpoint.planner import SavePlan
 from torch.distributed.checkpoint.staging import BlockingAsyncStager
 
 from varstore.adapters.torch_distributed.ranks import in_own_group, lost, open_group, require_member, with_row
@@ -246,3 +248,8 @@ class _Planner(DefaultSavePlanner):  # type: ignore[misc]  # torch's
             raise self._local
         self._writer.local = self._local
         super().set_up_planner(self._local.tensors, storage_meta, is_coordinator)
+
+    def create_global_plan(self, all_plans: list[SavePlan]) -> tuple[list[SavePlan], Metadata]:
+        self._writer.plans = all_plans  # torch deals what several ranks have to one of them each
+        plans, metadata = super().create_global_plan(all_plans)
+        return plans, metadata

@@ -118,6 +118,8 @@ class Writer(StorageWriter):  # type: ignore[misc]  # torch's
         self._allow_nfs = allow_nfs
         self.local: LocalState | None = None
         """What this rank has, where it was flattened already; else, the plan says it."""
+        self.plans: list[SavePlan] = []
+        """With `local`, on the coordinator: the plans of all ranks, before any of them leaves out what others write."""
         self._nested: Nested | None = None
         self._held: list[Coordinator] = []
         weakref.finalize(self, _give_up, self._held, os.getpid())
@@ -187,7 +189,7 @@ class Writer(StorageWriter):  # type: ignore[misc]  # torch's
         else:
             self._nested = Nested(_paths(plans), kinds)
             tree, names, _ = self._nested.flattened({})
-        ties = _ties(plans, offers)
+        ties = _ties(self.plans, offers)
         plans = [
             replace(plan, items=[item for item in plan.items if item.index.fqn not in ties]) if ties else plan
             for plan in plans
@@ -355,12 +357,15 @@ def _paths(plans: list[SavePlan]) -> dict[str, tuple[str | int, ...]]:
 
 
 def _ties(plans: list[SavePlan], offers: list[_Offer]) -> dict[str, str]:
-    """Return the tensors that are one in memory with another, on every rank that has values of both."""
+    """Return the tensors that are one in memory with another, on every rank that has values of either of them.
+
+    A rank that has only the other one may be the one that writes it, with values of its own.
+    """
     ties = {name: first for offer in offers for name, first in offer.ties.items()}
     for plan, offer in zip(plans, offers, strict=True) if ties else ():
         held = {item.index.fqn for item in plan.items if item.tensor_data and 0 not in item.tensor_data.chunk.sizes}
-        for name in held & ties.keys():
-            if ties[name] in held and offer.ties.get(name) != ties[name]:
+        for name, first in list(ties.items()):
+            if not held.isdisjoint((name, first)) and offer.ties.get(name) != first:
                 del ties[name]
     return ties
 
