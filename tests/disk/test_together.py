@@ -277,6 +277,16 @@ def test_a_folder_that_others_may_have_made(tmp_path: Path, monkeypatch: pytest.
     assert {*os.listdir(tmp_path / "elsewhere" if how == "link" else staged)} == {json_note(coordinator)}
 
 
+def test_a_process_saves_to_another_path(tmp_path: Path) -> None:
+    arrays, parts = rows_of(1)
+    vs.save(tmp_path / "older", {"w": np.ones(3)})
+    coordinator = stage(tmp_path / "c", arrays, parts)
+    with pytest.raises(StorageError, match="another path") as caught:
+        Participant(str(tmp_path / "older"), coordinator.tickets[1])
+    assert (caught.value.found, caught.value.expected) == ("'older'", "'c'")
+    coordinator.abort()
+
+
 def json_note(coordinator: Coordinator) -> str:
     import json
 

@@ -174,6 +174,7 @@ class Coordinator:
         ((note, lines),) = notes_in(fd).items()
         durable = self.staging.durability.durable
         common = {
+            "target": os.path.basename(self.staging.target.path),
             "folder": os.path.basename(self.staging.path),
             "note": note,
             "lines": lines,
@@ -367,7 +368,15 @@ class Participant:
 
     def _find(self, said: Mapping[str, Any]) -> int:
         deadline = time.monotonic() + _APPEARS
-        directory = os.path.dirname(target_of(self._path))
+        directory, name = os.path.split(target_of(self._path))
+        if name != said["target"]:  # where this process would look for the checkpoint, and may find an older one
+            raise StorageError(
+                "this process saves to another path than the process which coordinates the save",
+                path=self._path,
+                found=repr(name),
+                expected=repr(said["target"]),
+                hint="give all processes the same path",
+            )
         while True:
             try:
                 return self._open(directory, said)
