@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import json
+import logging
 import os
 from collections.abc import Callable
 from functools import partial
@@ -259,12 +260,22 @@ def refuse(folder: Path) -> None:
     assert not here.exists() or not os.listdir(here)
 
 
+def _said() -> list[str]:
+    """Return what varstore will have logged."""
+    said: list[str] = []
+    handler = logging.Handler()
+    handler.emit = lambda record: said.append(record.getMessage())
+    logging.getLogger("varstore").addHandler(handler)
+    return said
+
+
 def in_background(folder: Path) -> None:
     """Change what is being saved, save again before that is over, and have one of three fail."""
     rank, mesh = dist.get_rank(), DeviceMesh("cpu", range(dist.get_world_size()))
     tensor = distribute_tensor(torch.zeros(7, 5), mesh, [Shard(0)])
     array, count, losses = np.zeros(3), torch.tensor(0), [0.0] * 2000
     pending = []
+    said = _said()
     for step in range(3):
         tensor.to_local().fill_(step)
         array[:], losses[:] = step, [float(step)] * 2000
@@ -279,6 +290,7 @@ def in_background(folder: Path) -> None:
     assert last.names == ("w",)
     with pytest.raises(vs.errors.UsageError, match="cannot be saved as data"):
         pending[1].wait()
+    assert [text.partition(": ")[0] for text in said] == [f"the save to {folder / 'later-1'} failed"]
     for step in (0, 2):
         assert len(pending[step].result()) == 5
         found = vs.load_state(folder / f"later-{step}")

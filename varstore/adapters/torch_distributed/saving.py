@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import weakref
 from collections.abc import Iterator, Mapping
 from typing import Any, TypedDict
@@ -31,6 +32,7 @@ from varstore.values.arguments import checked
 __all__ = ["save", "save_async"]
 
 _ABOUT = "saves"
+_log = logging.getLogger("varstore")
 _STANDS = "the path holds what it held before, or the new checkpoint, complete; see what the other ranks printed"
 _turns: weakref.WeakKeyDictionary[Any, Ending] = weakref.WeakKeyDictionary()
 """How the last save ends that was begun in each group."""
@@ -100,7 +102,8 @@ def save_async(
     """Save as `save` does, while training continues: copy the tensors to the host, and return; a thread writes them.
 
     Every rank makes this call. Saves of all ranks are written in the order of their calls, one at a time; each of them
-    holds a copy of what its rank has. An error is raised where the save is waited for, and `save` waits for its turn.
+    holds a copy of what its rank has. An error is logged, and raised where the save is waited for; `save` waits for its
+    turn. Wait for the last save before ``destroy_process_group``, which ends those that are not complete.
 
     Args:
         path, state, overwrite, durable, attributes, allow_nfs: as for `save`.
@@ -143,6 +146,7 @@ class _Saving:
     ) -> None:
         self.location = locate(path)
         self.ending = Ending()
+        self._is_later = copies
         self._shown = self.location.absolute if copies else self.location.path
         self._is_alone = not (dist.is_available() and dist.is_initialized())
         if not self._is_alone:
@@ -171,6 +175,8 @@ class _Saving:
             self._save()
         except BaseException as failure:  # raised where the save is waited for
             error = failure
+            if self._is_later:
+                _log.error("the save to %s failed: %s", self._shown, error)
         finally:
             del self._planner  # releases the tensors
             self.ending.tell(error)
