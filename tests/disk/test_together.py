@@ -9,6 +9,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tracemalloc
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from multiprocessing.connection import Connection
@@ -22,6 +23,7 @@ from hypothesis import given, settings, strategies as st
 
 import varstore as vs
 from varstore.disk.save import together
+from varstore.disk.save.shared_file import SharedFile
 from varstore.disk.save.together import Coordinator, Participant, host, placeholder
 from varstore.errors import CheckpointExists, OutOfSpace, StorageError, UsageError
 from varstore.layout.regions import Region
@@ -230,6 +232,20 @@ def test_processes_at_the_same_time(tmp_path: Path, group: Group) -> None:
         coordinator.commit(group.each(participate, [str(tmp_path / "c")] * 3, coordinator.tickets, parts))
         check(tmp_path / "c", arrays)
         assert left_in(tmp_path) == ["c"]
+
+
+@pytest.mark.parametrize("maps", [True, False])
+def test_many_short_runs_take_no_memory_for_each(tmp_path: Path, maps: bool) -> None:
+    values = np.ones((100_000, 1))
+    place = Region((0, 1), values.shape)
+    folder = os.open(tmp_path, os.O_RDONLY)
+    tracemalloc.start()
+    file = SharedFile("out", place, values, (100_000, 2), dir_fd=folder, private=True, maps=maps)
+    _, most = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    file.close()
+    os.close(folder)
+    assert most < 2 * values.nbytes
 
 
 def _see_nothing(path: str, ticket: str, part: Parts) -> str:

@@ -84,10 +84,20 @@ def runs(
     strides = [itemsize * math.prod(shape[axis + 1 :]) for axis in range(len(shape))]
     cut = max((axis for axis, size in enumerate(sizes) if size < shape[axis]), default=0)
     nbytes = itemsize * math.prod(sizes[cut:])
-    first = sum(map(operator.mul, offsets[cut:], strides[cut:]))
-    outer = zip(offsets[:cut], sizes[:cut], strides, strict=False)
-    for starts in product(*(range(at * step, (at + size) * step, step) for at, size, step in outer)):
-        yield sum(starts, first), nbytes
+    first = sum(map(operator.mul, offsets, strides))
+    for start in _starts(first, [*zip(sizes[:cut], strides, strict=False)]):
+        yield start, nbytes
+
+
+def _starts(first: int, axes: Sequence[tuple[int, int]]) -> Iterator[int]:
+    """Yield the starts of runs, in order, given the extent and the stride of each axis; there may be very many."""
+    (size, step), *rest = axes or [(1, 1)]
+    starts = range(first, first + size * step, step)
+    if not rest:
+        yield from starts
+        return
+    for start in starts:
+        yield from _starts(start, rest)
 
 
 def run_of(offsets: Sequence[int], sizes: Sequence[int], shape: Sequence[int], itemsize: int) -> tuple[int, int] | None:

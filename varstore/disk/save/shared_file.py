@@ -15,7 +15,9 @@ from __future__ import annotations
 import math
 import mmap
 import threading
+from array import array
 from collections.abc import Iterator
+from itertools import chain
 
 import numpy as np
 import xxhash
@@ -55,10 +57,8 @@ class SharedFile:
         self._values = np.ascontiguousarray(values, values.dtype.newbyteorder("<")).reshape(region.sizes)
         self._shape = shape
         itemsize = values.dtype.itemsize
-        found = [*runs(region.offsets, region.sizes, shape, itemsize)]
-        self._starts = [start for start, _ in found]
-        self._run = found[0][1]
-        """The bytes of a run; all runs of a rectangle are equally long."""
+        found = runs(region.offsets, region.sizes, shape, itemsize)
+        first, self._run = next(found)  # all runs of a rectangle are equally long
         self._nbytes = math.prod(shape) * itemsize
         self._digests = [b""] * block_count(self._values.nbytes)
         self._left = 0
@@ -68,8 +68,11 @@ class SharedFile:
         self.fd = syscalls.open_shared(path, dir_fd, private=private)
         opened.append(self.fd)
         try:
-            is_mapped = maps and self._run < _SHORT and len(found) > _FEW
+            is_mapped = maps and self._run < _SHORT and self._values.nbytes // self._run > _FEW
             self._is_mapped = (is_mapped or self._nbytes >= SMALL) and self._reserve() and is_mapped
+            # where the runs begin; if they have a few bytes, a list of them takes many times the memory of the values
+            starts = chain([first], (start for start, _ in found))
+            self._starts = array("Q", () if self._is_mapped else starts)
         except BaseException:
             self.close()
             raise
