@@ -273,6 +273,9 @@ def one_rank_alone(folder: Path) -> None:
     path = folder / ("nested" if rank != 3 else "without-manifest")
     with pytest.raises(vs.errors.StorageError, match="see different checkpoints"):
         load(path, state, **options)
+    vs.save_state(folder / f"apart-{rank}", {"w": torch.full((3,), float(rank == 3))}, durable=False)
+    with pytest.raises(CheckpointException, match="see different checkpoints"):
+        dcp.load({"w": torch.zeros(3)}, storage_reader=Reader(folder / f"apart-{rank}"))
 
     class Broken:
         def state_dict(self) -> dict[str, Any]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import os
 from collections.abc import Mapping
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -25,6 +26,7 @@ from torch.futures import Future
 
 from varstore.adapters.torch_distributed.parts import read_parts
 from varstore.adapters.torch_distributed.ranks import threads_beside
+from varstore.adapters.torch_distributed.reading import disagreement, identity_of
 from varstore.adapters.torch_distributed.targets import Shard
 from varstore.disk.read.checkpoint import Checkpoint, open_checkpoint
 from varstore.disk.read.checks import check_files
@@ -141,7 +143,7 @@ class Reader(StorageReader):  # type: ignore[misc]  # torch's
         """Do nothing: all that is needed is known."""
 
     def prepare_local_plan(self, plan: LoadPlan) -> LoadPlan:
-        """Look at the files that this rank reads, before any rank reads.
+        """Look at the files that this rank reads, before any rank reads, and say which checkpoint they are of.
 
         Raises:
             SizeMismatch, FormatError: one is missing, or has the wrong size.
@@ -149,10 +151,18 @@ class Reader(StorageReader):  # type: ignore[misc]  # torch's
         wanted = {item.storage_index.fqn: None for item in plan.items if item.type is not LoadItemType.BYTE_IO}
         variables = [self._variables[name] for name in wanted]
         check_files((variable.location, variable.entry) for variable in variables)
-        return plan
+        assert self._checkpoint is not None
+        return replace(plan, storage_data=identity_of(self._checkpoint))
 
     def prepare_global_plan(self, plans: list[LoadPlan]) -> list[LoadPlan]:
-        """Return the plans: each rank reads by itself."""
+        """Return the plans: each rank reads by itself, but all of them one checkpoint.
+
+        Raises:
+            StorageError: they opened different ones, as when one was replaced meanwhile.
+        """
+        identities = [plan.storage_data for plan in plans]
+        if len(set(identities)) > 1:
+            raise disagreement(os.fspath(self.checkpoint_id), identities)
         return plans
 
     def read_data(self, plan: LoadPlan, planner: LoadPlanner) -> Future[None]:

@@ -42,7 +42,7 @@ from varstore.values.arguments import checked, described
 from varstore.values.nodes import BARE, Unbuilt
 from varstore.values.select import Patterns, Rename
 
-__all__ = ["Verify", "load"]
+__all__ = ["Verify", "disagreement", "identity_of", "load"]
 
 Verify = bool | Literal["all"]
 """Whether what a rank reads is compared with its digests; "all": the ranks first check everything, each a share."""
@@ -129,7 +129,7 @@ def _loaded(loading: _Loading, ranks: Ranks) -> LoadReport:
         if identities is not None and len(set(identities)) > 1:
             disagreements += 1
             if disagreements == _DISAGREEMENTS:
-                raise _disagreement(loading.path, identities)
+                raise disagreement(loading.path, identities)
             time.sleep(_PAUSE)
         elif loading.goes_well():
             ranks.together(loading.put)
@@ -137,7 +137,8 @@ def _loaded(loading: _Loading, ranks: Ranks) -> LoadReport:
     raise StorageError("the checkpoint was replaced each time before it could be read", path=loading.path)
 
 
-def _disagreement(path: str, identities: list[bytes]) -> StorageError:
+def disagreement(path: str, identities: list[bytes]) -> StorageError:
+    """Return the error of ranks that do not see the same checkpoint."""
     other = next(rank for rank, identity in enumerate(identities) if identity != identities[0])
     return StorageError(
         "the ranks see different checkpoints at this path",
@@ -196,7 +197,7 @@ class _Loading:
         else:
             self._checkpoint = self._opened = open_checkpoint(self._given)
         self.path = self._checkpoint.path
-        return _identity(self._checkpoint)
+        return identity_of(self._checkpoint)
 
     def goes_well(self) -> bool:
         """Load all but the values that are put in last; False if the checkpoint was replaced: then open it again."""
@@ -332,7 +333,7 @@ def _nodes(node: Any, targets: Targets, parts: tuple[str, ...] = ()) -> Iterator
         yield from _nodes(item, targets, (*parts, key if type(key) is str else repr(key)))
 
 
-def _identity(checkpoint: Checkpoint) -> bytes:
+def identity_of(checkpoint: Checkpoint) -> bytes:
     """Return what tells a checkpoint from another one, on all machines that see it."""
     hasher = hashlib.blake2b(checkpoint.manifest.tree.encode() if checkpoint.manifest else b"")
     for entry in checkpoint.content.entries.values():
