@@ -252,6 +252,8 @@ def refuse(folder: Path) -> None:
     _fails(lambda: save(folder / "values", state), vs.errors.CheckpointExists, "not empty", "on rank 0 of 4")
     uneven = {"a": [torch.ones(1)] * (1 + rank % 2)}
     _fails(lambda: save(here / "c", uneven), vs.errors.UsageError, "'a/1'", "a key of its own")
+    for own in (torch.ones(3 + (rank == 2)), torch.ones(3, dtype=torch.int8 if rank == 2 else torch.int16)):
+        _fails(lambda: save(here / "c", {"w": own}), vs.errors.VariableMismatch, "'w'", "rank 2", "own")  # noqa: B023
     sparse = {"s": torch.eye(3).to_sparse()}
     _fails(lambda: save(here / "c", sparse), vs.errors.UnsupportedDtype, "a sparse tensor")
     _refuse_in_writer(Writer(here / "c"), state, bad)

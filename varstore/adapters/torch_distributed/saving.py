@@ -71,6 +71,7 @@ def save(
 
     Raises:
         UsageError: a value is not data, or ranks do not have all of a tensor.
+        VariableMismatch: ranks have tensors of different shapes or types under one name.
         CheckpointExists, InvalidName, OutOfSpace, UnsupportedDtype: see `varstore.save`.
         StorageError: the operating system refused; a rank does not see the files of the others, or has ended.
 

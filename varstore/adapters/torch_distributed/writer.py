@@ -25,7 +25,7 @@ from torch.futures import Future
 
 from varstore.adapters.torch_distributed.states import Kind, LocalState, Nested, merged, names_in, numpy_type
 from varstore.disk.save.together import Coordinator, Participant, host, placeholder
-from varstore.errors import UsageError, VarstoreError
+from varstore.errors import UsageError, VariableMismatch, VarstoreError
 from varstore.layout.dtypes import BY_NUMBER, data_type_of
 from varstore.layout.regions import Region
 from varstore.model.options import Path
@@ -173,16 +173,12 @@ class Writer(StorageWriter):  # type: ignore[misc]  # torch's
 
         Raises:
             CheckpointExists, InvalidName, OutOfSpace, StorageError, UsageError: see `varstore.save`.
+            VariableMismatch: ranks have tensors of different shapes or types under one name.
         """
         assert self.path is not None
         self.abort()
         offers: list[_Offer] = [plan.storage_data for plan in plans]
-        kinds = {
-            item.index.fqn: Kind(tuple(item.tensor_data.size), numpy_type(item.tensor_data.properties.dtype))
-            for plan in plans
-            for item in plan.items
-            if item.tensor_data is not None
-        }
+        kinds = self._kinds(self.plans or plans)
         trees = [offer.tree for offer in offers if offer.tree is not None]
         if trees:
             self._nested, tree, names = None, merged(trees), {key: key for key in kinds}
@@ -239,6 +235,24 @@ class Writer(StorageWriter):  # type: ignore[misc]  # torch's
             )
             for plan, ticket, own in zip(plans, coordinator.tickets, arrays, strict=True)
         ]
+
+    def _kinds(self, plans: list[SavePlan]) -> dict[str, Kind]:
+        """Return the shape and type of each tensor, which are the same on all ranks that have it."""
+        kinds: dict[str, Kind] = {}
+        for rank, plan in enumerate(plans):
+            for item in plan.items:
+                if (data := item.tensor_data) is not None:
+                    found = Kind(tuple(data.size), numpy_type(data.properties.dtype))
+                    if (expected := kinds.setdefault(item.index.fqn, found)) != found:
+                        raise VariableMismatch(
+                            f"rank {rank} has another tensor under this name than a rank before it",
+                            path=self.path,
+                            variable=item.index.fqn,
+                            found=f"shape {found.shape}, {found.dtype}",
+                            expected=f"shape {expected.shape}, {expected.dtype}",
+                            hint="give what each rank has of its own a key of its own, in dicts only",
+                        )
+        return kinds
 
     def write_data(self, plan: SavePlan, planner: SavePlanner) -> Future[list[WriteResult]]:
         """Write what the plan gives to this rank.
