@@ -21,7 +21,7 @@ from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.default_planner import DefaultSavePlanner
 from torch.distributed.checkpoint.planner import SavePlanner
 from torch.distributed.device_mesh import DeviceMesh
-from torch.distributed.tensor import Replicate, Shard, distribute_tensor
+from torch.distributed.tensor import DTensor, Partial, Replicate, Shard, distribute_tensor
 
 import varstore as vs
 from support.meshes import MESHES, VALUES, Run, tensors_of, whole
@@ -254,6 +254,8 @@ def refuse(folder: Path) -> None:
     _fails(lambda: save(here / "c", uneven), vs.errors.UsageError, "'a/1'", "a key of its own")
     for own in (torch.ones(3 + (rank == 2)), torch.ones(3, dtype=torch.int8 if rank == 2 else torch.int16)):
         _fails(lambda: save(here / "c", {"w": own}), vs.errors.VariableMismatch, "'w'", "rank 2", "own")  # noqa: B023
+    sums = DTensor.from_local(torch.ones(3), DeviceMesh("cpu", range(4)), [Partial()])
+    _fails(lambda: save(here / "c", {"w": sums}), vs.errors.UsageError, "'w'", "sums", "Replicate")
     sparse = {"s": torch.eye(3).to_sparse()}
     _fails(lambda: save(here / "c", sparse), vs.errors.UnsupportedDtype, "a sparse tensor")
     _refuse_in_writer(Writer(here / "c"), state, bad)

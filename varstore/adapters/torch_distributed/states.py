@@ -19,6 +19,7 @@ from torch.distributed.tensor import DTensor
 
 from varstore import live
 from varstore.disk.save.together import placeholder
+from varstore.errors import UsageError
 from varstore.training.tensors import BUILT, PARAMETER, TENSOR, as_array
 from varstore.training.tree import flatten, joined
 from varstore.values.arrays import as_source
@@ -76,6 +77,13 @@ def flatten_state(state: Any) -> LocalState:
                 local.arrays[name] = source
                 continue
             tensor = local.tensors[name] = held[id(value)][1]
+            if isinstance(tensor, DTensor) and any(placement.is_partial() for placement in tensor.placements):
+                raise UsageError(
+                    "a tensor of sums that are not made yet has no values to save",
+                    variable=name,
+                    found=str(tensor.placements),
+                    hint="redistribute it to Shard or Replicate placements",
+                )
             memory = _memory(tensor)
             if memory is not None and (first := first_of.setdefault(memory, name)) != name:
                 local.ties[name] = first
