@@ -201,6 +201,29 @@ def test_a_weight_that_is_a_part_of_its_bytes_gets_its_values_back(tmp_path):
     np.testing.assert_array_equal(found, expected)
 
 
+def test_a_weight_that_cannot_leave_the_program_is_compared_too(tmp_path):
+    with zipfile.ZipFile(TORCH) as given, zipfile.ZipFile(tmp_path / "half.pt2", "w") as copy:
+        for member in given.namelist():
+            content = given.read(member)
+            if member.endswith("weights_config.json"):
+                about = json.loads(content)
+                about["config"]["scale"]["tensor_meta"]["dtype"] = 9  # complex32, which is read as pairs of float16
+                content = json.dumps(about).encode()
+            copy.writestr(member, content)
+    values = {name: array.numpy() for name, array in vs.read(tmp_path / "half.pt2").items()}
+    other = {**values, "scale": values["scale"] + 1}
+    graphs = {"forward": tmp_path / "half.pt2"}
+    with pytest.raises(VariableMismatch, match="scale: other values"):
+        vs.bundle(tmp_path / "c", other, graphs=graphs)
+    inline = vs.bundle(tmp_path / "inline", other, graphs=graphs, on_difference="inline")
+    equal = vs.bundle(tmp_path / "equal", values, graphs=graphs)
+    for checkpoint, changed in ((inline, values), (equal, other)):
+        with pytest.raises(VariableMismatch, match="values are now others"):
+            vs.bundle(tmp_path / "d", changed, graphs=checkpoint)
+        vs.export(checkpoint, tmp_path / "out.pt2")
+        np.testing.assert_array_equal(vs.read(tmp_path / "out.pt2")["scale"], values["scale"])
+
+
 @pytest.mark.parametrize("change", ["shape", "name", "lacking"])
 def test_a_program_of_torch_that_is_not_what_its_entry_says_is_not_written(tmp_path, change):
     values = {name: array.numpy() for name, array in vs.read(TORCH).items()}

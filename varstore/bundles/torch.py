@@ -42,19 +42,19 @@ def prepare(entry: str, name: str, source: Source, known: Known, on_difference: 
         FormatError: it is not a program, or of a version before 2.9.
     """
     program = open_program(source)
-    apart = {key: array for key, array in program.weights.items() if is_apart(array)}
     bound = known.bound(
         entry,
-        apart,
+        program.weights,
         on_difference,
         path=None if isinstance(source.path, Held) else source.path,
         hint="export the module again, with the values that it has now, or pass on_difference='inline' to leave the "
         "values in the program, or 'add' to save them as variables of their own",
+        can_leave=is_apart,
     )
-    fixed = [key for key in program.weights if key in known and key not in apart]
-    folded = {**bound.folded, **{known.names[key]: known.digest(key).hex() for key in fixed}}
+    bindings = {key: binding for key, binding in bound.bindings.items() if is_apart(program.weights[key])}
+    copies = {known.names[key]: known.digest(key).hex() for key in bound.bindings if key not in bindings}
     about = {"format": FORMAT, "inputs": program.inputs, "outputs": program.outputs}
-    return Prepared(name, without(program, bound.bindings), about, bound.bindings, bound.added, folded)
+    return Prepared(name, without(program, bindings), about, bindings, bound.added, {**bound.folded, **copies})
 
 
 def export(checkpoint: Checkpoint, file: AttachedFile, target: str) -> list[str]:
