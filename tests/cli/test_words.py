@@ -131,17 +131,19 @@ def test_other_text_stays(text):
         (["links", "{there}/old.pt"], "old.pt: this is a file, and a directory is expected"),
         (["check-storage", "{there}/old.pt"], "old.pt: this is a file, and a directory is expected"),
         (["merge", "{there}/m", "{there}/c", "{there}/c", "--average", "--last-wins"], "Pass --average or --last-wins"),
+        (["merge", "{there}/c", "{there}/d", "--overwrite"], "Move them away\n"),
         (["ls", "{there}/c", "x*"], "PATTERN: no variable matches the pattern 'x*'"),
         (["convert", "{there}/c", "{there}/x.npz", "--include", "x*"], "--include: no variable matches"),
         (["convert", "{there}/c", "{there}/x.npz", "--dtype", "int8"], "--dtype: only floating"),
         (["convert", "{there}/c", "{there}/x.h5"], "--format varstore is a checkpoint directory"),
         (["convert", "{there}/c", "{there}/torn"], "Choose a new path"),
-        (["convert", "{there}/old.pt", "{there}/d"], "to read or convert, such as --encoding latin-1, or 'bytes'"),
+        (["convert", "{there}/old.pt", "{there}/new"], "to read or convert, such as --encoding latin-1, or 'bytes'"),
     ],
 )
 def test_real_errors(tmp_path, arguments, said):
-    vs.save(tmp_path / "c", {"v": np.zeros(2)})
-    vs.save(tmp_path / "torn", {"v": np.zeros(2)})
+    for name in ("c", "d", "torn"):
+        vs.save(tmp_path / name, {"v": np.zeros(2)})
+    (tmp_path / "c" / "notes.txt").touch()
     (tmp_path / "torn" / "snapshot_done").unlink()
     torch_file(tmp_path / "old.pt", b"U\1\xe9")
     result = CliRunner().invoke(main, [argument.format(there=tmp_path) for argument in arguments])

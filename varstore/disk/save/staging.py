@@ -160,7 +160,7 @@ def _looked_at(target: Target, fd: int, *, files: bool) -> Target:
             "in the checkpoint that is to be replaced there are files that it does not know",
             path=target.shown,
             found=few(kept),
-            hint="move them away, or pass foreign='keep' to give them to the new one, or 'delete' if they may go",
+            hint="move them away, or pass foreign='keep' to give them to the new one, or foreign='delete' to lose them",
         )
     return target._replace(replaces=True, mode=mode, kept=kept)
 
