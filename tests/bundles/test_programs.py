@@ -201,6 +201,17 @@ def test_a_weight_that_is_a_part_of_its_bytes_gets_its_values_back(tmp_path):
     np.testing.assert_array_equal(found, expected)
 
 
+def test_what_a_bundle_does_not_take_is_named(tmp_path):
+    formats = FIXTURES / "formats"
+    for path, error, match in (
+        (formats / "megengine/convnet_dump.mge", UsageError, r"bound to variables\. Keep it with varstore.save"),
+        (tmp_path / "state.pt", FormatError, "not an exported program"),
+    ):
+        vs.write(tmp_path / "state.pt", {"w": np.ones(2)})
+        with pytest.raises(error, match=match):
+            vs.bundle(tmp_path / "c", {"w": np.ones(2)}, graphs={"forward": path})
+
+
 def test_a_weight_that_cannot_leave_the_program_is_compared_too(tmp_path):
     with zipfile.ZipFile(TORCH) as given, zipfile.ZipFile(tmp_path / "half.pt2", "w") as copy:
         for member in given.namelist():

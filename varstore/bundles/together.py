@@ -23,6 +23,9 @@ from varstore.values.select import Rename
 
 __all__ = ["bundle", "graphs_of"]
 
+_KEPT_WHOLE = (".mge", ".mindir")
+"""The suffixes of MegEngine's and MindSpore's graphs."""
+
 
 class Taken(NamedTuple):
     """Graphs as files to save, the variables that they bring with them, and all that they use."""
@@ -75,7 +78,7 @@ def bundle(
         VariableMismatch: values of a graph are not those of the variables.
         VariableNotFound: a program names a variable that is not there.
         FormatError: a file is not a model; see `varstore.read`.
-        UsageError: two graphs have one name, or none of the variables is used.
+        UsageError: two graphs have one name, none of the variables is used, or a graph keeps its values.
         InvalidName, UnsupportedDtype, CheckpointExists, OutOfSpace, StorageError: see `varstore.save`.
 
     Example:
@@ -150,7 +153,14 @@ def _prepared(entry: str, model: Any, known: Known, on_difference: OnDifference)
             return paddle.prepare(entry, Source(place), known)
         if place.endswith(oneflow.SUFFIX):
             return oneflow.prepare(entry, Source(place), known)
-        if place.endswith(torch.PROGRAM):
+        if place.endswith(_KEPT_WHOLE):
+            raise UsageError(
+                "a graph of this system keeps its values, and cannot be bound to variables",
+                path=place,
+                field=field,
+                hint="keep it with varstore.save(..., files=), and write copies of it with varstore.write(..., model=)",
+            )
+        if place.endswith(torch.PROGRAM) or is_zip(Source(place)):
             return torch.prepare(entry, os.path.basename(place), Source(place), known, on_difference)
         return onnx.prepare(entry, os.path.basename(place), Source(place), known, on_difference)
     if onnx.is_model(model):
