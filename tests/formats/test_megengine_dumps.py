@@ -156,6 +156,7 @@ def test_a_copy_without_changes_is_the_same_bytes(tmp_path):
 def test_what_does_not_fit_is_refused(tmp_path):
     for values, error, match in (
         ({"conv2.weight": np.zeros(2, "f4")}, VariableNotFound, "optimize_for_inference=False"),
+        ({"conv.bais": np.zeros(2, "f4")}, VariableNotFound, r"nearest are 'conv\.bias'.*optimize_for_inference=False"),
         ({"conv.bias": np.zeros(8, "f4")}, VariableMismatch, r"\[1, 8, 1, 1\]"),
         ({"half": np.zeros((2, 5), "f4")}, VariableMismatch, "float16"),
     ):

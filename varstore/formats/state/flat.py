@@ -77,12 +77,13 @@ def check_fits(model: str, name: str, array: LazyArray, known: Mapping[str, Lazy
         VariableMismatch: its shape or type is another one.
     """
     if name not in known:
-        near = nearest(name, known)
+        near = ", ".join(map(repr, nearest(name, known)))
+        ways = filter(None, (near and f"the nearest are {near}", hint))
         raise VariableNotFound(
             "the model does not have a variable of this name",
             path=model,
             variable=name,
-            hint=hint or (f"the nearest are {', '.join(map(repr, near))}" if near else "leave it out"),
+            hint="; ".join(ways) or "leave it out",
         )
     expected = known[name]
     if array.shape != expected.shape or array.dtype.newbyteorder("=") != expected.dtype:
