@@ -9,6 +9,7 @@ import os
 import struct
 import subprocess
 import time
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
@@ -271,6 +272,25 @@ def test_the_scale_of_integers_must_be_that_of_the_graph(tmp_path):
     with pytest.raises(VariableMismatch, match=r"0\.5.*0\.25"):
         vs.write(tmp_path / "c.mge", opened, model=tmp_path / "b.mge")
     vs.write(tmp_path / "c.mge", {"w": opened["w"].numpy()}, model=tmp_path / "b.mge")
+
+
+def test_long_vectors_take_no_memory(tmp_path):
+    mark, count = b"MARK", 10_000_000
+    for value, more in (({1: mark, 3: {0: ("b", 0)}, 6: W.tobytes()}, {}), (tensor(W), {8: mark})):
+        content = bytearray(flatbuffer(graph(["w"], {**holder(value, outputs=[0]), **more})))
+        at = content.index(mark)
+        size = at + 4 * count + 1000
+        struct.pack_into("<I", content, at - 4, count)
+        struct.pack_into("<I", content, 0, size - 4)
+        (tmp_path / "a.mge").write_bytes(content)
+        os.truncate(tmp_path / "a.mge", size)
+        tracemalloc.start()
+        try:
+            with pytest.raises(FormatError):
+                vs.read(tmp_path / "a.mge")
+            assert tracemalloc.get_traced_memory()[1] < 4 << 20
+        finally:
+            tracemalloc.stop()
 
 
 @pytest.mark.parametrize("kind", ["Elemwise", "GetVarShapeV1"])

@@ -14,6 +14,8 @@ from __future__ import annotations
 import struct
 from collections.abc import Iterator
 
+import numpy as np
+
 from varstore.errors import FormatError
 from varstore.formats.binary.slices import Span
 from varstore.formats.binary.source import Mapped
@@ -85,9 +87,9 @@ class FlatBuffer:
         self._visit(at, _OFFSET.size + size)
         return at + _OFFSET.size, size
 
-    def numbers(self, span: Span) -> tuple[int, ...]:
-        """Return the integers of four bytes in a span that `vector` returned."""
-        return struct.unpack_from(f"<{span[1] // _OFFSET.size}I", self._data, span[0])
+    def numbers(self, span: Span) -> np.ndarray:
+        """Return the integers of four bytes in a span that `vector` returned, as they lie in the file."""
+        return np.frombuffer(self._data, "<u4", span[1] // _OFFSET.size, span[0])
 
     def text(self, at: int) -> str:
         """Return the text at a position."""
@@ -145,8 +147,8 @@ class Table:
         """Return a field that is a vector of tables."""
         return Vector(self._buffer, self._elements(field, _OFFSET.size) or (0, 0))
 
-    def numbers(self, field: int) -> tuple[int, ...]:
-        """Return a field that is a vector of uint32."""
+    def numbers(self, field: int) -> np.ndarray:
+        """Return a field that is a vector of uint32, without a copy: strangers' files may say that it is long."""
         return self._buffer.numbers(self._elements(field, _OFFSET.size) or (0, 0))
 
     def content(self, field: int) -> Span | None:

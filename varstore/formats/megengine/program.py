@@ -151,13 +151,13 @@ def _values(source: Source, budget: Budget) -> list[_Value]:
             for used in operator.numbers(_INPUTS):
                 if used in by_output:
                     by_output[used].uses += 1
-        outputs: tuple[int, ...] | None = None
+        outputs: np.ndarray | None = None
         for index, tensor in enumerate(operator.tables(_TENSORS)):
             span = tensor.content(_DATA)
             if span is None:  # an input of the graph
                 continue
             outputs = operator.numbers(_OUTPUTS) if outputs is None else outputs
-            output = outputs[index] if index < len(outputs) else len(middle)
+            output = int(outputs[index]) if index < len(outputs) else len(middle)
             name = tensor.text(_NAME) or (middle[output].text(_NAME) if output < len(middle) else operator.text(_OWN))
             if not name or name in found:
                 raise FormatError(
@@ -200,7 +200,7 @@ def _array(source: Source, tensor: Table, span: Span, name: str) -> LazyArray:
     about = tensor.table(_DTYPE)
     kind = -1 if about is None else int(about.number(_KIND, "b"))
     type_name, dtype = _DTYPES.get(kind, (str(kind), None))
-    shape = tensor.numbers(_SHAPE)
+    shape = tuple(tensor.numbers(_SHAPE)[: MOST_DIMENSIONS + 1].tolist())
     if dtype is None:
         error = UnsupportedDtype(
             "the type does not have a numpy equivalent", path=source.path, variable=name[:_SHOWN], found=type_name
