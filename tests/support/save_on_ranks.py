@@ -246,6 +246,9 @@ def refuse(folder: Path) -> None:
     rank = dist.get_rank()
     state = {"w": torch.ones(3), "epoch": 3}
     here = folder / "refused"
+    spread = distribute_tensor(torch.ones(8), DeviceMesh("cpu", range(dist.get_world_size())), [Shard(0)])
+    uneven = {"w": spread} if rank else {"epoch": 3}
+    _fails(lambda: save(here / "c", uneven), vs.errors.VariableMismatch, "do not have the parts of one state")
     bad = {**state, "x": {"y": (lambda: 0) if rank == 2 else 0}}
     _fails(lambda: save(here / "c", bad), vs.errors.UsageError, "state['x']['y']", "function", "on rank 2 of 4")
     _fails(lambda: save(here / "c", state, attributes={"a": {1}}), vs.errors.UsageError, "JSON")  # type: ignore[arg-type]

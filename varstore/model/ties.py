@@ -49,9 +49,17 @@ class Settled:
 
 
 def settle(
-    moves: list[Move], *, names: Iterable[str], on_tied: OnTied, verify: bool, path: str | None = None
+    moves: list[Move],
+    *,
+    names: Iterable[str],
+    on_tied: OnTied,
+    verify: bool,
+    path: str | None = None,
+    can_choose: bool = True,
 ) -> Settled:
     """Decide which moves are made if targets share memory; "first" and "last" refer to the order of `names`.
+
+    `can_choose` tells whether the caller can pass another `on_tied`.
 
     Raises:
         VariableMismatch: two targets would get different values for the same memory; the message lists them all.
@@ -79,7 +87,8 @@ def settle(
             conflicts += [pair for move in members if _folds(move) for pair in _conflicts([move], verify=verify)]
         settled.ordered.extend(members)
     if conflicts:
-        raise _conflict_error(sorted(conflicts, key=lambda names: [rank[name] for name in names]), on_tied, path)
+        conflicts.sort(key=lambda names: [rank[name] for name in names])
+        raise _conflict_error(conflicts, path, can_choose=can_choose and on_tied == "error")
     shared = {id(move) for alike in groups for same in alike for move in same}
     settled.free.extend(move for move in moves if id(move) not in shared)
     return settled
@@ -280,12 +289,12 @@ class _Shadow:
         )
 
 
-def _conflict_error(conflicts: list[tuple[str, str]], on_tied: OnTied, path: str | None) -> VariableMismatch:
+def _conflict_error(conflicts: list[tuple[str, str]], path: str | None, *, can_choose: bool) -> VariableMismatch:
     lines = [
         f"{one!r} and {other!r}" if one != other else f"{one!r}, whose own elements share memory"
         for one, other in conflicts
     ]
-    can_choose = on_tied == "error" and any(one != other for one, other in conflicts)
+    can_choose = can_choose and any(one != other for one, other in conflicts)
     return VariableMismatch(
         "targets share memory, and the source has different values for them:",
         rows=shortened(lines, _LINES),

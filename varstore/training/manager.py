@@ -121,7 +121,8 @@ class CheckpointManager:
         process_group: a process group of torch.distributed, such as ``torch.distributed.group.WORLD``, whose ranks
             save each step together, as `varstore.adapters.torch_distributed.save` does. Every rank makes a manager with
             the same arguments, and each call except ``repr`` on all of them. The first rank decides what is saved,
-            deleted and latest, and tells the others. Nothing is linked, and of `save_options` there is `durable` only.
+            deleted and latest, in its directory, and tells the others. Nothing is linked, and of `save_options` there
+            is `durable` only.
         save_options: `durable`, `threads`, `progress`, `variable_attributes`, `files` and `links` of `varstore.save`,
             for every save. Files that did not change are linked to those of the latest step.
 

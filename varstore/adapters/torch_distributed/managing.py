@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
@@ -18,6 +19,9 @@ from varstore.training.tensors import MapLocation
 from varstore.values.arguments import described
 
 __all__ = ["RunRanks"]
+
+_decisions: weakref.WeakKeyDictionary[Any, Any] = weakref.WeakKeyDictionary()
+"""The group in which the ranks of another group decide."""
 
 Result = TypeVar("Result")
 
@@ -72,5 +76,8 @@ def _apart(group: dist.ProcessGroup) -> dist.ProcessGroup:
     """Return a group of the same ranks in which no save is sent; all ranks of a run have one for what they decide."""
     if group is dist.group.WORLD or dist.get_rank(group) < 0:
         return group
-    ranks = dist.get_process_group_ranks(group)
-    return dist.new_group(ranks, backend="gloo", use_local_synchronization=True)
+    if group not in _decisions:
+        ranks = dist.get_process_group_ranks(group)
+        _decisions[group] = dist.new_group(ranks, backend="gloo", use_local_synchronization=True)
+    apart: dist.ProcessGroup = _decisions[group]
+    return apart

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator
 from functools import partial
-from typing import Any
 
 import numpy as np
 
@@ -13,12 +12,15 @@ from varstore.adapters.torch_distributed.targets import Shard, hand_over, host_a
 from varstore.disk.blocks import spans
 from varstore.disk.read.parts import read_run
 from varstore.disk.read.rectangles import read_rectangles
+from varstore.disk.read.regions import check_regions
 from varstore.disk.read.variable import Variable
 from varstore.disk.read.whole import read_into
+from varstore.disk.regions import bands_of
 from varstore.disk.threads import Job, run
 from varstore.layout.location import Location
 from varstore.layout.readable import Readable, readable
-from varstore.layout.regions import filled
+from varstore.layout.regions import Region
+from varstore.storage.directory import Directory
 
 __all__ = ["check_share", "read_parts"]
 
@@ -94,16 +96,18 @@ def _checks(variable: Variable) -> Iterator[tuple[int, Job]]:
     """Yield the size of each block or region with a digest, and what reads it, and compares it on the way."""
     source = readable(variable.entry, path=variable.root)
     size = source.stored.itemsize
-    for region in filled(variable.entry.regions):
-        yield region.elements * size, partial(_read_region, variable, *region[:2])
+    if variable.entry.regions:
+        row = source.nbytes // source.shape[0]
+        for band in bands_of(variable.entry):
+            yield len(band[0]) * row, partial(_check_band, variable, band)
     if source.digests:
         for start, stop in spans(source.nbytes):
             yield stop - start, partial(_read_block, variable, source, start // size, stop // size)
 
 
-def _read_region(variable: Variable, offsets: Any, sizes: Any) -> None:
-    variable.check_files()  # the manifest alone does not say how much memory is taken
-    read_rectangles([(variable, offsets, sizes, np.empty(sizes, variable.dtype))], verify=True, threads=1)
+def _check_band(variable: Variable, band: tuple[range, list[Region]]) -> None:
+    with Directory(variable.location) as directory, directory.out(variable.entry) as fd:
+        check_regions(directory, variable.entry, fd, band)
 
 
 def _read_block(variable: Variable, source: Readable, start: int, stop: int) -> None:

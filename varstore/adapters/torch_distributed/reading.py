@@ -295,7 +295,7 @@ class _Loading:
             held.setdefault(target.place or pair.target, []).append((pair, target, variable))
         alike = [group for group in held.values() if len(group) > 1]
         moves = [self._whole_move(number, *item) for number, group in enumerate(alike) for item in group]
-        settle(moves, names=self._targets, on_tied="error", verify=bool(self._verify), path=self.path)
+        settle(moves, names=self._targets, on_tied="error", verify=bool(self._verify), path=self.path, can_choose=False)
         for group in held.values():
             yield group[0]
 

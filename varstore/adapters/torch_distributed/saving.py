@@ -23,7 +23,7 @@ from varstore.adapters.torch_distributed.writer import Writer
 from varstore.disk.read.checkpoint import Checkpoint, open_checkpoint
 from varstore.disk.save.together import GIVEN_UP
 from varstore.disk.threads import Ending, start
-from varstore.errors import StorageError, VarstoreError
+from varstore.errors import StorageError, VariableMismatch, VarstoreError
 from varstore.model.options import Path
 from varstore.storage.directory import locate
 from varstore.training.background import PendingSave
@@ -52,8 +52,9 @@ def save(
     """Save a state that many ranks hold together as one checkpoint of whole tensors; every rank makes this call.
 
     Each rank writes its own parts of DTensors, and of tensors that all have, one rank writes each. What only some ranks
-    have under a key is saved too; of values that differ under one key, that of the lowest rank is. Names and the tree
-    are those of `varstore.save_state`, so `varstore.load_state`, `varstore.load` and OneFlow read the checkpoint.
+    have under a key is saved too; of values that differ under one key, that of the lowest rank is, and of whole tensors
+    that differ, that of any one rank. Names and the tree are those of `varstore.save_state`, so `varstore.load_state`,
+    `varstore.load` and OneFlow read the checkpoint.
 
     The checkpoint is visible when the call returns, on all ranks; if it fails on one, nothing is, an old checkpoint
     stays, and every rank raises the error of the one that failed.
@@ -258,5 +259,13 @@ class _Planner(DefaultSavePlanner):  # type: ignore[misc]  # torch's
 
     def create_global_plan(self, all_plans: list[SavePlan]) -> tuple[list[SavePlan], Metadata]:
         self._writer.plans = all_plans  # torch deals what several ranks have to one of them each
-        plans, metadata = super().create_global_plan(all_plans)
+        try:
+            plans, metadata = super().create_global_plan(all_plans)
+        except ValueError as error:  # the parts of a tensor do not make it whole
+            raise VariableMismatch(
+                "the ranks do not have the parts of one state",
+                path=self._writer.path,
+                found=str(error),
+                hint="pass the state of the same model, on the same mesh, on every rank",
+            ) from error
         return plans, metadata

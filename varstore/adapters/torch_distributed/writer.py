@@ -38,8 +38,6 @@ from varstore.version import __version__
 
 __all__ = ["Writer"]
 
-_NONE = MetadataIndex("")
-
 
 class _Offer(NamedTuple):
     """What a rank tells the coordinator: where it runs and, of a state that was flattened, all but the tensors."""
@@ -270,7 +268,7 @@ class Writer(StorageWriter):  # type: ignore[misc]  # torch's
         except BaseException:
             self.abort()  # torch does not tell even the coordinator of its own failure
             raise
-        results = _Results([WriteResult(_NONE, len(report), _Done(report, values))])
+        results = _Results([WriteResult(MetadataIndex(""), len(report), _Done(report, values))])
         if self._held:
             weakref.finalize(results, _give_up, self._held, os.getpid(), list(self._held))
         done: Future[list[WriteResult]] = Future()

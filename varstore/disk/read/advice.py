@@ -48,14 +48,15 @@ def advice_on_absent(path: str) -> str | None:
 
 def advice_on_incomplete(path: str) -> str | None:
     """Return what to do with a directory that does not have a marker."""
+    walked = [(folder, files) for folder, _, files in itertools.islice(os.walk(path), _FOLDERS)]
+    for folder, files in walked:
+        if MARKER in files and folder != path:
+            return f"it is a folder of checkpoints: open one of them, such as {folder!r}"
     names = _names_in(path)
     if not FOREIGN_NAMES.isdisjoint(names) or any(name.endswith(_FOREIGN_SUFFIXES) for name in names):
         return "another system wrote it: varstore.read opens it"
-    for folder, _, files in itertools.islice(os.walk(path), _FOLDERS):
-        if MARKER in files and folder != path:
-            return f"it is a folder of checkpoints: open one of them, such as {folder!r}"
-        if "out" in files or MANIFEST in files:
-            return "`varstore salvage` makes a checkpoint of what is whole, and allow_incomplete=True opens it"
+    if any("out" in files or MANIFEST in files for _, files in walked):
+        return "`varstore salvage` makes a checkpoint of what is whole, and allow_incomplete=True opens it"
     return "check the path: no variable was found in it"
 
 
