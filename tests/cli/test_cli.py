@@ -171,6 +171,7 @@ def test_ls_json_says_all_that_is_known(model):
         "tied_to": None,
         "attributes": {"unit": "ä"},
         "digests": list(vs.open(model)["step"].digests),
+        "regions": [],
     }
     assert [variable["name"] for variable in listing["variables"]] == list(MODEL)
 
