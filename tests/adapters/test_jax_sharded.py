@@ -235,19 +235,19 @@ except vs.errors.DigestMismatch as error:
     print(error)
 
 import time
-from varstore.adapters.jax import agreement
+from varstore.disk.read.content import Content
 
-content, replaced = agreement._content, []
+fingerprint, replaced = Content.fingerprint, []
 
-def then_replaced(checkpoint):
-    seen = content(checkpoint)
+def then_replaced(content):
+    seen = fingerprint(content)
     if not replaced:
         replaced.append(vs.save("new", {"w": expected["w"] + 1}, overwrite=True))
         open("is-new", "w").close()
     return seen
 
 if process == 0:
-    agreement._content = then_replaced
+    Content.fingerprint = then_replaced
 while process and not os.path.exists("is-new"):
     time.sleep(0.05)
 same(vj.load_sharded("new", place("2x2", "r"))["w"], expected["w"] + 1)

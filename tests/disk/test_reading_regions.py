@@ -13,7 +13,7 @@ from support.regions import bands, flip, record_regions, tilings
 import varstore as vs
 from varstore.disk.blocks import BLOCK
 from varstore.disk.read.parts import read_run, row_chunks
-from varstore.disk.read.rectangles import read_rectangle, read_rectangles
+from varstore.disk.read.rectangles import read_rectangles
 from varstore.errors import DigestMismatch, UsageError
 from varstore.layout.readable import readable
 
@@ -30,6 +30,10 @@ LAYOUTS = {
     "rows of more than a block": ((9, MIB), bands((9, MIB), 0, [4])),
     "columns of more than a block": ((5, MIB), bands((5, MIB), 1, [MIB - 5])),
 }
+
+
+def read_rectangle(variable, offsets, sizes, out, *, verify=True):
+    read_rectangles([(variable, offsets, sizes, out)], verify=verify, threads=None)
 
 
 def save(path: Path, shape: tuple[int, ...], rectangles, dtype=np.float32) -> np.ndarray:

@@ -50,6 +50,11 @@ class Region(NamedTuple):
     sizes: tuple[int, ...]
     digests: bytes = b""
 
+    @classmethod
+    def whole(cls, shape: Sequence[int]) -> Region:
+        """Return the region that is all of a variable of this shape, without digests."""
+        return cls((0,) * len(shape), tuple(shape))
+
     @property
     def elements(self) -> int:
         """The number of elements."""
@@ -135,8 +140,7 @@ def _tiling_problem(regions: Sequence[Region], shape: Sequence[int]) -> str | No
         return None
     corners: tuple[list[tuple[int, ...]], list[tuple[int, ...]]] = ([], [])
     parities = [sum(ends) % 2 for ends in product((0, 1), repeat=len(cut))]
-    whole = Region((0,) * len(shape), tuple(shape))
-    for region, sign in [*((region, 0) for region in regions), (whole, 1)]:
+    for region, sign in [*((region, 0) for region in regions), (Region.whole(shape), 1)]:
         edges = [(region.offsets[axis], region.offsets[axis] + region.sizes[axis]) for axis in cut]
         for corner, parity in zip(product(*edges), parities, strict=True):
             corners[parity ^ sign].append(corner)

@@ -7,7 +7,6 @@ leave the others to wait for it in their next step, so that none returns before 
 
 from __future__ import annotations
 
-import hashlib
 import time
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, TypeVar
@@ -66,7 +65,7 @@ def _load_agreed(load: Callable[[Any], Result], source: Any, processes: Processe
         return result
     for number, attempt in enumerate(attempts(source)):
         with attempt as (checkpoint,):
-            if not processes.agree(f"opened/{number}", _content(checkpoint), _first_of_all):
+            if not processes.agree(f"opened/{number}", checkpoint.content.fingerprint().hex(), _first_of_all):
                 if number == len(_PAUSES):
                     raise VariableMismatch(
                         "the processes do not see the same checkpoint",
@@ -84,11 +83,3 @@ def _load_agreed(load: Callable[[Any], Result], source: Any, processes: Processe
 def _first_of_all(texts: list[str]) -> str:
     """Return the text that all processes gave; nothing if they differ."""
     return texts[0] if len(set(texts)) == 1 else ""
-
-
-def _content(checkpoint: Checkpoint) -> str:
-    """Return what is the same for equal states, also for those that processes saved apart, each on its own disk."""
-    hasher = hashlib.blake2b(checkpoint.manifest.tree.encode() if checkpoint.manifest else b"", digest_size=16)
-    for entry in checkpoint.content.entries.values():
-        hasher.update(repr((entry.name, entry.meta, entry.digests, entry.regions)).encode())
-    return hasher.hexdigest()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from types import TracebackType
 from typing import Any, TypedDict, Unpack
@@ -16,7 +16,7 @@ from varstore.adapters.jax.shards import box_of
 from varstore.adapters.jax.trees import array_spec, is_key, state_of
 from varstore.disk.read.checkpoint import Checkpoint, open_checkpoint
 from varstore.disk.save.foreign import Foreign
-from varstore.disk.save.together import Coordinator, Participant, host, placeholder
+from varstore.disk.save.together import Coordinator, host, placeholder, take_part
 from varstore.errors import VariableMismatch
 from varstore.layout.regions import Region
 from varstore.model.options import Path, StateOptions
@@ -143,7 +143,7 @@ class _Saving:
         plans = processes.gather("plan", own.described())
         coordinator = plans and self._coordinated(own, plans, attributes, options)
         ticket = processes.scatter("ticket", coordinator.tickets if coordinator else None)
-        reports = processes.gather("report", self._written(ticket, processes.watched(own.values())))
+        reports = processes.gather("report", take_part(self._path, ticket, processes.watched(own.values())))
         if coordinator and reports:
             coordinator.commit(reports)
         processes.scatter("saved", reports and [""] * processes.count)
@@ -157,20 +157,11 @@ class _Saving:
             _require_same(said[0]["variables"], other["variables"], process, self._path)
         plan = own.planned(attributes)
         parts = [_parts_of(one) for one in said]
-        parts[0] |= {variable.name: [_whole(variable)] for variable in own.whole}
+        parts[0] |= {variable.name: [Region.whole(variable.meta.shape)] for variable in own.whole}
         hosts = [one["host"] for one in said]
         writer = f"varstore {__version__}"
         self._coordinator = Coordinator(self._path, plan, parts, hosts=hosts, writer=writer, **options)
         return self._coordinator
-
-    def _written(self, ticket: str, values: Iterable[tuple[str, Sequence[int], Any]]) -> str:
-        """Write what this process has, and return its report."""
-        participant = Participant(self._path, ticket)
-        try:
-            participant.write(values)
-            return participant.finish()
-        finally:
-            participant.close()
 
 
 class _Own:
@@ -226,7 +217,7 @@ class _Own:
             for region, values in shards:
                 yield name, region.offsets, values
         for variable in self.whole:
-            yield variable.name, _whole(variable).offsets, variable.source
+            yield variable.name, Region.whole(variable.meta.shape).offsets, variable.source
 
 
 def _shards(array: Any, stored: LazyArray) -> Iterator[tuple[Region, LazyArray]]:
@@ -248,10 +239,6 @@ def _parts_of(said: Mapping[str, Any]) -> dict[str, list[Region]]:
     return {
         name: [Region(tuple(offsets), tuple(sizes)) for offsets, sizes in regions] for name, regions in said["shards"]
     }
-
-
-def _whole(variable: PlannedVariable) -> Region:
-    return Region((0,) * len(variable.meta.shape), variable.meta.shape)
 
 
 def _require_same(first: Mapping[str, Any], other: Mapping[str, Any], process: int, path: str) -> None:

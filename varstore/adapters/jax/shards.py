@@ -14,7 +14,7 @@ import jax
 import numpy as np
 from jax.sharding import Sharding
 
-from varstore.disk.read.rectangles import read_rectangles
+from varstore.disk.read.rectangles import in_groups, read_rectangles
 from varstore.disk.read.variable import Variable
 from varstore.errors import UsageError
 from varstore.training.tensors import require_type_of_jax
@@ -39,17 +39,13 @@ class Wanted(NamedTuple):
 
 def placed(wanted: Iterable[Wanted]) -> Iterator[Any]:
     """Yield arrays of jax. Small ones are read together, in parallel; the host has at most 64 MiB of them, or one."""
-    group: list[tuple[Wanted, list[Box]]] = []
-    nbytes = 0
-    for one in wanted:
-        boxes = _boxes(one)
-        size = sum(map(_count, boxes)) * one.stored.dtype.itemsize
-        if group and nbytes + size > _AT_ONCE:
-            yield from _placed(group)
-            group, nbytes = [], 0
-        group.append((one, boxes))
-        nbytes += size
-    yield from _placed(group)
+    for group in in_groups(((one, _boxes(one)) for one in wanted), _size, _AT_ONCE):
+        yield from _placed(group)
+
+
+def _size(wanted: tuple[Wanted, list[Box]]) -> int:
+    one, boxes = wanted
+    return sum(map(_count, boxes)) * one.stored.dtype.itemsize
 
 
 def _placed(group: list[tuple[Wanted, list[Box]]]) -> Iterator[Any]:

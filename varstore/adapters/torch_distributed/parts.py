@@ -11,7 +11,7 @@ import numpy as np
 from varstore.adapters.torch_distributed.targets import Shard, hand_over, host_array
 from varstore.disk.blocks import spans
 from varstore.disk.read.parts import read_run
-from varstore.disk.read.rectangles import read_rectangles
+from varstore.disk.read.rectangles import in_groups, read_rectangles
 from varstore.disk.read.regions import check_regions
 from varstore.disk.read.variable import Variable
 from varstore.disk.read.whole import read_into
@@ -51,7 +51,7 @@ def read_parts(location: Location, wanted: Iterable[tuple[Variable, Shard]], *, 
             parts.append((variable, shard, array))
     read_into(location, whole, verify=verify, threads=threads)
     read_rectangles([(it, *shard[:2], array) for it, shard, array in parts], verify=verify, threads=threads)
-    for group in _groups(elsewhere):
+    for group in in_groups(elsewhere, _size, _AT_ONCE):
         arrays = [np.empty(shard.sizes, variable.dtype) for variable, shard in group]
         rectangles = [(it, *shard[:2], array) for (it, shard), array in zip(group, arrays, strict=True)]
         read_rectangles(rectangles, verify=verify, threads=threads)
@@ -59,18 +59,9 @@ def read_parts(location: Location, wanted: Iterable[tuple[Variable, Shard]], *, 
             hand_over(shard.memory, array)
 
 
-def _groups(wanted: Iterable[tuple[Variable, Shard]]) -> Iterator[list[tuple[Variable, Shard]]]:
-    group: list[tuple[Variable, Shard]] = []
-    nbytes = 0
-    for variable, shard in wanted:
-        size = math.prod(shard.sizes) * variable.dtype.itemsize
-        if group and nbytes + size > _AT_ONCE:
-            yield group
-            group, nbytes = [], 0
-        group.append((variable, shard))
-        nbytes += size
-    if group:
-        yield group
+def _size(wanted: tuple[Variable, Shard]) -> int:
+    variable, shard = wanted
+    return math.prod(shard.sizes) * variable.dtype.itemsize
 
 
 def check_share(variables: Iterable[Variable], share: int, shares: int, *, threads: int) -> None:

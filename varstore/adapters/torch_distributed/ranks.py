@@ -21,7 +21,7 @@ from varstore.disk.threads import thread_count
 from varstore.errors import StorageError, UsageError, VarstoreError
 from varstore.text.hints import listed
 
-__all__ = ["Ranks", "in_own_group", "lost", "open_group", "require_member", "threads_beside", "with_row"]
+__all__ = ["Ranks", "are_ranks", "in_own_group", "lost", "open_group", "require_member", "threads_beside", "with_row"]
 
 Result = TypeVar("Result")
 
@@ -38,17 +38,21 @@ class _Outcome(NamedTuple):
     is_passing: bool = False
 
 
+def are_ranks() -> bool:
+    """Tell whether this is one of several processes that can reach each other, and not one by itself."""
+    return bool(dist.is_available() and dist.is_initialized())
+
+
 class Ranks:
     """The processes of a group; without one, those of the default group; where there is none, this process alone."""
 
     def __init__(self, group: dist.ProcessGroup | None) -> None:
-        is_together = dist.is_available() and dist.is_initialized()
-        if is_together:
+        if are_ranks():
             require_member(group)
             open_group(group, about="loads")
         self._group = group
-        self.size: int = dist.get_world_size(group) if is_together else 1
-        self.rank: int = dist.get_rank(group) if is_together else 0
+        self.size: int = dist.get_world_size(group) if are_ranks() else 1
+        self.rank: int = dist.get_rank(group) if are_ranks() else 0
 
     def together(
         self, do: Callable[[], Result], *, is_passing: Callable[[VarstoreError], bool] | None = None

@@ -25,8 +25,8 @@ from torch.distributed.checkpoint.storage import StorageReader
 from torch.futures import Future
 
 from varstore.adapters.torch_distributed.parts import read_parts
-from varstore.adapters.torch_distributed.ranks import threads_beside
-from varstore.adapters.torch_distributed.reading import disagreement, identity_of
+from varstore.adapters.torch_distributed.ranks import are_ranks, threads_beside
+from varstore.adapters.torch_distributed.reading import disagreement
 from varstore.adapters.torch_distributed.targets import Shard
 from varstore.disk.read.checkpoint import Checkpoint, open_checkpoint
 from varstore.disk.read.checks import check_files
@@ -152,7 +152,7 @@ class Reader(StorageReader):  # type: ignore[misc]  # torch's
         variables = [self._variables[name] for name in wanted]
         check_files((variable.location, variable.entry) for variable in variables)
         assert self._checkpoint is not None
-        return replace(plan, storage_data=identity_of(self._checkpoint))
+        return replace(plan, storage_data=self._checkpoint.content.fingerprint())
 
     def prepare_global_plan(self, plans: list[LoadPlan]) -> list[LoadPlan]:
         """Return the plans: each rank reads by itself, but all of them one checkpoint.
@@ -179,7 +179,7 @@ class Reader(StorageReader):  # type: ignore[misc]  # torch's
                 wanted[item.storage_index.fqn] = item
             else:
                 tensors.append((item, planner.resolve_tensor(item).detach()))
-        threads = threads_beside(dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1)
+        threads = threads_beside(dist.get_world_size() if are_ranks() else 1)
         read_parts(
             self._checkpoint.location,
             [(self._variables[item.storage_index.fqn], _shard(item, tensor)) for item, tensor in tensors],

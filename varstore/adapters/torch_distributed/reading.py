@@ -8,7 +8,6 @@ last, when every rank has read its part.
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import time
 from collections.abc import Iterator
 from dataclasses import replace
@@ -42,7 +41,7 @@ from varstore.values.arguments import checked, described
 from varstore.values.nodes import BARE, Unbuilt
 from varstore.values.select import Patterns, Rename
 
-__all__ = ["Verify", "disagreement", "identity_of", "load"]
+__all__ = ["Verify", "disagreement", "load"]
 
 Verify = bool | Literal["all"]
 """Whether what a rank reads is compared with its digests; "all": the ranks first check everything, each a share."""
@@ -197,7 +196,7 @@ class _Loading:
         else:
             self._checkpoint = self._opened = open_checkpoint(self._given)
         self.path = self._checkpoint.path
-        return identity_of(self._checkpoint)
+        return self._checkpoint.content.fingerprint()
 
     def goes_well(self) -> bool:
         """Load all but the values that are put in last; False if the checkpoint was replaced: then open it again."""
@@ -331,11 +330,3 @@ def _nodes(node: Any, targets: Targets, parts: tuple[str, ...] = ()) -> Iterator
         return
     for key, item in node.items() if isinstance(node, dict) else enumerate(node):
         yield from _nodes(item, targets, (*parts, key if type(key) is str else repr(key)))
-
-
-def identity_of(checkpoint: Checkpoint) -> bytes:
-    """Return what tells a checkpoint from another one, on all machines that see it."""
-    hasher = hashlib.blake2b(checkpoint.manifest.tree.encode() if checkpoint.manifest else b"")
-    for entry in checkpoint.content.entries.values():
-        hasher.update(repr((entry.name, entry.nbytes, entry.form, entry.digests, entry.regions)).encode())
-    return hasher.digest()

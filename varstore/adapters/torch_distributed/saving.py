@@ -17,7 +17,14 @@ from torch.distributed.checkpoint.metadata import Metadata
 from torch.distributed.checkpoint.planner import SavePlan
 from torch.distributed.checkpoint.staging import BlockingAsyncStager
 
-from varstore.adapters.torch_distributed.ranks import in_own_group, lost, open_group, require_member, with_row
+from varstore.adapters.torch_distributed.ranks import (
+    are_ranks,
+    in_own_group,
+    lost,
+    open_group,
+    require_member,
+    with_row,
+)
 from varstore.adapters.torch_distributed.states import LocalState, flatten_state
 from varstore.adapters.torch_distributed.writer import Writer
 from varstore.disk.read.checkpoint import Checkpoint, open_checkpoint
@@ -150,7 +157,7 @@ class _Saving:
         self.ending = Ending()
         self._is_later = copies
         self._shown = self.location.absolute if copies else self.location.path
-        self._is_alone = not (dist.is_available() and dist.is_initialized())
+        self._is_alone = not are_ranks()
         if not self._is_alone:
             require_member(group, self._shown)
         self._size = 1 if self._is_alone else dist.get_world_size(group)
@@ -220,8 +227,6 @@ def _raising(writer: Writer, path: str, size: int, rank: int = 0) -> Iterator[No
         yield
     except CheckpointException as error:
         raise _told(error, path, size, rank) from None
-    except VarstoreError:
-        raise
     except RuntimeError as error:
         raise lost(error, _STANDS, path) from error
     finally:

@@ -24,7 +24,7 @@ from torch.distributed.checkpoint.storage import StorageWriter, WriteResult
 from torch.futures import Future
 
 from varstore.adapters.torch_distributed.states import Kind, LocalState, Nested, merged, names_in, numpy_type
-from varstore.disk.save.together import Coordinator, Participant, host, placeholder
+from varstore.disk.save.together import Coordinator, host, placeholder, take_part
 from varstore.errors import UsageError, VariableMismatch, VarstoreError
 from varstore.layout.dtypes import BY_NUMBER, data_type_of
 from varstore.layout.regions import Region
@@ -202,7 +202,7 @@ class Writer(StorageWriter):  # type: ignore[misc]  # torch's
                 shape, number = offer.arrays[name]
                 dtype = BY_NUMBER[number].dtype
                 assert dtype is not None
-                part[name] = [Region((0,) * len(shape), shape)]
+                part[name] = [Region.whole(shape)]
                 variables[name] = placeholder(shape, dtype)
             parts.append(part)
         ordered = {name: variables[name] for name in names_in(tree) if name in variables}
@@ -261,10 +261,11 @@ class Writer(StorageWriter):  # type: ignore[misc]  # torch's
         """
         if getattr(planner, "_enable_plan_caching", False):
             raise self._cached()
+        assert self.path is not None
         order: _Order = plan.storage_data
         try:
             values = self._values(plan, planner)
-            report = self._write(plan, planner, order)
+            report = take_part(self.path, order.ticket, self._parts(plan, planner, order))
         except BaseException:
             self.abort()  # torch does not tell even the coordinator of its own failure
             raise
@@ -274,15 +275,6 @@ class Writer(StorageWriter):  # type: ignore[misc]  # torch's
         done: Future[list[WriteResult]] = Future()
         done.set_result(results)
         return done
-
-    def _write(self, plan: SavePlan, planner: SavePlanner, order: _Order) -> str:
-        assert self.path is not None
-        participant = Participant(self.path, order.ticket)
-        try:
-            participant.write(self._parts(plan, planner, order))
-            return participant.finish()
-        finally:
-            participant.close()
 
     def _values(self, plan: SavePlan, planner: SavePlanner) -> dict[str, Any]:
         """Return the values that are not tensors, looked at: they have to be data."""

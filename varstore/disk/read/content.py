@@ -25,6 +25,15 @@ class Content(NamedTuple):
     manifest: Manifest | None
     damaged: Mapping[str, str] = MappingProxyType({})
 
+    def fingerprint(self) -> bytes:
+        """Return what is the same for equal states, on all machines that see the checkpoint, also if saved apart."""
+        import hashlib  # here, since few processes compare checkpoints, and all import this module
+
+        hasher = hashlib.blake2b(self.manifest.tree.encode() if self.manifest else b"", digest_size=16)
+        for entry in self.entries.values():
+            hasher.update(repr((entry.name, entry.nbytes, entry.form, entry.digests, entry.regions)).encode())
+        return hasher.digest()
+
 
 def read_content(directory: Directory, *, allow_incomplete: bool) -> tuple[Location, Content]:
     """Return the directory's location with the identity of the checkpoint in it, and the checkpoint's content.

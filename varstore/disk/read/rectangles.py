@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from itertools import chain
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -32,23 +32,9 @@ from varstore.storage.failures import translated
 from varstore.values import arrays
 from varstore.values.parts import in_c_order, read_box
 
-__all__ = ["read_new_rectangle", "read_rectangle", "read_rectangles"]
+__all__ = ["in_groups", "read_new_rectangle", "read_rectangles"]
 
-
-def read_rectangle(
-    variable: arrays.Stored, offsets: Sequence[int], sizes: Sequence[int], out: np.ndarray, *, verify: bool = True
-) -> None:
-    """Fill an array, of any strides, with a rectangle of a variable: where it begins, and its extents.
-
-    With `verify`, the regions inside it are compared with their digests, and the blocks that it has as a whole if it is
-    one run of the values.
-
-    Raises:
-        UsageError: the rectangle is not within the variable, or `out` does not have its shape and type.
-        DigestMismatch: the bytes are not those that were saved.
-        FormatError: the file is missing, of another size, or not a file at all.
-    """
-    read_rectangles([(variable, offsets, sizes, out)], verify=verify, threads=None)
+Item = TypeVar("Item")
 
 
 def read_rectangles(
@@ -58,7 +44,16 @@ def read_rectangles(
     threads: int | None,
     advance: Callable[[int], None] | None = None,
 ) -> None:
-    """Do what `read_rectangle` does with many of them, in parallel."""
+    """Fill arrays, of any strides, with rectangles of variables, in parallel.
+
+    Each of them is a variable, where the rectangle begins in it, its extents, and the array. With `verify`, the regions
+    inside it are compared with their digests, and the blocks that it has as a whole if it is one run of the values.
+
+    Raises:
+        UsageError: a rectangle is not within its variable, or an array does not have its shape and type.
+        DigestMismatch: the bytes are not those that were saved.
+        FormatError: a file is missing, of another size, or not a file at all.
+    """
     of_locations: dict[Location, list[_Rectangle]] = {}
     for variable, offsets, sizes, out in wanted:
         found = readable(variable.entry, path=variable.location.path)
@@ -69,10 +64,25 @@ def read_rectangles(
         _read(location, rectangles, verify=verify, threads=threads, advance=advance)
 
 
+def in_groups(wanted: Iterable[Item], nbytes: Callable[[Item], int], at_most: int) -> Iterator[list[Item]]:
+    """Yield neighbours to read together: as many as do not have more bytes than that, or one that has."""
+    group: list[Item] = []
+    total = 0
+    for one in wanted:
+        size = nbytes(one)
+        if group and total + size > at_most:
+            yield group
+            group, total = [], 0
+        group.append(one)
+        total += size
+    if group:
+        yield group
+
+
 def read_new_rectangle(
     location: Location, variable: Readable, offsets: Sequence[int], sizes: Sequence[int]
 ) -> np.ndarray:
-    """Return a rectangle that lies within the variable as a new array; raises what `read_rectangle` does."""
+    """Return a rectangle that lies within the variable as a new array; raises what `read_rectangles` does."""
     values = np.empty(sizes, variable.dtype)
     _read(location, [_Rectangle(variable, offsets, sizes, values)], verify=True, threads=None)
     return values

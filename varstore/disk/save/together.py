@@ -61,7 +61,7 @@ from varstore.storage.forks import tell_children
 from varstore.values.lazy import LazyArray
 from varstore.values.plan import PlannedVariable, SavePlan
 
-__all__ = ["GIVEN_UP", "Coordinator", "Participant", "host", "placeholder"]
+__all__ = ["GIVEN_UP", "Coordinator", "Participant", "host", "placeholder", "take_part"]
 
 GIVEN_UP = "the folder that the save is staged in is gone: another process has given it up"
 """What the error of a process says that failed because another one did."""
@@ -190,7 +190,7 @@ class Coordinator:
 
     def add(self, plan: SavePlan) -> None:
         """Write further variables in this process: those that came to light when the others were being written."""
-        parts = {v.name: (Region((0,) * len(v.meta.shape), v.meta.shape),) for v in plan.variables}
+        parts = {v.name: (Region.whole(v.meta.shape),) for v in plan.variables}
         assert self.staging is not None
         (share,), expected = _shares(plan, (parts,), self._path)
         known = {variable.name for variable in self._plan.variables}
@@ -345,6 +345,16 @@ def _entry(variable: PlannedVariable, regions: tuple[Region, ...]) -> Entry:
     digests = ordinary(regions, shape, data_type.dtype.itemsize)
     entry = variable.entry(digests or b"")
     return entry if digests is not None else entry._replace(regions=regions)
+
+
+def take_part(path: str, ticket: str, values: Iterable[tuple[str, Sequence[int], np.ndarray | LazyArray]]) -> str:
+    """Write what this process has of a save to a path, and return its report; raises what `Participant` does."""
+    participant = Participant(path, ticket)
+    try:
+        participant.write(values)
+        return participant.finish()
+    finally:
+        participant.close()
 
 
 class Participant:
