@@ -20,7 +20,14 @@ import pytest
 from hypothesis import HealthCheck, given, settings, strategies as st
 
 from varstore.disk.read.checkpoint import open_checkpoint
-from varstore.errors import CheckpointExists, CheckpointNotFound, StorageError, UnsupportedDtype, UsageError
+from varstore.errors import (
+    CheckpointExists,
+    CheckpointNotFound,
+    MissingDependency,
+    StorageError,
+    UnsupportedDtype,
+    UsageError,
+)
 from varstore.inspection.verify import verify
 from varstore.model.store import load, save
 from varstore.training import series
@@ -451,3 +458,14 @@ def test_killed_at_any_moment_a_run_resumes_from_a_complete_checkpoint(tmp_path:
         reached = latest.step
     assert reached > 0
     assert not [name for name in os.listdir(tmp_path) if name.startswith(".")]
+
+
+def test_a_framework_that_is_missing_is_named(tmp_path, monkeypatch):
+    for name in ("varstore.adapters.torch_distributed.managing", "varstore.adapters.jax"):
+        monkeypatch.setitem(sys.modules, name, None)
+    with pytest.raises(MissingDependency, match="this needs torch"):
+        CheckpointManager(tmp_path / "run", process_group=3)
+    manager = CheckpointManager(tmp_path / "run")
+    manager.save(1, {"w": np.ones(3)})
+    with pytest.raises(MissingDependency, match="this needs jax"):
+        manager.restore(like={"w": 0})

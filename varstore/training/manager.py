@@ -31,6 +31,7 @@ from varstore.errors import (
     CheckpointNotFound,
     FormatError,
     IncompleteCheckpoint,
+    MissingDependency,
     StorageError,
     UsageError,
     VarstoreError,
@@ -129,6 +130,7 @@ class CheckpointManager:
     Raises:
         UsageError: an argument is of the wrong type, the directory is a file, or the prefix contains ``/`` or begins
             with a dot.
+        MissingDependency: there is a process group, but torch cannot be imported.
 
     Example:
         >>> weights, keep = np.zeros(3), vs.Latest(2) | vs.Best("loss")
@@ -769,9 +771,16 @@ def _restored(path: str, map_location: MapLocation, like: Any, options: LoadOpti
         with attempt as (checkpoint,), checkpoint:  # closed after an error too, which may be kept for long
             require_manifest(checkpoint)
             if like is not None:
-                return importlib.import_module(_LIKE).load(checkpoint, like)
+                return _adapter(_LIKE, "jax").load(checkpoint, like)
             return load_state(checkpoint, map_location=map_location, **options)
     raise AssertionError  # attempts end with an error
+
+
+def _adapter(name: str, framework: str) -> Any:
+    try:
+        return importlib.import_module(name)
+    except ImportError as error:
+        raise MissingDependency(f"this needs {framework}", found=str(error), hint=f"install {framework}") from error
 
 
 def _ranks_of(process_group: Any, options: RunOptions) -> Ranks | None:
@@ -779,7 +788,7 @@ def _ranks_of(process_group: Any, options: RunOptions) -> Ranks | None:
         return None
     if refused := options.keys() - {"durable"}:
         raise UsageError("several processes save without this", field=min(refused), hint="leave it out")
-    return cast(Ranks, importlib.import_module(_RANKS).RunRanks(process_group))
+    return cast(Ranks, _adapter(_RANKS, "torch").RunRanks(process_group))
 
 
 def _directory(path: str) -> str:
