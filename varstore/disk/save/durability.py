@@ -26,7 +26,7 @@ from typing import NamedTuple
 from varstore.disk.threads import for_each
 from varstore.storage import syscalls
 
-__all__ = ["SYNC_EACH", "Durability", "sync_each"]
+__all__ = ["SYNC_EACH", "Durability", "is_synced_whole", "sync_each"]
 
 SYNC_EACH = 4
 """Variables; a durable save of more flushes the file system once instead of every file."""
@@ -61,14 +61,8 @@ class Durability(NamedTuple):
         """
         if not self.durable:
             return
-        if not self.each:
-            try:
-                syscalls.sync_file_system(dir_fd)
-            except OSError as error:
-                if not syscalls.is_missing(error):
-                    raise
-            else:
-                return
+        if not self.each and is_synced_whole(dir_fd):
+            return
         files = [f"{folder}/{name}" for folder in variables for name in ("meta", "out")]
         files += attached
         if self.each:
@@ -78,6 +72,21 @@ class Durability(NamedTuple):
             return
         for_each(files, partial(syscalls.sync_path, dir_fd=dir_fd), threads=threads)
         for_each({*parents, *variables}, partial(syscalls.sync_path, folder=True, dir_fd=dir_fd), threads=threads)
+
+
+def is_synced_whole(fd: int) -> bool:
+    """Make a file system durable with one call; false if there is none that reaches its store.
+
+    Raises:
+        OSError: the disk refused, and what was written may be lost.
+    """
+    try:
+        syscalls.sync_file_system(fd)
+    except OSError as error:
+        if not syscalls.is_missing(error):
+            raise
+        return False
+    return True
 
 
 def sync_each(dir_fd: int, files: Iterable[str], folders: Iterable[str]) -> None:

@@ -35,7 +35,7 @@ from typing import Any, NamedTuple, NoReturn
 import numpy as np
 
 from varstore.disk.blocks import SMALL
-from varstore.disk.save.durability import SYNC_EACH, Durability, sync_each
+from varstore.disk.save.durability import SYNC_EACH, Durability, is_synced_whole, sync_each
 from varstore.disk.save.foreign import Foreign
 from varstore.disk.save.large_file import LargeFiles
 from varstore.disk.save.leftovers import clean_staging
@@ -601,15 +601,8 @@ class _Work:
 
 
 def _sync(fd: int, files: Sequence[str], folders: Iterable[str]) -> None:
-    if len(files) > SYNC_EACH:
-        try:
-            syscalls.sync_file_system(fd)
-        except OSError as error:
-            if not syscalls.is_missing(error):
-                raise
-        else:
-            return
-    sync_each(fd, files, folders)
+    if len(files) <= SYNC_EACH or not is_synced_whole(fd):
+        sync_each(fd, files, folders)
 
 
 class _Folders:
